@@ -1,0 +1,46 @@
+# Everything runs in .venv, which is made on the first call from any Python 3.11 to 3.13: make PYTHON=python3.12 test
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: help demo test parity lint bench experiments clean
+
+help: ## list these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: .venv/installed ## a story from the bundled model, printed as it is generated
+	@$(BIN)/nanollm generate "Once upon a time" --echo --max-new-tokens 200 --temperature 0.7 --top-p 0.95 --seed 7
+
+test: .venv/installed-test ## every test that needs no reference implementation; below 5 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not parity"
+
+parity: .venv/installed-parity ## the same logits and tokens as transformers; installs torch
+	$(BIN)/python -m pytest -m parity
+
+lint: .venv/installed-dev ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy nanollm_jax
+
+bench: .venv/installed ## prefill and decode speed of the bundled model and of a 110M LLaMA
+	$(BIN)/python experiments/bench_decode.py
+	$(BIN)/python experiments/bench_decode.py configs/llama-110m.json
+
+experiments: .venv/installed ## run every chapter of experiments/
+	@set -e; for chapter in experiments/[0-9][0-9]_*.py; do echo "== $$chapter"; $(BIN)/python $$chapter; done
+
+clean: ## remove .venv and what tools left behind
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14) and "nanollm_jax needs Python 3.11 to 3.13, found %d.%d; try make PYTHON=python3.12 ..." % v)'
+	@echo "making .venv and installing; this takes a minute or two, once"
+	@$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	@$(PIP) .
+	@touch $@
+
+.venv/installed-%: .venv/bin/python pyproject.toml constraints.txt
+	@$(PIP) ".[$*]"
+	@touch $@ .venv/installed

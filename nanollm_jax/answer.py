@@ -1,0 +1,84 @@
+"""One row's answer: tokens in, text out, and where it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nanollm_jax.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer.
+
+    text            what was written, without the prompt, special tokens and the stop string
+    token_ids       every token drawn, the one that ended it included
+    logprobs        natural log-probability of each of them under the model's own distribution, before any setting
+    finish_reason   "stop" (an end-of-sequence id or a stop string) or "length" (max_new_tokens)
+    prompt_tokens   how many tokens the prompt had, BOS included
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    prompt_tokens: int
+
+
+class Answer:
+    """One row's answer while it grows."""
+
+    def __init__(
+        self,
+        prompt: list[int],
+        tokenizer: Tokenizer | None,
+        *,
+        eos_ids: tuple[int, ...],
+        stop: tuple[str, ...],
+        max_new_tokens: int,
+    ) -> None:
+        """Nothing said yet. A prompt that prints nothing (BOS alone) begins a text; any other is continued."""
+        self.eos_ids = eos_ids
+        self.max_new_tokens = max_new_tokens
+        self.stop = stop
+        self.prompt_tokens = len(prompt)
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.text = ""
+        self.finish_reason = ""
+        begins = tokenizer is not None and not any(tokenizer.token_bytes(token) for token in prompt)
+        self.decoder = None if tokenizer is None else tokenizer.decoder(start=begins)
+
+    def push(self, token: int, logprob: float) -> None:
+        """Take one more token, unless the answer has ended."""
+        if self.finish_reason:
+            return
+        self.token_ids.append(token)
+        self.logprobs.append(logprob)
+        known = len(self.text)
+        if token in self.eos_ids:
+            self.finish_reason = "stop"
+        elif self.decoder is not None:
+            self.text += self.decoder.push(token)
+        if not self.finish_reason and len(self.token_ids) == self.max_new_tokens:
+            self.finish_reason = "length"
+        if self.finish_reason and self.decoder is not None:
+            self.text += self.decoder.finish()
+        # a stop string may have begun in the text that was known before
+        found = [at for end in self.stop if (at := self.text.find(end, max(0, known - len(end) + 1))) >= 0]
+        if found:
+            self.text = self.text[: min(found)]
+            self.finish_reason = "stop"
+
+    def certain(self) -> int:
+        """How many characters can no longer become part of a stop string."""
+        if self.finish_reason:
+            return len(self.text)
+        held = [size for end in self.stop for size in range(1, len(end)) if self.text.endswith(end[:size])]
+        return len(self.text) - max(held, default=0)
+
+    def result(self) -> Generation:
+        """The finished answer."""
+        return Generation(self.text, self.token_ids, self.logprobs, self.finish_reason, self.prompt_tokens)
+
+

@@ -1,0 +1,162 @@
+"""`nanollm info`: what a model is, from its files' headers. No weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nanollm_jax.cli.options import AsJson, Dtype, Revision, find
+from nanollm_jax.cli.printing import harmless, print_json, print_table, spelled
+from nanollm_jax.errors import NanoLLMError
+
+if TYPE_CHECKING:
+    from nanollm_jax.config import ModelConfig
+
+MODEL = "A folder in checkpoint form, a file in the form of config.json, or a hub id. Left out: the bundled model."
+AXES = {
+    "vocab_size": "V", "hidden_size": "D", "num_layers": "L", "num_heads": "N", "num_kv_heads": "K", "head_dim": "H",
+    "intermediate_size": "F", "max_positions": "P",
+}  # fmt: skip
+
+
+def info(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=MODEL)] = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's architecture, parameters and files.
+
+    No weight is loaded: shapes, counts and bytes follow from the config, the rest from the files' headers.
+    """
+    from rich.filesize import decimal
+
+    report = describe(model, revision, dtype)
+    if as_json:
+        return print_json(report)
+    count, nbytes = f"{report['count']:,}", decimal(report["bytes"])
+    print(f"{harmless(report['config_file'])}\n{count} parameters, {nbytes} in {report['dtype']}\n")
+    config = [(name, value) for name, value in flat(report["config"]) if value != ()]
+    print_table(("architecture", "", "axis"), [(name, in_words(value), AXES.get(name, "")) for name, value in config])
+    rows = [(*words, f"{numbers:,}", decimal(size)) for *words, numbers, size in tree_rows(report["parameters"])]
+    rows.append(("total", "", "", count, nbytes))
+    print_table(("parameter", "axes", "shape", "count", report["dtype"]), rows, right=2)
+    if "checkpoint" in report:
+        print_table(("checkpoint", ""), [(name, in_words(value)) for name, value in flat(report["checkpoint"])])
+
+
+def describe(source: str | None, revision: str | None, dtype_name: str) -> dict[str, Any]:
+    """What --json prints. The config has to be right; what is wrong with other files is said in their place."""
+    from nanollm_jax import params
+    from nanollm_jax.config import resolve_dtype
+    from nanollm_jax.families import read_config
+    from nanollm_jax.loading import read_json
+
+    dtype = resolve_dtype(dtype_name)
+    file = Path(source or "").expanduser()
+    alone = revision is None and file.is_file()
+    path = file if alone else find(source, revision) / "config.json"
+    config_json = read_json(path)
+    config, _ = read_config(config_json, str(path))
+    fields = dataclasses.asdict(config)
+    if config.rope_scaling is not None:
+        fields["rope_scaling"] = {"kind": config.rope_scaling.kind} | fields["rope_scaling"]
+    shapes, count = params.shapes(config), params.count(config)
+    report = {
+        "config_file": str(path),
+        "config": {"model_type": config_json["model_type"]} | fields,
+        "parameters": {
+            name: {"axes": axes, "shape": shapes[name], "count": math.prod(shapes[name]),
+                   "bytes": math.prod(shapes[name]) * dtype.itemsize}
+            for name, axes in params.layout(config).items()
+        },
+        "count": count,
+        "bytes": count * dtype.itemsize,
+        "dtype": dtype.name,
+    }  # fmt: skip
+    return report if alone else report | {"checkpoint": describe_files(path.parent, config_json, config)}
+
+
+def describe_files(folder: Path, config_json: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """What a checkpoint's folder has beside the config, each part by itself: {"error": ...} where it cannot be read."""
+    from nanollm_jax.loading import read_defaults
+    from nanollm_jax.sampling import Sampling
+    from nanollm_jax.tokenizer import has_tokenizer, load_tokenizer
+    from nanollm_jax.weights import open_checkpoint
+
+    def weights() -> dict[str, Any]:
+        tensors = open_checkpoint(folder).tensors.values()
+        files = {tensor.file for tensor in tensors}
+        dtypes = sorted({tensor.dtype for tensor in tensors})
+        return {"files": len(files), "bytes": sum(file.stat().st_size for file in files), "dtypes": dtypes}
+
+    def tokenizer() -> dict[str, Any] | None:
+        if not has_tokenizer(folder):
+            return None
+        loaded = load_tokenizer(folder)
+        names = ("vocab_size", "bos_id", "eos_id", "add_bos")
+        return {name: getattr(loaded, name) for name in names} | {"special_tokens": len(loaded.special_ids)}
+
+    def defaults() -> dict[str, Any]:
+        found = read_defaults(config_json, folder, config)
+        given = {name: value for name, value in vars(found.sampling).items() if value != getattr(Sampling(), name)}
+        return {"eos_ids": found.eos_ids, "sampling": {"temperature": found.sampling.temperature} | given}
+
+    def attempt(part: Callable[[], Any]) -> Any:
+        try:
+            return part()
+        except NanoLLMError as error:
+            return {"error": str(error)}
+
+    return {part.__name__: attempt(part) for part in (weights, tokenizer, defaults)}
+
+
+def tree_rows(parameters: dict[str, dict[str, Any]]) -> list[tuple[str, str, str, int, int]]:
+    """Rows of (name, axes, shape, count, bytes): every block, then what is in it. Layers that are alike are one block."""
+    blocks: dict[str, dict[str, Any]] = {}
+    for path, parameter in parameters.items():
+        block, name = re.split(r"(?<!^layers)\.", path, maxsplit=1)  # layers.3.attention.wq -> layers.3, attention.wq
+        blocks.setdefault(block, {})[name] = parameter
+    rows = []
+    for _, group in groupby(blocks.items(), key=lambda item: item[1]):
+        names = [name for name, _ in group]
+        inside = blocks[names[0]]
+        count, nbytes = (sum(parameter[key] for parameter in inside.values()) for key in ("count", "bytes"))
+        indent = "  "
+        if len(names) == 1:
+            rows.append((names[0], "", "", count, nbytes))
+        else:
+            rows.append((f"{names[0]} … {names[-1]} (×{len(names)})", "", "", count * len(names), nbytes * len(names)))
+            rows.append((f"{indent}each", "", "", count, nbytes))
+            indent *= 2
+        for name, parameter in inside.items():
+            shape = " ".join(map(str, parameter["shape"]))
+            rows.append((indent + name, parameter["axes"], shape, parameter["count"], parameter["bytes"]))
+    return rows
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested dicts -> (dotted name, value), in order."""
+    rows = []
+    for name, value in tree.items():
+        rows += flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows
+
+
+def in_words(value: Any) -> str:
+    """A value as one reads it: none, yes, "4096 (32 times)" for a list of the same."""
+    if isinstance(value, list | tuple):
+        runs = [(in_words(item), len(list(same))) for item, same in groupby(value)]
+        return ", ".join(f"{item} ({times} times)" if times > 1 else item for item, times in runs) or "none"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return spelled(str(value))

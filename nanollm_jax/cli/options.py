@@ -1,0 +1,46 @@
+"""What several commands take: which model, in what dtype, a text that may come from standard input."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanollm_jax.errors import CheckpointError, RequestError
+
+INTERRUPTED = 130  # the exit code after Ctrl-C: what a shell shows for SIGINT
+MODEL = "A folder in checkpoint form, or a hub id such as openai-community/gpt2. Default: the bundled model."
+DTYPE = "Of weights and activations: auto, float32, bfloat16 or float16; auto is float32 on CPU, else bfloat16."
+STDIN = "- reads it from standard input, as it is but for one newline at its end."
+
+Source = Annotated[str | None, typer.Option("--model", metavar="SOURCE", help=MODEL)]
+Revision = Annotated[str | None, typer.Option(metavar="REV", help="A branch, tag or commit of a hub id.")]
+Dtype = Annotated[str, typer.Option(metavar="DTYPE", help=DTYPE)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def read_text(text: str) -> str:
+    """The text itself, or standard input for "-". Raises RequestError where that is not UTF-8."""
+    if text != "-":
+        return text
+    data = sys.stdin.buffer.read()
+    try:
+        return re.sub(r"\r?\n\Z", "", data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{data[error.start]:02x} at {error.start}"
+        raise RequestError(f"standard input is not UTF-8: {found}; convert it, for example with iconv.") from None
+
+
+def find(source: str | None, revision: str | None) -> Path:
+    """The folder of a model; None is the bundled one. Raises CheckpointError where there is none."""
+    from nanollm_jax.loading import bundled
+    from nanollm_jax.weights import resolve
+
+    if source is not None:
+        return resolve(source, revision)
+    if revision is not None:
+        raise CheckpointError("revision was given without a hub id; the bundled model has only one.")
+    return bundled()

@@ -1,0 +1,49 @@
+"""What several commands print: pieces of text, tables, JSON. Nothing that a model or a file says can steer a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def harmless(text: str) -> str:
+    """Text for a terminal: every control character but newline and tab becomes U+FFFD."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def spelled(text: str) -> str:
+    """Text in one line, with escapes for what would not be seen in it."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def show(text: str) -> None:
+    """Write a piece of text to standard output, now, and as it is unless that is a terminal."""
+    print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on one line, in ASCII, which every encoding and terminal takes."""
+    print(json.dumps(value))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> None:
+    """A table on standard output.  right: how many columns, counted from the last, hold numbers."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if column >= len(headings) - right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, emoji=False, highlight=False).print(table)
+    print()
+
+
+def plural(count: int, noun: str) -> str:
+    """A count and its noun."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

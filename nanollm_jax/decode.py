@@ -1,0 +1,97 @@
+"""The two compiled programs: one reads prompts, one writes tokens. The cache is donated to both, updated in place.
+
+prefill and decode check their arguments and call them. They are compiled once per config, batch, cache capacity, and
+padded prompt or chunk length; sampling settings, seeds and real prompt lengths are traced and never compile anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nanollm_jax import model
+from nanollm_jax import sampling as smp
+from nanollm_jax.cache import KVCache, check_room
+from nanollm_jax.config import ModelConfig, check_count
+from nanollm_jax.errors import RequestError
+from nanollm_jax.params import Params
+from nanollm_jax.sampling import History, Sampling
+
+
+@flax.struct.dataclass
+class State:
+    """Where B rows stand between two tokens: the logits of what comes next [B V] float32, the cache, and the history."""
+
+    logits: jax.Array
+    cache: KVCache
+    past: History
+
+
+def prefill(
+    params: Params,
+    tokens: jax.Array | np.ndarray,
+    lengths: jax.Array | np.ndarray,
+    cache: KVCache,
+    *,
+    config: ModelConfig,
+) -> State:
+    """Read a prompt per row, each behind what its row of the cache already holds.
+
+    tokens [B T] int32, padded on the right with any ids; lengths [B] int32, the real ones. The cache is used up: take
+    the one in the returned State. Raises RequestError for lengths outside 1 to T, ids past the vocabulary, and prompts
+    past the cache's capacity.
+    """
+    check_room(cache, tokens, lengths, config)
+    (B, T), known = tokens.shape, np.asarray(lengths)
+    if known.shape != (B,) or known.min() < 1 or known.max() > T:
+        raise RequestError(f"lengths are {known.tolist()}; expected {B} numbers from 1 to {T}, one per row.")
+    return read_prompts(params, tokens, lengths, cache, config=config)
+
+
+def decode(
+    params: Params, state: State, sampling: Sampling, seeds: jax.Array | np.ndarray, *, config: ModelConfig, steps: int
+) -> tuple[jax.Array, jax.Array, State]:
+    """Write `steps` tokens per row.  sampling from Sampling.rows, seeds [B] uint32 -> tokens [B n], logprobs [B n], State
+
+    The state is used up: take the returned one. Rows do not stop by themselves. Raises RequestError for tokens past
+    the cache's capacity.
+    """
+    check_count("steps", steps)
+    check_room(state.cache, np.zeros((state.cache.batch, 1), np.int32), steps, config)
+    return write_tokens(params, state, sampling, seeds, config=config, steps=steps)
+
+
+@partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def read_prompts(
+    params: Params, tokens: jax.Array, lengths: jax.Array, cache: KVCache, *, config: ModelConfig
+) -> State:
+    """prefill, compiled and unchecked. Logits are computed at each row's last real token only."""
+    start = cache.length
+    x, cache = model.hidden_states(params, tokens, cache, config=config)
+    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
+    # the padding was counted and written too: rewind to the real length, and later tokens overwrite it
+    cache = dataclasses.replace(cache, length=start + lengths)
+    return State(model.logits(params, last)[:, 0], cache, smp.history(tokens, lengths, config.vocab_size))
+
+
+@partial(jax.jit, static_argnames=("config", "steps"), donate_argnames="state")
+def write_tokens(
+    params: Params, state: State, sampling: Sampling, seeds: jax.Array, *, config: ModelConfig, steps: int
+) -> tuple[jax.Array, jax.Array, State]:
+    """decode, compiled and unchecked: past the cache's capacity nothing is written, and the tokens mean nothing.
+
+    One lax.scan: draw a token from the logits, run it through the model, carry the new logits and the longer cache.
+    """
+
+    def step(state: State, _: None) -> tuple[State, tuple[jax.Array, jax.Array]]:
+        token, logprob = smp.draw(state.logits, sampling, state.past, seeds, state.cache.length)
+        logits, cache = model.forward(params, token[:, None], state.cache, config=config)
+        return State(logits[:, 0], cache, smp.remember(state.past, token)), (token, logprob)
+
+    state, (tokens, logprobs) = jax.lax.scan(step, state, length=steps)
+    return tokens.T, logprobs.T, state

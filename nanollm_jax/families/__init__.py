@@ -1,0 +1,40 @@
+"""The families of checkpoints that are understood: one small file each, a config reader and a table of tensor names.
+
+A family's module has
+    from_hf(reader) -> ModelConfig     read every key of config.json that matters
+    table(config) -> list[Row]         one row per tensor: our path, the checkpoint's name, how its axes become ours
+    ignored(config) -> patterns        tensors that may be there and are not needed
+    PREFIXES                           what the names may start with
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.errors import ConfigError
+from nanollm_jax.families import gpt2, llama, mistral
+from nanollm_jax.families.reader import Reader
+
+FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "llama": llama, "mistral": mistral}
+
+
+def read_config(config_json: dict[str, Any], where: str = "config.json") -> tuple[ModelConfig, ModuleType]:
+    """A parsed config.json -> the architecture, and the family's module. `where` names the file in errors.
+
+    Raises ConfigError for an unknown model_type, a value that is not supported, and a key that nobody read.
+    """
+    if not isinstance(config_json, dict):
+        raise ConfigError(f"{where}: found {type(config_json).__name__}, expected a JSON object.")
+    reader = Reader(config_json, where)
+    model_type = reader.text("model_type")
+    if model_type not in FAMILIES:
+        raise ConfigError(
+            f"{where}: model_type {model_type!r} is not supported; known: {', '.join(FAMILIES)}. "
+            "A new family is one file under nanollm_jax/families."
+        )
+    family = FAMILIES[model_type]
+    config = family.from_hf(reader)
+    reader.finish()
+    return config, family

@@ -1,0 +1,90 @@
+"""GPT-2 of every size: layer norm, learned positions, biases everywhere, a plain MLP.  Radford et al. 2019.
+
+Its linear weights are stored [inputs, outputs], and queries, keys and values lie side by side in one tensor.
+"""
+
+from __future__ import annotations
+
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.families.reader import Reader
+from nanollm_jax.weights import Row
+
+PREFIXES = ("transformer.", "")
+
+
+def from_hf(reader: Reader) -> ModelConfig:
+    """config.json -> ModelConfig."""
+    layers, heads, width = (reader.count(key) for key in ("n_layer", "n_head", "n_embd"))
+    if width % heads:
+        raise reader.error("n_embd", f"a multiple of n_head {heads}")
+    H = width // heads
+    scale = H**-0.5 if reader.flag("scale_attn_weights", True) else 1.0
+    by_layer = reader.flag("scale_attn_by_inverse_layer_idx", False)
+    positions = reader.count("n_positions", 1024)
+    reader.get("n_ctx")  # an older name of n_positions, written next to it
+    return ModelConfig(
+        vocab_size=reader.count("vocab_size"),
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=H,
+        intermediate_size=reader.count("n_inner", 4 * width),
+        max_positions=positions,
+        norm="layer_norm",
+        norm_eps=reader.number("layer_norm_epsilon", 1e-5),
+        activation=reader.activation("activation_function", "gelu_new"),
+        gated_mlp=False,
+        learned_positions=True,
+        rope_theta=None,
+        attention_scales=tuple(scale / (layer + 1 if by_layer else 1) for layer in range(layers)),
+        qkv_bias=True,
+        attention_out_bias=True,
+        mlp_bias=True,
+        tie_embeddings=reader.flag("tie_word_embeddings", True),
+    )
+
+
+def ignored(config: ModelConfig) -> tuple[str, ...]:
+    """Patterns of tensors that nobody needs: the causal mask stored as a buffer, a second copy of a tied table."""
+    return (r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",) + (("lm_head.weight",) * config.tie_embeddings)
+
+
+def table(config: ModelConfig) -> list[Row]:
+    """One row per tensor, three for each that holds queries, keys and values."""
+    rows = [
+        Row("embedding.tokens", "wte.weight", "V D -> V D"),
+        Row("embedding.positions", "wpe.weight", "P D -> P D"),
+        Row("final_norm.scale", "ln_f.weight", "D -> D"),
+        Row("final_norm.bias", "ln_f.bias", "D -> D"),
+    ]
+    if not config.tie_embeddings:
+        rows.append(Row("unembedding.tokens", "lm_head.weight", "V D -> V D"))
+    for layer in range(config.num_layers):
+        ours, theirs = f"layers.{layer}", f"h.{layer}"
+        for part, letter in enumerate("qkv"):
+            heads = "N" if letter == "q" else "K"
+            rows += [
+                Row(
+                    f"{ours}.attention.w{letter}",
+                    f"{theirs}.attn.c_attn.weight",
+                    f"D ({heads} H) -> D {heads} H",
+                    (part, 3),
+                ),
+                Row(
+                    f"{ours}.attention.b{letter}", f"{theirs}.attn.c_attn.bias", f"({heads} H) -> {heads} H", (part, 3)
+                ),
+            ]
+        rows += [
+            Row(f"{ours}.attention_norm.scale", f"{theirs}.ln_1.weight", "D -> D"),
+            Row(f"{ours}.attention_norm.bias", f"{theirs}.ln_1.bias", "D -> D"),
+            Row(f"{ours}.attention.wo", f"{theirs}.attn.c_proj.weight", "(N H) D -> N H D"),
+            Row(f"{ours}.attention.bo", f"{theirs}.attn.c_proj.bias", "D -> D"),
+            Row(f"{ours}.mlp_norm.scale", f"{theirs}.ln_2.weight", "D -> D"),
+            Row(f"{ours}.mlp_norm.bias", f"{theirs}.ln_2.bias", "D -> D"),
+            Row(f"{ours}.mlp.up", f"{theirs}.mlp.c_fc.weight", "D F -> D F"),
+            Row(f"{ours}.mlp.up_bias", f"{theirs}.mlp.c_fc.bias", "F -> F"),
+            Row(f"{ours}.mlp.down", f"{theirs}.mlp.c_proj.weight", "F D -> F D"),
+            Row(f"{ours}.mlp.down_bias", f"{theirs}.mlp.c_proj.bias", "D -> D"),
+        ]
+    return rows

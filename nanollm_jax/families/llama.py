@@ -1,0 +1,91 @@
+"""LLaMA 1, 2, 3, 3.1, 3.2 and whatever shares its shape: RMS norm, rope, grouped queries, gated SiLU."""
+
+from __future__ import annotations
+
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.families.reader import Reader
+from nanollm_jax.weights import Row
+
+PREFIXES = ("model.", "")
+
+
+def from_hf(reader: Reader) -> ModelConfig:
+    """config.json -> ModelConfig."""
+    return read(reader, default_kv_heads=None, default_max_positions=2048, window=None)
+
+
+def read(
+    reader: Reader, *, default_kv_heads: int | None, default_max_positions: int, window: int | None
+) -> ModelConfig:
+    """The keys that this family and its relatives share."""
+    layers, heads, width = (reader.count(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    max_positions = reader.count("max_position_embeddings", default_max_positions)
+    theta, scaling = reader.rope(max_positions)
+    if reader.values.get("head_dim") is None and width % heads:
+        raise reader.error("hidden_size", f"a multiple of num_attention_heads {heads}, or a head_dim of its own")
+    bias = reader.flag("attention_bias", False)
+    return ModelConfig(
+        vocab_size=reader.count("vocab_size"),
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=reader.count("num_key_value_heads", default_kv_heads or heads),
+        head_dim=reader.count("head_dim", width // heads),
+        intermediate_size=reader.count("intermediate_size"),
+        max_positions=max_positions,
+        norm="rms_norm",
+        norm_eps=reader.number("rms_norm_eps", 1e-6),
+        activation=reader.activation("hidden_act", "silu"),
+        gated_mlp=True,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        windows=(window,) * layers if window else (),
+        qkv_bias=bias,
+        attention_out_bias=bias,
+        mlp_bias=reader.flag("mlp_bias", False),
+        tie_embeddings=reader.flag("tie_word_embeddings", False),
+    )
+
+
+def ignored(config: ModelConfig) -> tuple[str, ...]:
+    """Patterns of tensors that older files carry and nobody needs: rope's constants, a second copy of a tied table."""
+    return (r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",) + (("lm_head.weight",) * config.tie_embeddings)
+
+
+def table(config: ModelConfig) -> list[Row]:
+    """One row per tensor."""
+    rows = [
+        Row("embedding.tokens", "embed_tokens.weight", "V D -> V D"),
+        Row("final_norm.scale", "norm.weight", "D -> D"),
+    ]
+    if not config.tie_embeddings:
+        rows.append(Row("unembedding.tokens", "lm_head.weight", "V D -> V D"))
+    for layer in range(config.num_layers):
+        ours, theirs = f"layers.{layer}", f"layers.{layer}"
+        attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
+        rows += [
+            Row(f"{ours}.attention_norm.scale", f"{theirs}.input_layernorm.weight", "D -> D"),
+            Row(f"{ours}.attention.wq", f"{attention}.q_proj.weight", "(N H) D -> D N H"),
+            Row(f"{ours}.attention.wk", f"{attention}.k_proj.weight", "(K H) D -> D K H"),
+            Row(f"{ours}.attention.wv", f"{attention}.v_proj.weight", "(K H) D -> D K H"),
+            Row(f"{ours}.attention.wo", f"{attention}.o_proj.weight", "D (N H) -> N H D"),
+            Row(f"{ours}.mlp_norm.scale", f"{theirs}.post_attention_layernorm.weight", "D -> D"),
+            Row(f"{ours}.mlp.gate", f"{mlp}.gate_proj.weight", "F D -> D F"),
+            Row(f"{ours}.mlp.up", f"{mlp}.up_proj.weight", "F D -> D F"),
+            Row(f"{ours}.mlp.down", f"{mlp}.down_proj.weight", "D F -> F D"),
+        ]
+        if config.qkv_bias:
+            rows += [
+                Row(f"{ours}.attention.bq", f"{attention}.q_proj.bias", "(N H) -> N H"),
+                Row(f"{ours}.attention.bk", f"{attention}.k_proj.bias", "(K H) -> K H"),
+                Row(f"{ours}.attention.bv", f"{attention}.v_proj.bias", "(K H) -> K H"),
+            ]
+        if config.attention_out_bias:
+            rows.append(Row(f"{ours}.attention.bo", f"{attention}.o_proj.bias", "D -> D"))
+        if config.mlp_bias:
+            rows += [
+                Row(f"{ours}.mlp.gate_bias", f"{mlp}.gate_proj.bias", "F -> F"),
+                Row(f"{ours}.mlp.up_bias", f"{mlp}.up_proj.bias", "F -> F"),
+                Row(f"{ours}.mlp.down_bias", f"{mlp}.down_proj.bias", "D -> D"),
+            ]
+    return rows

@@ -1,0 +1,171 @@
+"""Reading config.json so that nothing is dropped: every key is read by a family, or is known not to matter, or is an error.
+
+Both dialects in the wild are read: rope_theta with rope_scaling (transformers 4) and rope_parameters (transformers 5).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from nanollm_jax.config import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from nanollm_jax.errors import ConfigError
+
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu", "silu": "silu", "swish": "silu",
+}  # fmt: skip
+
+# Keys that never change what a decoder computes from given weights: where it came from, how it was or will be trained,
+# how another program runs it, and what generate() does by default (read from generation_config.json instead).
+HARMLESS = frozenset(
+    """
+    _name_or_path _commit_hash architectures dtype torch_dtype transformers_version model_max_length name
+    initializer_range initializer_factor use_cache gradient_checkpointing problem_type task_specific_params id2label
+    label2id num_labels finetuning_task tokenizer_class return_dict return_dict_in_generate output_attentions
+    output_hidden_states output_scores torchscript use_bfloat16 is_decoder
+    attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout embedding_dropout classifier_dropout
+    chunk_size_feed_forward
+    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
+    do_sample temperature top_k top_p typical_p repetition_penalty length_penalty num_beams num_beam_groups
+    num_return_sequences max_length max_new_tokens min_length no_repeat_ngram_size early_stopping diversity_penalty
+    encoder_no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id
+    forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
+    pretraining_tp _attn_implementation attn_implementation _attn_implementation_autoset use_flash_attention
+    unsloth_version unsloth_fixed transformers.js_config reorder_and_upcast_attn
+    """.split()
+)
+
+
+class Reader:
+    """A parsed config.json that remembers which keys were read. Every method raises ConfigError naming file and key."""
+
+    def __init__(self, values: dict[str, Any], where: str) -> None:
+        """values: the JSON object. where: its file, for messages."""
+        self.values = values
+        self.where = where
+        self.read: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or the default where the key is missing."""
+        self.read.add(key)
+        return self.values.get(key, default)
+
+    def error(self, key: str, expected: str) -> ConfigError:
+        """The error for a key with a wrong value."""
+        found = repr(self.values[key]) if key in self.values else "missing"
+        return ConfigError(f"{self.where}: {key} is {found}; expected {expected}.")
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 1; a null counts as missing; without a default it has to be there."""
+        value = self.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.error(key, "a whole number of at least 1")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number above 0; a null counts as missing."""
+        value = self.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise self.error(key, "a finite number above 0")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """true or false; a null counts as missing."""
+        value = self.get(key)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise self.error(key, "true or false")
+        return value
+
+    def text(self, key: str) -> str:
+        """A string that has to be there."""
+        value = self.get(key)
+        if not isinstance(value, str):
+            raise self.error(key, "a string")
+        return value
+
+    def activation(self, key: str, default: str) -> str:
+        """Our name of an activation function."""
+        value = self.get(key)
+        value = default if value is None else value
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            raise self.error(key, f"a supported activation; known: {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def rope(self, max_positions: int, default_theta: float = 10000.0) -> tuple[float, RopeScaling | None]:
+        """Rope's base and its scaling, from either dialect."""
+        old, new = self.get("rope_scaling"), self.get("rope_parameters")
+        for key, value in (("rope_scaling", old), ("rope_parameters", new)):
+            if value is not None and not isinstance(value, dict):
+                raise self.error(key, "an object or null")
+        if old and new and old != new:
+            raise ConfigError(f"{self.where}: rope_scaling and rope_parameters disagree; keep one of the two.")
+        key = "rope_parameters" if new else "rope_scaling"
+        inner = Reader(new or old or {}, f"{self.where}: {key}")
+        theta = inner.number("rope_theta", self.number("rope_theta", default_theta))
+        # a key beside the object wins over the one in it, as in the reference
+        original = self.count("original_max_position_embeddings", inner.count(
+            "original_max_position_embeddings", max_positions))  # fmt: skip
+        partial = inner.number("partial_rotary_factor", self.number("partial_rotary_factor", 1.0))
+        if partial != 1.0:
+            raise ConfigError(f"{self.where}: partial_rotary_factor {partial} is not supported here; expected 1.")
+        kind = inner.get("rope_type", inner.get("type", "default"))
+        scaling = read_scaling(inner, kind, original, max_positions)
+        inner.finish()
+        return theta, scaling
+
+    def finish(self) -> None:
+        """Raise for keys that nobody read and that are not known to be harmless. null, false and empty switch nothing on."""
+        unread = {
+            key: value
+            for key, value in self.values.items()
+            if key not in self.read and key not in HARMLESS and value not in (None, False, [], {})
+        }
+        if unread:
+            listed = ", ".join(f"{key} = {value!r}" for key, value in unread.items())
+            raise ConfigError(
+                f"{self.where}: not understood: {listed}. The model may compute something else with it; "
+                "if you know that it does not, remove it from the file."
+            )
+
+
+def read_scaling(inner: Reader, kind: Any, original: int, max_positions: int) -> RopeScaling | None:
+    """The scaling record of one kind. original: the positions before the context was stretched."""
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return LinearScaling(need(inner, "factor"))
+    if kind == "llama3":
+        return Llama3Scaling(
+            need(inner, "factor"), need(inner, "low_freq_factor"), need(inner, "high_freq_factor"), original
+        )
+    if kind == "yarn":
+        factor = inner.number("factor", max_positions / original)
+        return YarnScaling(
+            factor, original, attention_factor=yarn_attention_factor(inner, factor),
+            beta_fast=inner.number("beta_fast", 32.0), beta_slow=inner.number("beta_slow", 1.0),
+            truncate=inner.flag("truncate", True),
+        )  # fmt: skip
+    raise ConfigError(f"{inner.where}: rope type {kind!r} is not supported; known: default, linear, llama3, yarn.")
+
+
+def yarn_attention_factor(inner: Reader, factor: float) -> float:
+    """What rotated vectors are multiplied by: given, or a ratio of two mscales, or 0.1 ln(factor) + 1 (eq. 22)."""
+
+    def hotter(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    mscale, all_dim = inner.get("mscale"), inner.get("mscale_all_dim")
+    inferred = hotter(inner.number("mscale", 1.0)) / hotter(all_dim) if mscale and all_dim else hotter(1.0)
+    return inner.number("attention_factor", inferred)
+
+
+def need(inner: Reader, key: str) -> float:
+    """A finite number above 0 that has to be there."""
+    if inner.values.get(key) is None:
+        raise inner.error(key, "a finite number above 0")
+    return inner.number(key, 1.0)

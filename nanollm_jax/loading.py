@@ -1,0 +1,126 @@
+"""From a source (nothing, a folder, a hub id) to a Model: config, weights, tokenizer, defaults of generating."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from nanollm_jax import params as parameters
+from nanollm_jax.config import ModelConfig, resolve_dtype
+from nanollm_jax.errors import CheckpointError, ConfigError, TokenizerError
+from nanollm_jax.families import read_config
+from nanollm_jax.params import Params
+from nanollm_jax.sampling import Sampling
+from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from nanollm_jax.weights import load_params, resolve
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the checkpoint says of generating: ids that end a text, and how to sample when a request does not say."""
+
+    eos_ids: tuple[int, ...] = ()
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Everything that generate and stream need. tokenizer is None where the checkpoint brings none.
+
+    Model(config, params) makes one of any config and parameters. Raises CheckpointError where the two do not match.
+    """
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer | None = None
+    defaults: Defaults = field(default_factory=Defaults)
+
+    def __post_init__(self) -> None:
+        parameters.check_params(self.params, self.config)
+
+    def __repr__(self) -> str:
+        return f"Model({self.config}, {parameters.count(self.config):,} parameters, tokenizer={self.tokenizer})"
+
+
+def load(source: str | os.PathLike[str] | None = None, *, dtype: Any = "auto", revision: str | None = None) -> Model:
+    """Load a model: the bundled one, a folder in checkpoint form, or a hub id such as "openai-community/gpt2".
+
+    dtype: "auto" (float32 on CPU, bfloat16 on GPU and TPU), "float32", "bfloat16" or "float16".
+    revision: a branch, tag or commit of a hub id.
+    A checkpoint without tokenizer files loads with tokenizer None. Nothing in a checkpoint is ever executed or unpickled.
+    Raises ConfigError, CheckpointError or TokenizerError, each naming the file, what was found and what was expected.
+    """
+    dtype = resolve_dtype(dtype)
+    folder = bundled() if source is None else resolve(source, revision)
+    if source is None and revision is not None:
+        raise CheckpointError("revision was given without a hub id; the bundled model has only one.")
+    config_json = read_json(folder / "config.json")
+    config, family = read_config(config_json, str(folder / "config.json"))
+    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise TokenizerError(
+            f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model's vocabulary ends at "
+            f"{config.vocab_size - 1}; these files belong to different models, or the embedding was not resized."
+        )
+    defaults = read_defaults(config_json, folder, config)
+    flat = load_params(
+        folder, family.table(config), parameters.layout(config), config.sizes, dtype,
+        ignore=family.ignored(config), prefixes=family.PREFIXES,
+    )  # fmt: skip
+    return Model(config, parameters.nest(flat), tokenizer, defaults)
+
+
+def bundled() -> Path:
+    """The folder of the model that ships with the library."""
+    return Path(str(resources.files("nanollm_jax"))) / "assets" / "nano-stories"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ConfigError naming the file where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} not found; expected a checkpoint folder with config.json and *.safetensors."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    try:
+        values = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON: {error}; download it again.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: found {type(values).__name__}, expected a JSON object.")
+    return values
+
+
+def read_defaults(config_json: dict[str, Any], folder: Path, config: ModelConfig) -> Defaults:
+    """End-of-sequence ids of both files, and generation_config.json's sampling where it says do_sample."""
+    path = folder / "generation_config.json"
+    generation = read_json(path) if path.exists() else {}
+    eos_ids = {
+        *token_ids(config_json.get("eos_token_id"), f"{folder / 'config.json'}: eos_token_id"),
+        *token_ids(generation.get("eos_token_id"), f"{path}: eos_token_id"),
+    }
+    ends = tuple(sorted(token for token in eos_ids if token < config.vocab_size))
+    if not generation.get("do_sample"):
+        return Defaults(ends)
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    sampling = Sampling(**{name: generation[name] for name in names if generation.get(name) is not None})
+    try:
+        sampling.rows(1, config.vocab_size)
+    except Exception as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return Defaults(ends, sampling)
+
+
+def token_ids(value: Any, where: str) -> list[int]:
+    """An id, a list of ids or null -> a list of ids."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(isinstance(token, bool) or not isinstance(token, int) or token < 0 for token in ids):
+        raise ConfigError(f"{where} is {value!r}; expected a token id, a list of token ids, or null.")
+    return ids

@@ -1,0 +1,95 @@
+"""The transformer: tokens and a cache in, logits and a longer cache out. One text for every family.
+
+Whatever a family has or lacks (biases, a gate, a second table of positions) is read off the parameter tree; whatever
+it sets (epsilon, activation, window, rope) off the config. Every value worth looking at is tagged with a name, which
+costs nothing: the tag is gone once the program is lowered.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name as tag
+
+from nanollm_jax import cache as kv
+from nanollm_jax.cache import KVCache
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.ops import attention, embedding, mlp, norm, rope
+from nanollm_jax.ops.linear import linear, merge_heads
+from nanollm_jax.params import Params
+
+
+def forward(params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelConfig) -> tuple[jax.Array, KVCache]:
+    """Read T more tokens of each row.  tokens [B T] int32 -> logits [B T V] float32, cache with length + T
+
+    A pure function: jit, vmap, grad and shard_map work on it. logits[b, t] scores the token that follows tokens[b, t].
+    The first token of row b stands at position cache.length[b], so a prompt may come in pieces. Raises RequestError for
+    ids past the vocabulary and tokens past the cache's capacity; inside jit, where values are not known, the caller
+    has to see to it.
+    """
+    kv.check_room(cache, tokens, tokens.shape[-1], config)
+    x, cache = hidden_states(params, tokens, cache, config=config)
+    return logits(params, x), cache
+
+
+def hidden_states(
+    params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelConfig
+) -> tuple[jax.Array, KVCache]:
+    """forward without its last step: the final normalised residual stream.  tokens [B T] -> [B T D], cache"""
+    T = tokens.shape[1]
+    positions = cache.length[:, None] + jnp.arange(T)[None, :]
+    x = embedding.embed(params["embedding"]["tokens"], tokens)
+    if "positions" in params["embedding"]:
+        x = x + embedding.embed(params["embedding"]["positions"], positions)
+    x = tag(x, "embedding")
+    for layer, p in enumerate(params["layers"]):
+        x, cache = block(p, x, positions, cache, layer, config)
+    return tag(normalize(params["final_norm"], x, config), "final_norm"), kv.advance(cache, T)
+
+
+def logits(params: Params, x: jax.Array) -> jax.Array:
+    """Score the vocabulary.  x [B T D] -> [B T V] float32. Without a table of its own the embedding's serves."""
+    table = params["unembedding"] if "unembedding" in params else params["embedding"]
+    return tag(embedding.unembed(table["tokens"], x), "logits")
+
+
+def block(
+    p: Params, x: jax.Array, positions: jax.Array, cache: KVCache, layer: int, config: ModelConfig
+) -> tuple[jax.Array, KVCache]:
+    """One layer: attention, then the MLP, each added to the residual stream.  x [B T D], positions [B T] -> x, cache"""
+    name = f"layers.{layer}"
+    h = tag(normalize(p["attention_norm"], x, config), f"{name}.attention_norm")
+    attended, cache = attend(p["attention"], h, positions, cache, layer, config)
+    x = x + tag(attended, f"{name}.attention.out")
+    h = tag(normalize(p["mlp_norm"], x, config), f"{name}.mlp_norm")
+    x = x + tag(mlp.mlp(p["mlp"], h, config.activation), f"{name}.mlp.out")
+    return tag(x, f"{name}.out"), cache
+
+
+def attend(
+    p: Params, h: jax.Array, positions: jax.Array, cache: KVCache, layer: int, config: ModelConfig
+) -> tuple[jax.Array, KVCache]:
+    """Self-attention of the new tokens over everything in the cache, themselves included.  h [B T D] -> [B T D], cache"""
+    name = f"layers.{layer}.attention"
+    q = linear("BTD,DNH->BTNH", h, p["wq"], p.get("bq"))
+    k = linear("BTD,DKH->BTKH", h, p["wk"], p.get("bk"))
+    v = linear("BTD,DKH->BTKH", h, p["wv"], p.get("bv"))
+    if config.rope_theta is not None:
+        freqs, factor = rope.frequencies(q.shape[-1], config.rope_theta, config.rope_scaling)
+        angle = rope.angles(positions, freqs)
+        q, k = rope.rotate(q, angle, factor), rope.rotate(k, angle, factor)
+    q, k, v = tag(q, f"{name}.q"), tag(k, f"{name}.k"), tag(v, f"{name}.v")
+
+    cache = kv.append(cache, layer, k, v)
+    keys, values, slots = kv.view(cache, layer)
+    mask = attention.visible(positions, slots, config.window(layer))
+    weights = tag(attention.weights(q, keys, mask, config.attention_scale(layer)), f"{name}.weights")
+    mixed = tag(attention.mix(weights, values).astype(h.dtype), f"{name}.mixed")
+    return merge_heads(mixed, p["wo"], p.get("bo")), cache
+
+
+def normalize(p: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """The family's norm.  x [B T D] -> [B T D]"""
+    if config.norm == "layer_norm":
+        return norm.layer_norm(x, p["scale"], p["bias"], config.norm_eps)
+    return norm.rms_norm(x, p["scale"], config.norm_eps)

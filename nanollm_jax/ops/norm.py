@@ -1,0 +1,33 @@
+"""Normalisation: bring every vector of the residual stream to the same size before it is used."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Divide each vector by its root mean square, then stretch it.  x [... D], scale [D] -> [... D]
+
+    Computed in float32 whatever the dtype of x, because the mean of D squares loses bits in bfloat16.
+    Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
+    """
+    x32 = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(mean_square + eps) * along_last(scale, x)).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """Centre each vector, divide it by its deviation, stretch and shift it.  x [... D], scale, bias [D] -> [... D]
+
+    Computed in float32 whatever the dtype of x. Ba, Kiros & Hinton 2016, "Layer Normalization", section 3.
+    """
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + eps) * along_last(scale, x) + along_last(bias, x)).astype(x.dtype)
+
+
+def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """[D] -> [1 ... 1 D] in float32, with as many axes as x."""
+    return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + vector.shape)

@@ -1,0 +1,79 @@
+"""Rotary position embedding: a query and a key are turned by angles that grow with their positions, so that their
+product depends on how far apart they are.  Su et al. 2021, "RoFormer", section 3.2; arXiv:2104.09864.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def frequencies(head_dim: int, theta: float, scaling: Any = None) -> tuple[np.ndarray, float]:
+    """Radians per position of each pair of a head, [H/2] float32, and the factor on rotated vectors.
+
+    scaling is None or one of config.py's records, told apart by its `kind`. Constants: computed with NumPy when the
+    program is traced, in float32 step by step, because at position 100,000 the last bit of a frequency is visible.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    plain = np.float32(1) / np.power(np.float32(theta), exponents)
+    match getattr(scaling, "kind", None):
+        case None:
+            return plain, 1.0
+        case "linear":
+            return plain / np.float32(scaling.factor), 1.0
+        case "llama3":
+            return llama3(plain, scaling), 1.0
+        case "yarn":
+            return yarn(plain, theta, scaling), scaling.attention_factor
+        case kind:
+            raise NotImplementedError(f"rope scaling {kind!r}")
+
+
+def llama3(plain: np.ndarray, scaling: Any) -> np.ndarray:
+    """Pairs that turn more than high_freq_factor times in the original context stay; those that turn less than
+    low_freq_factor times are slowed by `factor`; between the two, a straight mix.  [H/2] -> [H/2]
+    """
+    turns = scaling.original_max_positions * plain / np.float32(2 * math.pi)
+    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = np.clip(smooth, 0, 1).astype(np.float32)
+    return (1 - smooth) * plain / np.float32(scaling.factor) + smooth * plain
+
+
+def yarn(plain: np.ndarray, theta: float, scaling: Any) -> np.ndarray:
+    """Pairs that turn more than beta_fast times in the original context stay; those that turn less than beta_slow
+    times are slowed by `factor`; between the two, a ramp over the index of the pair.  [H/2] -> [H/2]
+
+    Peng et al. 2023, arXiv:2309.00071, section 3.2.
+    """
+    H = 2 * plain.size
+
+    def pair_that_turns(times: float) -> float:
+        return H * math.log(scaling.original_max_positions / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, H - 1)
+    if low == high:
+        high += 0.001  # a ramp of no width is a step
+    ramp = np.clip((np.arange(H // 2, dtype=np.float32) - low) / (high - low), 0, 1).astype(np.float32)
+    return (1 - ramp) * plain + ramp * plain / np.float32(scaling.factor)
+
+
+def angles(positions: jax.Array, freqs: np.ndarray) -> jax.Array:
+    """The angle of each pair at each position, in radians.  positions [B T], freqs [H/2] -> [B T H/2] float32
+
+    float32: bfloat16 cannot tell position 257 from 256, and the angle depends on it.
+    """
+    return positions.astype(jnp.float32)[:, :, None] * jnp.asarray(freqs)[None, None, :]
+
+
+def rotate(x: jax.Array, angle: jax.Array, factor: float = 1.0) -> jax.Array:
+    """Turn each head's pairs (i, i + H/2) by their angles and multiply by factor.  x [B T N H], angle [B T H/2] -> [B T N H]"""
+    cos, sin = factor * jnp.cos(angle)[:, :, None], factor * jnp.sin(angle)[:, :, None]
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)

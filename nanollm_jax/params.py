@@ -1,0 +1,101 @@
+"""The parameters: one string of axis letters each, from which shape, initialiser, count and checkpoint rule follow.
+
+    B batch rows     T new tokens in this call    S cache slots      L layers
+    D model width    V vocabulary                 P learned positions
+    N query heads    K key/value heads            G = N / K          H head width
+    F MLP width
+
+A path such as "layers.3.attention.wq" names one array in the tree: params["layers"][3]["attention"]["wq"].
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from nanollm_jax.config import ModelConfig, resolve_dtype
+from nanollm_jax.errors import CheckpointError
+
+Params = dict[str, Any]
+
+
+def layout(config: ModelConfig) -> dict[str, str]:
+    """Which parameters a model has: {path: axis letters}. The one place where that is decided."""
+    norm = {"scale": "D"} | ({"bias": "D"} if config.norm == "layer_norm" else {})
+    attention = {"wq": "D N H", "wk": "D K H", "wv": "D K H", "wo": "N H D"}
+    if config.qkv_bias:
+        attention |= {"bq": "N H", "bk": "K H", "bv": "K H"}
+    if config.attention_out_bias:
+        attention |= {"bo": "D"}
+    mlp = ({"gate": "D F"} if config.gated_mlp else {}) | {"up": "D F", "down": "F D"}
+    if config.mlp_bias:
+        mlp |= ({"gate_bias": "F"} if config.gated_mlp else {}) | {"up_bias": "F", "down_bias": "D"}
+    block = {"attention_norm": norm, "attention": attention, "mlp_norm": norm, "mlp": mlp}
+    tree = {
+        "embedding": {"tokens": "V D"} | ({"positions": "P D"} if config.learned_positions else {}),
+        "layers": {str(layer): block for layer in range(config.num_layers)},
+        "final_norm": norm,
+        "unembedding": {} if config.tie_embeddings else {"tokens": "V D"},
+    }
+    return traverse_util.flatten_dict(tree, sep=".")
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter: {path: sizes}. Allocates nothing."""
+    sizes = config.sizes
+    return {path: tuple(sizes[letter] for letter in letters.split()) for path, letters in layout(config).items()}
+
+
+def count(config: ModelConfig) -> int:
+    """How many numbers the model has, tied embeddings counted once."""
+    return sum(math.prod(shape) for shape in shapes(config).values())
+
+
+def init_params(config: ModelConfig, key: jax.Array, dtype: Any = "auto") -> Params:
+    """Random weights of the right shapes, biases and norm scales included, so that no parameter goes unnoticed in a test.
+
+    Matrices are normal with deviation 1/sqrt(inputs); scales 1 + 0.1 normal; biases 0.1 normal. Each array depends on
+    the key and on its own path only. Raises ConfigError for an unknown dtype.
+    """
+    dtype = resolve_dtype(dtype)
+    flat = {}
+    for path, shape in shapes(config).items():
+        draw = jax.random.normal(jax.random.fold_in(key, zlib.crc32(path.encode())), shape, jnp.float32)
+        name = path.rpartition(".")[2]
+        if name == "scale":
+            value = 1 + 0.1 * draw
+        elif len(shape) == 1 or name in ("bq", "bk", "bv"):
+            value = 0.1 * draw
+        else:
+            inputs = {"tokens": shape[-1], "positions": shape[-1], "wo": math.prod(shape[:-1])}.get(name, shape[0])
+            value = draw * inputs**-0.5
+        flat[path] = value.astype(dtype)
+    return nest(flat)
+
+
+def nest(flat: dict[str, jax.Array]) -> Params:
+    """{path: array} -> the tree, with params["layers"] a tuple of one dict per layer."""
+    tree = traverse_util.unflatten_dict(flat, sep=".")
+    return {**tree, "layers": tuple(tree["layers"][str(layer)] for layer in range(len(tree["layers"])))}
+
+
+def flatten(params: Params) -> dict[str, jax.Array]:
+    """The tree -> {path: array}; the inverse of nest."""
+    return traverse_util.flatten_dict(
+        {**params, "layers": {str(layer): block for layer, block in enumerate(params["layers"])}}, sep="."
+    )
+
+
+def check_params(params: Params, config: ModelConfig) -> None:
+    """Raise CheckpointError unless the tree has exactly the parameters of layout(config), in their shapes."""
+    found = {path: tuple(array.shape) for path, array in flatten(params).items()}
+    expected = shapes(config)
+    wrong = [f"{path}: found {found.get(path)}, expected {expected.get(path)}"
+             for path in sorted(found | expected) if found.get(path) != expected.get(path)]  # fmt: skip
+    if wrong:
+        raise CheckpointError(f"{len(wrong)} parameters do not match the config: {'; '.join(wrong[:8])}.")

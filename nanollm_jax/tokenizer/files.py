@@ -1,0 +1,120 @@
+"""Reading tokenizer files, and the small JSON files beside them that say which tokens are special."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nanollm_jax.errors import TokenizerError
+
+# Which token begins and ends a text, where no file says so: the first of these that is among the special tokens.
+USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")
+USUAL_EOS = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a file. Raises TokenizerError where it cannot be read, is empty, or is not the file itself."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read ({error.strerror}); copy it from the checkpoint.") from None
+    if not data.strip():
+        raise TokenizerError(f"{path}: the file is empty; copy it again from the checkpoint.")
+    if data.startswith(b"version https://git-lfs"):
+        raise TokenizerError(f"{path}: is a git-lfs pointer, not the file; run `git lfs pull` where it came from.")
+    return data
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises TokenizerError for anything else."""
+    try:
+        value = json.loads(read(path))
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path}: is not valid JSON ({error}); copy it again from the checkpoint.") from None
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path}: holds a JSON {type(value).__name__}; expected an object.")
+    return value
+
+
+class AddedToken(NamedTuple):
+    """One entry of added_tokens_decoder."""
+
+    content: str
+    special: bool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What tokenizer_config.json and special_tokens_map.json say; None and {} for what they leave open."""
+
+    path: Path
+    bos_token: str | None = None
+    eos_token: str | None = None
+    add_bos_token: bool | None = None
+    add_prefix_space: bool | None = None
+    tokenizer_class: str | None = None
+    added: Mapping[int, AddedToken] = field(default_factory=dict)
+
+    def special_names(self) -> set[str]:
+        """The tokens that these files call special."""
+        named = {name for name in (self.bos_token, self.eos_token) if name}
+        return named | {token.content for token in self.added.values() if token.special}
+
+    def bos_and_eos(
+        self, special: Mapping[str, int], *, bos_id: int | None = None, eos_id: int | None = None
+    ) -> tuple[int | None, int | None]:
+        """The ids of BOS and EOS: as named here, else as the tokenizer file has them, else by their usual names.
+
+        special: token -> id.  bos_id, eos_id: what the tokenizer file says.  Raises TokenizerError for an unknown name.
+        """
+
+        def find(name: str | None, token_id: int | None, usual: tuple[str, ...]) -> int | None:
+            if name is None:
+                return next((special[t] for t in usual if t in special), None) if token_id is None else token_id
+            if name not in special:
+                raise TokenizerError(f"{self.path}: names {name!r}, which is not in the vocabulary; correct the name.")
+            return special[name]
+
+        return find(self.bos_token, bos_id, USUAL_BOS), find(self.eos_token, eos_id, USUAL_EOS)
+
+    def wants_bos(self, bos_id: int | None, *, default: bool) -> bool:
+        """add_bos_token where the config has it, otherwise the default of the format; never where there is no BOS."""
+        if self.add_bos_token and bos_id is None:
+            raise TokenizerError(f"{self.path}: add_bos_token is true, but there is no BOS; name it as bos_token.")
+        return bos_id is not None and (default if self.add_bos_token is None else self.add_bos_token)
+
+
+def read_settings(folder: Path) -> Settings:
+    """The Settings of a folder; both files may be absent. Raises TokenizerError for a value of the wrong kind."""
+    path, map_path = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    said = read_json(map_path) if map_path.exists() else {}
+    if path.exists():
+        said |= {key: value for key, value in read_json(path).items() if value not in (None, "")}
+
+    def value(key: str, kind: type, default: Any = None, entries: Mapping[str, Any] = said) -> Any:
+        found = entries.get(key)
+        if found is not None and not isinstance(found, kind):
+            raise TokenizerError(f"{path}: {key} is {found!r}; expected {kind.__name__}.")
+        return default if found is None else found
+
+    def name(key: str) -> str | None:
+        # Some versions store {"content": "<s>", "lstrip": false, ...} where others store "<s>".
+        found = said.get(key)
+        return (value("content", str, entries=found) if isinstance(found, dict) else value(key, str)) or None
+
+    added = {}
+    for token_id, entry in value("added_tokens_decoder", dict, {}).items():
+        if not (token_id.isdecimal() and isinstance(entry, dict) and isinstance(entry.get("content"), str)):
+            found = f"{token_id!r}: {entry!r}"
+            raise TokenizerError(f"{path}: added_tokens_decoder has {found}; expected an id and its content.")
+        added[int(token_id)] = AddedToken(entry["content"], value("special", bool, False, entry))
+    return Settings(
+        path,
+        bos_token=name("bos_token"),
+        eos_token=name("eos_token"),
+        add_bos_token=value("add_bos_token", bool),
+        add_prefix_space=value("add_prefix_space", bool),
+        tokenizer_class=value("tokenizer_class", str),
+        added=added,
+    )

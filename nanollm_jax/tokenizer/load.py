@@ -1,0 +1,49 @@
+"""Which tokenizer a folder holds: the one place that knows which file goes before which."""
+
+from pathlib import Path
+
+from nanollm_jax.errors import TokenizerError
+from nanollm_jax.tokenizer.bpe_files import from_ranks, from_vocab_and_merges, is_ranks
+from nanollm_jax.tokenizer.files import read, read_settings
+from nanollm_jax.tokenizer.interface import Tokenizer
+from nanollm_jax.tokenizer.sentencepiece_model import from_sentencepiece
+from nanollm_jax.tokenizer.tokenizer_json import from_tokenizer_json
+
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is any file here that `load_tokenizer` would open."""
+    return any((folder / name).exists() for name in FILES)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in a checkpoint's folder: tokenizer.json, else tokenizer.model, else vocab.json with merges.txt.
+
+    tokenizer_config.json and special_tokens_map.json beside it are read where they exist. Raises TokenizerError where
+    nothing is found, a file is damaged or of a kind not known, or typed text could become a special token.
+    """
+    if not has_tokenizer(folder):
+        looked_for = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
+        raise TokenizerError(f"{folder}: no tokenizer here; looked for {looked_for}. Copy one from the checkpoint.")
+    settings = read_settings(folder)
+    json_path, model_path = folder / "tokenizer.json", folder / "tokenizer.model"
+    tokenizer: Tokenizer
+    if json_path.exists():
+        tokenizer = from_tokenizer_json(json_path, settings)
+    elif model_path.exists():
+        data = read(model_path)
+        tokenizer = (from_ranks if is_ranks(data) else from_sentencepiece)(model_path, data, settings)
+    else:
+        tokenizer = from_vocab_and_merges(folder, settings)
+    _refuse_leaks(folder, tokenizer)
+    return tokenizer
+
+
+def _refuse_leaks(folder: Path, tokenizer: Tokenizer) -> None:
+    """Type every special token as text: none may come out as itself. Milliseconds for a few hundred tokens."""
+    unknown = tokenizer.encode("\U0010fffd", bos=False)  # in no vocabulary: comes out as bytes, or as the unknown token
+    for token_id in sorted(tokenizer.special_ids.difference(unknown)):
+        if token_id in tokenizer.encode(tokenizer.piece(token_id), bos=False):
+            found = f"typing {tokenizer.piece(token_id)!r} gives the special token {token_id}, not ordinary text"
+            raise TokenizerError(f"{folder}: {found}. Correct what its files call special, or use another format.")

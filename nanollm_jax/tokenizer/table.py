@@ -1,0 +1,99 @@
+"""The one implementation under every format: a table id -> bytes, and bytes back into characters.
+
+Decoding is joining bytes. What differs between formats (byte-level letters, "▁" for a space, <0x0A> for a byte) is
+spelled out once, when the table is made, so that streaming and whole-text decoding cannot disagree.
+"""
+
+import codecs
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nanollm_jax.errors import RequestError
+
+
+class IncrementalDecoder:
+    """Turns ids into text one at a time, holding bytes back until they are whole characters."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes], *, strip: bool) -> None:
+        """token_bytes: id -> bytes.  strip: take one leading space off the first id that prints anything."""
+        self._token_bytes = token_bytes
+        self._strip = strip
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """Take the next id; return the characters that are complete with it, often one word, sometimes ""."""
+        data = self._token_bytes(token_id)
+        if self._strip and data:
+            data, self._strip = data.removeprefix(b" "), False
+        return self._utf8.decode(data)
+
+    def finish(self) -> str:
+        """Return what is still held back at the end of the ids: U+FFFD for a character cut short, otherwise ""."""
+        return self._utf8.decode(b"", final=True)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class TableTokenizer:
+    """A `Tokenizer` made of a table and an encode function; see that protocol for what each member means.
+
+    pieces, spellings: one entry per id, "" and b"" where the vocabulary has a hole; spellings of special ids are b"".
+    text_to_ids: encodes text with no special token in front, behind, or out of the text.
+    adds_space: text_to_ids puts a space before the first word.
+    """
+
+    pieces: Sequence[str]
+    spellings: Sequence[bytes]
+    text_to_ids: Callable[[str], list[int]]
+    adds_space: bool
+    special_ids: frozenset[int]
+    bos_id: int | None
+    eos_id: int | None
+    add_bos: bool
+
+    def __repr__(self) -> str:
+        """A line for prints of the model that this belongs to; the table itself would fill the screen."""
+        return f"TableTokenizer(vocab_size={self.vocab_size}, bos_id={self.bos_id}, eos_id={self.eos_id})"
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest id + 1."""
+        return len(self.pieces)
+
+    def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
+        """Text -> ids, with a BOS in front where asked for (None: where the model wants one)."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            # Command-line arguments that are not UTF-8 arrive like this; the encoders below would fail unreadably.
+            raise RequestError(f"the text has a lone surrogate at {error.start}; pass valid Unicode.") from None
+        ids = self.text_to_ids(text)
+        if not (self.add_bos if bos is None else bos):
+            return ids
+        if self.bos_id is None:
+            raise RequestError("bos=True, but this tokenizer has no BOS token; call encode with bos=False.")
+        return [self.bos_id, *ids]
+
+    def decode(self, ids: Sequence[int], *, start: bool = True) -> str:
+        """Ids -> text."""
+        data = b"".join(map(self.token_bytes, ids))
+        if start and self.adds_space:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", errors="replace")
+
+    def decoder(self, *, start: bool = True) -> IncrementalDecoder:
+        """A decoder for ids that arrive one at a time."""
+        return IncrementalDecoder(self.token_bytes, strip=start and self.adds_space)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one id prints."""
+        return self.spellings[token_id] if self._has(token_id) else b""
+
+    def piece(self, token_id: int) -> str:
+        """The entry as the vocabulary stores it."""
+        return self.pieces[token_id] if self._has(token_id) else ""
+
+    def _has(self, token_id: int) -> bool:
+        # An id past the end is no error: a model's vocabulary is often padded, and a random model draws from all of it.
+        if token_id < 0:
+            raise RequestError(f"token id {token_id} is negative; ids count from 0 to {self.vocab_size - 1}.")
+        return token_id < self.vocab_size

@@ -1,0 +1,133 @@
+"""tokenizer.json, and any other tokenizer that the `tokenizers` library runs."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanollm_jax.errors import TokenizerError
+from nanollm_jax.tokenizer.files import Settings, read, read_json
+from nanollm_jax.tokenizer.pieces import SPACE_MARK, byte_level_bytes, marked_bytes
+from nanollm_jax.tokenizer.table import TableTokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# The decoder steps of a vocabulary stored with "▁", and what each must say for `marked_bytes` to mean the same.
+MARKED_STEPS: dict[str, dict[str, Any]] = {
+    "Metaspace": {"replacement": SPACE_MARK},
+    "Replace": {"pattern": {"String": SPACE_MARK}, "content": " "},
+    "ByteFallback": {},
+    "Fuse": {},
+    "Strip": {"content": " ", "start": 1, "stop": 0},
+}
+
+
+def from_tokenizer_json(path: Path, settings: Settings) -> TableTokenizer:
+    """tokenizer.json -> its tokenizer. Raises TokenizerError for a damaged file, and by name for a kind not known."""
+    import tokenizers
+
+    content = read_json(path)
+    try:
+        library = tokenizers.Tokenizer.from_buffer(read(path))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # plain Exception for most faults, but a panic in Rust is not even that
+        raise TokenizerError(f"{path}: is not a tokenizer ({error}); copy it again from the checkpoint.") from None
+    model = content["model"]
+    kind = model.get("type", "BPE" if "merges" in model else "without a name")
+    if kind != "BPE":
+        raise TokenizerError(f"{path}: model type {kind} is not supported; known: BPE. Is there a tokenizer.model?")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise TokenizerError(f"{path}: {key} {model[key]!r} is not supported; expected none.")
+    spell, spell_added = _spelling(path, content.get("decoder"))
+    return adapt(path, library, settings, spell, spell_added=spell_added)
+
+
+def adapt(
+    path: Path,
+    library: "tokenizers.Tokenizer",
+    settings: Settings,
+    spell: Callable[[str], bytes],
+    *,
+    spell_added: Callable[[str], bytes] = str.encode,
+    add_bos: bool | None = None,
+) -> TableTokenizer:
+    """A tokenizer of the library -> one of ours.  path: the file that errors name.
+
+    spell, spell_added: a model's entry, or an added token -> its bytes.
+    add_bos: where the config does not say; None looks whether the post-processor puts the BOS in front of a text.
+    """
+    _add_tokens(library, settings)
+    library.encode_special_tokens = True  # which means: special tokens found in the text are encoded as text
+    library.no_truncation()
+    library.no_padding()
+
+    vocabulary = library.get_vocab(with_added_tokens=True)
+    text = library.encode("a", add_special_tokens=False).ids
+    if not text:
+        raise TokenizerError(f"{path}: 'a' encodes to nothing; expected a vocabulary that can spell English.")
+    front = _front(path, library.encode("a").ids, text)
+    added = library.get_added_tokens_decoder()
+    special = {token.content: token_id for token_id, token in added.items() if token.special}
+    pieces = [""] * (max(vocabulary.values()) + 1)
+    spellings = [b""] * len(pieces)
+    for piece, token_id in vocabulary.items():
+        pieces[token_id] = piece
+        if piece not in special:
+            spellings[token_id] = spell_added(piece) if token_id in added else spell(piece)
+
+    bos_id, eos_id = settings.bos_and_eos(special, bos_id=front if front in special.values() else None)
+    default = (front is not None and front == bos_id) if add_bos is None else add_bos
+    return TableTokenizer(
+        pieces=pieces,
+        spellings=spellings,
+        text_to_ids=lambda text: library.encode(text, add_special_tokens=False).ids,
+        adds_space=spellings[text[0]].startswith(b" "),
+        special_ids=frozenset(special.values()),
+        bos_id=bos_id,
+        eos_id=eos_id,
+        add_bos=settings.wants_bos(bos_id, default=default),
+    )
+
+
+def _add_tokens(library: "tokenizers.Tokenizer", settings: Settings) -> None:
+    """Give the library the added tokens that only the config has, and mark as special what the config calls special."""
+    from tokenizers import AddedToken
+
+    for token_id, token in sorted(settings.added.items()):
+        if library.id_to_token(token_id) is None and token.special:
+            library.add_special_tokens([AddedToken(token.content, normalized=False, special=True)])
+        elif token_id not in library.get_added_tokens_decoder():
+            library.add_tokens([AddedToken(token.content, normalized=False)])
+        if (found := library.id_to_token(token_id)) != token.content:
+            expected = f"{token.content!r} at id {token_id}, where the tokenizer has {found!r}"
+            raise TokenizerError(f"{settings.path}: puts {expected}; expected the config of this tokenizer.")
+    special = {token.content for token in library.get_added_tokens_decoder().values() if token.special}
+    plain = [name for name in sorted(settings.special_names() - special) if library.token_to_id(name) is not None]
+    library.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in plain])
+
+
+def _front(path: Path, whole: list[int], text: list[int]) -> int | None:
+    """The token that the post-processor puts in front of a text.  whole, text: ids with and without its tokens."""
+    count = whole.index(text[0])
+    if count > 1:
+        raise TokenizerError(f"{path}: puts {count} tokens in front of a text, {whole[:count]}; one is supported.")
+    return whole[0] if count else None
+
+
+def _spelling(path: Path, decoder: dict[str, Any] | None) -> tuple[Callable[[str], bytes], Callable[[str], bytes]]:
+    """How a model's entries, and added tokens, spell bytes: read off the decoder that the file asks for."""
+    decoder = decoder or {"type": "none"}
+    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    kinds = [step["type"] for step in steps]
+    if kinds == ["ByteLevel"]:
+        return byte_level_bytes, str.encode
+    for step in steps:
+        expected = MARKED_STEPS.get(step["type"])
+        if expected is None or any(step[key] != value for key, value in expected.items()):
+            known = f"ByteLevel, or a Sequence of {', '.join(MARKED_STEPS)} over {SPACE_MARK!r}"
+            raise TokenizerError(f"{path}: decoder step {step} is not supported; known: {known}.")
+    spell = partial(marked_bytes, byte_fallback="ByteFallback" in kinds)
+    return spell, spell

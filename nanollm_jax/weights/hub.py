@@ -1,0 +1,58 @@
+"""Where a checkpoint is: a folder as it stands, or a model of the Hugging Face hub, downloaded to its cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from nanollm_jax.errors import CheckpointError
+
+# What we read, and nothing else: no pickles, no other runtime's weights.
+WANTED = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+# Patterns match across "/": folders ("original/", "onnx/") hold copies for others, as do Mistral's consolidated files.
+UNWANTED = ["*/*", "consolidated*.safetensors"]
+
+
+def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """A folder, or a hub id "owner/name" -> the folder with its files.
+
+    An existing folder is returned as it is, with ~ expanded; so a folder wins over a hub id of the same name.
+    A hub id is downloaded unless it is in the cache already; HF_HOME, HF_TOKEN, HF_HUB_OFFLINE and the like are
+    honoured by huggingface_hub. revision: a branch, tag or commit of a hub id.
+    Raises CheckpointError where there is no such folder or model, or it cannot be had.
+    """
+    text = os.fspath(source)
+    folder = Path(os.path.expanduser(text))
+    if not text.strip():
+        raise CheckpointError("the model's name is empty; expected a folder or a hub id 'owner/name'.")
+    if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{folder}: is a folder, which has no revision {revision!r}; leave revision out.")
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{folder}: is a file, expected a checkpoint's folder; pass {folder.parent}.")
+    if not isinstance(source, str) or text.startswith((".", "~")) or folder.is_absolute() or text.count("/") > 1:
+        raise CheckpointError(f"{folder}: folder not found; expected an existing one, or a hub id 'owner/name'.")
+    return download(text, revision)
+
+
+def download(hub_id: str, revision: str | None) -> Path:
+    """Bring a hub model's files into the cache. Returns the snapshot's folder; raises CheckpointError in one line."""
+    # Imported here because it takes half a second, and a folder needs none of it.
+    from huggingface_hub import errors, snapshot_download
+
+    reasons = {
+        errors.GatedRepoError: "is gated; accept its terms on its hub page, then `hf auth login` or set HF_TOKEN",
+        errors.RepositoryNotFoundError: "is neither a folder nor a hub model; check the name, or log in if private",
+        errors.RevisionNotFoundError: "has no such revision on the hub; check its branches, tags and commits",
+        errors.HFValidationError: "is neither a folder nor a hub id; expected 'owner/name'",
+        errors.LocalEntryNotFoundError: "is not complete in the cache and the hub cannot be reached; check the network",
+    }
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+    except Exception as error:  # the door to a network: also HTTP, proxy, TLS, disk
+        known = (reason for kind, reason in reasons.items() if isinstance(error, kind))
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = next(known, f"could not be downloaded ({found}); try again")
+        at = f" at revision {revision!r}" if revision else ""
+        raise CheckpointError(f"{hub_id!r}{at} {reason}.") from error

@@ -1,0 +1,151 @@
+"""Tensors -> parameters: match names to a family's table, check every shape, then place them one by one.
+
+No second copy of the model exists at any time. On the host there are, beside the parameters that are already placed,
+the pages of one tensor and at most two copies of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nanollm_jax.errors import CheckpointError
+from nanollm_jax.weights.checkpoint import FLOATS, Checkpoint, listed, open_checkpoint
+from nanollm_jax.weights.rows import Row, rearrange
+
+BAR_AFTER = 2.0  # seconds; a load that is quicker shows no progress bar
+
+
+def load_params(
+    folder: Path,
+    rows: Sequence[Row],
+    layout: dict[str, str],
+    sizes: dict[str, int],
+    dtype: Any,
+    *,
+    ignore: Sequence[str] = (),
+    prefixes: Sequence[str] = ("",),
+    progress: bool | None = None,
+) -> dict[str, jax.Array]:
+    """A checkpoint's folder -> {path: array} for every path of `layout`, in `dtype`, on the default device.
+
+    rows      the family's table; a row whose path is not in `layout` is not used
+    layout    {path: "D N H"}, sizes {letter: size}: which parameters there are, and their shapes
+    dtype     float32, bfloat16 or float16; values are rounded to the nearest
+    ignore    regular expressions; a tensor whose whole name matches one, with or without prefix, may go unused
+    prefixes  what may stand before the rows' names ("transformer."); the one that finds most names is taken,
+              and the bare name serves where the prefixed one is missing
+    progress  a bar on stderr: True always, False never, None on a terminal once loading took two seconds
+
+    Every name, shape and dtype is checked before the first tensor is read. Raises CheckpointError where files are
+    damaged (see open_checkpoint), tensors or parameters are left over, or a shape, a dtype or a value does not fit.
+    """
+    dtype = np.dtype(dtype)
+    if dtype not in FLOATS.values():
+        raise CheckpointError(f"weights cannot be loaded as {dtype}; expected float32, bfloat16 or float16.")
+    checkpoint = open_checkpoint(folder)
+    pairs = match(checkpoint, rows, layout, ignore, prefixes)
+    for row, name in pairs:
+        check(checkpoint, row, name, layout[row.path], sizes)
+    params = {}
+    with progress_bar(len(pairs), progress) as advance:
+        for row, name in pairs:
+            params[row.path] = place(checkpoint.read(name), row, sizes, dtype)
+            advance()
+    return {path: params[path] for path in layout}
+
+
+def match(
+    checkpoint: Checkpoint, rows: Sequence[Row], layout: dict[str, str], ignore: Sequence[str], prefixes: Sequence[str]
+) -> list[tuple[Row, str]]:
+    """A row for every path of layout, with its tensor's full name. One CheckpointError lists the leftovers of both."""
+    found = checkpoint.names()
+    wanted = {row.path: row for row in rows if row.path in layout}
+    prefix = max(prefixes, key=lambda prefix: sum(prefix + row.name in found for row in wanted.values()))
+    pairs = [(row, prefix + row.name if prefix + row.name in found else row.name) for row in wanted.values()]
+    missing = [f"{row.path} (tensor {prefix}{row.name})" for row, name in pairs if name not in found]
+    missing += [f"{path} (no row in the family's table)" for path in layout if path not in wanted]
+    unused = [
+        name
+        for name in sorted(found - {name for _, name in pairs})
+        if not any(re.fullmatch(p, name) or re.fullmatch(p, name.removeprefix(prefix)) for p in ignore)
+    ]
+    if missing or unused:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {len(unused)} tensor(s) were not used: {listed(unused) or 'none'}; "
+            f"{len(missing)} parameter(s) have no tensor: {listed(missing) or 'none'}. "
+            "Check that config.json belongs to these weights."
+        )
+    return pairs
+
+
+def check(checkpoint: Checkpoint, row: Row, name: str, letters: str, sizes: dict[str, int]) -> None:
+    """Check one tensor's dtype and shape. Raises CheckpointError, or ValueError where table and layout disagree."""
+    if row.axes.split("->")[-1].split() != letters.split():
+        raise ValueError(f"{row.path}: the axes of its row, {row.axes!r}, do not end in the layout's {letters!r}.")
+    checkpoint.dtype(name)
+    info, expected = checkpoint.tensors[name], row.stored_shape(sizes)
+    if info.shape != expected:
+        raise CheckpointError(
+            f"{info.file}: tensor {name!r} has shape {list(info.shape)}, expected {list(expected)} for {row.path} "
+            f"({row.axes}); check that config.json belongs to these weights."
+        )
+
+
+def place(tensor: np.ndarray, row: Row, sizes: dict[str, int], dtype: np.dtype) -> jax.Array:
+    """A tensor as it lies in the file -> the row's parameter, in dtype, on the default device.
+
+    Raises CheckpointError for a value that float16 cannot hold.
+    """
+    # On CPU, device_put takes over aligned row-major memory instead of copying it, whatever may_alias says (seen in
+    # jax 0.10.2), and weights must not change with their file: what is row-major already is copied here, and so is
+    # what is cast. The rest device_put transposes straight from the mapped file, several times faster than NumPy.
+    tensor = row.cut(tensor)
+    if tensor.dtype != dtype or rearrange(tensor, row.axes, sizes).flags.c_contiguous:
+        tensor = copy_aligned(tensor, dtype)
+        if dtype == np.float16 and not np.isfinite(tensor).all():
+            raise CheckpointError(f"tensor {row.name!r} has values beyond float16's 65504; load it in another dtype.")
+    return jax.block_until_ready(jax.device_put(rearrange(tensor, row.axes, sizes)))
+
+
+def copy_aligned(tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A row-major copy in dtype that begins at a multiple of 64 bytes: memory that JAX on CPU takes over as it is."""
+    nbytes = tensor.size * dtype.itemsize
+    memory = np.empty(nbytes + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    copy = memory[begin : begin + nbytes].view(dtype).reshape(tensor.shape)
+    with np.errstate(over="ignore"):  # place() looks for infinities itself
+        copy[...] = tensor
+    return copy
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, progress: bool | None) -> Iterator[Callable[[], None]]:
+    """Yields a function to call once for each of `total` parameters; the bar is gone at the end."""
+    if progress is False or (progress is None and not sys.stderr.isatty()):
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True), transient=True)
+    task = bar.add_task("loading weights", total=total)
+    began = time.monotonic()
+
+    def advance() -> None:
+        bar.advance(task)
+        if progress or time.monotonic() - began > BAR_AFTER:
+            bar.start()  # a bar that has started stays as it is
+
+    try:
+        yield advance
+    finally:
+        bar.stop()

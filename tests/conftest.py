@@ -1,0 +1,22 @@
+"""The strictest modes that JAX has, eight virtual devices, and the models that several tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "standard")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real tokenizers, models and texts; tests that need it are skipped where it is absent."""
+    folder = os.environ.get("NANOLLM_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("NANOLLM_TEST_DATA does not name a folder of test data")
+    return Path(folder).resolve()

@@ -1,0 +1,126 @@
+"""The compiled programs: what makes them compile, and what they do to the cache. Read from the programs, not from a clock."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import CONFIG_JSON, random_model
+
+import nanollm_jax as nano
+from nanollm_jax.decode import read_prompts, write_tokens
+from nanollm_jax.profiling import CompileWatch
+
+
+@pytest.fixture(scope="module", params=CONFIG_JSON)
+def model(request):
+    return random_model(request.param)
+
+
+def start(model, batch, capacity=64, length=5):
+    tokens = np.tile(np.arange(1, 17, dtype=np.int32), (batch, 1))
+    cache = nano.init_cache(model.config, batch, capacity, jnp.float32)
+    return nano.prefill(model.params, tokens, np.full(batch, length, np.int32), cache, config=model.config)
+
+
+def arguments(model, batch):
+    return nano.Sampling().rows(batch, model.config.vocab_size), np.zeros(batch, np.uint32)
+
+
+def test_new_settings_compile_nothing():
+    """Sampling, seeds, stops, and prompt lengths in the same bucket, after one request; more tokens in the same capacity."""
+    model = nano.load(dtype="float32")
+    nano.generate(model, ["Once upon a time", "The dog"], max_new_tokens=20)
+    settings = [
+        nano.Sampling(),
+        nano.Sampling(temperature=[0.3, 1.7], top_k=[5, 0], top_p=0.9, min_p=0.05),
+        nano.Sampling(repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.2),
+        nano.Sampling(temperature=0.0, logit_bias={5: 3.0, 9: -np.inf}),
+    ]
+    with CompileWatch() as watch:
+        for seed, sampling in enumerate(settings):
+            prompts = ["A" * (seed + 1), "The big red fox ran"]
+            nano.generate(model, prompts, max_new_tokens=21 + seed, sampling=sampling, seed=[seed, 2**31], stop=["fox", "."])
+    assert watch.programs == 0
+    with CompileWatch() as watch:
+        nano.generate(model, ["one", "two", "three"], max_new_tokens=20)
+    assert watch.programs > 0  # the watch does see a compilation: three rows are a new shape
+
+
+def test_the_cache_is_donated(model):
+    """The cache that went in is gone, and the program reuses all of its bytes."""
+    state = start(model, 2)
+    before = state.cache
+    sampling, seeds = arguments(model, 2)
+    compiled = write_tokens.lower(model.params, state, sampling, seeds, config=model.config, steps=4).compile()
+    cache_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.cache))
+    assert compiled.memory_analysis().alias_size_in_bytes >= cache_bytes
+    write_tokens(model.params, state, sampling, seeds, config=model.config, steps=4)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+    tokens = jax.ShapeDtypeStruct((2, 16), jnp.int32)
+    cache = nano.init_cache(model.config, 2, 64, jnp.float32)
+    compiled = read_prompts.lower(model.params, tokens, np.ones(2, np.int32), cache, config=model.config).compile()
+    assert compiled.memory_analysis().alias_size_in_bytes >= cache_bytes
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_token_loop_copies_no_cache_and_no_weight(model, batch):
+    """No copy, transpose or convert of the size of a cache buffer or a weight anywhere in the compiled loop."""
+    sampling, seeds = arguments(model, batch)
+    state = start(model, batch, capacity=256)
+    text = write_tokens.lower(model.params, state, sampling, seeds, config=model.config, steps=4).compile().as_text()
+    inside = text[: text.index("\nENTRY ")].splitlines()  # every computation but the outermost, which sets the loop up
+    large = {leaf.size for leaf in jax.tree.leaves((model.params, state.cache.k)) if leaf.ndim > 1 and leaf.size > 500}
+    found = {kind: [line for line in inside if f" {kind}(" in line and elements(line) in large]
+             for kind in ("copy", "transpose", "convert", "scatter", "dynamic-update-slice")}  # fmt: skip
+    written = found.pop("scatter") + found.pop("dynamic-update-slice")
+    assert len(written) >= 2 * model.config.num_layers  # the new keys and values: it does see the loop
+    assert found == {"copy": [], "transpose": [], "convert": []}
+
+
+def elements(line):
+    """How many numbers the result of an instruction has."""
+    shape = re.search(r"= \w+\[([\d,]*)\]", line)
+    return int(np.prod([int(size) for size in shape.group(1).split(",") if size])) if shape else 0
+
+
+def test_public_programs_refuse_what_does_not_fit(model):
+    cache = nano.init_cache(model.config, 2, 8, jnp.float32)
+    tokens = np.ones((2, 8), np.int32)
+    config, params = model.config, model.params
+
+    def prefill(tokens=tokens, lengths=(8, 3)):
+        return nano.prefill(params, tokens, np.asarray(lengths, np.int32), cache, config=config)
+
+    for message, arguments_ in {
+        "9 numbers|expected 2 numbers from 1 to 8": dict(lengths=(8, 0)),
+        "shape \\[1, 8\\]": dict(tokens=tokens[:1]),
+        "dtype float32": dict(tokens=tokens.astype(np.float32)),
+        f"expected 0 to {config.vocab_size - 1}": dict(tokens=np.full((2, 8), config.vocab_size)),
+        "12 positions do not fit the cache of 8": dict(tokens=np.ones((2, 12), np.int32), lengths=(12, 3)),
+    }.items():
+        with pytest.raises(nano.RequestError, match=message):
+            prefill(**arguments_)
+    with pytest.raises(nano.RequestError, match="9 positions do not fit the cache of 8"):
+        nano.forward(params, jnp.ones((2, 9), jnp.int32), cache, config=config)
+    state = prefill()
+    sampling, seeds = nano.Sampling().rows(2, config.vocab_size), np.zeros(2, np.uint32)
+    with pytest.raises(nano.RequestError, match="9 positions do not fit the cache of 8"):
+        nano.decode(params, state, sampling, seeds, config=config, steps=1)
+    with pytest.raises(nano.NanoLLMError, match="steps is 0"):
+        nano.decode(params, state, sampling, seeds, config=config, steps=0)
+
+
+def test_public_prefill_and_decode_are_generate(model):
+    sampling = nano.Sampling(temperature=1.2, top_p=0.9)
+    prompts = [[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
+    expected = nano.generate(model, prompts, max_new_tokens=8, sampling=sampling, seed=[4, 9])
+    rows, seeds = sampling.rows(2, model.config.vocab_size), np.asarray([4, 9], np.uint32)
+    first, logprobs, state = nano.decode(model.params, start(model, 2), rows, seeds, config=model.config, steps=4)
+    second, _, state = nano.decode(model.params, state, rows, seeds, config=model.config, steps=4)
+    assert jnp.concatenate([first, second], 1).tolist() == [row.token_ids for row in expected]
+    np.testing.assert_allclose(logprobs, [row.logprobs[:4] for row in expected], atol=1e-4)
+    assert state.cache.length.tolist() == [13, 13]

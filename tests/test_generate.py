@@ -1,0 +1,212 @@
+"""Requests: every shape of prompt, every way to end, every argument honoured or refused, and text that streams."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from models import random_model
+
+import nanollm_jax as nano
+
+GREEDY = nano.Sampling(temperature=0.0)
+STORY = "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return nano.load(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def bare():
+    return random_model("gpt2")
+
+
+def ask(model, prompts=STORY, max_new_tokens=24, **arguments):
+    return nano.generate(model, prompts, max_new_tokens=max_new_tokens, **({"sampling": GREEDY} | arguments))
+
+
+def test_the_result_has_the_shape_of_the_prompts(model):
+    ids = model.tokenizer.encode(STORY)
+    one = ask(model)
+    assert one.text and len(one.token_ids) == len(one.logprobs) == 24
+    assert one.prompt_tokens == len(ids)
+    assert ask(model, [STORY]) == [one]
+    assert ask(model, ids) == one
+    assert ask(model, [ids]) == [one]
+    assert ask(model, np.asarray([ids])) == [one]
+    assert ask(model, []) == []
+    assert [row.text for row in ask(model, ["The dog", STORY])] == [ask(model, "The dog").text, one.text]
+
+
+def test_text_is_what_the_tokens_say(model):
+    ids = model.tokenizer.encode(STORY)
+    answer = ask(model)
+    assert STORY + answer.text == model.tokenizer.decode(ids + answer.token_ids)
+    assert answer.text.startswith(",") or answer.text.startswith(" ")
+
+
+def test_bos_alone_begins_a_text(model):
+    assert model.tokenizer.encode("") == [1]
+    answer = ask(model, "")
+    assert answer.prompt_tokens == 1 and answer == ask(model, [[1]])[0]
+    assert answer.text[0] != " "
+
+
+def test_ids_are_taken_as_they_are(model):
+    """No BOS is put before them: without one the model says something else."""
+    with_bos = model.tokenizer.encode("The dog")
+    assert ask(model, with_bos[1:]).prompt_tokens == len(with_bos) - 1
+    assert ask(model, with_bos[1:]).logprobs != ask(model, with_bos).logprobs
+
+
+def ends_at(model, token):
+    """The same model, ending at another token."""
+    return dataclasses.replace(model, defaults=nano.Defaults(eos_ids=(token,)))
+
+
+def test_end_of_sequence(model):
+    """The id that ended it is in token_ids, and not in the text."""
+    full = ask(model)
+    at = full.token_ids.index(full.token_ids[9])
+    answer = ask(ends_at(model, full.token_ids[9]))
+    assert answer.finish_reason == "stop" and answer.token_ids == full.token_ids[: at + 1]
+    ids = model.tokenizer.encode(STORY)
+    assert STORY + answer.text == model.tokenizer.decode(ids + full.token_ids[:at])
+    assert full.finish_reason == "length"
+
+
+def test_rows_end_on_their_own(model):
+    full = ask(model, [STORY, "The dog"])
+    token = next(token for token in full[0].token_ids[3:] if token not in full[1].token_ids)
+    first, second = ask(ends_at(model, token), [STORY, "The dog"])
+    assert first.finish_reason == "stop" and len(first.token_ids) < 24
+    assert second == full[1]
+
+
+def test_stop_strings_may_span_tokens_and_are_not_part_of_the_text(model):
+    full = ask(model)
+    for begin in range(2, 20):  # every place, most of them across the border of two tokens
+        end = full.text[begin : begin + 5]
+        answer = ask(model, stop=["never said", end])
+        assert answer.finish_reason == "stop"
+        assert answer.text == full.text[: full.text.index(end)]
+        assert answer.token_ids == full.token_ids[: len(answer.token_ids)]
+    assert ask(model, stop="never said") == full
+    both = ask(model, stop=[full.text[12:15], full.text[4:6]])
+    assert both.text == full.text[: min(full.text.index(full.text[12:15]), full.text.index(full.text[4:6]))]
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_streamed_pieces_joined_are_the_text(model, chunk):
+    hot = nano.Sampling(temperature=1.5)
+    for seed in range(3):
+        whole = ask(model, max_new_tokens=40, sampling=hot, seed=seed)
+        stream = nano.stream(model, STORY, max_new_tokens=40, sampling=hot, seed=seed, chunk=chunk)
+        pieces = list(stream)
+        assert "".join(pieces) == whole.text and all(pieces) and len(pieces) > 5
+        assert stream.generation == whole
+    end = whole.text[10:16]
+    pieces = list(nano.stream(model, STORY, max_new_tokens=40, sampling=hot, seed=seed, stop=end, chunk=chunk))
+    assert "".join(pieces) == whole.text[: whole.text.index(end)]  # nothing of the stop string slipped out
+
+
+def test_a_half_said_stop_string_comes_out_in_the_end(model):
+    full = ask(model)
+    assert (
+        "".join(nano.stream(model, STORY, max_new_tokens=24, sampling=GREEDY, stop=full.text[-4:] + "?")) == full.text
+    )
+
+
+def test_stream_counts_what_it_cost(model):
+    stream = nano.stream(model, STORY, max_new_tokens=9, sampling=GREEDY)
+    assert stream.timings.new_tokens == 0
+    list(stream)
+    times = stream.timings
+    assert (times.prompt_tokens, times.new_tokens) == (len(model.tokenizer.encode(STORY)), 9)
+    assert 0 < times.prefill_seconds < times.first_token_seconds <= times.prefill_seconds + times.decode_seconds
+    assert times.new_rate == 9 / times.decode_seconds
+
+
+def test_seeds(model):
+    hot = nano.Sampling(temperature=1.0)
+    same = ask(model, [STORY] * 3, sampling=hot, seed=5)
+    assert same[0] == same[1] == same[2]
+    each = ask(model, [STORY] * 3, sampling=hot, seed=[5, 6, 2**32 - 1])
+    assert each[0].token_ids == same[0].token_ids
+    assert len({tuple(row.token_ids) for row in each}) == 3
+
+
+def test_settings_per_row(model):
+    rows = ask(model, [STORY] * 3, sampling=nano.Sampling(temperature=[0.0, 1.0, 1.0], top_k=[0, 1, 0]), seed=3)
+    greedy = ask(model)
+    assert rows[0].token_ids == rows[1].token_ids == greedy.token_ids
+    assert rows[2].token_ids != greedy.token_ids
+
+
+def test_defaults_are_the_checkpoints_own(model):
+    assert nano.generate(model, STORY, max_new_tokens=24) == ask(model)  # nothing said: greedy
+    warm = dataclasses.replace(model, defaults=nano.Defaults(sampling=nano.Sampling(temperature=1.0)))
+    assert nano.generate(warm, STORY, max_new_tokens=24, seed=1) == ask(model, sampling=nano.Sampling(), seed=1)
+
+
+def test_without_a_tokenizer(bare):
+    answer = nano.generate(bare, [[3, 4]], max_new_tokens=5, sampling=GREEDY)[0]
+    assert answer.text == "" and len(answer.token_ids) == 5
+    with pytest.raises(nano.RequestError, match="no tokenizer"):
+        nano.generate(bare, "text")
+    with pytest.raises(nano.RequestError, match="no tokenizer"):
+        nano.generate(bare, [[3]], max_new_tokens=2, stop="x")
+
+
+REFUSED = {
+    "no tokens": dict(prompts=[[]]),
+    "token 89": dict(prompts=[[3, 89]]),
+    "token -1": dict(prompts=[[-1]]),
+    "token 1.5": dict(prompts=[[1.5]]),
+    "token True": dict(prompts=[[True]]),
+    "expected a text or a list": dict(prompts=[3, [4]]),
+    "prompts is int": dict(prompts=7),
+    "prompts is NoneType": dict(prompts=None),
+    "max_new_tokens is 0": dict(max_new_tokens=0),
+    "max_new_tokens is -3": dict(max_new_tokens=-3),
+    "max_new_tokens is 2.0": dict(max_new_tokens=2.0),
+    "chunk is 0": dict(chunk=0),
+    "2 tokens \\+ 255 new": dict(max_new_tokens=255),
+    "257 tokens": dict(prompts=[[1] * 257]),
+    "temperature is -1": dict(sampling=nano.Sampling(temperature=-1)),
+    "temperature has 2 values for 1": dict(sampling=nano.Sampling(temperature=[1, 1])),
+    "expected a nanollm_jax.Sampling": dict(sampling={"temperature": 1}),
+    "seed is -1": dict(seed=-1),
+    "seed is 4294967296": dict(seed=2**32),
+    "seed is 0.5": dict(seed=0.5),
+    "seed has 3 values for 1": dict(seed=[1, 2, 3]),
+    "stop is \\('',\\)": dict(stop=""),
+    "stop is \\('a', 3\\)": dict(stop=["a", 3]),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refused_requests(bare, message):
+    arguments = {"prompts": [[3, 4]], "max_new_tokens": 4} | REFUSED[message]
+    with pytest.raises(nano.RequestError, match=message):
+        nano.generate(bare, arguments.pop("prompts"), **arguments)
+
+
+def test_stream_refuses_at_once(bare):
+    with pytest.raises(nano.RequestError, match="one prompt"):
+        nano.stream(bare, [[3], [4]])
+    with pytest.raises(nano.RequestError, match="max_new_tokens is 0"):
+        nano.stream(bare, [3], max_new_tokens=0)
+
+
+def test_a_cache_that_cannot_be(bare):
+    for arguments in ({"batch": 0, "capacity": 4}, {"batch": 1, "capacity": 0}):
+        with pytest.raises(nano.ConfigError, match="at least 1"):
+            nano.init_cache(bare.config, **arguments)
+    with pytest.raises(nano.RequestError, match="257 positions is more than the model's 256"):
+        nano.init_cache(bare.config, batch=1, capacity=257)
+    with pytest.raises(nano.ConfigError, match="dtype 'int8'"):
+        nano.init_cache(bare.config, batch=1, capacity=4, dtype="int8")

@@ -1,0 +1,118 @@
+"""The plan of the house: who may import whom, where family names and compiled code may stand."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "nanollm_jax"
+FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+# room -> the rooms that it may import; a room is a folder or a file of the package
+ARROWS = {
+    "errors": set(),
+    "config": {"errors"},
+    "params": {"config", "errors"},
+    "cache": {"config", "errors"},
+    "ops": set(),
+    "model": {"cache", "config", "ops", "params"},
+    "observe": {"errors"},
+    "sampling": {"errors"},
+    "decode": {"cache", "config", "errors", "model", "params", "sampling"},
+    "profiling": set(),
+    "weights": {"config", "errors", "params"},
+    "tokenizer": {"errors"},
+    "families": {"config", "errors", "weights"},
+    "loading": {"config", "errors", "families", "params", "sampling", "tokenizer", "weights"},
+    "answer": {"tokenizer"},
+    "request": {"answer", "config", "errors", "loading", "profiling", "sampling"},
+    "generate": {"answer", "cache", "decode", "errors", "loading", "profiling", "request", "sampling"},
+}
+ANYTHING = {"cli", "__init__"}
+
+
+def room(name):
+    return name.split("/")[0].removesuffix(".py")
+
+
+def imports(path):
+    """The rooms of this package that a file imports, lazily or not."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "nanollm_jax":
+                yield from (alias.name for alias in node.names)
+            elif (node.module or "").startswith("nanollm_jax."):
+                yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("nanollm_jax."):
+                    yield alias.name.split(".")[1]
+
+
+def names(path):
+    """Every name, attribute, string and import of a file but its docstrings."""
+    tree = ast.parse(path.read_text())
+    docs = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body and isinstance(node.body[0], ast.Expr)
+    }  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node.value
+
+
+def test_every_room_is_on_the_plan():
+    assert {room(name) for name in FILES} - ANYTHING == set(ARROWS)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room(name) not in ANYTHING])
+def test_arrows(name):
+    assert set(imports(FILES[name])) - {room(name)} <= ARROWS[room(name)]
+
+
+def test_the_plan_has_no_cycles():
+    done: set[str] = set()
+    while ready := [name for name, needs in ARROWS.items() if name not in done and needs <= done]:
+        done |= set(ready)
+    assert done == set(ARROWS)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room(name) != "families"])
+def test_no_family_has_a_name_outside_its_file(name):
+    """No identifier has one in it and no string is one; a hub id in a help text or the name of a formula may."""
+    family = {"gpt2", "llama", "mistral"}
+    words = {text.lower() for text in names(FILES[name])}
+    assert not {word for word in words if word in family or (word.isidentifier() and word.split("_")[0] in family)}
+
+
+def test_compiled_code_stands_in_one_place():
+    for name, path in FILES.items():
+        words = set(names(path))
+        loops = words & {"jax.jit", "jit", "scan", "while_loop", "fori_loop"}
+        assert not loops or name in ("decode.py", "observe.py"), name  # observe.py reads the word in a traced program
+        assert "environ" not in words and "getenv" not in words
+        assert not words & {"shard_map", "psum", "all_gather"}
+
+
+def test_no_room_for_leftovers():
+    assert not {Path(name).stem for name in FILES} & {"utils", "common", "helpers", "base", "manager"}
+    for name, path in FILES.items():
+        lines = path.read_text().splitlines()
+        assert len(lines) <= (120 if room(name) == "ops" else 320), name
+        assert not [line for line in lines if re.search(r"TODO|FIXME|XXX", line)]
+
+
+def test_the_model_fits_two_screens():
+    assert len(FILES["model.py"].read_text().splitlines()) <= 110

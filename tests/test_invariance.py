@@ -1,0 +1,153 @@
+"""What must not matter does not matter: pieces, batches, padding, capacity, chunk length; for every family."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import CONFIG_JSON, random_model
+
+import nanollm_jax as nano
+
+SAMPLED = nano.Sampling(temperature=1.3, top_k=40, top_p=0.95, repetition_penalty=1.2, frequency_penalty=0.1)
+PROMPTS = [[5], [7, 3, 9, 11, 2], list(range(1, 20)), [60, 61, 62]]
+
+
+@pytest.fixture(scope="module", params=CONFIG_JSON)
+def model(request):
+    return random_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def forward(model):
+    return jax.jit(lambda tokens, cache: nano.forward(model.params, tokens, cache, config=model.config))
+
+
+def tokens_for(model, B, T, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, model.config.vocab_size, (B, T)), jnp.int32)
+
+
+def empty(model, batch, capacity):
+    return nano.init_cache(model.config, batch, capacity, jnp.float32)
+
+
+def test_pieces_equal_one_forward(model, forward):
+    """A prompt in pieces of 13, 1 and 6, then token by token: past the window and past rope's original length."""
+    tokens = tokens_for(model, 2, 44)
+    whole, _ = forward(tokens, empty(model, 2, 44))
+    cache, pieces, at = empty(model, 2, 44), [], 0
+    for size in (13, 1, 6, *[1] * 24):
+        logits, cache = forward(tokens[:, at : at + size], cache)
+        pieces.append(logits)
+        at += size
+    assert cache.length.tolist() == [44, 44]
+    np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=2e-5, rtol=0)
+
+
+def test_capacity_does_not_matter(model, forward):
+    tokens = tokens_for(model, 1, 20)
+    exact, _ = forward(tokens, empty(model, 1, 20))
+    roomy, _ = forward(tokens, empty(model, 1, 77))
+    np.testing.assert_allclose(exact, roomy, atol=2e-5, rtol=0)
+
+
+def test_leftovers_in_the_cache_are_not_seen(model, forward):
+    """Slots past a row's length hold garbage after padding; it must not reach anyone."""
+    tokens = tokens_for(model, 2, 9)
+    clean = empty(model, 2, 30)
+    dirty = clean.replace(k=tuple(k + 1e6 for k in clean.k), v=tuple(v - 1e6 for v in clean.v))
+    np.testing.assert_array_equal(forward(tokens, clean)[0], forward(tokens, dirty)[0])
+
+
+def test_future_tokens_do_not_matter(model, forward):
+    tokens = tokens_for(model, 1, 12)
+    other = tokens.at[0, 8:].set((tokens[0, 8:] + 1) % model.config.vocab_size)
+    first, second = (forward(t, empty(model, 1, 12))[0] for t in (tokens, other))
+    np.testing.assert_array_equal(first[:, :8], second[:, :8])
+    assert np.abs(first[:, 8:] - second[:, 8:]).max() > 1e-3
+
+
+def test_prefill_ends_at_the_real_length(model, forward):
+    """Logits of the last real token, rows of different lengths, and a second turn behind the first."""
+    tokens, lengths = tokens_for(model, 3, 16), jnp.asarray([1, 16, 9])
+    state = nano.prefill(model.params, tokens, lengths, empty(model, 3, 40), config=model.config)
+    assert state.cache.length.tolist() == [1, 16, 9]
+    more = tokens_for(model, 3, 16, seed=1)
+    second = nano.prefill(model.params, more, jnp.asarray([4, 4, 4]), state.cache, config=model.config)
+    for row, length in enumerate(lengths.tolist()):
+        alone = jnp.concatenate([tokens[row, :length], more[row, :4]])[None]
+        logits, _ = forward(alone, empty(model, 1, 40))
+        np.testing.assert_allclose(state.logits[row], logits[0, length - 1], atol=2e-5, rtol=0)
+        np.testing.assert_allclose(second.logits[row], logits[0, -1], atol=2e-5, rtol=0)
+
+
+def test_teacher_forcing_gives_the_logprobs_of_generate(model, forward):
+    prompt = PROMPTS[2]
+    answer = nano.generate(model, prompt, max_new_tokens=12, sampling=SAMPLED, seed=3)
+    tokens = jnp.asarray([prompt + answer.token_ids])
+    logprobs = jax.nn.log_softmax(forward(tokens, empty(model, 1, 40))[0][0])
+    expected = [logprobs[len(prompt) - 1 + step, token] for step, token in enumerate(answer.token_ids)]
+    np.testing.assert_allclose(answer.logprobs, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("sampling", [nano.Sampling(temperature=0.0), SAMPLED], ids=["greedy", "sampled"])
+def test_a_row_alone_is_the_row_in_a_batch(model, sampling):
+    """Other rows, other prompt buckets and other capacities change no token."""
+    seeds = [11, 12, 13, 14]
+    batch = nano.generate(model, PROMPTS, max_new_tokens=20, sampling=sampling, seed=seeds)
+    for prompt, seed, row in zip(PROMPTS, seeds, batch, strict=True):
+        alone = nano.generate(model, [prompt], max_new_tokens=20, sampling=sampling, seed=seed)[0]
+        assert alone.token_ids == row.token_ids
+        np.testing.assert_allclose(alone.logprobs, row.logprobs, atol=1e-4)
+    swapped = nano.generate(model, PROMPTS[::-1], max_new_tokens=20, sampling=sampling, seed=seeds[::-1])
+    assert [row.token_ids for row in swapped[::-1]] == [row.token_ids for row in batch]
+
+
+def test_chunk_length_does_not_matter(model):
+    answers = [
+        nano.generate(model, PROMPTS, max_new_tokens=20, sampling=SAMPLED, seed=1, chunk=chunk) for chunk in (1, 7, 32)
+    ]
+    assert answers[0][0].token_ids != answers[0][1].token_ids
+    for other in answers[1:]:
+        assert [row.token_ids for row in other] == [row.token_ids for row in answers[0]]
+
+
+def test_new_tokens_up_to_the_last_position(model):
+    """The chunk overshoots the last position of the model; what is returned does not change."""
+    prompt = tokens_for(model, 1, 246)[0].tolist()
+    full = nano.generate(model, prompt, max_new_tokens=10, sampling=SAMPLED, chunk=32)
+    assert len(full.token_ids) == 10 and full.finish_reason == "length"
+    assert nano.generate(model, prompt, max_new_tokens=10, sampling=SAMPLED, chunk=1).token_ids == full.token_ids
+
+
+def test_padding_token_does_not_matter(model):
+    """Prompts are padded with id 0, which is a real token of every vocabulary."""
+    zeros = nano.generate(model, [[0, 0, 0], [4]], max_new_tokens=5, sampling=nano.Sampling(temperature=0.0))
+    assert (
+        zeros[0].token_ids
+        == nano.generate(model, [[0, 0, 0]], max_new_tokens=5, sampling=nano.Sampling(temperature=0.0))[0].token_ids
+    )
+    lengths, padded = jnp.asarray([3]), jnp.asarray([[0, 0, 0] + [17] * 13])
+    state = nano.prefill(model.params, padded, lengths, empty(model, 1, 16), config=model.config)
+    other = nano.prefill(model.params, padded.at[0, 3:].set(0), lengths, empty(model, 1, 16), config=model.config)
+    np.testing.assert_array_equal(state.logits, other.logits)
+    np.testing.assert_array_equal(state.past.prompt, other.past.prompt)
+
+
+def test_functional_core_under_vmap_and_grad(model):
+    """vmap over whole requests equals a batch; the gradient is finite and not zero."""
+    tokens = tokens_for(model, 2, 6)
+    cache = empty(model, 1, 6)
+    batched = nano.forward(model.params, tokens, empty(model, 2, 6), config=model.config)[0]
+    mapped = jax.vmap(lambda row: nano.forward(model.params, row[None], cache, config=model.config)[0][0])(tokens)
+    np.testing.assert_allclose(mapped, batched, atol=2e-5, rtol=0)
+
+    def loss(params):
+        return jax.nn.log_softmax(nano.forward(params, tokens, empty(model, 2, 6), config=model.config)[0])[
+            ..., 3
+        ].sum()
+
+    gradients = jax.tree.leaves(jax.grad(loss)(model.params))
+    assert all(np.isfinite(g).all() for g in gradients)
+    assert sum(float(jnp.abs(g).max()) > 0 for g in gradients) >= len(gradients) - 2  # a key's bias cancels in softmax

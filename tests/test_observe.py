@@ -1,0 +1,83 @@
+"""The glass box: every name is there, observing changes nothing, changing changes what it should."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import CONFIG_JSON, random_model
+
+import nanollm_jax as nano
+
+TOKENS = jnp.asarray([[3, 14, 15, 9, 26]])
+PER_LAYER = ["attention_norm", "attention.q", "attention.k", "attention.v", "attention.weights", "attention.mixed",
+             "attention.out", "mlp_norm", "mlp.out", "out"]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CONFIG_JSON)
+def model(request):
+    return random_model(request.param)
+
+
+def look(model, function=nano.forward, **change):
+    cache = nano.init_cache(model.config, 1, 8, jnp.float32)
+    return nano.observe(function, model.params, TOKENS, cache, config=model.config, change=change.get("change"))
+
+
+def test_every_value_worth_looking_at_has_its_name(model):
+    (logits, cache), values = look(model)
+    layers = [f"layers.{layer}.{name}" for layer in range(2) for name in PER_LAYER]
+    assert list(values) == ["embedding", *layers, "final_norm", "logits"]
+    plain, plain_cache = nano.forward(
+        model.params, TOKENS, nano.init_cache(model.config, 1, 8, jnp.float32), config=model.config
+    )
+    np.testing.assert_allclose(logits, plain, atol=1e-5)
+    np.testing.assert_array_equal(values["logits"], logits)
+    assert jax.tree.structure(cache) == jax.tree.structure(plain_cache)
+
+
+def test_the_names_mean_what_they_say(model):
+    _, values = look(model)
+    config = model.config
+    G = config.num_heads // config.num_kv_heads
+    weights = values["layers.1.attention.weights"]
+    assert weights.shape == (1, config.num_kv_heads, G, 5, 8)
+    np.testing.assert_allclose(weights.sum(-1), np.ones(weights.shape[:-1]), atol=1e-5)
+    assert np.triu(np.asarray(weights), 1).max() == 0  # nobody looks ahead
+    stream = values["layers.0.out"] + values["layers.1.attention.out"] + values["layers.1.mlp.out"]
+    np.testing.assert_allclose(values["layers.1.out"], stream, atol=1e-5)
+
+
+def test_a_change_reaches_what_comes_after_and_nothing_before(model):
+    (logits, _), values = look(model)
+    (changed, _), after = look(model, change={"layers.1.mlp.out": jnp.zeros_like})
+    np.testing.assert_array_equal(after["layers.1.mlp_norm"], values["layers.1.mlp_norm"])
+    np.testing.assert_allclose(
+        after["layers.1.out"], values["layers.0.out"] + values["layers.1.attention.out"], atol=1e-5
+    )
+    assert np.abs(changed - logits).max() > 1e-3
+
+
+def test_it_sees_through_jit_and_runs_inside_it(model):
+    jitted = jax.jit(nano.forward, static_argnames="config")
+    assert list(look(model, jitted)[1]) == list(look(model)[1])
+    cache = nano.init_cache(model.config, 1, 8, jnp.float32)
+    inside = jax.jit(lambda params, cache: nano.observe(nano.forward, params, TOKENS, cache, config=model.config)[1])
+    np.testing.assert_allclose(inside(model.params, cache)["layers.0.out"], look(model)[1]["layers.0.out"], atol=1e-5)
+
+
+def test_tags_leave_nothing_in_the_lowered_program(model):
+    cache = nano.init_cache(model.config, 1, 8, jnp.float32)
+    function = jax.jit(nano.forward, static_argnames="config")
+    assert "name=layers.0.attention.q" in str(
+        jax.make_jaxpr(lambda cache: nano.forward(model.params, TOKENS, cache, config=model.config))(cache)
+    )
+    assert "layers.0.attention.q" not in function.lower(model.params, TOKENS, cache, config=model.config).as_text()
+
+
+def test_refusals(model):
+    with pytest.raises(nano.RequestError, match=r"no value is named layers\.9\.out; the names are embedding"):
+        look(model, change={"layers.9.out": lambda x: x})
+    with pytest.raises(nano.RequestError, match=r"the change of embedding gave float32\[1\]"):
+        look(model, change={"embedding": lambda x: x[0, 0, :1]})

@@ -1,0 +1,178 @@
+"""Each operation against a few lines of NumPy in float64."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nanollm_jax.config import ACTIVATIONS, LinearScaling, Llama3Scaling, YarnScaling
+from nanollm_jax.ops import attention, embedding, mlp, norm, rope
+from nanollm_jax.ops.linear import linear, merge_heads
+
+rng = np.random.default_rng(0)
+
+
+def random(*shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def close(ours, expected, atol=1e-5):
+    np.testing.assert_allclose(np.asarray(ours, np.float64), expected, atol=atol, rtol=0)
+
+
+def test_linear_adds_its_bias_once():
+    x, w, b = random(2, 3, 5), random(5, 4, 7), random(4, 7)
+    close(linear("BTD,DNH->BTNH", x, w, b), np.tensordot(x, w, 1) + b)
+    heads, back, b = random(2, 3, 4, 7), random(4, 7, 5), random(5)
+    close(merge_heads(heads, back, b), np.einsum("btnh,nhd->btd", heads, back) + b)
+
+
+def test_linear_accumulates_in_float32():
+    """4096 ones in bfloat16 would stop growing at 256."""
+    x, w = jnp.ones((1, 1, 4096), jnp.bfloat16), jnp.ones((4096, 1), jnp.bfloat16)
+    y = linear("BTD,DF->BTF", x, w)
+    assert y.dtype == jnp.bfloat16 and y.item() == 4096
+
+
+def test_rms_norm():
+    x, scale = 3 * random(2, 3, 9), random(9)
+    close(norm.rms_norm(x, scale, 0.1), x / np.sqrt((x.astype(float) ** 2).mean(-1, keepdims=True) + 0.1) * scale)
+
+
+def test_layer_norm():
+    x, scale, bias = 3 * random(2, 3, 9) + 2, random(9), random(9)
+    centred = x - x.astype(float).mean(-1, keepdims=True)
+    close(
+        norm.layer_norm(x, scale, bias, 0.1),
+        centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 0.1) * scale + bias,
+    )
+
+
+def test_norms_compute_in_float32():
+    """Values near 300 with a spread of 1: their bfloat16 squares would lose it all."""
+    x = jnp.asarray(300 + random(1, 1, 512), jnp.bfloat16)
+    ones, zeros = jnp.ones(512, jnp.bfloat16), jnp.zeros(512, jnp.bfloat16)
+    exact = np.asarray(x, float) - np.asarray(x, float).mean()
+    close(norm.layer_norm(x, ones, zeros, 1e-5), exact / exact.std(), atol=0.02)
+
+
+def test_activations():
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    erf = np.vectorize(math.erf)(x / math.sqrt(2))
+    expected = {
+        "gelu": x * (1 + erf) / 2,
+        "gelu_tanh": x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.astype(float) ** 3))),
+        "relu": np.maximum(x, 0),
+        "silu": x / (1 + np.exp(-x.astype(float))),
+    }
+    assert set(mlp.ACTIVATIONS) == set(expected) == set(ACTIVATIONS)
+    for name, function in mlp.ACTIVATIONS.items():
+        close(function(x), expected[name])
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_mlp(gated):
+    x, up, down, gate = random(2, 3, 5), random(5, 7), random(7, 5), random(5, 7)
+    p = {"up": up, "down": down, "up_bias": random(7), "down_bias": random(5)}
+    hidden = x @ up + p["up_bias"]
+    if gated:
+        p |= {"gate": gate, "gate_bias": random(7)}
+        hidden = np.maximum(x @ gate + p["gate_bias"], 0) * hidden
+    expected = (hidden if gated else np.maximum(hidden, 0)) @ down + p["down_bias"]
+    close(mlp.mlp(p, jnp.asarray(x), "relu"), expected)
+
+
+def naive_attention(q, k, v, positions, window, scale):
+    """One query at a time. q [B T N H], k, v [B K S H]; the key in slot s has position s."""
+    B, T, N, _ = q.shape
+    out, G = np.zeros(q.shape), N // k.shape[1]
+    for b, t, n in np.ndindex(B, T, N):
+        seen = [s for s in range(k.shape[2]) if 0 <= positions[b, t] - s < window]
+        scores = np.array([scale * q[b, t, n] @ k[b, n // G, s] for s in seen], float)
+        weights = np.exp(scores - scores.max())
+        out[b, t, n] = weights / weights.sum() @ v[b, n // G, seen]
+    return out
+
+
+@pytest.mark.parametrize("heads,kv_heads", [(4, 4), (6, 2), (5, 1)])
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+def test_attention(heads, kv_heads, window):
+    """Group sizes of 1, 3 and 5; the first query of a row and the last slot of the cache; the window's edge."""
+    S = 11
+    q, k, v = random(2, 3, heads, 4), random(2, kv_heads, S, 4), random(2, kv_heads, S, 4)
+    positions = np.array([[0, 1, 2], [8, 9, 10]])
+    mask = attention.visible(jnp.asarray(positions), jnp.arange(S), window)
+    weights = attention.weights(q, k, mask, 0.3)
+    close(weights.sum(-1), np.ones(weights.shape[:-1]))
+    close(attention.mix(weights, v), naive_attention(q, k, v, positions, window or 10**9, 0.3))
+
+
+def test_a_query_that_sees_nothing_is_finite():
+    """A padding row past the window's end."""
+    mask = attention.visible(jnp.asarray([[50]]), jnp.arange(4), 2)
+    assert not mask.any()
+    assert np.isfinite(attention.weights(random(1, 1, 2, 4), random(1, 2, 4, 4), mask, 1.0)).all()
+
+
+def test_rotation_is_a_complex_product():
+    x, positions = random(2, 3, 4, 10), np.array([[0, 1, 7], [500, 8191, 131071]])
+    freqs, factor = rope.frequencies(10, 10000.0)
+    turned = (x[..., :5] + 1j * x[..., 5:]) * np.exp(1j * (positions[..., None].astype(np.float32) * freqs))[:, :, None]
+    expected = np.concatenate([turned.real, turned.imag], -1)
+    close(rope.rotate(x, rope.angles(jnp.asarray(positions), freqs), factor), expected, atol=2e-5)
+    close(rope.rotate(x, rope.angles(jnp.asarray(positions), freqs), 1.5), 1.5 * expected, atol=3e-5)
+
+
+def test_rotated_products_depend_on_distance_only():
+    q, k = random(1, 1, 1, 64), random(1, 1, 1, 64)
+    freqs, _ = rope.frequencies(64, 500000.0)
+    at = lambda x, position: np.asarray(rope.rotate(x, rope.angles(jnp.asarray([[position]]), freqs)))  # noqa: E731
+    close((at(q, 1037) * at(k, 1030)).sum(), (at(q, 7) * at(k, 0)).sum(), atol=1e-3)
+
+
+def test_plain_and_linear_frequencies():
+    expected = 10000.0 ** (-np.arange(0, 8, 2) / 8)
+    close(rope.frequencies(8, 10000.0)[0], expected, 1e-7)
+    close(rope.frequencies(8, 10000.0, LinearScaling(4.0))[0], expected / 4, 1e-7)
+
+
+def test_llama3_frequencies():
+    """By wavelength, as the paper's authors wrote it: short ones stay, long ones slow down by 8, between them a mix."""
+    scaling = Llama3Scaling(8.0, 1.0, 4.0, 8192)
+    plain = 500000.0 ** (-np.arange(0, 128, 2) / 128)
+    expected = []
+    for frequency in plain:
+        wavelength = 2 * math.pi / frequency
+        mix = (8192 / wavelength - 1) / (4 - 1)
+        slow = frequency / 8
+        expected.append(
+            frequency if wavelength < 8192 / 4 else slow if wavelength > 8192 else (1 - mix) * slow + mix * frequency
+        )
+    close(rope.frequencies(128, 500000.0, scaling)[0], expected, 1e-7)
+    assert (
+        plain[0] == expected[0] and plain[-1] / 8 == expected[-1] and len({*expected} - {*plain} - {*(plain / 8)}) > 3
+    )
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+def test_yarn_frequencies(truncate):
+    """The ends of the ramp: the first pairs keep their frequency, the last are divided by the factor."""
+    scaling = YarnScaling(16.0, 4096, attention_factor=1.25, truncate=truncate)
+    plain = 10000.0 ** (-np.arange(0, 64, 2) / 64)
+    ours, factor = rope.frequencies(64, 10000.0, scaling)
+    turns = 4096 * plain / (2 * math.pi)
+    edges = [np.interp(-math.log(times), -np.log(turns), np.arange(32.0)) for times in (32, 1)]
+    low, high = (math.floor(edges[0]), math.ceil(edges[1])) if truncate else edges
+    ramp = np.clip((np.arange(32) - low) / (high - low), 0, 1)
+    close(ours, (1 - ramp) * plain + ramp * plain / 16, 1e-7)
+    assert factor == 1.25 and 0 < low < high < 31
+
+
+def test_embedding_and_logits():
+    table, x = random(7, 4), random(2, 3, 4)
+    close(embedding.embed(jnp.asarray(table), jnp.asarray([[0, 6, 99]])), table[[[0, 6, 6]]], 0)
+    close(embedding.unembed(table, x), x @ table.T)
+    assert embedding.unembed(jnp.asarray(table, jnp.bfloat16), jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32

@@ -1,0 +1,233 @@
+"""The same numbers as the reference implementation: tiny random checkpoints written by transformers, loaded by us.
+
+Needs torch and transformers: `make parity`. Everything about the reference is in this file.
+"""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nanollm_jax as nano
+from nanollm_jax import sampling as smp
+
+pytestmark = pytest.mark.parity
+
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}
+
+LLAMA = dict(
+    model_type="llama", vocab_size=101, hidden_size=48, intermediate_size=88, num_hidden_layers=3,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, rms_norm_eps=1e-5,
+)  # fmt: skip
+MISTRAL = LLAMA | dict(model_type="mistral", sliding_window=None)
+GPT2 = dict(model_type="gpt2", vocab_size=99, n_positions=200, n_embd=48, n_layer=3, n_head=4)
+
+CASES = {
+    "llama-gqa": LLAMA,
+    "llama-mha": LLAMA | dict(num_key_value_heads=4),
+    "llama-mqa": LLAMA | dict(num_key_value_heads=1),
+    "llama-tied": LLAMA | dict(tie_word_embeddings=True),
+    "llama-odd": LLAMA | dict(vocab_size=257, hidden_size=60, intermediate_size=37, num_attention_heads=6,
+                       num_key_value_heads=3),
+    "llama-head-dim": LLAMA | dict(head_dim=22),
+    "llama-attention-bias": LLAMA | dict(attention_bias=True),
+    "llama-all-biases": LLAMA | dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "llama-gelu": LLAMA | dict(hidden_act="gelu"),
+    "llama-linear": LLAMA | dict(rope_parameters=LINEAR),
+    "llama-theta": LLAMA | dict(rope_parameters={"rope_type": "default", "rope_theta": 1e6}, head_dim=64),
+    "llama-llama3": LLAMA | dict(rope_parameters=LLAMA3, head_dim=32),
+    "llama-llama3-wide": LLAMA | dict(rope_parameters=LLAMA3 | dict(rope_theta=100.0, factor=32.0), head_dim=64),
+    "llama-yarn": LLAMA | dict(rope_parameters=YARN, head_dim=32),
+    "llama-yarn-untruncated": LLAMA | dict(rope_parameters=YARN | dict(truncate=False, beta_fast=8, beta_slow=0.5),
+                                   head_dim=64),
+    "llama-yarn-mscale": LLAMA | dict(rope_parameters=YARN | dict(mscale=0.7, mscale_all_dim=1.3)),
+    "llama-yarn-attention-factor": LLAMA | dict(rope_parameters=YARN | dict(attention_factor=1.7)),
+    "mistral": MISTRAL,
+    "mistral-window": MISTRAL | dict(sliding_window=7),
+    "mistral-window-1": MISTRAL | dict(sliding_window=1, num_key_value_heads=1),
+    "mistral-window-16-mha": MISTRAL | dict(sliding_window=16, num_key_value_heads=4, tie_word_embeddings=True),
+    "mistral-head-dim": MISTRAL | dict(head_dim=30, sliding_window=33),
+    "mistral-yarn": MISTRAL | dict(rope_parameters=YARN, sliding_window=20),
+    "gpt2": GPT2,
+    "gpt2-untied": GPT2 | dict(tie_word_embeddings=False),
+    "gpt2-inner": GPT2 | dict(n_inner=71, n_head=3, vocab_size=130),
+    "gpt2-one-head": GPT2 | dict(n_head=1, n_layer=1),
+    "gpt2-relu": GPT2 | dict(activation_function="relu"),
+    "gpt2-scales": GPT2 | dict(scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True),
+}  # fmt: skip
+
+
+def write_reference(folder, settings, seed=0):
+    """A random checkpoint on disk, and the reference model that it holds. Biases and norm scales are random too."""
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    config = transformers.AutoConfig.for_model(**settings, bos_token_id=1, eos_token_id=2)
+    reference = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            if parameter.ndim == 1:
+                base = 1.0 if "norm" in name.split(".")[-2] or ".ln_" in f".{name}" else 0.0
+                base = 0.0 if name.endswith("bias") else base
+                parameter.copy_(base + 0.3 * torch.randn_like(parameter))
+            else:
+                parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+    reference.save_pretrained(folder)
+    return reference
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request, tmp_path_factory):
+    """The reference, and our model loaded from its files."""
+    folder = tmp_path_factory.mktemp(request.param)
+    reference = write_reference(folder, CASES[request.param], seed=len(request.param))
+    return reference, nano.load(folder, dtype="float32"), folder
+
+
+def reference_logits(reference, tokens):
+    import torch
+
+    with torch.no_grad():
+        return reference(torch.from_numpy(np.asarray(tokens, np.int64))).logits.float().numpy()
+
+
+def our_logits(model, tokens, capacity=None):
+    cache = nano.init_cache(model.config, tokens.shape[0], capacity or tokens.shape[1], jnp.float32)
+    return np.asarray(nano.forward(model.params, jnp.asarray(tokens), cache, config=model.config)[0])
+
+
+def test_logits(pair):
+    """Past every window and past every original_max_position_embeddings of CASES."""
+    reference, model, _ = pair
+    tokens = np.random.default_rng(1).integers(0, model.config.vocab_size, (2, 150), dtype=np.int32)
+    expected = reference_logits(reference, tokens)
+    assert np.abs(expected).max() > 0.5  # logits of nothing would agree as well
+    np.testing.assert_allclose(our_logits(model, tokens), expected, atol=1e-4, rtol=0)
+
+
+def test_greedy_tokens(pair):
+    """64 tokens of three prompts of different lengths, in one batch here and one by one in the reference."""
+    import torch
+
+    reference, model, _ = pair
+    rng = np.random.default_rng(2)
+    prompts = [rng.integers(3, model.config.vocab_size, size).tolist() for size in (1, 5, 41)]
+    answers = nano.generate(model, prompts, max_new_tokens=64, sampling=nano.Sampling(temperature=0.0))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor([prompt])
+        # without its cache, which keeps the whole past when the window is 1
+        expected = reference.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=64,
+            do_sample=False,
+            pad_token_id=2,
+            use_cache=False,
+        )
+        assert answer.token_ids == expected[0, len(prompt) :].tolist()
+
+
+def test_both_dialects_of_config_json(tmp_path):
+    """A checkpoint of transformers 4 says rope_theta and rope_scaling: the same model."""
+    write_reference(tmp_path, LLAMA | dict(rope_parameters=LLAMA3))
+    new = nano.load(tmp_path, dtype="float32")
+    values = json.loads((tmp_path / "config.json").read_text())
+    rope = values.pop("rope_parameters")
+    values |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope, "torch_dtype": values.pop("dtype")}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert nano.load(tmp_path, dtype="float32").config == new.config
+    assert new.config.rope_scaling is not None
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_checkpoints(tmp_path, dtype):
+    """The stored 16-bit weights, widened exactly."""
+    import torch
+    import transformers
+
+    write_reference(tmp_path, LLAMA).to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    model = nano.load(tmp_path, dtype="float32")
+    tokens = np.arange(30, dtype=np.int32)[None]
+    np.testing.assert_allclose(our_logits(model, tokens), reference_logits(reference, tokens), atol=1e-4, rtol=0)
+
+
+def test_sharded_checkpoint(tmp_path):
+    """Several files behind an index."""
+    reference = write_reference(tmp_path / "one", LLAMA)
+    reference.save_pretrained(tmp_path / "many", max_shard_size="40KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
+    tokens = np.arange(20, dtype=np.int32)[None]
+    expected = our_logits(nano.load(tmp_path / "one"), tokens)
+    np.testing.assert_array_equal(our_logits(nano.load(tmp_path / "many"), tokens), expected)
+
+
+@pytest.mark.parametrize("settings", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_checkpoint_without_prefix(tmp_path, settings):
+    """The base model's own names, "h.0..." instead of "transformer.h.0...", with a head beside them."""
+    from safetensors.numpy import load_file, save_file
+
+    write_reference(tmp_path, settings)
+    tokens = np.arange(20, dtype=np.int32)[None]
+    expected = our_logits(nano.load(tmp_path), tokens)
+    tensors = load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("transformer.").removeprefix("model."): array for name, array in tensors.items()}
+    assert bare.keys() != tensors.keys()
+    if settings is GPT2:
+        bare["h.0.attn.bias"] = np.tril(np.ones((1, 1, 200, 200), np.float32))
+        bare["h.0.attn.masked_bias"] = np.array(-1e4, np.float32)
+    save_file(bare, tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(our_logits(nano.load(tmp_path), tokens), expected)
+
+
+SETTINGS = [
+    dict(temperature=0.7),
+    dict(top_k=5),
+    dict(top_p=0.6),
+    dict(min_p=0.2),
+    dict(repetition_penalty=1.8),
+    dict(logit_bias={3: 4.0, 10: -2.5}),
+    dict(temperature=1.4, top_k=20, top_p=0.8, min_p=0.05, repetition_penalty=0.7, logit_bias={0: 1.5, 7: -3.0}),
+    dict(temperature=0.3, top_k=1),
+    dict(top_p=1e-6),
+    dict(temperature=2.0, top_k=60, top_p=0.99, min_p=0.3),
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(settings))
+def test_filtered_distribution(settings):
+    """What is left to draw from, with which probabilities: transformers' processors in transformers' order."""
+    import torch
+    import transformers
+
+    rng = np.random.default_rng(3)
+    V, B = 64, 4
+    logits = (3 * rng.standard_normal((B, V))).astype(np.float32)
+    prompt = rng.integers(0, V, (B, 9)).astype(np.int32)
+    answer = rng.integers(0, V, (B, 6)).astype(np.int32)
+    past = smp.history(jnp.asarray(prompt), jnp.full(B, 9), V)
+    for step in range(6):
+        past = smp.remember(past, jnp.asarray(answer[:, step]))
+    ours = smp.shape_logits(jnp.asarray(logits), nano.Sampling(**settings).rows(B, V), past)
+
+    # the reference builds its own list, so the order is its own too
+    tiny = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=V, n_embd=8, n_layer=1, n_head=1))
+    theirs = dict(settings)
+    bias = theirs.pop("logit_bias", None)
+    config = transformers.GenerationConfig(
+        do_sample=True, **({"top_k": 0, "top_p": 1.0} | theirs),
+        sequence_bias=[[[token], value] for token, value in bias.items()] if bias else None,
+    )  # fmt: skip
+    ids = torch.from_numpy(np.concatenate([prompt, answer], axis=1).astype(np.int64))
+    processors = tiny._get_logits_processor(config, ids.shape[1], logits_processor=transformers.LogitsProcessorList())
+    expected = torch.softmax(processors(ids, torch.from_numpy(logits)), dim=-1).numpy()
+    np.testing.assert_array_equal(np.asarray(jax.nn.softmax(ours)) > 0, expected > 0)
+    np.testing.assert_allclose(jax.nn.softmax(ours), expected, atol=1e-6)

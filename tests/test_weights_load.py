@@ -1,0 +1,220 @@
+import json
+import struct
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from rich.progress import Progress
+from safetensors.numpy import save_file
+
+from nanollm_jax.errors import CheckpointError
+from nanollm_jax.weights import Row, load, load_params
+
+SIZES = {"V": 11, "D": 5, "N": 3, "K": 2, "H": 7}
+LAYOUT = {"embedding": "V D", "wq": "D N H", "wo": "N H D", "scale": "D"}
+ROWS = [
+    Row("embedding", "embed.weight", "V D -> V D"),
+    Row("wq", "q_proj.weight", "(N H) D -> D N H"),
+    Row("wo", "o_proj.weight", "D (N H) -> N H D"),
+    Row("scale", "norm.weight", "D"),
+]
+SHAPES = {"embed.weight": (11, 5), "q_proj.weight": (21, 5), "o_proj.weight": (5, 21), "norm.weight": (5,)}
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def tensors(dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal(shape).astype(dtype) for name, shape in SHAPES.items()}
+
+
+def save(folder, stored):
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in stored.items()}, folder / "model.safetensors")
+    return folder
+
+
+def expected(stored):
+    """The parameters of ROWS by NumPy alone."""
+    q, o = stored["q_proj.weight"], stored["o_proj.weight"]
+    return {
+        "embedding": stored["embed.weight"],
+        "wq": q.reshape(3, 7, 5).transpose(2, 0, 1),
+        "wo": o.reshape(5, 3, 7).transpose(1, 2, 0),
+        "scale": stored["norm.weight"],
+    }
+
+
+@pytest.mark.parametrize("stored_dtype", [np.float32, np.float16, BF16])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_every_parameter_arrives_rearranged_and_cast(tmp_path, stored_dtype, dtype):
+    stored = tensors(stored_dtype)
+    params = load_params(save(tmp_path, stored), ROWS, LAYOUT, SIZES, dtype)
+    assert list(params) == list(LAYOUT)
+    for path, tensor in expected(stored).items():
+        assert isinstance(params[path], jax.Array)
+        assert params[path].dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(np.asarray(params[path]), tensor.astype(dtype))
+
+
+def test_a_float32_is_rounded_to_the_nearest_bfloat16(tmp_path):
+    """1 + 2^-8 lies halfway between 1 and 1 + 2^-7 and goes to the even one; a little more goes up."""
+    save_file({"x": np.array([1 + 2**-8, 1 + 2**-8 + 2**-20, 3e38, -0.0], np.float32)}, tmp_path / "model.safetensors")
+    x = load_params(tmp_path, [Row("x", "x", "A")], {"x": "A"}, {"A": 4}, "bfloat16")["x"]
+    np.testing.assert_array_equal(np.asarray(x).view(np.uint16), [0x3F80, 0x3F81, 0x7F62, 0x8000])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+@pytest.mark.parametrize("axes", ["A B -> A B", "A B -> B A", "(A) B -> A B"])
+def test_weights_do_not_change_with_their_file(tmp_path, dtype, axes):
+    """A mapped file that device_put took over instead of copying it would show through."""
+    path, right = tmp_path / "model.safetensors", axes.split("->")[1].strip()
+    stored = np.random.default_rng(0).standard_normal((64, 1024)).astype(dtype)
+    name = "BF16" if dtype == BF16 else "F32"
+    header = json.dumps({"x": {"dtype": name, "shape": [64, 1024], "data_offsets": [0, stored.nbytes]}}).ljust(4096 - 8)
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + stored.tobytes())  # the tensor begins a page
+    x = load_params(tmp_path, [Row("x", "x", axes)], {"x": right}, {"A": 64, "B": 1024}, dtype)["x"]
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(stored.nbytes))
+    np.testing.assert_array_equal(np.asarray(x), stored if right == "A B" else stored.T)
+
+
+def test_both_leftovers_are_in_one_error(tmp_path):
+    stored = tensors() | {"extra.weight": np.ones(2, np.float32)}
+    del stored["o_proj.weight"]
+    with pytest.raises(CheckpointError) as error:
+        load_params(save(tmp_path, stored), ROWS, LAYOUT | {"bias": "D"}, SIZES, "float32")
+    assert "1 tensor(s) were not used: extra.weight;" in str(error.value)
+    assert "2 parameter(s) have no tensor: wo (tensor o_proj.weight), bias (no row" in str(error.value)
+
+
+def test_a_long_list_of_leftovers_is_cut(tmp_path):
+    stored = tensors() | {f"extra.{i:02}": np.ones(1, np.float32) for i in range(30)}
+    with pytest.raises(CheckpointError, match=r"30 tensor.*: extra\.00, .*extra\.07 and 22 more; 0 param.*: none\."):
+        load_params(save(tmp_path, stored), ROWS, LAYOUT, SIZES, "float32")
+
+
+def test_a_tensor_of_a_parameter_that_the_layout_lacks_is_a_leftover(tmp_path):
+    layout = {path: letters for path, letters in LAYOUT.items() if path != "scale"}
+    with pytest.raises(CheckpointError, match=r"1 tensor\(s\) were not used: norm\.weight"):
+        load_params(save(tmp_path, tensors()), ROWS, layout, SIZES, "float32")
+
+
+@pytest.mark.parametrize(("pattern", "ok"), [(r"h\.\d+\.mask", True), (r"h\.\d+", False), (r"mask", False)])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_ignored_tensors_match_as_a_whole_with_or_without_their_prefix(tmp_path, pattern, ok, prefix):
+    stored = {prefix + name: tensor for name, tensor in tensors().items()} | {f"{prefix}h.3.mask": np.ones(2, np.uint8)}
+    for ignore in (pattern, rf"(model\.)?{pattern}"):
+        arguments = (save(tmp_path, stored), ROWS, LAYOUT, SIZES, "float32")
+        if ok:
+            assert load_params(*arguments, ignore=[ignore], prefixes=["model.", ""])["scale"].shape == (5,)
+        else:
+            with pytest.raises(CheckpointError, match=r"not used: .*h\.3\.mask"):
+                load_params(*arguments, ignore=[ignore], prefixes=["model.", ""])
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "transformer."])
+def test_the_prefix_is_the_one_that_finds_most_and_a_bare_name_serves_too(tmp_path, prefix):
+    stored = tensors()
+    renamed = {name if name == "embed.weight" else prefix + name: tensor for name, tensor in stored.items()}
+    params = load_params(
+        save(tmp_path, renamed), ROWS, LAYOUT, SIZES, "float32", prefixes=("transformer.", "model.", "")
+    )
+    for path, tensor in expected(stored).items():
+        np.testing.assert_array_equal(np.asarray(params[path]), tensor)
+
+
+def test_a_name_with_and_without_prefix_leaves_the_bare_one_over(tmp_path):
+    stored = {f"model.{name}": tensor for name, tensor in tensors().items()} | {"norm.weight": np.ones(5, np.float32)}
+    with pytest.raises(CheckpointError, match=r"1 tensor\(s\) were not used: norm\.weight"):
+        load_params(save(tmp_path, stored), ROWS, LAYOUT, SIZES, "float32", prefixes=("model.", ""))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_queries_keys_and_values_side_by_side_are_taken_apart(tmp_path, dtype):
+    rng = np.random.default_rng(3)
+    weight, bias = rng.standard_normal((5, 63)).astype(dtype), rng.standard_normal(63).astype(dtype)
+    rows = [Row(f"w{x}", "c_attn.weight", "D (N H) -> D N H", (i, 3)) for i, x in enumerate("qkv")]
+    rows += [Row(f"b{x}", "c_attn.bias", "(N H) -> N H", (i, 3)) for i, x in enumerate("qkv")]
+    layout = {f"w{x}": "D N H" for x in "qkv"} | {f"b{x}": "N H" for x in "qkv"}
+    folder = save(tmp_path, {"c_attn.weight": weight, "c_attn.bias": bias})
+    for run_dtype in ("float32", dtype):
+        params = load_params(folder, rows, layout, SIZES, run_dtype)
+        for i, x in enumerate("qkv"):
+            part = weight[:, i * 21 : i * 21 + 21].reshape(5, 3, 7)
+            np.testing.assert_array_equal(np.asarray(params[f"w{x}"]), part.astype(run_dtype))
+            np.testing.assert_array_equal(np.asarray(params[f"b{x}"]), bias[i * 21 : i * 21 + 21].reshape(3, 7))
+    save(tmp_path, {"c_attn.weight": weight[:, :62], "c_attn.bias": bias})
+    with pytest.raises(CheckpointError, match=r"'c_attn\.weight' has shape \[5, 62\], expected \[5, 63\] for wq"):
+        load_params(folder, rows, layout, SIZES, dtype)
+
+
+@pytest.mark.parametrize("shape", [(5, 21), (21, 6), (105,), (3, 7, 5)])
+def test_a_mis_shaped_tensor_is_refused_with_both_shapes(tmp_path, shape):
+    stored = tensors() | {"q_proj.weight": np.ones(shape, np.float32)}
+    with pytest.raises(CheckpointError) as error:
+        load_params(save(tmp_path, stored), ROWS, LAYOUT, SIZES, "float32")
+    for words in ("model.safetensors: tensor 'q_proj.weight'", f"{list(shape)}, expected [21, 5]", "config.json"):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float64])
+def test_a_wanted_tensor_of_another_dtype_is_refused(tmp_path, dtype):
+    stored = tensors() | {"q_proj.weight": np.ones((21, 5), dtype)}
+    with pytest.raises(CheckpointError, match=r"'q_proj\.weight' has dtype (I8|F64), expected one of F32, F16, BF16"):
+        load_params(save(tmp_path, stored), ROWS, LAYOUT, SIZES, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8"])
+def test_weights_are_not_loaded_as_what_cannot_hold_them(tmp_path, dtype):
+    with pytest.raises(CheckpointError, match=f"cannot be loaded as {dtype}; expected float32"):
+        load_params(save(tmp_path, tensors()), ROWS, LAYOUT, SIZES, dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_a_value_that_float16_cannot_hold_is_refused(tmp_path, dtype):
+    stored = tensors(dtype)
+    stored["q_proj.weight"][3, 2] = 70000
+    folder = save(tmp_path, stored)
+    with pytest.raises(CheckpointError, match=r"'q_proj\.weight' has values beyond float16's 65504"):
+        load_params(folder, ROWS, LAYOUT, SIZES, "float16")
+    assert load_params(folder, ROWS, LAYOUT, SIZES, "bfloat16")["wq"][2, 0, 3] == 70144  # the nearest bfloat16
+
+
+def test_a_table_that_disagrees_with_the_layout_is_a_bug_and_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"wq: .*'\(N H\) D -> D N H', do not end in the layout's 'N H D'"):
+        load_params(save(tmp_path, tensors()), ROWS, LAYOUT | {"wq": "N H D"}, SIZES, "float32")
+
+
+def test_nothing_is_read_before_everything_is_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "place", lambda *arguments: pytest.fail("a tensor was placed"))
+    stored = tensors() | {"norm.weight": np.ones(6, np.float32)}
+    with pytest.raises(CheckpointError, match="shape"):
+        load_params(save(tmp_path, stored), ROWS, LAYOUT, SIZES, "float32")
+
+
+@pytest.mark.parametrize(
+    ("progress", "terminal", "seconds", "shown"),
+    [
+        (None, True, 2.5, True),
+        (None, True, 1.5, False),
+        (None, False, 2.5, False),
+        (True, False, 0.0, True),
+        (False, True, 2.5, False),
+    ],
+)
+def test_the_bar_appears_on_a_terminal_after_two_seconds(tmp_path, monkeypatch, progress, terminal, seconds, shown):
+    started, clock = [], iter([0.0] + [seconds] * 8)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr(load.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(Progress, "start", lambda bar: started.append(bar))
+    load_params(save(tmp_path, tensors()), ROWS, LAYOUT, SIZES, "float32", progress=progress)
+    assert bool(started) == shown
+    if shown:
+        assert started[0].finished  # every parameter was counted
+
+
+def test_a_quick_load_prints_nothing(tmp_path, capfd):
+    load_params(save(tmp_path, tensors()), ROWS, LAYOUT, SIZES, "float32")
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,50 @@
+"""The promise of load_params: at its peak the host holds the parameters, twice the largest tensor, and little else."""
+
+import subprocess
+import sys
+
+import pytest
+
+TENSORS, ROWS, COLUMNS, SLACK = 8, 3000, 10_000, 100  # slack in MB, a third of what is promised
+
+PROGRAM = """
+import json, struct, sys
+from pathlib import Path
+import jax, numpy as np
+from nanollm_jax.weights import Row, load_params
+
+folder, stored, dtype = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+count, A, B = map(int, sys.argv[4:])
+nbytes = A * B * {"F32": 4, "BF16": 2}[stored]
+places = [[i * nbytes, (i + 1) * nbytes] for i in range(count)]
+entries = {f"t{i}": {"dtype": stored, "shape": [A, B], "data_offsets": place} for i, place in enumerate(places)}
+header = json.dumps(entries).encode()
+with open(folder / "model.safetensors", "wb") as file:
+    file.write(struct.pack("<Q", len(header)) + header)
+    file.truncate(8 + len(header) + count * nbytes)  # a hole: zeros that take memory when mapped, and no disk
+
+# Half of them transposed, half as they are.
+rows = [Row(f"p{i}", f"t{i}", "A B -> B A" if i % 2 else "A B -> A B") for i in range(count)]
+layout = {row.path: row.axes.split(" -> ")[1] for row in rows}
+jax.block_until_ready(jax.device_put(np.ones(3)))
+
+def status(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(key))
+
+before = status("VmRSS")
+params = load_params(folder, rows, layout, {"A": A, "B": B}, dtype)
+print(status("VmHWM") - before, sum(p.nbytes for p in params.values()) / 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("stored", "dtype"), [("BF16", "bfloat16"), ("F32", "float32"), ("BF16", "float32")])
+def test_loading_holds_no_second_copy_of_the_model(tmp_path, stored, dtype):
+    columns = COLUMNS if dtype == "bfloat16" else COLUMNS // 2
+    arguments = [str(tmp_path), stored, dtype, str(TENSORS), str(ROWS), str(columns)]
+    run = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True)
+    peak, final = map(float, run.stdout.split())
+    largest = final / TENSORS
+    assert final > 1.5 * (2 * largest + SLACK)  # so that a second copy could not hide in the allowance
+    assert peak <= final + 2 * largest + SLACK, f"peak {peak:.0f} MB for {final:.0f} MB of parameters"
