@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 import zlib
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from nanollm_jax.config import ModelConfig, resolve_dtype
@@ -65,17 +67,21 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = "auto") -> Par
     dtype = resolve_dtype(dtype)
     flat = {}
     for path, shape in shapes(config).items():
-        draw = jax.random.normal(jax.random.fold_in(key, zlib.crc32(path.encode())), shape, jnp.float32)
         name = path.rpartition(".")[2]
-        if name == "scale":
-            value = 1 + 0.1 * draw
-        elif len(shape) == 1 or name in ("bq", "bk", "bv"):
-            value = 0.1 * draw
+        mean = 1.0 if name == "scale" else 0.0
+        if len(shape) == 1 or name in ("bq", "bk", "bv"):
+            deviation = 0.1
         else:
             inputs = {"tokens": shape[-1], "positions": shape[-1], "wo": math.prod(shape[:-1])}.get(name, shape[0])
-            value = draw * inputs**-0.5
-        flat[path] = value.astype(dtype)
+            deviation = inputs**-0.5
+        flat[path] = draw(jax.random.fold_in(key, zlib.crc32(path.encode())), mean, deviation, shape, dtype)
     return nest(flat)
+
+
+@partial(jax.jit, static_argnames=("shape", "dtype"))
+def draw(key: jax.Array, mean: float, deviation: float, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """One normal array, drawn in float32 and rounded once. Compiled once per shape."""
+    return (mean + deviation * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
 def nest(flat: dict[str, jax.Array]) -> Params:
@@ -93,7 +99,11 @@ def flatten(params: Params) -> dict[str, jax.Array]:
 
 def check_params(params: Params, config: ModelConfig) -> None:
     """Raise CheckpointError unless the tree has exactly the parameters of layout(config), in their shapes."""
-    found = {path: tuple(array.shape) for path, array in flatten(params).items()}
+    if not isinstance(params, dict) or not isinstance(params.get("layers"), tuple | list):
+        raise CheckpointError(
+            f"params is {type(params).__name__} without a tuple of layers; expected a tree as init_params makes it."
+        )
+    found = {path: np.shape(array) for path, array in flatten(params).items()}
     expected = shapes(config)
     wrong = [f"{path}: found {found.get(path)}, expected {expected.get(path)}"
              for path in sorted(found | expected) if found.get(path) != expected.get(path)]  # fmt: skip

@@ -114,7 +114,7 @@ def encode(model: Model, text: str) -> list[int]:
     ids = model.tokenizer.encode(text)
     if not ids:
         raise RequestError(
-            "the prompt is empty and this model has no BOS token to begin with; give it at least one token."
+            "the prompt is empty and this tokenizer puts no BOS before a text; give it at least one token."
         )
     return ids
 

@@ -319,6 +319,16 @@ def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     assert (process.wait(timeout=120), err) == (141, b"")
 
 
+@pytest.mark.parametrize("arguments", [["info"], ["info", "--json"], ["tokenize", "x"], ["--help"]])
+def test_tables_and_help_end_quietly_too(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert cli.run(arguments) == 141
+
+
 # errors
 
 

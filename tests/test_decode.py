@@ -43,7 +43,9 @@ def test_new_settings_compile_nothing():
     with CompileWatch() as watch:
         for seed, sampling in enumerate(settings):
             prompts = ["A" * (seed + 1), "The big red fox ran"]
-            nano.generate(model, prompts, max_new_tokens=21 + seed, sampling=sampling, seed=[seed, 2**31], stop=["fox", "."])
+            nano.generate(
+                model, prompts, max_new_tokens=21 + seed, sampling=sampling, seed=[seed, 2**31], stop=["fox", "."]
+            )
     assert watch.programs == 0
     with CompileWatch() as watch:
         nano.generate(model, ["one", "two", "three"], max_new_tokens=20)

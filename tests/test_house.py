@@ -101,7 +101,8 @@ def test_compiled_code_stands_in_one_place():
     for name, path in FILES.items():
         words = set(names(path))
         loops = words & {"jax.jit", "jit", "scan", "while_loop", "fori_loop"}
-        assert not loops or name in ("decode.py", "observe.py"), name  # observe.py reads the word in a traced program
+        # params.py creates weights; observe.py reads the word in a traced program
+        assert not loops or name == "decode.py" or (name in ("params.py", "observe.py") and loops == {"jit"}), name
         assert "environ" not in words and "getenv" not in words
         assert not words & {"shard_map", "psum", "all_gather"}
 

@@ -42,12 +42,14 @@ REFUSALS = {"no/such": (404, "RepoNotFound"), "gated/model": (403, "GatedRepo"),
 
 # Runs in a process of its own, because huggingface_hub reads its environment once, at import.
 PROGRAM = """
-import json, sys
+import json, os, sys
 from nanollm_jax.errors import CheckpointError
 from nanollm_jax.weights import open_checkpoint, resolve
 for source, revision in json.loads(sys.argv[1]):
     try:
-        folder = resolve(source, revision)
+        folder = resolve(source, revision, weights="WEIGHTS" not in os.environ)
+        if "WEIGHTS" in os.environ:
+            continue
         tensors = {name: open_checkpoint(folder).read(name).tolist() for name in open_checkpoint(folder).names()}
         print(json.dumps({"folder": str(folder), "tensors": tensors}))
     except CheckpointError as error:
@@ -120,13 +122,23 @@ def hub(tmp_path_factory):
     revisions = [("owner/model", revision) for revision in (None, "v1", "v9")]
     refused = [(name, None) for name in (*REFUSALS, "not an id")]
     online = run(revisions + refused, home, HF_ENDPOINT=endpoint)
+    fetched, server.fetched = server.fetched, []
+    run([("owner/model", None)], home / "other", WEIGHTS="no", HF_ENDPOINT=endpoint)
+    light = server.fetched
     server.shutdown()
     thread.join()
     server.server_close()
     again = [("owner/model", None), ("owner/other", None)]
     offline = run(again, home, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="1")
     unreachable = run(again, home, HF_ENDPOINT=endpoint)
-    return {"home": home, "fetched": server.fetched, "online": online, "offline": offline, "unreachable": unreachable}
+    return {
+        "home": home,
+        "fetched": fetched,
+        "light": light,
+        "online": online,
+        "offline": offline,
+        "unreachable": unreachable,
+    }
 
 
 def test_a_hub_model_is_downloaded_to_the_hubs_cache_and_opens(hub):
@@ -139,6 +151,11 @@ def test_a_hub_model_is_downloaded_to_the_hubs_cache_and_opens(hub):
 def test_only_what_we_read_is_fetched_and_only_once(hub):
     """Two revisions of one commit were asked for. No pickle, no other runtime's copy, no subfolder is among them."""
     assert sorted(hub["fetched"]) == sorted(WANTED)
+
+
+def test_the_weights_can_be_left_out(hub):
+    """What `nanollm info` and `nanollm tokenize` need of a hub model."""
+    assert sorted(hub["light"]) == sorted(name for name in WANTED if not name.endswith(".safetensors"))
 
 
 def test_a_revision_is_honoured(hub):

@@ -53,7 +53,6 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
         return BROKEN_PIPE
     except (NanoLLMError, OSError) as error:
         return complain(str(error))

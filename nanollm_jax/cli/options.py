@@ -35,12 +35,15 @@ def read_text(text: str) -> str:
 
 
 def find(source: str | None, revision: str | None) -> Path:
-    """The folder of a model; None is the bundled one. Raises CheckpointError where there is none."""
+    """The folder of a model; None is the bundled one. A hub model's weights are not downloaded for it.
+
+    Raises CheckpointError where there is no such model.
+    """
     from nanollm_jax.loading import bundled
     from nanollm_jax.weights import resolve
 
     if source is not None:
-        return resolve(source, revision)
+        return resolve(source, revision, weights=False)
     if revision is not None:
         raise CheckpointError("revision was given without a hub id; the bundled model has only one.")
     return bundled()

@@ -35,12 +35,16 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: i
     from rich.console import Console
     from rich.table import Table
 
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # the BrokenPipeError that called this: the caller knows what to do, rich would exit with code 1
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column, heading in enumerate(headings):
         table.add_column(heading, justify="right" if column >= len(headings) - right else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(markup=False, emoji=False, highlight=False).print(table)
+    PipedConsole(markup=False, emoji=False, highlight=False).print(table)
     print()
 
 

@@ -13,12 +13,13 @@ WANTED = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
 UNWANTED = ["*/*", "consolidated*.safetensors"]
 
 
-def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path:
+def resolve(source: str | os.PathLike[str], revision: str | None = None, *, weights: bool = True) -> Path:
     """A folder, or a hub id "owner/name" -> the folder with its files.
 
     An existing folder is returned as it is, with ~ expanded; so a folder wins over a hub id of the same name.
     A hub id is downloaded unless it is in the cache already; HF_HOME, HF_TOKEN, HF_HUB_OFFLINE and the like are
-    honoured by huggingface_hub. revision: a branch, tag or commit of a hub id.
+    honoured by huggingface_hub. revision: a branch, tag or commit of a hub id. weights False leaves out the tensors,
+    which are nearly all of the bytes.
     Raises CheckpointError where there is no such folder or model, or it cannot be had.
     """
     text = os.fspath(source)
@@ -33,10 +34,10 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path
         raise CheckpointError(f"{folder}: is a file, expected a checkpoint's folder; pass {folder.parent}.")
     if not isinstance(source, str) or text.startswith((".", "~")) or folder.is_absolute() or text.count("/") > 1:
         raise CheckpointError(f"{folder}: folder not found; expected an existing one, or a hub id 'owner/name'.")
-    return download(text, revision)
+    return download(text, revision, weights)
 
 
-def download(hub_id: str, revision: str | None) -> Path:
+def download(hub_id: str, revision: str | None, weights: bool) -> Path:
     """Bring a hub model's files into the cache. Returns the snapshot's folder; raises CheckpointError in one line."""
     # Imported here because it takes half a second, and a folder needs none of it.
     from huggingface_hub import errors, snapshot_download
@@ -48,8 +49,9 @@ def download(hub_id: str, revision: str | None) -> Path:
         errors.HFValidationError: "is neither a folder nor a hub id; expected 'owner/name'",
         errors.LocalEntryNotFoundError: "is not complete in the cache and the hub cannot be reached; check the network",
     }
+    unwanted = UNWANTED if weights else [*UNWANTED, "*.safetensors"]
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=WANTED, ignore_patterns=unwanted))
     except Exception as error:  # the door to a network: also HTTP, proxy, TLS, disk
         known = (reason for kind, reason in reasons.items() if isinstance(error, kind))
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
