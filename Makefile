@@ -9,7 +9,7 @@ help: ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: .venv/installed ## a story from the bundled model, printed as it is generated
-	@$(BIN)/nanollm generate "Once upon a time" --echo --max-new-tokens 200 --temperature 0.7 --top-p 0.95 --seed 7
+	@$(BIN)/nanollm generate "Once upon a time" --echo --max-new-tokens 300 --temperature 0.7 --top-p 0.9 --seed 4
 
 test: .venv/installed-test ## every test that needs no reference implementation; below 5 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not parity"

@@ -55,7 +55,8 @@ def main() -> None:
     model = load(sys.argv[1] if len(sys.argv) > 1 else None)
     nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     device = jax.devices()[0]
-    title = f"{params.count(model.config) / 1e6:.1f}M parameters, {nbytes / 1e6:.0f} MB, {device.device_kind}, jax {jax.__version__}"
+    size = f"{params.count(model.config) / 1e6:.1f}M parameters, {nbytes / 1e6:.0f} MB"
+    title = f"{size}, {device.device_kind}, jax {jax.__version__}"
     table = Table("rows", "prefill tok/s", "decode tok/s, all rows", "spread", "weights read GB/s", title=title)
     for batch in (1, 8):
         prefill, decode = measure(model, batch)

@@ -80,5 +80,3 @@ class Answer:
     def result(self) -> Generation:
         """The finished answer."""
         return Generation(self.text, self.token_ids, self.logprobs, self.finish_reason, self.prompt_tokens)
-
-

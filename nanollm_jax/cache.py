@@ -72,9 +72,7 @@ def check_room(cache: KVCache, tokens: jax.Array | np.ndarray, new: Any, config:
         return
     ids, length, more = known
     if ids.min() < 0 or ids.max() >= config.vocab_size:
-        raise RequestError(
-            f"tokens go from {ids.min()} to {ids.max()}; expected 0 to {config.vocab_size - 1}."
-        )
+        raise RequestError(f"tokens go from {ids.min()} to {ids.max()}; expected 0 to {config.vocab_size - 1}.")
     full = int((length + more).max())
     if full > cache.capacity:
         raise RequestError(

@@ -9,7 +9,7 @@ Precision policy, written here once and followed everywhere:
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -116,6 +116,14 @@ class ModelConfig:
                 raise ConfigError(f"head_dim {self.head_dim} is odd; rope rotates pairs, so it has to be even.")
         if self.rope_scaling is not None:
             check_rope_scaling(self.rope_scaling)
+            if self.rope_theta == 1 and isinstance(self.rope_scaling, YarnScaling):
+                raise ConfigError("rope_theta is 1: all pairs turn alike, and yarn scaling has nothing to choose from.")
+        for name in ("gated_mlp", "learned_positions", "qkv_bias", "attention_out_bias", "mlp_bias", "tie_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False.")
+        for name in ("windows", "attention_scales"):
+            if not isinstance(getattr(self, name), tuple):  # a list has no hash, and jit needs one
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a tuple with one entry a layer, or ().")
         if self.windows and len(self.windows) != self.num_layers:
             raise ConfigError(
                 f"windows has {len(self.windows)} entries for {self.num_layers} layers; give one a layer."
@@ -127,6 +135,8 @@ class ModelConfig:
             raise ConfigError(
                 f"attention_scales has {len(self.attention_scales)} entries for {self.num_layers} layers; give one a layer."
             )
+        for scale in self.attention_scales:
+            check_positive("attention scale", scale)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -153,18 +163,24 @@ def check_count(name: str, value: Any) -> None:
 
 def check_positive(name: str, value: Any) -> None:
     """Raise ConfigError unless value is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         raise ConfigError(f"{name} is {value!r}; expected a finite number above 0.")
 
 
 def check_rope_scaling(scaling: RopeScaling) -> None:
     """Raise ConfigError unless every number of a rope scaling makes sense."""
+    if not isinstance(scaling, RopeScaling):
+        raise ConfigError(
+            f"rope_scaling is {scaling!r}; expected a LinearScaling, Llama3Scaling or YarnScaling, or None."
+        )
     for field in dataclasses.fields(scaling):
-        value = getattr(scaling, field.name)
+        name, value = f"rope scaling {scaling.kind}: {field.name}", getattr(scaling, field.name)
         if field.name == "original_max_positions":
-            check_count(f"rope scaling {scaling.kind}: original_max_positions", value)
+            check_count(name, value)
+        elif field.name != "truncate":
+            check_positive(name, value)
         elif not isinstance(value, bool):
-            check_positive(f"rope scaling {scaling.kind}: {field.name}", value)
+            raise ConfigError(f"{name} is {value!r}; expected True or False.")
     if isinstance(scaling, Llama3Scaling) and scaling.high_freq_factor <= scaling.low_freq_factor:
         raise ConfigError(
             f"rope scaling llama3: high_freq_factor {scaling.high_freq_factor} has to be above "

@@ -113,7 +113,7 @@ def run(model: Model, request: Request) -> Iterator[None]:
     config, prompts = model.config, request.prompts
     longest = max(map(len, prompts))
     T = bucket(longest, config.max_positions)
-    capacity = bucket(longest + request.max_new_tokens, config.max_positions)
+    capacity = bucket(T + request.max_new_tokens, config.max_positions)  # from T: as many shapes as there are buckets
     tokens = np.zeros((len(prompts), T), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt

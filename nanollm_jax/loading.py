@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from nanollm_jax import params as parameters
 from nanollm_jax.config import ModelConfig, resolve_dtype
-from nanollm_jax.errors import CheckpointError, ConfigError, TokenizerError
+from nanollm_jax.errors import CheckpointError, ConfigError, RequestError, TokenizerError
 from nanollm_jax.families import read_config
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import Sampling
 from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
-from nanollm_jax.weights import load_params, resolve
+from nanollm_jax.weights import load_params, open_checkpoint, resolve
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,31 @@ def load(source: str | os.PathLike[str] | None = None, *, dtype: Any = "auto", r
             f"{config.vocab_size - 1}; these files belong to different models, or the embedding was not resized."
         )
     defaults = read_defaults(config_json, folder, config)
+    check_tied(folder, config, family)
     flat = load_params(
         folder, family.table(config), parameters.layout(config), config.sizes, dtype,
         ignore=family.ignored(config), prefixes=family.PREFIXES,
     )  # fmt: skip
     return Model(config, parameters.nest(flat), tokenizer, defaults)
+
+
+def check_tied(folder: Path, config: ModelConfig, family: ModuleType) -> None:
+    """Raise CheckpointError where a table that the config ties is stored twice, with different numbers."""
+    if not config.tie_embeddings:
+        return
+    checkpoint = open_checkpoint(folder)
+    both = [
+        prefix + row.name
+        for row in family.table(dataclasses.replace(config, tie_embeddings=False))
+        if row.path in ("embedding.tokens", "unembedding.tokens")
+        for prefix in family.PREFIXES
+        if prefix + row.name in checkpoint.names()
+    ]
+    if len(both) == 2 and not np.array_equal(checkpoint.read(both[0]), checkpoint.read(both[1])):
+        raise CheckpointError(
+            f"{folder}: config.json ties the embeddings, or leaves them tied, but {' and '.join(both)} are different; "
+            "set tie_word_embeddings to false to use both."
+        )
 
 
 def bundled() -> Path:
@@ -91,7 +115,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     try:
         values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise ConfigError(f"{path} is not JSON: {error}; download it again.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected a JSON object.")
@@ -99,7 +123,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_defaults(config_json: dict[str, Any], folder: Path, config: ModelConfig) -> Defaults:
-    """End-of-sequence ids of both files, and generation_config.json's sampling where it says do_sample."""
+    """End-of-sequence ids of both files, and generation_config.json's sampling where it says do_sample.
+
+    Raises ConfigError for a value that cannot be.
+    """
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
     eos_ids = {
@@ -107,13 +134,20 @@ def read_defaults(config_json: dict[str, Any], folder: Path, config: ModelConfig
         *token_ids(generation.get("eos_token_id"), f"{path}: eos_token_id"),
     }
     ends = tuple(sorted(token for token in eos_ids if token < config.vocab_size))
-    if not generation.get("do_sample"):
-        return Defaults(ends)
+    do_sample = generation.get("do_sample")
+    if not isinstance(do_sample, bool | None):
+        raise ConfigError(f"{path}: do_sample is {do_sample!r}; expected true or false.")
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    sampling = Sampling(**{name: generation[name] for name in names if generation.get(name) is not None})
+    given = {name: generation[name] for name in names if generation.get(name) is not None}
+    if not do_sample:  # greedy, and of the settings only the penalty means something then
+        given = {"temperature": 0.0} | {name: value for name, value in given.items() if name == "repetition_penalty"}
+    for name, value in given.items():
+        if isinstance(value, list):  # a list is one value per row, and a file knows no rows
+            raise ConfigError(f"{path}: {name} is {value!r}; expected a number.")
+    sampling = Sampling(**given)
     try:
         sampling.rows(1, config.vocab_size)
-    except Exception as error:
+    except RequestError as error:
         raise ConfigError(f"{path}: {error}") from None
     return Defaults(ends, sampling)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 
 from nanollm_jax.answer import Answer
@@ -95,11 +96,11 @@ def encode_prompts(model: Model, prompts: Any) -> tuple[list[list[int]], bool]:
     """Every shape of prompts -> lists of ids, and whether it was a single one."""
     if isinstance(prompts, str):
         return [encode(model, prompts)], True
-    if not isinstance(prompts, Sequence | np.ndarray):
+    if not isinstance(prompts, Sequence | np.ndarray | jax.Array):
         raise RequestError(
             f"prompts is {type(prompts).__name__}; expected a text, a list of texts, or lists of token ids."
         )
-    prompts = prompts.tolist() if isinstance(prompts, np.ndarray) else list(prompts)
+    prompts = list(prompts) if isinstance(prompts, Sequence) else np.asarray(prompts).tolist()
     if prompts and all(isinstance(token, int | np.integer) for token in prompts):
         return [check_ids(model, prompts)], True
     return [encode(model, row) if isinstance(row, str) else check_ids(model, row) for row in prompts], False
@@ -121,9 +122,10 @@ def encode(model: Model, text: str) -> list[int]:
 
 def check_ids(model: Model, ids: Any) -> list[int]:
     """A prompt given as ids, as it is."""
-    if not isinstance(ids, Sequence | np.ndarray) or isinstance(ids, str | bytes):
+    if not isinstance(ids, Sequence | np.ndarray | jax.Array) or isinstance(ids, str | bytes):
         raise RequestError(f"a prompt is {ids!r}; expected a text or a list of token ids.")
-    if len(ids) == 0:
+    ids = list(ids) if isinstance(ids, Sequence) else np.asarray(ids).tolist()
+    if not ids:
         raise RequestError("a prompt has no tokens; give it at least one, for example the BOS id.")
     for token in ids:
         if (
@@ -135,5 +137,3 @@ def check_ids(model: Model, ids: Any) -> list[int]:
                 f"a prompt has token {token!r}; ids of this model go from 0 to {model.config.vocab_size - 1}."
             )
     return [int(token) for token in ids]
-
-

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import random_model
@@ -36,7 +38,7 @@ def test_the_result_has_the_shape_of_the_prompts(model):
     assert ask(model, [STORY]) == [one]
     assert ask(model, ids) == one
     assert ask(model, [ids]) == [one]
-    assert ask(model, np.asarray([ids])) == [one]
+    assert ask(model, np.asarray([ids])) == ask(model, jnp.asarray([ids])) == ask(model, [np.asarray(ids)]) == [one]
     assert ask(model, []) == []
     assert [row.text for row in ask(model, ["The dog", STORY])] == [ask(model, "The dog").text, one.text]
 
@@ -210,3 +212,18 @@ def test_a_cache_that_cannot_be(bare):
         nano.init_cache(bare.config, batch=1, capacity=257)
     with pytest.raises(nano.ConfigError, match="dtype 'int8'"):
         nano.init_cache(bare.config, batch=1, capacity=4, dtype="int8")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_weights_say_the_same(model, dtype):
+    """Close to float32 and not equal to it, and the same greedy words."""
+    half = nano.load(dtype=dtype)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half.params)} == {dtype}
+    ids = jnp.asarray([model.tokenizer.encode(STORY)])
+    exact, rounded = (
+        nano.forward(each.params, ids, nano.init_cache(each.config, 1, 16, dtype), config=each.config)[0]
+        for each in (model, half)
+    )
+    assert rounded.dtype == jnp.float32
+    assert 0 < jnp.sqrt(jnp.mean((exact - rounded) ** 2)) < 0.03  # of logits that reach 18
+    assert ask(half).text == ask(model).text

@@ -60,4 +60,3 @@ def test_every_file_is_in_the_tree():
     named = set(re.findall(r"[\w-]+\.py", tree))
     there = {path.name for path in (ROOT / "nanollm_jax").rglob("*.py")} - {"__init__.py"}
     assert named == there
-

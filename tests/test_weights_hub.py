@@ -226,3 +226,9 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(source, monkeypat
 def test_an_empty_name_is_refused(source):
     with pytest.raises(CheckpointError, match="name is empty"):
         resolve(source)
+
+
+@pytest.mark.parametrize("source", [5, b"a/b", None])
+def test_what_is_no_name_is_refused(source):
+    with pytest.raises(CheckpointError, match="expected a folder or a hub id"):
+        resolve(source)

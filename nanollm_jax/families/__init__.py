@@ -35,6 +35,10 @@ def read_config(config_json: dict[str, Any], where: str = "config.json") -> tupl
             "A new family is one file under nanollm_jax/families."
         )
     family = FAMILIES[model_type]
-    config = family.from_hf(reader)
+    try:
+        config = family.from_hf(reader)
+    except ConfigError as error:
+        # what ModelConfig itself refuses does not know its file
+        raise error if where in str(error) else ConfigError(f"{where}: {error}") from None
     reader.finish()
     return config, family

@@ -11,25 +11,32 @@ PREFIXES = ("model.", "")
 
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig."""
-    return read(reader, default_kv_heads=None, default_max_positions=2048, window=None)
+    attention_bias, mlp_bias = reader.flag("attention_bias", False), reader.flag("mlp_bias", False)
+    return read(reader, default_max_positions=2048, attention_bias=attention_bias, mlp_bias=mlp_bias)
 
 
 def read(
-    reader: Reader, *, default_kv_heads: int | None, default_max_positions: int, window: int | None
+    reader: Reader,
+    *,
+    default_max_positions: int,
+    default_kv_heads: int | None = None,
+    window: int | None = None,
+    attention_bias: bool = False,
+    mlp_bias: bool = False,
 ) -> ModelConfig:
-    """The keys that this family and its relatives share."""
+    """The keys that this family and its relatives share. A null num_key_value_heads is as many as heads in all of them."""
     layers, heads, width = (reader.count(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     max_positions = reader.count("max_position_embeddings", default_max_positions)
     theta, scaling = reader.rope(max_positions)
     if reader.values.get("head_dim") is None and width % heads:
         raise reader.error("hidden_size", f"a multiple of num_attention_heads {heads}, or a head_dim of its own")
-    bias = reader.flag("attention_bias", False)
+    kv_heads = heads if default_kv_heads is None or "num_key_value_heads" in reader.values else default_kv_heads
     return ModelConfig(
         vocab_size=reader.count("vocab_size"),
         hidden_size=width,
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=reader.count("num_key_value_heads", default_kv_heads or heads),
+        num_kv_heads=reader.count("num_key_value_heads", kv_heads),
         head_dim=reader.count("head_dim", width // heads),
         intermediate_size=reader.count("intermediate_size"),
         max_positions=max_positions,
@@ -40,9 +47,9 @@ def read(
         rope_theta=theta,
         rope_scaling=scaling,
         windows=(window,) * layers if window else (),
-        qkv_bias=bias,
-        attention_out_bias=bias,
-        mlp_bias=reader.flag("mlp_bias", False),
+        qkv_bias=attention_bias,
+        attention_out_bias=attention_bias,
+        mlp_bias=mlp_bias,
         tie_embeddings=reader.flag("tie_word_embeddings", False),
     )
 

@@ -6,14 +6,15 @@ Both dialects in the wild are read: rope_theta with rope_scaling (transformers 4
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from nanollm_jax.config import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 from nanollm_jax.errors import ConfigError
 
 ACTIVATIONS = {
-    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu", "silu": "silu", "swish": "silu",
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_accurate": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu",
 }  # fmt: skip
 
 # Keys that never change what a decoder computes from given weights: where it came from, how it was or will be trained,
@@ -34,6 +35,7 @@ HARMLESS = frozenset(
     forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
     pretraining_tp _attn_implementation attn_implementation _attn_implementation_autoset use_flash_attention
     unsloth_version unsloth_fixed transformers.js_config reorder_and_upcast_attn
+    _num_labels output_past predict_special_tokens max_sequence_length is_llama_config _flash_attn_2_enabled
     """.split()
 )
 
@@ -69,7 +71,7 @@ class Reader:
         """A finite number above 0; a null counts as missing."""
         value = self.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
             raise self.error(key, "a finite number above 0")
         return float(value)
 
@@ -148,7 +150,7 @@ def read_scaling(inner: Reader, kind: Any, original: int, max_positions: int) ->
         return YarnScaling(
             factor, original, attention_factor=yarn_attention_factor(inner, factor),
             beta_fast=inner.number("beta_fast", 32.0), beta_slow=inner.number("beta_slow", 1.0),
-            truncate=inner.flag("truncate", True),
+            truncate=inner.flag("truncate", "truncate" not in inner.values),  # null is false, as in the reference
         )  # fmt: skip
     raise ConfigError(f"{inner.where}: rope type {kind!r} is not supported; known: default, linear, llama3, yarn.")
 
@@ -159,9 +161,10 @@ def yarn_attention_factor(inner: Reader, factor: float) -> float:
     def hotter(mscale: float) -> float:
         return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    mscale, all_dim = inner.get("mscale"), inner.get("mscale_all_dim")
-    inferred = hotter(inner.number("mscale", 1.0)) / hotter(all_dim) if mscale and all_dim else hotter(1.0)
-    return inner.number("attention_factor", inferred)
+    # one of the two alone says nothing, and 0 is as good as missing
+    given = all([inner.get(key) for key in ("mscale", "mscale_all_dim")])
+    mscale, all_dim = (inner.number(key, 1.0) if given else 1.0 for key in ("mscale", "mscale_all_dim"))
+    return inner.number("attention_factor", hotter(mscale) / hotter(all_dim) if given else hotter(1.0))
 
 
 def need(inner: Reader, key: str) -> float:

@@ -22,6 +22,8 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None, *, weig
     which are nearly all of the bytes.
     Raises CheckpointError where there is no such folder or model, or it cannot be had.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(f"the model is {source!r}; expected a folder or a hub id 'owner/name'.")
     text = os.fspath(source)
     folder = Path(os.path.expanduser(text))
     if not text.strip():

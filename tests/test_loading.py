@@ -1,0 +1,434 @@
+"""From a folder to a model: written checkpoints come back bit for bit, and every broken file is one clear error."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from models import CONFIG_JSON, GPT2, LLAMA
+from safetensors.numpy import save_file
+
+import nanollm_jax as nano
+from nanollm_jax import params
+from nanollm_jax.families import FAMILIES
+from nanollm_jax.loading import bundled
+from nanollm_jax.weights.rows import rearrange
+
+STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+PREFIX = {"gpt2": "transformer.", "llama": "model.", "mistral": "model."}
+
+
+def draw(config_json, dtype="float32"):
+    """{path: array} for a config, without a program to compile."""
+    rng = np.random.default_rng(7)
+    shapes = params.shapes(nano.read_config(config_json)[0])
+    return {path: rng.standard_normal(shape).astype(STORED[dtype]) for path, shape in shapes.items()}
+
+
+def in_their_names(config_json, flat, prefix=None):
+    """Our parameters -> the family's tensors, its table read backwards."""
+    config, family = nano.read_config(config_json)
+    prefix = PREFIX[config_json["model_type"]] if prefix is None else prefix
+    pieces = {}
+    for row in family.table(config):
+        left, right = row.axes.split("->")
+        pieces.setdefault(row.name, []).append(rearrange(flat[row.path], f"{right} -> {left}", config.sizes))
+    bare = ("lm_head.weight",)  # outside of the base model, so never prefixed
+    return {name if name in bare else prefix + name: np.concatenate(parts, axis=-1) for name, parts in pieces.items()}
+
+
+def write(folder, config_json, tensors=None, shards=1, **files):
+    """A checkpoint on disk; files: the text or the values of other JSON files, by their stem."""
+    folder.mkdir(exist_ok=True)
+    tensors = in_their_names(config_json, draw(config_json)) if tensors is None else tensors
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+    else:
+        where = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(tensors)}
+        for file in set(where.values()):
+            save_file({name: tensor for name, tensor in tensors.items() if where[name] == file}, folder / file)
+        files["model.safetensors.index"] = {"metadata": {}, "weight_map": where}
+    for stem, content in {"config": config_json, **files}.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / f"{stem}.json").write_text(text)
+    return folder
+
+
+def same(model, flat, dtype):
+    loaded = params.flatten(model.params)
+    assert list(loaded) == list(flat)
+    for path, array in flat.items():
+        assert isinstance(loaded[path], jax.Array) and loaded[path].dtype == jnp.dtype(dtype), path
+        np.testing.assert_array_equal(np.asarray(loaded[path]), array.astype(STORED[dtype]), err_msg=path)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("prefixed", [True, False], ids=["prefix", "bare"])
+@pytest.mark.parametrize("family", CONFIG_JSON)
+def test_what_is_written_comes_back_bit_for_bit(tmp_path, family, prefixed, stored, shards):
+    values = CONFIG_JSON[family]
+    flat = draw(values, stored)
+    tensors = in_their_names(values, flat, None if prefixed else "")
+    folder = write(tmp_path, values, tensors, shards)
+    for dtype in {"float32", stored}:
+        model = nano.load(folder, dtype=dtype)
+        same(model, flat, dtype)
+        assert model.config == nano.read_config(values)[0]
+    assert (model.tokenizer, model.defaults) == (None, nano.Defaults())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", CONFIG_JSON)
+def test_tied_and_untied_models_come_back(tmp_path, family, tied):
+    values = CONFIG_JSON[family] | {"tie_word_embeddings": tied}
+    flat = draw(values)
+    same(nano.load(write(tmp_path, values), dtype="float32"), flat, "float32")
+    assert ("unembedding.tokens" in flat) != tied
+
+
+def test_tensors_that_older_files_carry_are_left_alone(tmp_path):
+    tensors = in_their_names(GPT2, draw(GPT2)) | {
+        "transformer.h.0.attn.bias": np.tril(np.ones((1, 1, 256, 256), np.uint8)),
+        "transformer.h.1.attn.masked_bias": np.array(-1e4, np.float32),
+    }
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"].copy()
+    same(nano.load(write(tmp_path, GPT2, tensors), dtype="float32"), draw(GPT2), "float32")
+    tensors = in_their_names(LLAMA, draw(LLAMA))
+    tensors["model.layers.1.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    same(nano.load(write(tmp_path, LLAMA, tensors), dtype="float32"), draw(LLAMA), "float32")
+
+
+@pytest.mark.parametrize("family", CONFIG_JSON)
+@pytest.mark.parametrize("prefixed", [True, False], ids=["prefix", "bare"])
+def test_a_tied_table_stored_twice_with_different_numbers_is_refused(tmp_path, family, prefixed):
+    """Which one is meant is not ours to say; the versions of the reference disagree."""
+    values = CONFIG_JSON[family] | {"tie_word_embeddings": True}
+    tensors = in_their_names(values, draw(values), None if prefixed else "")
+    embedding = next(name for name in tensors if re.search("wte|embed_tokens", name))
+    copy = tensors[embedding].copy()
+    same(
+        nano.load(write(tmp_path, values, tensors | {"lm_head.weight": copy}), dtype="float32"), draw(values), "float32"
+    )
+    copy[-1, -1] += 1
+    folder = write(tmp_path, values, tensors | {"lm_head.weight": copy})
+    with pytest.raises(
+        nano.CheckpointError, match=rf"{embedding} and lm_head\.weight are different; set tie_word_embedd"
+    ):
+        nano.load(folder)
+    write(tmp_path, values, tensors | {"lm_head.weight": copy[:-1]})
+    with pytest.raises(nano.CheckpointError, match="are different"):
+        nano.load(folder)
+
+
+# files
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(nano.CheckpointError, match=re.escape(str(tmp_path / "none"))):
+        nano.load(tmp_path / "none")
+
+
+def test_a_folder_without_config(tmp_path):
+    with pytest.raises(nano.ConfigError, match=rf"{tmp_path}/config\.json not found; expected a checkpoint folder"):
+        nano.load(tmp_path)
+
+
+BROKEN = {
+    "empty": (b"", "is not JSON"),
+    "half": (b'{"model_type": "llama",', "is not JSON"),
+    "html": (b"<html>404</html>", "is not JSON"),
+    "deep": (b"[" * 200_000, "is not JSON"),
+    "long number": (b'{"vocab_size": ' + b"1" * 5000 + b"}", "is not JSON"),
+    "list": (b'["llama"]', "found list, expected a JSON object"),
+    "null": (b"null", "found NoneType, expected a JSON object"),
+    "text": (b'"llama"', "found str, expected a JSON object"),
+    "utf-16": ('{"model_type": "llama"}'.encode("utf-16"), "cannot be read"),
+    "latin-1": ('{"name": "é"}'.encode("latin-1"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_json_file_is_named(tmp_path, kind, file):
+    content, words = BROKEN[kind]
+    write(tmp_path, LLAMA)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(nano.ConfigError, match=rf"^{tmp_path}/{file}.*{words}"):
+        nano.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_folder_in_place_of_a_file_is_named(tmp_path, file):
+    write(tmp_path, LLAMA)
+    (tmp_path / file).unlink(missing_ok=True)
+    (tmp_path / file).mkdir()
+    with pytest.raises(nano.ConfigError, match=rf"^{tmp_path}/{file} cannot be read"):
+        nano.load(tmp_path)
+
+
+def test_a_folder_in_place_of_the_weights_is_named(tmp_path):
+    write(tmp_path, LLAMA)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(nano.CheckpointError, match=rf"^{tmp_path}"):
+        nano.load(tmp_path)
+
+
+def test_what_the_config_refuses_names_its_file(tmp_path):
+    write(tmp_path, LLAMA, config=LLAMA | {"sliding_window": 7})
+    with pytest.raises(nano.ConfigError, match=rf"^{tmp_path}/config\.json: not understood: sliding_window = 7"):
+        nano.load(tmp_path)
+    write(tmp_path, LLAMA, config=LLAMA | {"num_key_value_heads": 4})
+    with pytest.raises(nano.ConfigError, match=rf"^{tmp_path}/config\.json: num_heads 6 is not a multiple"):
+        nano.load(tmp_path)
+
+
+@pytest.mark.parametrize("make", [str, lambda path: path], ids=["text", "path"])
+def test_a_folder_may_be_a_text_or_a_path(tmp_path, make):
+    same(nano.load(make(write(tmp_path, LLAMA)), dtype="float32"), draw(LLAMA), "float32")
+
+
+def test_a_folder_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "model", LLAMA)
+    same(nano.load("~/model", dtype="float32"), draw(LLAMA), "float32")
+
+
+# weights that do not fit the config; the many ways to break a file are in test_weights_*.py
+
+
+def change_missing(tensors):
+    del tensors["model.norm.weight"]
+
+
+def change_extra(tensors):
+    tensors["model.layers.0.self_attn.q_norm.weight"] = np.ones(8, np.float32)
+
+
+def change_shape(tensors):
+    tensors["model.norm.weight"] = np.ones(47, np.float32)
+
+
+def change_dtype(tensors):
+    tensors["model.norm.weight"] = np.ones(48, np.int8)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (change_missing, r"1 parameter\(s\) have no tensor: final_norm\.scale \(tensor model\.norm\.weight\)"),
+        (change_extra, r"1 tensor\(s\) were not used: model\.layers\.0\.self_attn\.q_norm\.weight"),
+        (change_shape, r"'model\.norm\.weight' has shape \[47\], expected \[48\] for final_norm\.scale"),
+        (change_dtype, r"'model\.norm\.weight' has dtype I8, expected one of F32, F16, BF16"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_one_error(tmp_path, change, words):
+    tensors = in_their_names(LLAMA, draw(LLAMA))
+    change(tensors)
+    with pytest.raises(nano.CheckpointError, match=rf"^{tmp_path}.*{words}"):
+        nano.load(write(tmp_path, LLAMA, tensors))
+
+
+def test_a_config_of_another_size_is_refused(tmp_path):
+    write(tmp_path, LLAMA, config=LLAMA | {"num_hidden_layers": 3})
+    with pytest.raises(
+        nano.CheckpointError, match=r"16 parameter\(s\) have no tensor: layers\.2\.attention_norm\.scale"
+    ):
+        nano.load(tmp_path)
+    write(tmp_path, LLAMA, config=LLAMA | {"num_hidden_layers": 1})
+    with pytest.raises(nano.CheckpointError, match=r"16 tensor\(s\) were not used: model\.layers\.1\."):
+        nano.load(tmp_path)
+
+
+# dtype and revision
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [("auto", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16"), (jnp.bfloat16, "bfloat16")],
+)
+def test_the_dtype_is_the_users_and_not_the_files(tmp_path, dtype, name):
+    folder = write(tmp_path, LLAMA | {"torch_dtype": "float16"})
+    same(nano.load(folder, dtype=dtype), draw(LLAMA), name)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8", None, "best", 32])
+def test_an_unknown_dtype_is_refused_before_anything_is_looked_for(tmp_path, dtype):
+    with pytest.raises(nano.ConfigError, match=r"dtype .* is not supported; known: auto, float32, bfloat16, float16"):
+        nano.load(tmp_path / "none", dtype=dtype)
+
+
+def test_a_folder_has_no_revision(tmp_path):
+    with pytest.raises(nano.CheckpointError, match=rf"{tmp_path}: is a folder, which has no revision 'main'"):
+        nano.load(write(tmp_path, LLAMA), revision="main")
+
+
+def test_the_bundled_model_has_no_revision():
+    with pytest.raises(nano.CheckpointError, match="revision was given without a hub id"):
+        nano.load(revision="main")
+
+
+# tokenizer
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path):
+    write(tmp_path, LLAMA)
+    for file in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(bundled() / file, tmp_path / file)
+    with pytest.raises(
+        nano.TokenizerError, match="the tokenizer has ids up to 2047, the model's vocabulary ends at 100"
+    ):
+        nano.load(tmp_path)
+
+
+@pytest.mark.parametrize("size", [2048, 2050])
+def test_a_vocabulary_as_large_as_the_tokenizer_or_larger_loads(tmp_path, size):
+    write(tmp_path, LLAMA | {"vocab_size": size})
+    shutil.copy(bundled() / "tokenizer.model", tmp_path)
+    model = nano.load(tmp_path)
+    assert model.tokenizer.vocab_size == 2048
+    assert model.params["embedding"]["tokens"].shape == (size, 48)
+
+
+def test_a_checkpoint_without_tokenizer_says_so_where_text_comes_in(tmp_path):
+    model = nano.load(write(tmp_path, LLAMA))
+    assert model.tokenizer is None
+    with pytest.raises(nano.RequestError, match="no tokenizer files"):
+        nano.generate(model, "Once", max_new_tokens=1)
+
+
+def test_a_damaged_tokenizer_is_an_error_and_not_a_model_without_one(tmp_path):
+    write(tmp_path, LLAMA)
+    (tmp_path / "tokenizer.model").write_bytes(b"not a tokenizer")
+    with pytest.raises(nano.TokenizerError, match=rf"{tmp_path}/tokenizer\.model"):
+        nano.load(tmp_path)
+
+
+# what the files say of generating
+
+
+def defaults(folder, generation=None, **config):
+    files = {} if generation is None else {"generation_config": generation}
+    return nano.load(write(folder, LLAMA, config=LLAMA | config, **files)).defaults
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "ids"),
+    [
+        ({}, None, ()),
+        ({}, {}, ()),
+        (dict(eos_token_id=None), dict(eos_token_id=None), ()),
+        (dict(eos_token_id=2), None, (2,)),
+        (dict(eos_token_id=0), dict(eos_token_id=0), (0,)),
+        (dict(eos_token_id=2), dict(eos_token_id=None), (2,)),
+        (dict(eos_token_id=None), dict(eos_token_id=5), (5,)),
+        (dict(eos_token_id=9), dict(eos_token_id=[5, 9, 3]), (3, 5, 9)),
+        (dict(eos_token_id=[7, 2]), dict(eos_token_id=[]), (2, 7)),
+        (dict(eos_token_id=[100, 101, 50256]), dict(eos_token_id=128001), (100,)),  # past the vocabulary: never drawn
+    ],
+)
+def test_end_ids_come_from_both_files(tmp_path, config, generation, ids):
+    assert defaults(tmp_path, generation, **config).eos_ids == ids
+
+
+@pytest.mark.parametrize("wrong", ["2", "</s>", 2.0, True, -1, [1, "2"], [[2]], {"id": 2}])
+def test_end_ids_that_are_none_are_refused_in_either_file(tmp_path, wrong):
+    with pytest.raises(
+        nano.ConfigError, match=rf"^{tmp_path}/config\.json: eos_token_id is .*expected a token id, a list"
+    ):
+        defaults(tmp_path, eos_token_id=wrong)
+    with pytest.raises(nano.ConfigError, match=rf"^{tmp_path}/generation_config\.json: eos_token_id is "):
+        defaults(tmp_path, dict(eos_token_id=wrong))
+
+
+@pytest.mark.parametrize(
+    ("generation", "sampling"),
+    [
+        (None, nano.Sampling(temperature=0.0)),
+        (dict(temperature=0.6, top_p=0.9), nano.Sampling(temperature=0.0)),
+        (dict(do_sample=False, top_k=5, temperature=0.6), nano.Sampling(temperature=0.0)),
+        (dict(do_sample=None, repetition_penalty=1.2), nano.Sampling(temperature=0.0, repetition_penalty=1.2)),
+        (dict(do_sample=True), nano.Sampling()),
+        (dict(do_sample=True, temperature=0.6, top_p=0.9), nano.Sampling(temperature=0.6, top_p=0.9)),
+        (dict(do_sample=True, top_k=50, min_p=0.05), nano.Sampling(top_k=50, min_p=0.05)),
+        (
+            dict(do_sample=True, temperature=None, top_k=None, repetition_penalty=1.1),
+            nano.Sampling(repetition_penalty=1.1),
+        ),
+        (dict(do_sample=True, temperature=0), nano.Sampling(temperature=0)),
+        (dict(do_sample=True, max_length=4096, typical_p=1.0, transformers_version="4.42"), nano.Sampling()),
+    ],
+)
+def test_sampling_is_the_files_where_it_samples_and_greedy_elsewhere(tmp_path, generation, sampling):
+    assert defaults(tmp_path, generation).sampling == sampling
+
+
+@pytest.mark.parametrize(
+    ("generation", "words"),
+    [
+        (dict(temperature=-0.1), "temperature is -0.1; expected 0 or more"),
+        (dict(temperature="0.6"), "temperature is '0.6'"),
+        (dict(temperature=[0.6]), r"temperature is \[0.6\]; expected a number"),
+        (dict(temperature=True), "temperature is True"),
+        (dict(top_k=-5), "top_k is -5"),
+        (dict(top_k=2.5), "top_k is 2.5"),
+        (dict(top_k=10**12), "top_k is 1000000000000; expected less than"),
+        (dict(top_p=0), "top_p is 0; expected above 0"),
+        (dict(top_p=1.5), "top_p is 1.5"),
+        (dict(min_p=2), "min_p is 2"),
+        (dict(repetition_penalty=0.0), "repetition_penalty is 0.0; expected above 0"),
+        (dict(do_sample=False, repetition_penalty=-1), "repetition_penalty is -1"),
+        (
+            dict(do_sample=False, repetition_penalty=[1.1, 1.2]),
+            r"repetition_penalty is \[1.1, 1.2\]; expected a number",
+        ),
+        (dict(do_sample="false"), "do_sample is 'false'; expected true or false"),
+        (dict(do_sample=1), "do_sample is 1; expected true or false"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_with_their_file(tmp_path, generation, words):
+    with pytest.raises(nano.ConfigError, match=rf"^{tmp_path}/generation_config\.json: {words}"):
+        defaults(tmp_path, {"do_sample": True} | generation)
+
+
+# the record
+
+
+def test_a_model_of_ones_own():
+    config, _ = nano.read_config(LLAMA)
+    model = nano.Model(config, params.nest(draw(LLAMA)))
+    assert (model.tokenizer, model.defaults.eos_ids, model.defaults.sampling.temperature) == (None, (), 0.0)
+    assert f"{params.count(config):,} parameters" in repr(model) and "vocab_size=101" in repr(model)
+
+
+@pytest.mark.parametrize("changes", [dict(num_hidden_layers=3), dict(vocab_size=102), dict(tie_word_embeddings=True)])
+def test_params_that_do_not_match_their_config_are_refused(changes):
+    config, _ = nano.read_config(LLAMA | changes)
+    with pytest.raises(nano.CheckpointError, match=r"parameters do not match the config: .*expected"):
+        nano.Model(config, params.nest(draw(LLAMA)))
+
+
+@pytest.mark.parametrize("wrong", [{}, None, []])
+def test_what_are_no_params_is_refused(wrong):
+    with pytest.raises(nano.CheckpointError, match="expected a tree as init_params makes it"):
+        nano.Model(nano.read_config(LLAMA)[0], wrong)
+
+
+def test_the_bundled_folder_is_whole():
+    needed = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"}
+    assert needed <= set(os.listdir(bundled()))
+
+
+def test_every_family_is_tested_here():
+    assert PREFIX.keys() == FAMILIES.keys() and all(
+        prefix in FAMILIES[name].PREFIXES for name, prefix in PREFIX.items()
+    )
