@@ -1,3 +1,6 @@
+# Tests are nearly all compilation: without LLVM's optimiser that takes half the time, and XLA's own passes are the same.
+# Parity runs with everything on, as users do.
+#
 # Everything runs in .venv, which is made on the first call from any Python 3.11 to 3.13: make PYTHON=python3.12 test
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +15,7 @@ demo: .venv/installed ## a story from the bundled model, printed as it is genera
 	@$(BIN)/nanollm generate "Once upon a time" --echo --max-new-tokens 300 --temperature 0.7 --top-p 0.9 --seed 4
 
 test: .venv/installed-test ## every test that needs no reference implementation; below 5 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not parity"
+	XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -m "not parity" -n auto --maxprocesses 4 --dist loadfile
 
 parity: .venv/installed-parity ## the same logits and tokens as transformers; installs torch
 	$(BIN)/python -m pytest -m parity
