@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import overload
 
 import jax
 import numpy as np
@@ -24,16 +24,42 @@ from nanollm_jax.sampling import Sampling
 SMALLEST_BUCKET = 16  # tokens; shorter prompts are padded to it
 
 
+@overload
+def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts as well, and is one prompt
+    model: Model,
+    prompts: str | Sequence[int],
+    *,
+    max_new_tokens: int = ...,
+    sampling: Sampling | None = ...,
+    seed: int | Sequence[int] = ...,
+    stop: str | Sequence[str] = ...,
+    chunk: int = ...,
+) -> Generation: ...
+
+
+@overload
 def generate(
     model: Model,
-    prompts: str | Sequence[str] | Sequence[Sequence[int]] | Sequence[int],
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = ...,
+    sampling: Sampling | None = ...,
+    seed: int | Sequence[int] = ...,
+    stop: str | Sequence[str] = ...,
+    chunk: int = ...,
+) -> list[Generation]: ...
+
+
+def generate(
+    model: Model,
+    prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 128,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     stop: str | Sequence[str] = (),
     chunk: int = 32,
-) -> Any:
+) -> Generation | list[Generation]:
     """Continue prompts, all rows in one batch. One prompt -> a Generation; a list of prompts -> a list of them, in order.
 
     prompts    a text, a list of texts, a list of ids (one prompt), or a list of lists of ids, which are taken as they are
