@@ -1,7 +1,7 @@
 """The key/value cache: what attention remembers of the tokens that were seen. Only this file knows how it is stored.
 
 Each layer has one buffer for keys and one for values, [B*K S H]: rows and heads share an axis because that is the
-layout which XLA updates in place on every device at any batch size; with them apart, a batch of one is copied whole.
+layout that XLA on CPU updates in place at any batch size; with them apart, a batch of one is copied whole.
 Slot s of a row holds position s. Slots at or past the row's length hold leftovers that no query sees.
 """
 

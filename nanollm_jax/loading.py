@@ -59,9 +59,7 @@ def load(source: str | os.PathLike[str] | None = None, *, dtype: Any = "auto", r
     Raises ConfigError, CheckpointError or TokenizerError, each naming the file, what was found and what was expected.
     """
     dtype = resolve_dtype(dtype)
-    folder = bundled() if source is None else resolve(source, revision)
-    if source is None and revision is not None:
-        raise CheckpointError("revision was given without a hub id; the bundled model has only one.")
+    folder = find(source, revision)
     config_json = read_json(folder / "config.json")
     config, family = read_config(config_json, str(folder / "config.json"))
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
@@ -98,8 +96,15 @@ def check_tied(folder: Path, config: ModelConfig, family: ModuleType) -> None:
         )
 
 
-def bundled() -> Path:
-    """The folder of the model that ships with the library."""
+def find(source: str | os.PathLike[str] | None, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The folder of a model: None is the one that ships with the library, a hub id is downloaded.
+
+    weights False leaves the tensors of a hub model where they are. Raises CheckpointError where there is no such model.
+    """
+    if source is not None:
+        return resolve(source, revision, weights=weights)
+    if revision is not None:
+        raise CheckpointError("revision was given without a hub id; the bundled model has only one.")
     return Path(str(resources.files("nanollm_jax"))) / "assets" / "nano-stories"
 
 

@@ -23,7 +23,7 @@ from nanollm_jax import cli, params
 from nanollm_jax.cli.generate import figures
 from nanollm_jax.cli.info import flat, in_words, tree_rows
 from nanollm_jax.cli.printing import harmless, spelled
-from nanollm_jax.loading import Defaults, bundled
+from nanollm_jax.loading import Defaults, find
 from nanollm_jax.profiling import Timings
 
 ROOT = Path(nano.__file__).parents[1]
@@ -508,7 +508,7 @@ def test_no_piece_can_steer_the_table(run: Run, model: nano.Model, monkeypatch: 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of the bundled model without its weights."""
-    for file in bundled().iterdir():
+    for file in find(None).iterdir():
         if file.suffix != ".safetensors":
             shutil.copy(file, tmp_path)
     return tmp_path
@@ -529,7 +529,7 @@ def test_a_hub_id_and_its_revision_arrive(run: Run, monkeypatch: pytest.MonkeyPa
 
     def download(hub_id: str, revision: str | None, *_: Any, **__: Any) -> Path:
         wanted.append((hub_id, revision))
-        return bundled()
+        return find(None)
 
     monkeypatch.setattr("nanollm_jax.weights.hub.download", download)
     assert run(*arguments, "owner/name", "--revision", "v1")[0] == 0
@@ -552,7 +552,7 @@ def test_info_counts_what_the_library_counts(run: Run, model: nano.Model) -> Non
     assert {name: entry["axes"] for name, entry in report["parameters"].items()} == params.layout(model.config)
     assert all(entry["bytes"] == 2 * entry["count"] == 2 * arrays[n].size for n, entry in report["parameters"].items())
     assert report["config"]["model_type"] == "llama" and report["config"]["hidden_size"] == model.config.hidden_size
-    weights = bundled() / "model.safetensors"
+    weights = find(None) / "model.safetensors"
     assert report["checkpoint"] == {
         "weights": {"files": 1, "bytes": weights.stat().st_size, "dtypes": ["BF16"]},
         "tokenizer": {"vocab_size": 2048, "bos_id": 1, "eos_id": 2, "add_bos": True, "special_tokens": 2},

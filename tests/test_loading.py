@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 import nanollm_jax as nano
 from nanollm_jax import params
 from nanollm_jax.families import FAMILIES
-from nanollm_jax.loading import bundled
+from nanollm_jax.loading import find
 from nanollm_jax.weights.rows import rearrange
 
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -283,7 +283,7 @@ def test_the_bundled_model_has_no_revision():
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path):
     write(tmp_path, LLAMA)
     for file in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copy(bundled() / file, tmp_path / file)
+        shutil.copy(find(None) / file, tmp_path / file)
     with pytest.raises(
         nano.TokenizerError, match="the tokenizer has ids up to 2047, the model's vocabulary ends at 100"
     ):
@@ -293,7 +293,7 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path):
 @pytest.mark.parametrize("size", [2048, 2050])
 def test_a_vocabulary_as_large_as_the_tokenizer_or_larger_loads(tmp_path, size):
     write(tmp_path, LLAMA | {"vocab_size": size})
-    shutil.copy(bundled() / "tokenizer.model", tmp_path)
+    shutil.copy(find(None) / "tokenizer.model", tmp_path)
     model = nano.load(tmp_path)
     assert model.tokenizer.vocab_size == 2048
     assert model.params["embedding"]["tokens"].shape == (size, 48)
@@ -425,7 +425,7 @@ def test_what_are_no_params_is_refused(wrong):
 
 def test_the_bundled_folder_is_whole():
     needed = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"}
-    assert needed <= set(os.listdir(bundled()))
+    assert needed <= set(os.listdir(find(None)))
 
 
 def test_every_family_is_tested_here():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanollm_jax.cli.options import AsJson, Dtype, Revision, find
+from nanollm_jax.cli.options import AsJson, Dtype, Revision
 from nanollm_jax.cli.printing import harmless, print_json, print_table, spelled
 from nanollm_jax.errors import NanoLLMError
 
@@ -57,12 +57,12 @@ def describe(source: str | None, revision: str | None, dtype_name: str) -> dict[
     from nanollm_jax import params
     from nanollm_jax.config import resolve_dtype
     from nanollm_jax.families import read_config
-    from nanollm_jax.loading import read_json
+    from nanollm_jax.loading import find, read_json
 
     dtype = resolve_dtype(dtype_name)
     file = Path(source or "").expanduser()
     alone = revision is None and file.is_file()
-    path = file if alone else find(source, revision) / "config.json"
+    path = file if alone else find(source, revision, weights=False) / "config.json"
     config_json = read_json(path)
     config, _ = read_config(config_json, str(path))
     fields = dataclasses.asdict(config)

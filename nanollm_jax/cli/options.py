@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nanollm_jax.errors import CheckpointError, RequestError
+from nanollm_jax.errors import RequestError
 
 INTERRUPTED = 130  # the exit code after Ctrl-C: what a shell shows for SIGINT
 MODEL = "A folder in checkpoint form, or a hub id such as openai-community/gpt2. Default: the bundled model."
@@ -32,18 +31,3 @@ def read_text(text: str) -> str:
     except UnicodeDecodeError as error:
         found = f"byte 0x{data[error.start]:02x} at {error.start}"
         raise RequestError(f"standard input is not UTF-8: {found}; convert it, for example with iconv.") from None
-
-
-def find(source: str | None, revision: str | None) -> Path:
-    """The folder of a model; None is the bundled one. A hub model's weights are not downloaded for it.
-
-    Raises CheckpointError where there is no such model.
-    """
-    from nanollm_jax.loading import bundled
-    from nanollm_jax.weights import resolve
-
-    if source is not None:
-        return resolve(source, revision, weights=False)
-    if revision is not None:
-        raise CheckpointError("revision was given without a hub id; the bundled model has only one.")
-    return bundled()

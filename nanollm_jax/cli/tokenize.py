@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nanollm_jax.cli.options import STDIN, AsJson, Revision, Source, find, read_text
+from nanollm_jax.cli.options import STDIN, AsJson, Revision, Source, read_text
 from nanollm_jax.cli.printing import plural, print_json, print_table, spelled
 
 Text = Annotated[str, typer.Argument(metavar="TEXT", help=f"The text. {STDIN}")]
@@ -18,10 +18,11 @@ def tokenize(text: Text, model: Source = None, revision: Revision = None, as_jso
     Each has an id, a piece of text as the vocabulary spells it, and the bytes that it prints: none for special tokens.
     A BOS is in front where the model wants one.
     """
+    from nanollm_jax.loading import find
     from nanollm_jax.tokenizer import load_tokenizer
 
     text = read_text(text)
-    tokenizer = load_tokenizer(find(model, revision))
+    tokenizer = load_tokenizer(find(model, revision, weights=False))
     ids = tokenizer.encode(text)
     pieces, prints = [tokenizer.piece(token) for token in ids], [tokenizer.token_bytes(token) for token in ids]
     if as_json:
