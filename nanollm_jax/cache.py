@@ -2,7 +2,8 @@
 
 Each layer has one buffer for keys and one for values, [B*K S H]: rows and heads share an axis because that is the
 layout that XLA on CPU updates in place at any batch size; with them apart, a batch of one is copied whole.
-Slot s of a row holds position s. Slots at or past the row's length hold leftovers that no query sees.
+Position p stands in slot p, or in slot p % S of a layer whose window is shorter than the cache: there S is the window,
+and a new token takes the place of the one that just left it. Slots that hold nothing a query may see are never seen.
 """
 
 from __future__ import annotations
@@ -21,27 +22,36 @@ from nanollm_jax.errors import RequestError
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of every layer, k and v: L x [B*K S H], and how many positions of each row are filled, length [B]."""
+    """Keys and values of every layer, k and v: L x [B*K S H], and how many positions of each row are filled, length [B].
+
+    Static: capacity is how many positions a row has room for, S of every layer that is not a ring. fresh says that nothing
+    was written yet, so that a first piece of tokens need not look at the buffers; False is right for every cache.
+    """
 
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
     length: jax.Array
+    capacity: int = flax.struct.field(pytree_node=False)
+    fresh: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def batch(self) -> int:
         """B, the number of rows."""
         return self.length.shape[0]
 
-    @property
-    def capacity(self) -> int:
-        """S, how many positions each row has room for."""
-        return self.k[0].shape[1]
+
+def shapes(config: ModelConfig, batch: int, capacity: int) -> list[tuple[int, int, int]]:
+    """The shape of each layer's buffers, [B*K S H]: S is the capacity, or the layer's window where that is shorter."""
+    slots = [min(capacity, config.window(layer) or capacity) for layer in range(config.num_layers)]
+    return [(batch * config.num_kv_heads, S, config.head_dim) for S in slots]
 
 
 def init_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any = "auto") -> KVCache:
     """An empty cache for `batch` rows of up to `capacity` tokens each.
 
-    Raises ConfigError for a count below 1 or an unknown dtype, RequestError for more positions than the model has.
+    dtype is that of the weights; the cache has it too, but for bfloat16 on CPU, where it is float32: XLA there converts
+    a whole 16-bit buffer to float32 and back for every token. Raises ConfigError for a count below 1 or an unknown
+    dtype, RequestError for more positions than the model has.
     """
     check_count("batch", batch)
     check_count("capacity", capacity)
@@ -50,10 +60,21 @@ def init_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any = "aut
             f"a cache of {capacity} positions is more than the model's {config.max_positions}; "
             f"ask for capacity={config.max_positions} or less."
         )
-    shape = (batch * config.num_kv_heads, capacity, config.head_dim)
     dtype = resolve_dtype(dtype)
-    empty = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))  # noqa: E731
-    return KVCache(k=empty(), v=empty(), length=jnp.zeros(batch, jnp.int32))
+    if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        dtype = jnp.dtype(jnp.float32)
+    empty = lambda: tuple(jnp.zeros(shape, dtype) for shape in shapes(config, batch, capacity))  # noqa: E731
+    return KVCache(k=empty(), v=empty(), length=jnp.zeros(batch, jnp.int32), capacity=capacity)
+
+
+def grow(cache: KVCache, config: ModelConfig, capacity: int) -> KVCache:
+    """The same cache with more room. Layers that are rings already stay as they are, the others are copied one by one."""
+    new = shapes(config, cache.batch, capacity)
+    enlarge = lambda buffers: tuple(  # noqa: E731
+        jnp.pad(old, ((0, 0), (0, shape[1] - old.shape[1]), (0, 0))) if shape != old.shape else old
+        for old, shape in zip(buffers, new, strict=True)
+    )
+    return dataclasses.replace(cache, k=enlarge(cache.k), v=enlarge(cache.v), capacity=capacity)
 
 
 def check_room(cache: KVCache, tokens: jax.Array | np.ndarray, new: Any, config: ModelConfig) -> None:
@@ -80,39 +101,75 @@ def check_room(cache: KVCache, tokens: jax.Array | np.ndarray, new: Any, config:
         )
 
 
-def append(cache: KVCache, layer: int, k: jax.Array, v: jax.Array) -> KVCache:
-    """Write one layer's new keys and values behind each row's length.  k, v [B T K H]
+def extend(
+    cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Array
+) -> tuple[KVCache, jax.Array, jax.Array, jax.Array]:
+    """Take one layer's new keys and values behind each row's length, and give back all that the new tokens may look at.
 
-    The length stays as it is until every layer has written (advance). What falls past the capacity is dropped.
+    k, v [B T K H], of which the first count [B] of each row are real -> cache, keys and values [B K S H], and the position
+    that each of them stands at [B S], negative where there is none. The length stays as it is until every layer has
+    written (advance). What falls past the capacity is dropped.
     """
     B, T, K, H = k.shape
-    rows = jnp.arange(B * K)[:, None]
-    slots = jnp.repeat(cache.length, K)[:, None] + jnp.arange(T)[None, :]
+    S = cache.k[layer].shape[1]
+    ring = cache.capacity > S
+    new = cache.length[:, None] + jnp.arange(T)[None]  # [B T]
+    k, v = (x.swapaxes(1, 2).reshape(B * K, T, H).astype(cache.k[layer].dtype) for x in (k, v))
+    written = write(cache, layer, k, v, new, count)
+    if cache.fresh:
+        return written, k.reshape(B, K, T, H), v.reshape(B, K, T, H), new
+    if not ring:
+        return written, *heads(written, layer, B), jnp.broadcast_to(jnp.arange(S)[None], (B, S))
+    if T == 1:
+        return written, *heads(written, layer, B), held(cache.length + count, S)
+    # The first of several tokens still sees what the last ones overwrite: all look at the ring as it was, and at the new.
+    keys, values = (
+        jnp.concatenate([old, x.reshape(B, K, T, H)], axis=2)
+        for old, x in zip(heads(cache, layer, B), (k, v), strict=True)
+    )
+    return written, keys, values, jnp.concatenate([held(cache.length, S), new], axis=1)
+
+
+def held(length: jax.Array, S: int) -> jax.Array:
+    """The position that each slot of a ring holds, for rows of this length; negative if none yet.  [B] -> [B S]
+
+    Length 5, S = 3: slots 0 1 2 hold positions 3 4 2.
+    """
+    last = length[:, None] - 1
+    return last - (last - jnp.arange(S)[None]) % S
+
+
+def heads(cache: KVCache, layer: int, B: int) -> tuple[jax.Array, jax.Array]:
+    """One layer's keys and values with rows and heads apart, [B K S H]."""
+    rows, S, H = cache.k[layer].shape
+    return tuple(x[layer].reshape(B, rows // B, S, H) for x in (cache.k, cache.v))  # type: ignore[return-value]
+
+
+def write(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, positions: jax.Array, count: jax.Array) -> KVCache:
+    """Put one layer's real new tokens into their slots.  k, v [B*K T H], positions [B T], count [B]"""
+    rows, T, H = k.shape
+    B, S = cache.batch, cache.k[layer].shape[1]
+    place = jnp.arange(T)[None]
+    # of more real tokens than a ring has slots, the last ones stay: no slot is written twice
+    real = (place < count[:, None]) & (place >= count[:, None] - S)
+    slots = jnp.where(real, positions % S if cache.capacity > S else positions, S)
+    slots = jnp.repeat(slots, rows // B, axis=0)
     # A single vector is written twice, once past the end where it is dropped: XLA on CPU makes a slice update of a
     # scatter of one, and that copies the buffer for every token.
-    alone = B * K * T == 1
-    slots = jnp.concatenate([slots, jnp.full((1, 1), cache.capacity)], axis=1) if alone else slots
+    alone = rows * T == 1
+    slots = jnp.concatenate([slots, jnp.full((1, 1), S)], axis=1) if alone else slots
 
-    def write(buffer: jax.Array, new: jax.Array) -> jax.Array:
-        new = new.swapaxes(1, 2).reshape(B * K, T, H).astype(buffer.dtype)
+    def put(buffer: jax.Array, new: jax.Array) -> jax.Array:
         new = jnp.repeat(new, 2, axis=1) if alone else new
-        return buffer.at[rows, slots].set(new, mode="drop", unique_indices=True)
+        return buffer.at[jnp.arange(rows)[:, None], slots].set(new, mode="drop", unique_indices=True)
 
     return dataclasses.replace(
         cache,
-        k=(*cache.k[:layer], write(cache.k[layer], k), *cache.k[layer + 1 :]),
-        v=(*cache.v[:layer], write(cache.v[layer], v), *cache.v[layer + 1 :]),
+        k=(*cache.k[:layer], put(cache.k[layer], k), *cache.k[layer + 1 :]),
+        v=(*cache.v[:layer], put(cache.v[layer], v), *cache.v[layer + 1 :]),
     )
 
 
-def view(cache: KVCache, layer: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One layer's keys and values, and the position that each slot holds: k, v [B K S H], positions [S]."""
-    rows, S, H = cache.k[layer].shape
-    B = cache.batch
-    shape = (B, rows // B, S, H)
-    return cache.k[layer].reshape(shape), cache.v[layer].reshape(shape), jnp.arange(S)
-
-
-def advance(cache: KVCache, new: int | jax.Array) -> KVCache:
-    """Count `new` more positions in every row; an int, or one number per row [B]."""
-    return dataclasses.replace(cache, length=cache.length + new)
+def advance(cache: KVCache, count: jax.Array) -> KVCache:
+    """Count the new positions of every row, [B]."""
+    return dataclasses.replace(cache, length=cache.length + count, fresh=False)

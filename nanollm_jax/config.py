@@ -143,7 +143,8 @@ class ModelConfig:
         """How long each axis letter is."""
         return {
             "V": self.vocab_size, "D": self.hidden_size, "P": self.max_positions, "N": self.num_heads,
-            "K": self.num_kv_heads, "H": self.head_dim, "F": self.intermediate_size,
+            "K": self.num_kv_heads, "G": self.num_heads // self.num_kv_heads, "H": self.head_dim,
+            "Q": self.num_heads // self.num_kv_heads + 2, "F": self.intermediate_size, "U": 2 if self.gated_mlp else 1,
         }  # fmt: skip
 
     def window(self, layer: int) -> int | None:

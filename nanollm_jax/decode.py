@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nanollm_jax import cache as kv
 from nanollm_jax import model
 from nanollm_jax import sampling as smp
 from nanollm_jax.cache import KVCache, check_room
@@ -30,6 +31,13 @@ class State:
     logits: jax.Array
     cache: KVCache
     past: History
+
+
+def init_state(cache: KVCache, config: ModelConfig) -> State:
+    """Rows that nothing was said to: no logits yet, an empty history."""
+    B, V = cache.batch, config.vocab_size
+    nothing = jnp.zeros((B, 1), jnp.int32)
+    return State(jnp.zeros((B, V), jnp.float32), cache, smp.history(nothing, nothing[:, 0], V))
 
 
 def prefill(
@@ -50,7 +58,8 @@ def prefill(
     (B, T), known = tokens.shape, np.asarray(lengths)
     if known.shape != (B,) or known.min() < 1 or known.max() > T:
         raise RequestError(f"lengths are {known.tolist()}; expected {B} numbers from 1 to {T}, one per row.")
-    return read_prompts(params, tokens, lengths, cache, config=config)
+    cache = dataclasses.replace(cache, fresh=not np.asarray(cache.length).any())
+    return read_prompts(params, tokens, lengths, init_state(cache, config), config=config)
 
 
 def decode(
@@ -66,17 +75,16 @@ def decode(
     return write_tokens(params, state, sampling, seeds, config=config, steps=steps)
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def read_prompts(
-    params: Params, tokens: jax.Array, lengths: jax.Array, cache: KVCache, *, config: ModelConfig
-) -> State:
-    """prefill, compiled and unchecked. Logits are computed at each row's last real token only."""
-    start = cache.length
-    x, cache = model.hidden_states(params, tokens, cache, config=config)
-    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
-    # the padding was counted and written too: rewind to the real length, and later tokens overwrite it
-    cache = dataclasses.replace(cache, length=start + lengths)
-    return State(model.logits(params, last)[:, 0], cache, smp.history(tokens, lengths, config.vocab_size))
+@partial(jax.jit, static_argnames="config", donate_argnames="state")
+def read_prompts(params: Params, tokens: jax.Array, count: jax.Array, state: State, *, config: ModelConfig) -> State:
+    """prefill, compiled and unchecked: one piece of each row's prompt.  tokens [B T], count [B], 0 where a row has no more
+
+    Logits are computed at each row's last real token only, and stay as they are where it has none.
+    """
+    x, cache = model.hidden_states(params, tokens, count, state.cache, config=config)
+    last = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
+    logits = jnp.where((count > 0)[:, None], model.logits(params, last)[:, 0], state.logits)
+    return State(logits, cache, smp.read(state.past, tokens, count))
 
 
 @partial(jax.jit, static_argnames=("config", "steps"), donate_argnames="state")
@@ -90,8 +98,15 @@ def write_tokens(
 
     def step(state: State, _: None) -> tuple[State, tuple[jax.Array, jax.Array]]:
         token, logprob = smp.draw(state.logits, sampling, state.past, seeds, state.cache.length)
-        logits, cache = model.forward(params, token[:, None], state.cache, config=config)
-        return State(logits[:, 0], cache, smp.remember(state.past, token)), (token, logprob)
+        x, cache = model.hidden_states(params, token[:, None], jnp.ones_like(token), state.cache, config=config)
+        return State(model.logits(params, x)[:, 0], cache, smp.remember(state.past, token)), (token, logprob)
 
+    state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, fresh=False))
     state, (tokens, logprobs) = jax.lax.scan(step, state, length=steps)
     return tokens.T, logprobs.T, state
+
+
+@partial(jax.jit, static_argnames=("config", "capacity"))
+def enlarge(state: State, *, config: ModelConfig, capacity: int) -> State:
+    """The same state with a larger cache. What does not grow is handed through."""
+    return dataclasses.replace(state, cache=kv.grow(state.cache, config, capacity))

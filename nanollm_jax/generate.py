@@ -5,6 +5,8 @@ The compiled programs never see text, and the host never sees logits.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from typing import overload
@@ -12,16 +14,16 @@ from typing import overload
 import jax
 import numpy as np
 
+from nanollm_jax import buckets
 from nanollm_jax.answer import Generation
 from nanollm_jax.cache import init_cache
-from nanollm_jax.decode import prefill, write_tokens
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.decode import State, enlarge, init_state, read_prompts, write_tokens
 from nanollm_jax.errors import RequestError
 from nanollm_jax.loading import Model
 from nanollm_jax.profiling import CompileWatch, Timings
 from nanollm_jax.request import Request, check_request, encode_prompts
 from nanollm_jax.sampling import Sampling
-
-SMALLEST_BUCKET = 16  # tokens; shorter prompts are padded to it
 
 
 @overload
@@ -58,7 +60,7 @@ def generate(
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     stop: str | Sequence[str] = (),
-    chunk: int = 32,
+    chunk: int = 16,
 ) -> Generation | list[Generation]:
     """Continue prompts, all rows in one batch. One prompt -> a Generation; a list of prompts -> a list of them, in order.
 
@@ -129,42 +131,74 @@ class Stream(Iterator[str]):
         return self.request.timings
 
 
-def bucket(size: int, limit: int) -> int:
-    """The smallest power of two that holds `size`, from SMALLEST_BUCKET to limit: few shapes, so few compilations."""
-    return min(max(SMALLEST_BUCKET, 1 << (size - 1).bit_length()), limit)
-
-
 def run(model: Model, request: Request) -> Iterator[None]:
     """Prefill, then chunks of decode until every answer has ended; yields after each chunk, with the answers grown."""
-    config, prompts = model.config, request.prompts
-    longest = max(map(len, prompts))
-    T = bucket(longest, config.max_positions)
-    capacity = bucket(T + request.max_new_tokens, config.max_positions)  # from T: as many shapes as there are buckets
-    tokens = np.zeros((len(prompts), T), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-    lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
-    cache = init_cache(config, len(prompts), capacity, model.params["embedding"]["tokens"].dtype)
     timings = request.timings
-    timings.prompt_tokens = int(lengths.sum())
-    begun = time.perf_counter()
-    with CompileWatch() as watch:
-        state = jax.block_until_ready(prefill(model.params, tokens, lengths, cache, config=config))
-    timings.compile_seconds += watch.seconds
-    timings.prefill_seconds = time.perf_counter() - begun - watch.seconds
+    timings.prompt_tokens = sum(map(len, request.prompts))
+    with timed(timings, "prefill_seconds"):
+        state = jax.block_until_ready(read(model, request.prompts))
+    chunks = write(model, request, state, max(map(len, request.prompts)))
     while not all(answer.finish_reason for answer in request.answers):
-        begun = time.perf_counter()
-        with CompileWatch() as watch:
-            # the last chunk may run past max_new_tokens and past the cache: what it writes there is thrown away
-            drawn, logprobs, state = write_tokens(
-                model.params, state, request.sampling, request.seeds, config=config, steps=request.chunk
-            )
-            drawn, logprobs = np.asarray(drawn), np.asarray(logprobs)
-        timings.compile_seconds += watch.seconds
-        timings.decode_seconds += time.perf_counter() - begun - watch.seconds
+        with timed(timings, "decode_seconds"):
+            drawn, logprobs = next(chunks)
         timings.first_token_seconds = timings.first_token_seconds or timings.prefill_seconds + timings.decode_seconds
         for answer, ids, scores in zip(request.answers, drawn, logprobs, strict=True):
             for token, logprob in zip(ids.tolist(), scores.tolist(), strict=True):
                 answer.push(token, logprob)
         timings.new_tokens = sum(len(answer.token_ids) for answer in request.answers)
         yield
+
+
+def read(model: Model, prompts: list[list[int]]) -> State:
+    """The prompts, read: in pieces of bounded size, each in the smallest cache that holds it."""
+    config, params = model.config, model.params
+    lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
+    tokens = np.zeros((len(prompts), lengths.max()), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+    dtype = params["embedding"]["tokens"].dtype
+    pieces = buckets.pieces(int(lengths.max()), len(prompts))
+    first = buckets.capacity(min(pieces[0], int(lengths.max())), config.max_positions)
+    state = init_state(dataclasses.replace(init_cache(config, len(prompts), first, dtype), fresh=True), config)
+    start = 0
+    for size in pieces:
+        piece = tokens[:, start : start + size]
+        piece = np.pad(piece, ((0, 0), (0, size - piece.shape[1])))
+        state = roomy(state, config, min(start + size, int(lengths.max())))
+        state = read_prompts(params, piece, np.clip(lengths - start, 0, size), state, config=config)
+        start += size
+    return state
+
+
+def write(model: Model, request: Request, state: State, longest: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Chunks of tokens and logprobs, [B chunk] each: the next one is on its way before the last one is looked at.
+
+    The last may run past max_new_tokens and past the model's positions: what it writes there is thrown away.
+    """
+    config, chunk = model.config, request.chunk
+    pending = None
+    for end in range(chunk, request.max_new_tokens + chunk, chunk):
+        state = roomy(state, config, min(longest + end, config.max_positions))
+        *drawn, state = write_tokens(model.params, state, request.sampling, request.seeds, config=config, steps=chunk)
+        if pending:
+            yield np.asarray(pending[0]), np.asarray(pending[1])
+        pending = drawn
+    if pending:
+        yield np.asarray(pending[0]), np.asarray(pending[1])
+
+
+def roomy(state: State, config: ModelConfig, positions: int) -> State:
+    """The state with room for so many positions a row, in a larger cache if need be."""
+    if positions <= state.cache.capacity:
+        return state
+    return enlarge(state, config=config, capacity=buckets.capacity(positions, config.max_positions))
+
+
+@contextlib.contextmanager
+def timed(timings: Timings, field: str) -> Iterator[None]:
+    """Add the seconds that the block takes to a field of timings, and what it compiles to compile_seconds instead."""
+    begun = time.perf_counter()
+    with CompileWatch() as watch:
+        yield
+    timings.compile_seconds += watch.seconds
+    setattr(timings, field, getattr(timings, field) + time.perf_counter() - begun - watch.seconds)

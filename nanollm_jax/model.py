@@ -7,6 +7,8 @@ costs nothing: the tag is gone once the program is lowered.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name as tag
@@ -15,8 +17,16 @@ from nanollm_jax import cache as kv
 from nanollm_jax.cache import KVCache
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.ops import attention, embedding, mlp, norm, rope
-from nanollm_jax.ops.linear import linear, merge_heads
+from nanollm_jax.ops.linear import linear
 from nanollm_jax.params import Params
+
+
+class New(NamedTuple):
+    """Where the new tokens stand: positions [B T], how many of them are real [B], and rope's cosines and sines."""
+
+    positions: jax.Array
+    real: jax.Array
+    turns: tuple[jax.Array, jax.Array] | None
 
 
 def forward(params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelConfig) -> tuple[jax.Array, KVCache]:
@@ -28,23 +38,30 @@ def forward(params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelC
     has to see to it.
     """
     kv.check_room(cache, tokens, tokens.shape[-1], config)
-    x, cache = hidden_states(params, tokens, cache, config=config)
+    count = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
+    x, cache = hidden_states(params, tokens, count, cache, config=config)
     return logits(params, x), cache
 
 
 def hidden_states(
-    params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelConfig
+    params: Params, tokens: jax.Array, count: jax.Array, cache: KVCache, *, config: ModelConfig
 ) -> tuple[jax.Array, KVCache]:
-    """forward without its last step: the final normalised residual stream.  tokens [B T] -> [B T D], cache"""
-    T = tokens.shape[1]
-    positions = cache.length[:, None] + jnp.arange(T)[None, :]
+    """forward without its last step: the final normalised residual stream.  tokens [B T], count [B] -> [B T D], cache
+
+    count says how many tokens of each row are real; padding behind them leaves no trace in the cache.
+    """
+    positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None, :]
+    new = New(positions, count, None)
+    if config.rope_theta is not None:
+        freqs, factor = rope.frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        new = New(positions, count, rope.turns(positions, freqs, factor))
     x = embedding.embed(params["embedding"]["tokens"], tokens)
     if "positions" in params["embedding"]:
         x = x + embedding.embed(params["embedding"]["positions"], positions)
     x = tag(x, "embedding")
     for layer, p in enumerate(params["layers"]):
-        x, cache = block(p, x, positions, cache, layer, config)
-    return tag(normalize(params["final_norm"], x, config), "final_norm"), kv.advance(cache, T)
+        x, cache = block(p, x, new, cache, layer, config)
+    return tag(normalize(params["final_norm"], x, config), "final_norm"), kv.advance(cache, count)
 
 
 def logits(params: Params, x: jax.Array) -> jax.Array:
@@ -54,12 +71,12 @@ def logits(params: Params, x: jax.Array) -> jax.Array:
 
 
 def block(
-    p: Params, x: jax.Array, positions: jax.Array, cache: KVCache, layer: int, config: ModelConfig
+    p: Params, x: jax.Array, new: New, cache: KVCache, layer: int, config: ModelConfig
 ) -> tuple[jax.Array, KVCache]:
-    """One layer: attention, then the MLP, each added to the residual stream.  x [B T D], positions [B T] -> x, cache"""
+    """One layer: attention, then the MLP, each added to the residual stream.  x [B T D] -> x, cache"""
     name = f"layers.{layer}"
     h = tag(normalize(p["attention_norm"], x, config), f"{name}.attention_norm")
-    attended, cache = attend(p["attention"], h, positions, cache, layer, config)
+    attended, cache = attend(p["attention"], h, new, cache, layer, config)
     x = x + tag(attended, f"{name}.attention.out")
     h = tag(normalize(p["mlp_norm"], x, config), f"{name}.mlp_norm")
     x = x + tag(mlp.mlp(p["mlp"], h, config.activation), f"{name}.mlp.out")
@@ -67,25 +84,22 @@ def block(
 
 
 def attend(
-    p: Params, h: jax.Array, positions: jax.Array, cache: KVCache, layer: int, config: ModelConfig
+    p: Params, h: jax.Array, new: New, cache: KVCache, layer: int, config: ModelConfig
 ) -> tuple[jax.Array, KVCache]:
     """Self-attention of the new tokens over everything in the cache, themselves included.  h [B T D] -> [B T D], cache"""
     name = f"layers.{layer}.attention"
-    q = linear("BTD,DNH->BTNH", h, p["wq"], p.get("bq"))
-    k = linear("BTD,DKH->BTKH", h, p["wk"], p.get("bk"))
-    v = linear("BTD,DKH->BTKH", h, p["wv"], p.get("bv"))
-    if config.rope_theta is not None:
-        freqs, factor = rope.frequencies(q.shape[-1], config.rope_theta, config.rope_scaling)
-        angle = rope.angles(positions, freqs)
-        q, k = rope.rotate(q, angle, factor), rope.rotate(k, angle, factor)
+    q, k, v = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")))
+    if new.turns is not None:
+        q, k = rope.rotate(q, *new.turns), rope.rotate(k, *new.turns)
     q, k, v = tag(q, f"{name}.q"), tag(k, f"{name}.k"), tag(v, f"{name}.v")
 
-    cache = kv.append(cache, layer, k, v)
-    keys, values, slots = kv.view(cache, layer)
-    mask = attention.visible(positions, slots, config.window(layer))
-    weights = tag(attention.weights(q, keys, mask, config.attention_scale(layer)), f"{name}.weights")
-    mixed = tag(attention.mix(weights, values).astype(h.dtype), f"{name}.mixed")
-    return merge_heads(mixed, p["wo"], p.get("bo")), cache
+    diagonal = cache.fresh  # nothing came before: key t is that of query t
+    cache, keys, values, stand = kv.extend(cache, layer, k, v, new.real)
+    mask = attention.visible(new.positions, stand, config.window(layer))
+    weights = attention.weights(q, keys, mask, config.attention_scale(layer), diagonal)
+    weights = tag(weights, f"{name}.weights")
+    mixed = tag(attention.mix(weights, values, diagonal).astype(h.dtype), f"{name}.mixed")
+    return linear(mixed, p["wo"], p.get("bo")), cache
 
 
 def normalize(p: Params, x: jax.Array, config: ModelConfig) -> jax.Array:

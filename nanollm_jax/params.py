@@ -4,8 +4,12 @@
     D model width    V vocabulary                 P learned positions
     N query heads    K key/value heads            G = N / K          H head width
     F MLP width
+    Q = G + 2: the query heads of one key/value head, then its key and its value
+    U = 2: gate and up, or 1 in a model without a gate
 
-A path such as "layers.3.attention.wq" names one array in the tree: params["layers"][3]["attention"]["wq"].
+Weights are stored outputs first. What is multiplied by the same vector lies in one array, cut where it also divides
+among devices: wqkv [K Q H D] along K, up [U F D] along F.
+A path such as "layers.3.attention.wo" names one array in the tree: params["layers"][3]["attention"]["wo"].
 """
 
 from __future__ import annotations
@@ -29,14 +33,14 @@ Params = dict[str, Any]
 def layout(config: ModelConfig) -> dict[str, str]:
     """Which parameters a model has: {path: axis letters}. The one place where that is decided."""
     norm = {"scale": "D"} | ({"bias": "D"} if config.norm == "layer_norm" else {})
-    attention = {"wq": "D N H", "wk": "D K H", "wv": "D K H", "wo": "N H D"}
+    attention = {"wqkv": "K Q H D", "wo": "D N H"}
     if config.qkv_bias:
-        attention |= {"bq": "N H", "bk": "K H", "bv": "K H"}
+        attention |= {"bqkv": "K Q H"}
     if config.attention_out_bias:
         attention |= {"bo": "D"}
-    mlp = ({"gate": "D F"} if config.gated_mlp else {}) | {"up": "D F", "down": "F D"}
+    mlp = {"up": "U F D", "down": "D F"}
     if config.mlp_bias:
-        mlp |= ({"gate_bias": "F"} if config.gated_mlp else {}) | {"up_bias": "F", "down_bias": "D"}
+        mlp |= {"up_bias": "U F", "down_bias": "D"}
     block = {"attention_norm": norm, "attention": attention, "mlp_norm": norm, "mlp": mlp}
     tree = {
         "embedding": {"tokens": "V D"} | ({"positions": "P D"} if config.learned_positions else {}),
@@ -69,11 +73,10 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = "auto") -> Par
     for path, shape in shapes(config).items():
         name = path.rpartition(".")[2]
         mean = 1.0 if name == "scale" else 0.0
-        if len(shape) == 1 or name in ("bq", "bk", "bv"):
+        if len(shape) == 1 or name in ("bqkv", "up_bias"):
             deviation = 0.1
         else:
-            inputs = {"tokens": shape[-1], "positions": shape[-1], "wo": math.prod(shape[:-1])}.get(name, shape[0])
-            deviation = inputs**-0.5
+            deviation = math.prod(shape[1:] if name == "wo" else shape[-1:]) ** -0.5
         flat[path] = draw(jax.random.fold_in(key, zlib.crc32(path.encode())), mean, deviation, shape, dtype)
     return nest(flat)
 

@@ -12,6 +12,7 @@ The steps and their order are those of Hugging Face transformers' processors:
     min_p                 keeps what is at least min_p times as probable as the best
 
 The three cuts are thresholds on the logit, so tokens that tie with the last one kept are kept too.
+What no row asks for is not computed: a cond around each group of steps.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ ALLOWED = {
     "presence_penalty": ("a finite number; 0 is off", lambda value: True),
     "frequency_penalty": ("a finite number; 0 is off", lambda value: True),
 }
+
+
+BLOCK = 128  # ids that the draw looks at together
 
 
 @flax.struct.dataclass
@@ -120,11 +124,17 @@ class History:
 
 def history(tokens: jax.Array, lengths: jax.Array, vocab_size: int) -> History:
     """The history of rows that have a prompt and no answer yet.  tokens [B T], lengths [B]"""
+    B = tokens.shape[0]
+    nothing = History(prompt=jnp.zeros((B, vocab_size), bool), answer=jnp.zeros((B, vocab_size), jnp.int32))
+    return read(nothing, tokens, lengths)
+
+
+def read(past: History, tokens: jax.Array, count: jax.Array) -> History:
+    """Take more of each row's prompt.  tokens [B T], the first count [B] of them real"""
     B, T = tokens.shape
-    real = jnp.arange(T)[None, :] < lengths[:, None]
-    rows = jnp.arange(B)[:, None]
-    prompt = jnp.zeros((B, vocab_size), bool).at[rows, jnp.where(real, tokens, vocab_size)].set(True, mode="drop")
-    return History(prompt=prompt, answer=jnp.zeros((B, vocab_size), jnp.int32))
+    V = past.prompt.shape[1]
+    ids = jnp.where(jnp.arange(T)[None, :] < count[:, None], tokens, V)
+    return dataclasses.replace(past, prompt=past.prompt.at[jnp.arange(B)[:, None], ids].set(True, mode="drop"))
 
 
 def remember(past: History, token: jax.Array) -> History:
@@ -137,58 +147,66 @@ def penalize(logits: jax.Array, sampling: Sampling, past: History) -> jax.Array:
 
     Repetition: Keskar et al. 2019, arXiv:1909.05858, section 4.1. Presence and frequency: as OpenAI's API defines them.
     """
-    logits = logits + sampling.logit_bias
-    penalty = sampling.repetition_penalty[:, None]
-    seen = past.prompt | (past.answer > 0)
-    logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
-    logits = logits - sampling.presence_penalty[:, None] * (past.answer > 0)
-    return logits - sampling.frequency_penalty[:, None] * past.answer
+
+    def by_history(logits: jax.Array) -> jax.Array:
+        penalty = sampling.repetition_penalty[:, None]
+        seen = past.prompt | (past.answer > 0)
+        logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+        logits = logits - sampling.presence_penalty[:, None] * (past.answer > 0)
+        return logits - sampling.frequency_penalty[:, None] * past.answer
+
+    asked = jnp.any(
+        (sampling.repetition_penalty != 1) | (sampling.presence_penalty != 0) | (sampling.frequency_penalty != 0)
+    )
+    return jax.lax.cond(asked, by_history, lambda logits: logits, logits + sampling.logit_bias)
 
 
-def top_k_cut(ordered: jax.Array, k: jax.Array) -> jax.Array:
-    """The lowest logit that top-k keeps.  ordered [B V] falling, k [B] (0: all) -> [B]"""
-    V = ordered.shape[-1]
-    last = jnp.where(k > 0, jnp.minimum(k, V), V) - 1
-    return jnp.take_along_axis(ordered, last[:, None], axis=-1)[:, 0]
+def kept_best(distance: jax.Array, weight: jax.Array, limit: jax.Array) -> jax.Array:
+    """Which tokens a rank cut keeps: those with less than `limit` of weight strictly before them.  [B V] [B V] [B] -> [B V]
 
-
-def top_p_cut(ordered: jax.Array, p: jax.Array) -> jax.Array:
-    """The lowest logit that top-p keeps.  ordered [B V] falling, p [B] (1: all) -> [B]
-
-    A token stays while the tokens before it have less than p together; the first always stays.
-    Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
+    distance [B V] is how far below the best each logit lies, 0 or more. Top-k is weight 1 and limit k; top-p is weight
+    p_i and limit p. Sorting a vocabulary takes longer than the model's own token; instead the largest distance that is
+    kept is found bit by bit: the bits of a float that is not negative rise with it.
     """
-    probabilities = jax.nn.softmax(ordered, axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    kept = (before < p[:, None]) | (p[:, None] >= 1)
-    kept = kept.at[:, 0].set(True)
-    return jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1)
+    bits = jax.lax.bitcast_convert_type(distance, jnp.int32)
 
+    def settle(step: jax.Array, kept: jax.Array) -> jax.Array:
+        more = kept | (1 << (30 - step))
+        before = jnp.sum(jnp.where(bits < more[:, None], weight, 0), axis=-1)
+        return jnp.where(before < limit, more, kept)
 
-def min_p_cut(best: jax.Array, min_p: jax.Array) -> jax.Array:
-    """The lowest logit that min-p keeps: p >= min_p * p_best is a distance between logits.  best [B], min_p [B] -> [B]
-
-    Nguyen et al. 2024, arXiv:2407.01082.
-    """
-    return best + jnp.log(min_p)
+    return bits <= jax.lax.fori_loop(0, 31, settle, jnp.zeros(distance.shape[:1], jnp.int32))[:, None]
 
 
 def cut(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """top_k, top_p and min_p: what they drop becomes -inf.  logits [B V], after temperature -> [B V]
+    """top_k, top_p and min_p: what they drop becomes -inf.  logits [B V], the best of each row 0 -> [B V]
 
-    The vocabulary is sorted only when some row asks for top_k or top_p.
+    Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1; Nguyen et al. 2024,
+    arXiv:2407.01082. A cut that no row asks for is not computed.
     """
 
-    def by_rank() -> jax.Array:
-        ordered = -jnp.sort(-logits, axis=-1)
-        lowest = top_k_cut(ordered, sampling.top_k)
-        ordered = jnp.where(ordered >= lowest[:, None], ordered, -jnp.inf)
-        return jnp.maximum(lowest, top_p_cut(ordered, sampling.top_p))
+    def top_k(logits: jax.Array) -> jax.Array:
+        V = logits.shape[-1]
+        k = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, V), V)
+        return jnp.where(kept_best(-logits, jnp.ones_like(logits), k.astype(jnp.float32)), logits, -jnp.inf)
 
-    ranked = jnp.any((sampling.top_k > 0) | (sampling.top_p < 1))
-    lowest = jax.lax.cond(ranked, by_rank, lambda: jnp.full(logits.shape[:1], -jnp.inf))
-    lowest = jnp.maximum(lowest, min_p_cut(jnp.max(logits, axis=-1), sampling.min_p))
-    return jnp.where(logits >= lowest[:, None], logits, -jnp.inf)
+    def top_p(logits: jax.Array) -> jax.Array:
+        p = jnp.where(sampling.top_p < 1, sampling.top_p, jnp.inf)
+        return jnp.where(kept_best(-logits, jax.nn.softmax(logits, axis=-1), p), logits, -jnp.inf)
+
+    logits = jax.lax.cond(jnp.any(sampling.top_k > 0), top_k, lambda logits: logits, logits)
+    logits = jax.lax.cond(jnp.any(sampling.top_p < 1), top_p, lambda logits: logits, logits)
+    # p >= min_p * p_best is a distance between logits
+    return jnp.where(logits >= jnp.log(sampling.min_p)[:, None], logits, -jnp.inf)
+
+
+def warm(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Temperature and the cuts.  logits [B V] after the penalties -> [B V], the best of each row 0
+
+    Relative to the best token: a tiny temperature takes the rest to -inf, and nothing to +inf.
+    """
+    temperature = jnp.where(sampling.temperature == 0, 1, sampling.temperature)[:, None]
+    return cut((logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature, sampling)
 
 
 def shape_logits(logits: jax.Array, sampling: Sampling, past: History) -> jax.Array:
@@ -197,11 +215,44 @@ def shape_logits(logits: jax.Array, sampling: Sampling, past: History) -> jax.Ar
     Rows with temperature 0 come back after the penalties, uncut.
     """
     logits = penalize(logits, sampling, past)
-    greedy = (sampling.temperature == 0)[:, None]
-    best = jnp.max(logits, axis=-1, keepdims=True)
-    # relative to the best token: a tiny temperature takes the rest to -inf, and nothing to +inf
-    warm = (logits - best) / jnp.where(greedy, 1, sampling.temperature[:, None])
-    return jnp.where(greedy, logits, cut(warm, sampling))
+    return jnp.where((sampling.temperature == 0)[:, None], logits, warm(logits, sampling))
+
+
+def best(logits: jax.Array) -> jax.Array:
+    """The id of the highest logit, the first of several.  [B V] -> [B] int32
+
+    A maximum and then a minimum over ids: both run many numbers at a time, which argmax does not on a CPU.
+    """
+    V = logits.shape[-1]
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    ids = jnp.where(logits == highest, jnp.arange(V, dtype=jnp.int32)[None], V - 1)
+    return jnp.min(ids, axis=-1)
+
+
+def pick(weight: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where the running sum of the weights passes the target.  weight [B X], target [B] -> index [B], the sum before it [B]
+
+    Never an index of weight 0, whatever rounding does to the target.
+    """
+    total = jnp.cumsum(weight, axis=-1)
+    last = jnp.max(jnp.where(weight > 0, jnp.arange(weight.shape[-1])[None], 0), axis=-1)
+    index = jnp.minimum(jnp.sum(total <= target[:, None], axis=-1), last)
+    return index, jnp.take_along_axis(total - weight, index[:, None], axis=-1)[:, 0]
+
+
+def draw_one(logits: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Draw an id of each row with the probabilities softmax(logits).  logits [B V], uniform [B] in [0, 1) -> [B] int32
+
+    One random number a row, looked up in the running sum of the probabilities: first the block of 128 ids, then the
+    id in it. (A Gumbel number for every id, as jax.random.categorical has it, took ten times as long on a CPU.)
+    """
+    B, V = logits.shape
+    weight = jnp.pad(jax.nn.softmax(logits, axis=-1), ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
+    blocks = jnp.sum(weight, axis=-1)
+    target = uniform * jnp.sum(blocks, axis=-1)
+    block, before = pick(blocks, target)
+    inside, _ = pick(jnp.take_along_axis(weight, block[:, None, None], axis=1)[:, 0], target - before)
+    return (block * BLOCK + inside).astype(jnp.int32)
 
 
 def draw(
@@ -209,15 +260,17 @@ def draw(
 ) -> tuple[jax.Array, jax.Array]:
     """Choose one token per row.  logits [B V], seeds [B] uint32, positions [B] -> tokens [B] int32, logprobs [B] float32
 
-    The random numbers of a row depend on its seed and on the position that the token will stand at, and on nothing
+    The random number of a row depends on its seed and on the position that the token will stand at, and on nothing
     else: a request draws the same alone or in any batch. The logprob is that of the untouched logits.
     """
-    shaped = shape_logits(logits, sampling, past)
-
-    def one(row: jax.Array, seed: jax.Array, position: jax.Array) -> jax.Array:
-        return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), position), row)
-
-    drawn = jax.vmap(one)(shaped, seeds, positions)
-    token = jnp.where(sampling.temperature == 0, jnp.argmax(shaped, axis=-1), drawn).astype(jnp.int32)
-    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    return token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
+    shaped = penalize(logits, sampling, past)
+    greedy = sampling.temperature == 0
+    uniform = jax.vmap(lambda seed, position: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), position)))
+    token = best(shaped)
+    token = jax.lax.cond(
+        jnp.all(greedy),
+        lambda: token,
+        lambda: jnp.where(greedy, token, draw_one(warm(shaped, sampling), uniform(seeds, positions))),
+    )
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    return token, chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -566,7 +566,7 @@ def test_info_in_a_table(run: Run, model: nano.Model) -> None:
     assert max(map(len, out.splitlines()[1:])) <= 80
     assert "4,877,568 parameters, 19.5 MB in float32\n" in out
     assert re.search(r"^hidden_size +256 +D *$", out, re.M)
-    assert re.search(r"^ {4}attention\.wk +D K H +256 2 64 +32,768 +131\.1 kB$", out, re.M)
+    assert re.search(r"^ {4}attention\.wqkv +K Q H D +2 4 64 256 +131,072 +524\.3 kB$", out, re.M)
     counts = {name: int(n.replace(",", "")) for name, n in re.findall(r"^(\S.*?) {2,}([\d,]+) +\S+ .B$", out, re.M)}
     assert list(counts) == ["embedding", "layers.0 … layers.5 (×6)", "final_norm", "total"]
     assert sum(counts.values()) == 2 * counts["total"] == 2 * params.count(model.config)

@@ -21,6 +21,7 @@ ARROWS = {
     "model": {"cache", "config", "ops", "params"},
     "observe": {"errors"},
     "sampling": {"errors"},
+    "buckets": set(),
     "decode": {"cache", "config", "errors", "model", "params", "sampling"},
     "profiling": set(),
     "weights": {"config", "errors", "params"},
@@ -29,7 +30,18 @@ ARROWS = {
     "loading": {"config", "errors", "families", "params", "sampling", "tokenizer", "weights"},
     "answer": {"tokenizer"},
     "request": {"answer", "config", "errors", "loading", "profiling", "sampling"},
-    "generate": {"answer", "cache", "decode", "errors", "loading", "profiling", "request", "sampling"},
+    "generate": {
+        "answer",
+        "buckets",
+        "cache",
+        "config",
+        "decode",
+        "errors",
+        "loading",
+        "profiling",
+        "request",
+        "sampling",
+    },
 }
 ANYTHING = {"cli", "__init__"}
 
@@ -101,8 +113,9 @@ def test_compiled_code_stands_in_one_place():
     for name, path in FILES.items():
         words = set(names(path))
         loops = words & {"jax.jit", "jit", "scan", "while_loop", "fori_loop"}
-        # params.py creates weights; observe.py reads the word in a traced program
-        assert not loops or name == "decode.py" or (name in ("params.py", "observe.py") and loops == {"jit"}), name
+        # params.py creates weights; observe.py reads the word in a traced program; sampling.py looks for a threshold
+        allowed = {"params.py": {"jit"}, "observe.py": {"jit"}, "sampling.py": {"fori_loop"}}
+        assert name == "decode.py" or loops <= allowed.get(name, set()), name
         assert "environ" not in words and "getenv" not in words
         assert not words & {"shard_map", "psum", "all_gather"}
 

@@ -36,12 +36,17 @@ def in_their_names(config_json, flat, prefix=None):
     """Our parameters -> the family's tensors, its table read backwards."""
     config, family = nano.read_config(config_json)
     prefix = PREFIX[config_json["model_type"]] if prefix is None else prefix
-    pieces = {}
-    for row in family.table(config):
-        left, right = row.axes.split("->")
-        pieces.setdefault(row.name, []).append(rearrange(flat[row.path], f"{right} -> {left}", config.sizes))
     bare = ("lm_head.weight",)  # outside of the base model, so never prefixed
-    return {name if name in bare else prefix + name: np.concatenate(parts, axis=-1) for name, parts in pieces.items()}
+    tensors = {}
+    for row in family.table(config):
+        left, _, right = row.axes.partition("->")
+        piece = flat[row.path][row.piece()]
+        inner = [letter for letter in (right or left).split() if letter != "1"]  # our axes, those of length 1 left out
+        piece = piece.reshape([config.sizes[letter] for letter in inner])
+        tensors[row.name if row.name in bare else prefix + row.name] = rearrange(
+            piece, f"{' '.join(inner)} -> {left}", config.sizes
+        )
+    return tensors
 
 
 def write(folder, config_json, tensors=None, shards=1, **files):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nanollm_jax.config import ACTIVATIONS, LinearScaling, Llama3Scaling, YarnScaling
 from nanollm_jax.ops import attention, embedding, mlp, norm, rope
-from nanollm_jax.ops.linear import linear, merge_heads
+from nanollm_jax.ops.linear import MANY, linear, product
 
 rng = np.random.default_rng(0)
 
@@ -24,16 +25,26 @@ def close(ours, expected, atol=1e-5):
 
 
 def test_linear_adds_its_bias_once():
-    x, w, b = random(2, 3, 5), random(5, 4, 7), random(4, 7)
-    close(linear("BTD,DNH->BTNH", x, w, b), np.tensordot(x, w, 1) + b)
-    heads, back, b = random(2, 3, 4, 7), random(4, 7, 5), random(5)
-    close(merge_heads(heads, back, b), np.einsum("btnh,nhd->btd", heads, back) + b)
+    x, w, b = random(2, 3, 5), random(4, 7, 5), random(4, 7)
+    close(linear(x, w, b), np.einsum("btd,nhd->btnh", x, w) + b)
+    heads, back, b = random(2, 3, 4, 7), random(5, 4, 7), random(5)
+    close(linear(heads, back, b), np.einsum("btnh,dnh->btd", heads, back) + b)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, MANY - 1, MANY])
+@pytest.mark.parametrize("dtype,atol", [("float32", 1e-5), ("bfloat16", 1e-5)])
+def test_every_way_to_multiply_is_the_same_product(rows, dtype, atol):
+    """One row, a few and many go through different kernels; bfloat16 operands, but float32 sums."""
+    x, w = jnp.asarray(random(rows, 33), dtype), jnp.asarray(random(17, 33), dtype)
+    ours = jax.jit(product)(x, w)
+    assert ours.dtype == jnp.float32
+    close(ours, np.asarray(x, float) @ np.asarray(w, float).T, atol)
 
 
 def test_linear_accumulates_in_float32():
     """4096 ones in bfloat16 would stop growing at 256."""
-    x, w = jnp.ones((1, 1, 4096), jnp.bfloat16), jnp.ones((4096, 1), jnp.bfloat16)
-    y = linear("BTD,DF->BTF", x, w)
+    x, w = jnp.ones((1, 1, 4096), jnp.bfloat16), jnp.ones((1, 4096), jnp.bfloat16)
+    y = linear(x, w)
     assert y.dtype == jnp.bfloat16 and y.item() == 4096
 
 
@@ -75,13 +86,11 @@ def test_activations():
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_mlp(gated):
-    x, up, down, gate = random(2, 3, 5), random(5, 7), random(7, 5), random(5, 7)
-    p = {"up": up, "down": down, "up_bias": random(7), "down_bias": random(5)}
-    hidden = x @ up + p["up_bias"]
-    if gated:
-        p |= {"gate": gate, "gate_bias": random(7)}
-        hidden = np.maximum(x @ gate + p["gate_bias"], 0) * hidden
-    expected = (hidden if gated else np.maximum(hidden, 0)) @ down + p["down_bias"]
+    x, down, wide = random(2, 3, 5), random(5, 7), random(2, 7, 5) if gated else random(1, 7, 5)
+    p = {"up": wide, "down": down, "up_bias": random(len(wide), 7), "down_bias": random(5)}
+    first = np.maximum(x @ wide[0].T + p["up_bias"][0], 0)
+    hidden = first * (x @ wide[1].T + p["up_bias"][1]) if gated else first
+    expected = hidden @ down.T + p["down_bias"]
     close(mlp.mlp(p, jnp.asarray(x), "relu"), expected)
 
 
@@ -104,15 +113,39 @@ def test_attention(heads, kv_heads, window):
     S = 11
     q, k, v = random(2, 3, heads, 4), random(2, kv_heads, S, 4), random(2, kv_heads, S, 4)
     positions = np.array([[0, 1, 2], [8, 9, 10]])
-    mask = attention.visible(jnp.asarray(positions), jnp.arange(S), window)
+    mask = attention.visible(jnp.asarray(positions), jnp.broadcast_to(jnp.arange(S), (2, S)), window)
     weights = attention.weights(q, k, mask, 0.3)
     close(weights.sum(-1), np.ones(weights.shape[:-1]))
     close(attention.mix(weights, v), naive_attention(q, k, v, positions, window or 10**9, 0.3))
 
 
+def test_blocks_of_queries_change_nothing():
+    """300 queries are three blocks, the last one shorter; on the diagonal no block looks behind its own keys."""
+    T = 300
+    q, k, v = random(1, T, 4, 8), random(1, 2, T, 8), random(1, 2, T, 8)
+    positions = np.arange(T)[None]
+    mask = attention.visible(jnp.asarray(positions), jnp.asarray(positions), 150)
+    expected = naive_attention(q, k, v, positions, 150, 0.3)
+    for diagonal in (False, True):
+        weights = attention.weights(q, k, mask, 0.3, diagonal)
+        assert weights.shape == (1, 2, 2, T, T)
+        close(attention.mix(weights, v, diagonal), expected)
+
+
+def test_heads_lie_behind_one_another():
+    """[q q q k v] of each key/value head."""
+    qkv = random(1, 2, 2, 5, 4)
+    q, k, v = attention.split_heads(jnp.asarray(qkv))
+    assert q.shape == (1, 2, 6, 4)
+    for head in range(6):
+        np.testing.assert_array_equal(q[:, :, head], qkv[:, :, head // 3, head % 3])
+    np.testing.assert_array_equal(k, qkv[:, :, :, 3])
+    np.testing.assert_array_equal(v, qkv[:, :, :, 4])
+
+
 def test_a_query_that_sees_nothing_is_finite():
     """A padding row past the window's end."""
-    mask = attention.visible(jnp.asarray([[50]]), jnp.arange(4), 2)
+    mask = attention.visible(jnp.asarray([[50]]), jnp.arange(4)[None], 2)
     assert not mask.any()
     assert np.isfinite(attention.weights(random(1, 1, 2, 4), random(1, 2, 4, 4), mask, 1.0)).all()
 
@@ -122,14 +155,14 @@ def test_rotation_is_a_complex_product():
     freqs, factor = rope.frequencies(10, 10000.0)
     turned = (x[..., :5] + 1j * x[..., 5:]) * np.exp(1j * (positions[..., None].astype(np.float32) * freqs))[:, :, None]
     expected = np.concatenate([turned.real, turned.imag], -1)
-    close(rope.rotate(x, rope.angles(jnp.asarray(positions), freqs), factor), expected, atol=2e-5)
-    close(rope.rotate(x, rope.angles(jnp.asarray(positions), freqs), 1.5), 1.5 * expected, atol=3e-5)
+    close(rope.rotate(x, *rope.turns(jnp.asarray(positions), freqs, factor)), expected, atol=2e-5)
+    close(rope.rotate(x, *rope.turns(jnp.asarray(positions), freqs, 1.5)), 1.5 * expected, atol=3e-5)
 
 
 def test_rotated_products_depend_on_distance_only():
     q, k = random(1, 1, 1, 64), random(1, 1, 1, 64)
     freqs, _ = rope.frequencies(64, 500000.0)
-    at = lambda x, position: np.asarray(rope.rotate(x, rope.angles(jnp.asarray([[position]]), freqs)))  # noqa: E731
+    at = lambda x, position: np.asarray(rope.rotate(x, *rope.turns(jnp.asarray([[position]]), freqs)))  # noqa: E731
     close((at(q, 1037) * at(k, 1030)).sum(), (at(q, 7) * at(k, 0)).sum(), atol=1e-3)
 
 

@@ -109,14 +109,13 @@ def test_no_two_arrays_have_the_same_numbers_and_none_has_zeros(drawn):
         ("embedding.tokens", 0, 64**-0.5),
         ("embedding.positions", 0, 64**-0.5),
         ("unembedding.tokens", 0, 64**-0.5),
-        ("layers.0.attention.wq", 0, 64**-0.5),
-        ("layers.0.attention.wk", 0, 64**-0.5),
+        ("layers.0.attention.wqkv", 0, 64**-0.5),
         ("layers.0.attention.wo", 0, (8 * 16) ** -0.5),
-        ("layers.0.attention.bq", 0, 0.1),
+        ("layers.0.attention.bqkv", 0, 0.1),
         ("layers.0.attention.bo", 0, 0.1),
         ("layers.0.attention_norm.scale", 1, 0.1),
         ("layers.0.mlp_norm.bias", 0, 0.1),
-        ("layers.0.mlp.gate", 0, 64**-0.5),
+        ("layers.0.mlp.up", 0, 64**-0.5),
         ("layers.0.mlp.down", 0, 300**-0.5),
         ("layers.0.mlp.up_bias", 0, 0.1),
         ("final_norm.scale", 1, 0.1),
@@ -155,15 +154,15 @@ def tree():
 def test_a_missing_an_extra_and_a_mis_shaped_parameter_are_named():
     broken = tree()
     del broken["final_norm"]["scale"]
-    broken["layers"][1]["attention"]["bq"] = np.zeros((N, H))
-    broken["layers"][0]["mlp"]["up"] = np.zeros((F, D))
+    broken["layers"][1]["attention"]["bqkv"] = np.zeros((N, H))
+    broken["layers"][0]["mlp"]["up"] = np.zeros((2, D, F))
     with pytest.raises(CheckpointError) as error:
         params.check_params(broken, EVERY[0])
     for words in (
         "3 parameters do not match",
         f"final_norm.scale: found None, expected ({D},)",
-        f"layers.1.attention.bq: found ({N}, {H}), expected None",
-        f"layers.0.mlp.up: found ({F}, {D}), expected ({D}, {F})",
+        f"layers.1.attention.bqkv: found ({N}, {H}), expected None",
+        f"layers.0.mlp.up: found (2, {D}, {F}), expected (2, {F}, {D})",
     ):
         assert words in str(error.value)
 
@@ -178,7 +177,7 @@ def test_a_long_list_of_differences_is_cut():
 def test_layers_of_another_number_are_refused():
     short = tree()
     short["layers"] = short["layers"][:1]
-    with pytest.raises(CheckpointError, match=r"9 parameters .*layers\.1\.attention\.wk: found None"):
+    with pytest.raises(CheckpointError, match=r"6 parameters .*layers\.1\.attention\.wqkv: found None"):
         params.check_params(short, EVERY[0])
 
 

@@ -132,22 +132,33 @@ def test_a_name_with_and_without_prefix_leaves_the_bare_one_over(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, BF16])
-def test_queries_keys_and_values_side_by_side_are_taken_apart(tmp_path, dtype):
-    rng = np.random.default_rng(3)
-    weight, bias = rng.standard_normal((5, 63)).astype(dtype), rng.standard_normal(63).astype(dtype)
-    rows = [Row(f"w{x}", "c_attn.weight", "D (N H) -> D N H", (i, 3)) for i, x in enumerate("qkv")]
-    rows += [Row(f"b{x}", "c_attn.bias", "(N H) -> N H", (i, 3)) for i, x in enumerate("qkv")]
-    layout = {f"w{x}": "D N H" for x in "qkv"} | {f"b{x}": "N H" for x in "qkv"}
-    folder = save(tmp_path, {"c_attn.weight": weight, "c_attn.bias": bias})
+def test_tensors_that_share_a_parameter_are_put_together(tmp_path, dtype):
+    """Three queries of a group, then its key, then its value, for each of two key/value heads."""
+    rng, sizes = np.random.default_rng(3), {"D": 5, "K": 2, "G": 3, "Q": 5, "H": 7}
+    q, k, v = (rng.standard_normal((heads * 7, 5)).astype(dtype) for heads in (6, 2, 2))
+    rows = [Row("wqkv", "q", "(K G H) D -> K G H D", (1, 0, 3)), Row("wqkv", "k", "(K H) D -> K 1 H D", (1, 3, 4)),
+            Row("wqkv", "v", "(K H) D -> K 1 H D", (1, 4, 5))]  # fmt: skip
+    folder = save(tmp_path, {"q": q, "k": k, "v": v})
     for run_dtype in ("float32", dtype):
-        params = load_params(folder, rows, layout, SIZES, run_dtype)
-        for i, x in enumerate("qkv"):
-            part = weight[:, i * 21 : i * 21 + 21].reshape(5, 3, 7)
-            np.testing.assert_array_equal(np.asarray(params[f"w{x}"]), part.astype(run_dtype))
-            np.testing.assert_array_equal(np.asarray(params[f"b{x}"]), bias[i * 21 : i * 21 + 21].reshape(3, 7))
-    save(tmp_path, {"c_attn.weight": weight[:, :62], "c_attn.bias": bias})
-    with pytest.raises(CheckpointError, match=r"'c_attn\.weight' has shape \[5, 62\], expected \[5, 63\] for wq"):
-        load_params(folder, rows, layout, SIZES, dtype)
+        wqkv = np.asarray(load_params(folder, rows, {"wqkv": "K Q H D"}, sizes, run_dtype)["wqkv"])
+        for head in range(2):
+            np.testing.assert_array_equal(wqkv[head, :3].reshape(21, 5), q[21 * head : 21 * head + 21])
+            np.testing.assert_array_equal(wqkv[head, 3], k[7 * head : 7 * head + 7])
+            np.testing.assert_array_equal(wqkv[head, 4], v[7 * head : 7 * head + 7])
+    save(tmp_path, {"q": q, "k": k[:13], "v": v})
+    with pytest.raises(CheckpointError, match=r"'k' has shape \[13, 5\], expected \[14, 5\] for wqkv"):
+        load_params(folder, rows, {"wqkv": "K Q H D"}, sizes, dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_side_by_side_in_one_tensor_is_a_matter_of_axes(tmp_path, dtype):
+    weight = np.random.default_rng(3).standard_normal((5, 63)).astype(dtype)  # D, and q k v of 3 heads of 7
+    row, sizes = Row("wqkv", "c_attn", "D (Q K H) -> K Q H D"), {"D": 5, "K": 3, "Q": 3, "H": 7}
+    wqkv = load_params(save(tmp_path, {"c_attn": weight}), [row], {"wqkv": "K Q H D"}, sizes, dtype)["wqkv"]
+    for part in range(3):
+        for head in range(3):
+            begin = part * 21 + head * 7
+            np.testing.assert_array_equal(np.asarray(wqkv[head, part]), weight[:, begin : begin + 7].T)
 
 
 @pytest.mark.parametrize("shape", [(5, 21), (21, 6), (105,), (3, 7, 5)])

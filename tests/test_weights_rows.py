@@ -58,10 +58,13 @@ def test_a_wrong_shape_is_refused_even_where_its_size_is_right():
         rearrange(np.zeros((5, 21)), "(N H) D -> D N H", SIZES)
 
 
-def test_a_part_is_one_of_equal_cuts_of_the_last_axis():
-    x = np.random.default_rng(1).standard_normal((5, 3 * 21))
-    rows = [Row("q", "c_attn", "D (N H) -> D N H", (part, 3)) for part in range(3)]
-    assert rows[1].stored_shape(SIZES) == (5, 63)
-    for row, expected in zip(rows, np.split(x, 3, axis=1), strict=True):
-        np.testing.assert_array_equal(row.cut(x), expected)
-    assert Row("a", "a", "D (N H) -> D N H").cut(x) is x
+def test_an_axis_of_length_one_and_the_piece_it_fills():
+    x = np.random.default_rng(1).standard_normal((14, 5))
+    row = Row("wqkv", "k_proj", "(K H) D -> K 1 H D", (1, 3, 4))
+    assert rearrange(x, row.axes, SIZES).shape == (2, 1, 7, 5)
+    whole = np.zeros((2, 5, 7, 5))
+    whole[row.piece()] = rearrange(x, row.axes, SIZES)
+    np.testing.assert_array_equal(whole[:, 3].reshape(14, 5), x)
+    assert not whole[:, [0, 1, 2, 4]].any()
+    whole[Row("a", "a", "(K H) D -> K 1 H D").piece()] = 1
+    assert whole.all()

@@ -51,7 +51,7 @@ def ignored(config: ModelConfig) -> tuple[str, ...]:
 
 
 def table(config: ModelConfig) -> list[Row]:
-    """One row per tensor, three for each that holds queries, keys and values."""
+    """One row per tensor."""
     rows = [
         Row("embedding.tokens", "wte.weight", "V D -> V D"),
         Row("embedding.positions", "wpe.weight", "P D -> P D"),
@@ -62,29 +62,18 @@ def table(config: ModelConfig) -> list[Row]:
         rows.append(Row("unembedding.tokens", "lm_head.weight", "V D -> V D"))
     for layer in range(config.num_layers):
         ours, theirs = f"layers.{layer}", f"h.{layer}"
-        for part, letter in enumerate("qkv"):
-            heads = "N" if letter == "q" else "K"
-            rows += [
-                Row(
-                    f"{ours}.attention.w{letter}",
-                    f"{theirs}.attn.c_attn.weight",
-                    f"D ({heads} H) -> D {heads} H",
-                    (part, 3),
-                ),
-                Row(
-                    f"{ours}.attention.b{letter}", f"{theirs}.attn.c_attn.bias", f"({heads} H) -> {heads} H", (part, 3)
-                ),
-            ]
         rows += [
             Row(f"{ours}.attention_norm.scale", f"{theirs}.ln_1.weight", "D -> D"),
             Row(f"{ours}.attention_norm.bias", f"{theirs}.ln_1.bias", "D -> D"),
-            Row(f"{ours}.attention.wo", f"{theirs}.attn.c_proj.weight", "(N H) D -> N H D"),
+            Row(f"{ours}.attention.wqkv", f"{theirs}.attn.c_attn.weight", "D (Q K H) -> K Q H D"),
+            Row(f"{ours}.attention.bqkv", f"{theirs}.attn.c_attn.bias", "(Q K H) -> K Q H"),
+            Row(f"{ours}.attention.wo", f"{theirs}.attn.c_proj.weight", "(N H) D -> D N H"),
             Row(f"{ours}.attention.bo", f"{theirs}.attn.c_proj.bias", "D -> D"),
             Row(f"{ours}.mlp_norm.scale", f"{theirs}.ln_2.weight", "D -> D"),
             Row(f"{ours}.mlp_norm.bias", f"{theirs}.ln_2.bias", "D -> D"),
-            Row(f"{ours}.mlp.up", f"{theirs}.mlp.c_fc.weight", "D F -> D F"),
-            Row(f"{ours}.mlp.up_bias", f"{theirs}.mlp.c_fc.bias", "F -> F"),
-            Row(f"{ours}.mlp.down", f"{theirs}.mlp.c_proj.weight", "F D -> F D"),
+            Row(f"{ours}.mlp.up", f"{theirs}.mlp.c_fc.weight", "D F -> 1 F D"),
+            Row(f"{ours}.mlp.up_bias", f"{theirs}.mlp.c_fc.bias", "F -> 1 F"),
+            Row(f"{ours}.mlp.down", f"{theirs}.mlp.c_proj.weight", "F D -> D F"),
             Row(f"{ours}.mlp.down_bias", f"{theirs}.mlp.c_proj.bias", "D -> D"),
         ]
     return rows

@@ -67,32 +67,34 @@ def table(config: ModelConfig) -> list[Row]:
     ]
     if not config.tie_embeddings:
         rows.append(Row("unembedding.tokens", "lm_head.weight", "V D -> V D"))
+    G = config.sizes["G"]
+    queries, keys, values = (1, 0, G), (1, G, G + 1), (1, G + 1, G + 2)  # along the Q axis of wqkv
     for layer in range(config.num_layers):
         ours, theirs = f"layers.{layer}", f"layers.{layer}"
         attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
         rows += [
             Row(f"{ours}.attention_norm.scale", f"{theirs}.input_layernorm.weight", "D -> D"),
-            Row(f"{ours}.attention.wq", f"{attention}.q_proj.weight", "(N H) D -> D N H"),
-            Row(f"{ours}.attention.wk", f"{attention}.k_proj.weight", "(K H) D -> D K H"),
-            Row(f"{ours}.attention.wv", f"{attention}.v_proj.weight", "(K H) D -> D K H"),
-            Row(f"{ours}.attention.wo", f"{attention}.o_proj.weight", "D (N H) -> N H D"),
+            Row(f"{ours}.attention.wqkv", f"{attention}.q_proj.weight", "(K G H) D -> K G H D", queries),
+            Row(f"{ours}.attention.wqkv", f"{attention}.k_proj.weight", "(K H) D -> K 1 H D", keys),
+            Row(f"{ours}.attention.wqkv", f"{attention}.v_proj.weight", "(K H) D -> K 1 H D", values),
+            Row(f"{ours}.attention.wo", f"{attention}.o_proj.weight", "D (N H) -> D N H"),
             Row(f"{ours}.mlp_norm.scale", f"{theirs}.post_attention_layernorm.weight", "D -> D"),
-            Row(f"{ours}.mlp.gate", f"{mlp}.gate_proj.weight", "F D -> D F"),
-            Row(f"{ours}.mlp.up", f"{mlp}.up_proj.weight", "F D -> D F"),
-            Row(f"{ours}.mlp.down", f"{mlp}.down_proj.weight", "D F -> F D"),
+            Row(f"{ours}.mlp.up", f"{mlp}.gate_proj.weight", "F D -> 1 F D", (0, 0, 1)),
+            Row(f"{ours}.mlp.up", f"{mlp}.up_proj.weight", "F D -> 1 F D", (0, 1, 2)),
+            Row(f"{ours}.mlp.down", f"{mlp}.down_proj.weight", "D F"),
         ]
         if config.qkv_bias:
             rows += [
-                Row(f"{ours}.attention.bq", f"{attention}.q_proj.bias", "(N H) -> N H"),
-                Row(f"{ours}.attention.bk", f"{attention}.k_proj.bias", "(K H) -> K H"),
-                Row(f"{ours}.attention.bv", f"{attention}.v_proj.bias", "(K H) -> K H"),
+                Row(f"{ours}.attention.bqkv", f"{attention}.q_proj.bias", "(K G H) -> K G H", queries),
+                Row(f"{ours}.attention.bqkv", f"{attention}.k_proj.bias", "(K H) -> K 1 H", keys),
+                Row(f"{ours}.attention.bqkv", f"{attention}.v_proj.bias", "(K H) -> K 1 H", values),
             ]
         if config.attention_out_bias:
             rows.append(Row(f"{ours}.attention.bo", f"{attention}.o_proj.bias", "D -> D"))
         if config.mlp_bias:
             rows += [
-                Row(f"{ours}.mlp.gate_bias", f"{mlp}.gate_proj.bias", "F -> F"),
-                Row(f"{ours}.mlp.up_bias", f"{mlp}.up_proj.bias", "F -> F"),
+                Row(f"{ours}.mlp.up_bias", f"{mlp}.gate_proj.bias", "F -> 1 F", (0, 0, 1)),
+                Row(f"{ours}.mlp.up_bias", f"{mlp}.up_proj.bias", "F -> 1 F", (0, 1, 2)),
                 Row(f"{ours}.mlp.down_bias", f"{mlp}.down_proj.bias", "D -> D"),
             ]
     return rows

@@ -9,34 +9,63 @@ import jax.numpy as jnp
 
 from nanollm_jax.ops.linear import contract
 
+BLOCK = 128  # queries whose scores are computed together
+
+
+def split_heads(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values out of one product.  [B T K Q H] -> q [B T N H], k and v [B T K H]
+
+    Q = G + 2: each key/value head comes behind the G query heads that it serves.
+    """
+    B, T, K, Q, H = qkv.shape
+    return qkv[:, :, :, :-2].reshape(B, T, K * (Q - 2), H), qkv[:, :, :, -2], qkv[:, :, :, -1]
+
 
 def visible(queries: jax.Array, keys: jax.Array, window: int | None = None) -> jax.Array:
-    """May the query at one position see the key at another?  queries [B T], keys [S] -> [B T S] bool
+    """May the query at one position see the key at another?  queries [B T], keys [B S] -> [B T S] bool
 
-    Never the future; with a window, only the last `window` positions, its own included.
+    Never the future; with a window, only the last `window` positions, its own included. A negative position is no key.
     Row at position 3, window 2: it sees keys 2 and 3.
     """
-    distance = queries[:, :, None] - keys[None, None, :]
-    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+    distance = queries[:, :, None] - keys[:, None, :]
+    seen = (distance >= 0) & (keys >= 0)[:, None, :]
+    return seen if window is None else seen & (distance < window)
 
 
-def weights(q: jax.Array, k: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
+def weights(q: jax.Array, k: jax.Array, mask: jax.Array, scale: float, diagonal: bool = False) -> jax.Array:
     """How much each query takes from each key.  q [B T N H], k [B K S H], mask [B T S] -> [B K G T S] float32, sums to 1
 
     Query head n belongs to key head n // G. Masked scores become the lowest float, not -inf: a padding row past the
     window's end may see nothing at all, and softmax over only -inf would be NaN.
+    diagonal says that query t and key t are the same token: then no block of queries looks at keys behind its own.
     """
     B, T, N, H = q.shape
-    K = k.shape[1]
-    scores = scale * contract("BTKGH,BKSH->BKGTS", q.reshape(B, T, K, N // K, H), k)
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores, axis=-1)
+    K, S = k.shape[1:3]
+    rows = []
+    for begin, end in blocks(T):
+        stop = end if diagonal else S
+        block = q[:, begin:end].reshape(B, end - begin, K, N // K, H)
+        scores = scale * contract("BTKGH,BKSH->BKGTS", block, k[:, :, :stop])
+        scores = jnp.where(mask[:, None, None, begin:end, :stop], scores, jnp.finfo(jnp.float32).min)
+        rows.append(jnp.pad(jax.nn.softmax(scores, axis=-1), ((0, 0),) * 4 + ((0, S - stop),)))
+    return jnp.concatenate(rows, axis=3)
 
 
-def mix(weight: jax.Array, v: jax.Array) -> jax.Array:
+def mix(weight: jax.Array, v: jax.Array, diagonal: bool = False) -> jax.Array:
     """The weighted means of the values.  weight [B K G T S], v [B K S H] -> [B T N H] float32"""
     B, K, G, T, S = weight.shape
     H = v.shape[-1]
-    # T moves outwards after the product: asked of the product itself, XLA on CPU copies all values for it at one row
-    mixed = contract("BKGTS,BKSH->BKGTH", weight.astype(v.dtype), v)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
+    means = []
+    for begin, end in blocks(T):
+        stop = end if diagonal else S
+        # T moves outwards after the product: asked of the product itself, XLA on CPU copies all values for it at one row
+        block = contract("BKGTS,BKSH->BKGTH", weight[:, :, :, begin:end, :stop].astype(v.dtype), v[:, :, :stop])
+        means.append(block.transpose(0, 3, 1, 2, 4).reshape(B, end - begin, K * G, H))
+    return jnp.concatenate(means, axis=1)
+
+
+def blocks(T: int) -> list[tuple[int, int]]:
+    """Where each block of queries begins and ends. XLA sees through the padding and cutting above: what weights puts
+    together for mix is never in memory as a whole, and a block's scores stay in the processor's cache.
+    """
+    return [(begin, min(begin + BLOCK, T)) for begin in range(0, T, BLOCK)]

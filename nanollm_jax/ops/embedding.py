@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from nanollm_jax.ops.linear import contract
+from nanollm_jax.ops.linear import product
 
 
 def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
@@ -17,4 +17,5 @@ def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 def unembed(table: jax.Array, x: jax.Array) -> jax.Array:
     """Score every entry of the vocabulary.  table [V D], x [B T D] -> [B T V] float32"""
-    return contract("BTD,VD->BTV", x, table)
+    B, T, D = x.shape
+    return product(x.reshape(B * T, D), table).reshape(B, T, table.shape[0])

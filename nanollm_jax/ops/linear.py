@@ -1,9 +1,17 @@
-"""Matrix products, which are nearly everything that a transformer does."""
+"""Matrix products, which are nearly everything that a transformer does.
+
+Weights are stored [outputs, inputs], each row one output: the order of the checkpoints, and the one in which the
+processor reads memory straight through at one row of activations as at a thousand.
+"""
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+
+MANY = 256  # rows
 
 
 def contract(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -15,23 +23,36 @@ def contract(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(equation, a, b, precision="highest", preferred_element_type=jnp.float32)
 
 
-def linear(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """x times weight as the equation says, plus bias if there is one, in the dtype of x.
+def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """x times weight, plus bias if there is one, in the dtype of x.  x [B T *I], weight [*O *I], bias [*O] -> [B T *O]
 
-    "BTD,DNH->BTNH" is a projection to heads; the bias has the weight's output axes.
+    "B T D" by "K Q H D" is the projection to heads, "B T N H" by "D N H" the one back: all of x's axes after B and T
+    are contracted with the last axes of the weight.
     """
-    y = contract(equation, x, weight)
+    B, T, *inputs = x.shape
+    outputs = weight.shape[: weight.ndim - len(inputs)]
+    I, O = math.prod(inputs), math.prod(outputs)  # noqa: E741
+    y = product(x.reshape(B * T, I), weight.reshape(O, I)).reshape(B, T, *outputs)
     if bias is not None:
-        y = y + jnp.expand_dims(bias.astype(jnp.float32), tuple(range(y.ndim - bias.ndim)))
+        y = y + bias.astype(jnp.float32)[None, None]
     return y.astype(x.dtype)
 
 
-def merge_heads(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """The projection back from heads, "BTNH,NHD->BTD".  x [B T N H], weight [N H D], bias [D] -> [B T D]
+def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Every row of x with every row of weight.  x [R I], weight [O I] -> [R O] float32"""
+    return jax.lax.platform_dependent(x, weight, cpu=product_on_cpu, default=lambda x, w: contract("RI,OI->RO", x, w))
 
-    Written with N and H as one axis: an einsum over both contracts them in alphabetical order, and XLA transposes the
-    whole weight for that, once per token.
+
+def product_on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """product, in the words for which XLA on CPU has its fast kernels (measured; experiments/bench_products.py).
+
+    float32: the small operand turned, [O I] by [I R], and turned back; barriers keep XLA from folding the turns into
+    the product, which halves its speed. From MANY rows on turning costs more than it brings. 16 bits: as it stands, but
+    never for a single row, for which XLA would convert the whole weight to float32 on every call.
     """
-    B, T, N, H = x.shape
-    D = weight.shape[-1]
-    return linear("BTF,FD->BTD", x.reshape(B, T, N * H), weight.reshape(N * H, D), bias)
+    R = x.shape[0]
+    if weight.dtype == jnp.float32 and R < MANY:
+        turned = jax.lax.optimization_barrier(x.T)
+        return jax.lax.optimization_barrier(contract("OI,IR->OR", weight, turned)).T
+    rows = jnp.concatenate([x, x]) if R == 1 else x
+    return contract("RI,OI->RO", jax.lax.optimization_barrier(rows), weight)[:R]

@@ -7,6 +7,7 @@ the pages of one tensor and at most two copies of it.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import sys
 import time
@@ -19,7 +20,7 @@ import numpy as np
 
 from nanollm_jax.errors import CheckpointError
 from nanollm_jax.weights.checkpoint import FLOATS, Checkpoint, listed, open_checkpoint
-from nanollm_jax.weights.rows import Row, rearrange
+from nanollm_jax.weights.rows import Row, rearrange, source_shape
 
 BAR_AFTER = 2.0  # seconds; a load that is quicker shows no progress bar
 
@@ -56,23 +57,24 @@ def load_params(
     for row, name in pairs:
         check(checkpoint, row, name, layout[row.path], sizes)
     params = {}
-    with progress_bar(len(pairs), progress) as advance:
-        for row, name in pairs:
-            params[row.path] = place(checkpoint.read(name), row, sizes, dtype)
+    with progress_bar(len(layout), progress) as advance:
+        for path, letters in layout.items():
+            pieces = [(row, checkpoint.read(name)) for row, name in pairs if row.path == path]
+            params[path] = place(pieces, tuple(sizes[letter] for letter in letters.split()), sizes, dtype)
             advance()
-    return {path: params[path] for path in layout}
+    return params
 
 
 def match(
     checkpoint: Checkpoint, rows: Sequence[Row], layout: dict[str, str], ignore: Sequence[str], prefixes: Sequence[str]
 ) -> list[tuple[Row, str]]:
-    """A row for every path of layout, with its tensor's full name. One CheckpointError lists the leftovers of both."""
+    """The rows for every path of layout, with their tensors' full names. One CheckpointError lists the leftovers of both."""
     found = checkpoint.names()
-    wanted = {row.path: row for row in rows if row.path in layout}
-    prefix = max(prefixes, key=lambda prefix: sum(prefix + row.name in found for row in wanted.values()))
-    pairs = [(row, prefix + row.name if prefix + row.name in found else row.name) for row in wanted.values()]
+    wanted = [row for row in rows if row.path in layout]
+    prefix = max(prefixes, key=lambda prefix: sum(prefix + row.name in found for row in wanted))
+    pairs = [(row, prefix + row.name if prefix + row.name in found else row.name) for row in wanted]
     missing = [f"{row.path} (tensor {prefix}{row.name})" for row, name in pairs if name not in found]
-    missing += [f"{path} (no row in the family's table)" for path in layout if path not in wanted]
+    missing += [f"{path} (no row in the family's table)" for path in layout.keys() - {row.path for row in wanted}]
     unused = [
         name
         for name in sorted(found - {name for _, name in pairs})
@@ -89,10 +91,14 @@ def match(
 
 def check(checkpoint: Checkpoint, row: Row, name: str, letters: str, sizes: dict[str, int]) -> None:
     """Check one tensor's dtype and shape. Raises CheckpointError, or ValueError where table and layout disagree."""
-    if row.axes.split("->")[-1].split() != letters.split():
+    wanted, target = letters.split(), row.axes.split("->")[-1].split()
+    filled = row.into[0] if row.into else None
+    fits = [ours == theirs or axis == filled or (theirs == "1" and sizes[ours] == 1)
+            for axis, (ours, theirs) in enumerate(zip(wanted, target, strict=False))]  # fmt: skip
+    if len(target) != len(wanted) or not all(fits):
         raise ValueError(f"{row.path}: the axes of its row, {row.axes!r}, do not end in the layout's {letters!r}.")
     checkpoint.dtype(name)
-    info, expected = checkpoint.tensors[name], row.stored_shape(sizes)
+    info, expected = checkpoint.tensors[name], source_shape(row.axes, sizes)
     if info.shape != expected:
         raise CheckpointError(
             f"{info.file}: tensor {name!r} has shape {list(info.shape)}, expected {list(expected)} for {row.path} "
@@ -100,31 +106,34 @@ def check(checkpoint: Checkpoint, row: Row, name: str, letters: str, sizes: dict
         )
 
 
-def place(tensor: np.ndarray, row: Row, sizes: dict[str, int], dtype: np.dtype) -> jax.Array:
-    """A tensor as it lies in the file -> the row's parameter, in dtype, on the default device.
+def place(
+    pieces: Sequence[tuple[Row, np.ndarray]], shape: tuple[int, ...], sizes: dict[str, int], dtype: np.dtype
+) -> jax.Array:
+    """Tensors as they lie in the file -> the parameter that they are the pieces of, in dtype, on the default device.
 
     Raises CheckpointError for a value that float16 cannot hold.
     """
     # On CPU, device_put takes over aligned row-major memory instead of copying it, whatever may_alias says (seen in
-    # jax 0.10.2), and weights must not change with their file: what is row-major already is copied here, and so is
-    # what is cast. The rest device_put transposes straight from the mapped file, several times faster than NumPy.
-    tensor = row.cut(tensor)
-    if tensor.dtype != dtype or rearrange(tensor, row.axes, sizes).flags.c_contiguous:
-        tensor = copy_aligned(tensor, dtype)
-        if dtype == np.float16 and not np.isfinite(tensor).all():
+    # jax 0.10.2), and weights must not change with their file: what is put together, cast, or row-major already is
+    # copied here. The rest device_put transposes straight from the mapped file, several times faster than NumPy.
+    views = [(row.piece(), rearrange(tensor, row.axes, sizes)) for row, tensor in pieces]
+    if len(views) == 1 and views[0][1].dtype == dtype and not views[0][1].flags.c_contiguous:
+        return jax.block_until_ready(jax.device_put(views[0][1]))
+    parameter = empty_aligned(shape, dtype)
+    for (row, tensor), (piece, view) in zip(pieces, views, strict=True):
+        with np.errstate(over="ignore"):  # looked for here
+            parameter[piece] = view
+        if dtype == np.float16 and tensor.dtype != dtype and not np.isfinite(parameter[piece]).all():
             raise CheckpointError(f"tensor {row.name!r} has values beyond float16's 65504; load it in another dtype.")
-    return jax.block_until_ready(jax.device_put(rearrange(tensor, row.axes, sizes)))
+    return jax.block_until_ready(jax.device_put(parameter))
 
 
-def copy_aligned(tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A row-major copy in dtype that begins at a multiple of 64 bytes: memory that JAX on CPU takes over as it is."""
-    nbytes = tensor.size * dtype.itemsize
+def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A row-major array that begins at a multiple of 64 bytes: memory that JAX on CPU takes over as it is."""
+    nbytes = math.prod(shape) * dtype.itemsize
     memory = np.empty(nbytes + 64, np.uint8)
     begin = -memory.ctypes.data % 64
-    copy = memory[begin : begin + nbytes].view(dtype).reshape(tensor.shape)
-    with np.errstate(over="ignore"):  # place() looks for infinities itself
-        copy[...] = tensor
-    return copy
+    return memory[begin : begin + nbytes].view(dtype).reshape(shape)
 
 
 @contextlib.contextmanager
