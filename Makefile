@@ -25,9 +25,9 @@ lint: .venv/installed-dev ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy nanollm_jax
 
-bench: .venv/installed ## prefill and decode speed of the bundled model and of a 110M LLaMA
-	$(BIN)/python experiments/bench_decode.py
-	$(BIN)/python experiments/bench_decode.py configs/llama-110m.json
+bench: .venv/installed ## how fast the bundled model and a 110M LLaMA start, read and write
+	$(BIN)/nanollm bench
+	$(BIN)/nanollm bench configs/llama-110m.json
 
 bench-peers: export CMAKE_ARGS = -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAVA_BUILD=OFF
 bench-peers: export CMAKE_BUILD_PARALLEL_LEVEL = $(shell getconf _NPROCESSORS_ONLN)

@@ -30,6 +30,19 @@ ARROWS = {
     "answer": {"tokenizer"},
     "request": {"answer", "config", "errors", "loading", "profiling", "sampling"},
     "generate": {"answer", "cache", "decode", "errors", "loading", "profiling", "request", "sampling"},
+    "roofline": {"config", "params"},
+    "bench": {
+        "cache",
+        "config",
+        "decode",
+        "errors",
+        "families",
+        "generate",
+        "loading",
+        "params",
+        "roofline",
+        "sampling",
+    },
 }
 ANYTHING = {"cli", "__init__"}
 
