@@ -71,11 +71,9 @@ def bench(
     Raises RequestError for what does not fit the model or the machine's memory, and what load raises.
     """
     counts = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
-    for name, value in [*counts.items(), *(("rows", number) for number in rows)]:
-        try:
-            check_count(name, value)
-        except ConfigError as error:
-            raise RequestError(str(error)) from None
+    check_counts(counts)
+    for number in rows:
+        check_counts({"rows": number})
     if not rows:
         raise RequestError("rows is empty; give at least one number of rows.")
     how: dict[str, Any] = {"source": source, "revision": revision, "dtype": str(resolve_dtype(dtype))}
@@ -99,6 +97,15 @@ def open_model(source: str | None, revision: str | None, dtype: Any) -> Model:
         model = load(source, revision=revision, dtype=dtype)
     jax.block_until_ready(model.params)
     return model
+
+
+def check_counts(counts: dict[str, Any]) -> None:
+    """Raise RequestError for one that is not a whole number of at least 1."""
+    for name, value in counts.items():
+        try:
+            check_count(name, value)
+        except ConfigError as error:
+            raise RequestError(str(error)) from None
 
 
 def check_fits(model: Model, rows: int, capacity: int) -> None:

@@ -80,6 +80,7 @@ def check_room(cache: KVCache, tokens: jax.Array | np.ndarray, new: Any, config:
         )
 
 
+@jax.named_scope("cache")
 def append(cache: KVCache, layer: int, k: jax.Array, v: jax.Array) -> KVCache:
     """Write one layer's new keys and values behind each row's length.  k, v [B T K H]
 

@@ -5,7 +5,7 @@
     reading      bytes per second of the sum of a large array
     arithmetic   FLOP per second of a large matrix product, float32 in full precision
 
-Both rates are those of the device that runs the model, with all its cores. The first call of each also compiles.
+Both rates are those of the device that runs the model, with all its cores.
 Williams, Waterman & Patterson 2009, "Roofline: An Insightful Visual Performance Model for Multicore Architectures".
 """
 
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,6 +26,7 @@ from nanollm_jax.config import ModelConfig
 # bytes of the array, width of the matrices: beyond a CPU's caches; on others long enough that the call does not count
 SIZES = {"cpu": (2**28, 2048)}
 LARGE = (2**31, 8192)
+CALLS = 4
 
 
 def step_bytes(config: ModelConfig, rows: int, length: int, itemsize: int) -> int:
@@ -57,18 +60,26 @@ def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
 
 
 def read_rate() -> float:
-    """Bytes per second of one sum over a large float32 array."""
+    """Bytes per second of summing a large float32 array."""
     size, _ = SIZES.get(jax.default_backend(), LARGE)
-    array = jax.block_until_ready(jnp.ones(size // 4, jnp.float32))
-    begun = time.perf_counter()
-    jnp.sum(array).block_until_ready()
-    return array.nbytes / (time.perf_counter() - begun)
+    array = jnp.ones(size // 4, jnp.float32)
+    return size / shortest(lambda: jnp.sum(array))
 
 
 def product_rate(dtype: Any) -> float:
-    """FLOP per second of one product of two large square matrices, accumulated in float32."""
+    """FLOP per second of the product of two large square matrices, accumulated in float32."""
     _, width = SIZES.get(jax.default_backend(), LARGE)
-    matrix = jax.block_until_ready(jnp.ones((width, width), dtype))
-    begun = time.perf_counter()
-    jnp.matmul(matrix, matrix, precision="highest", preferred_element_type=jnp.float32).block_until_ready()
-    return 2 * width**3 / (time.perf_counter() - begun)
+    matrix = jnp.ones((width, width), dtype)
+    product = partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
+    return 2 * width**3 / shortest(lambda: product(matrix, matrix))
+
+
+def shortest(call: Callable[[], jax.Array]) -> float:
+    """Seconds of the fastest of CALLS calls, after one that compiles: what the machine can do when nothing disturbs it."""
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(CALLS):
+        begun = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)

@@ -127,6 +127,7 @@ def history(tokens: jax.Array, lengths: jax.Array, vocab_size: int) -> History:
     return History(prompt=prompt, answer=jnp.zeros((B, vocab_size), jnp.int32))
 
 
+@jax.named_scope("sampling")
 def remember(past: History, token: jax.Array) -> History:
     """Count one more token of each row's answer.  token [B]"""
     return dataclasses.replace(past, answer=past.answer.at[jnp.arange(token.shape[0]), token].add(1))
@@ -204,6 +205,7 @@ def shape_logits(logits: jax.Array, sampling: Sampling, past: History) -> jax.Ar
     return jnp.where(greedy, logits, cut(warm, sampling))
 
 
+@jax.named_scope("sampling")
 def draw(
     logits: jax.Array, sampling: Sampling, past: History, seeds: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -31,6 +31,8 @@ ARROWS = {
     "request": {"answer", "config", "errors", "loading", "profiling", "sampling"},
     "generate": {"answer", "cache", "decode", "errors", "loading", "profiling", "request", "sampling"},
     "roofline": {"config", "params"},
+    "hlo": set(),
+    "trace": {"bench", "cache", "decode", "errors", "hlo", "roofline", "sampling"},
     "bench": {
         "cache",
         "config",

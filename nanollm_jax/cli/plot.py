@@ -63,7 +63,52 @@ def draw_bench(report: dict[str, Any], file: Path) -> None:
         starting.set_xlabel("seconds")
         starting.set_title("a new process")
         starting.legend(loc="lower right")
+    figure.suptitle(title(report))
+    figure.savefig(file, dpi=150)
+
+
+def draw_profile(report: dict[str, Any], file: Path) -> None:
+    """The roofline with the parts of the model under it: FLOPs per byte against FLOP per second, areas by time.
+
+    Parts that take less than half a percent of the time are left out.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    reading, arithmetic = report["limits"]["read_bytes_per_second"], report["limits"]["flops_per_second"]
+    ridge = arithmetic / reading
+    names = sorted({entry["part"] for name in ("prefill", "decode") for entry in report[name]["parts"]})
+    colours = {part: f"C{index}" for index, part in enumerate(names)}
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("prefill", "decode"), strict=True):
+        parts = [entry for entry in report[name]["parts"] if entry["share"] >= 0.005 and entry["flops"]]
+        handles = [Line2D([], [], color=LIMIT, linestyle="--", label="the machine's limit")]
+        places = []
+        for entry in parts:
+            place, colour = entry["flops"] / entry["bytes"], colours[entry["part"]]
+            axes.scatter(
+                place, entry["flops"] / entry["seconds"] / 1e9, 30 + 1500 * entry["share"], color=colour, alpha=0.6
+            )
+            label = f"{entry['part']}, {entry['share']:.0%} of the time"
+            handles.append(Line2D([], [], color=colour, alpha=0.6, marker="o", linestyle="", label=label))
+            places.append(place)
+        left, right = min([*places, ridge]) / 3, max([*places, ridge]) * 3
+        roof = [reading * left / 1e9, arithmetic / 1e9, arithmetic / 1e9]
+        axes.plot([left, ridge, right], roof, color=LIMIT, linestyle="--")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("FLOPs per byte")
+        axes.set_ylabel("GFLOP/s")
+        axes.legend(handles=handles, loc="lower right")
+        axes.set_title(
+            f"{name}, {report['rows']} × {report['prompt_tokens' if name == 'prefill' else 'new_tokens']} tokens"
+        )
+    figure.suptitle(title(report))
+    figure.savefig(file, dpi=150)
+
+
+def title(report: dict[str, Any]) -> str:
+    """Which model on which machine, in one line."""
     model, machine = report["model"], report["machine"]
     name = Path(model["source"]).name
-    figure.suptitle(f"{name}, {model['dtype']}, {machine['cpu']}, {machine['cores']} cores, jax {machine['jax']}")
-    figure.savefig(file, dpi=150)
+    return f"{name}, {model['dtype']}, {machine['cpu']}, {machine['cores']} cores, jax {machine['jax']}"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from nanollm_jax.ops.linear import contract
 
 
+@jax.named_scope("scores")
 def visible(queries: jax.Array, keys: jax.Array, window: int | None = None) -> jax.Array:
     """May the query at one position see the key at another?  queries [B T], keys [S] -> [B T S] bool
 
@@ -20,6 +21,7 @@ def visible(queries: jax.Array, keys: jax.Array, window: int | None = None) -> j
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
+@jax.named_scope("scores")
 def weights(q: jax.Array, k: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
     """How much each query takes from each key.  q [B T N H], k [B K S H], mask [B T S] -> [B K G T S] float32, sums to 1
 
@@ -33,6 +35,7 @@ def weights(q: jax.Array, k: jax.Array, mask: jax.Array, scale: float) -> jax.Ar
     return jax.nn.softmax(scores, axis=-1)
 
 
+@jax.named_scope("scores")
 def mix(weight: jax.Array, v: jax.Array) -> jax.Array:
     """The weighted means of the values.  weight [B K G T S], v [B K S H] -> [B T N H] float32"""
     B, K, G, T, S = weight.shape

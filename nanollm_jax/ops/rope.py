@@ -64,6 +64,7 @@ def yarn(plain: np.ndarray, theta: float, scaling: Any) -> np.ndarray:
     return (1 - ramp) * plain + ramp * plain / np.float32(scaling.factor)
 
 
+@jax.named_scope("rope")
 def angles(positions: jax.Array, freqs: np.ndarray) -> jax.Array:
     """The angle of each pair at each position, in radians.  positions [B T], freqs [H/2] -> [B T H/2] float32
 
@@ -72,6 +73,7 @@ def angles(positions: jax.Array, freqs: np.ndarray) -> jax.Array:
     return positions.astype(jnp.float32)[:, :, None] * jnp.asarray(freqs)[None, None, :]
 
 
+@jax.named_scope("rope")
 def rotate(x: jax.Array, angle: jax.Array, factor: float = 1.0) -> jax.Array:
     """Turn each head's pairs (i, i + H/2) by their angles and multiply by factor.  x [B T N H], angle [B T H/2] -> [B T N H]"""
     cos, sin = factor * jnp.cos(angle)[:, :, None], factor * jnp.sin(angle)[:, :, None]
