@@ -202,7 +202,7 @@ ENGINES: dict[str, tuple[Callable[[Path], Engine], bool, float]] = {
     "transformers": (lambda folder: Transformers(folder, "float32"), True, 1e-4),
     "transformers-compiled": (lambda folder: Transformers(folder, "float32", compiled=True), True, 1e-4),
     "transformers-bf16": (lambda folder: Transformers(folder, "bfloat16"), False, 1e-1),
-    "llama.cpp-f32": (lambda folder: LlamaCpp(folder, "f32"), True, 3e-3),
+    "llama.cpp-f32": (lambda folder: LlamaCpp(folder, "f32"), True, 1e-2),
     "llama.cpp-f16": (lambda folder: LlamaCpp(folder, "f16"), False, 2e-2),
     "llama.cpp-q8_0": (lambda folder: LlamaCpp(folder, "q8_0"), False, 2e-1),
     "nanollm": (lambda folder: Nano(folder, "float32"), True, 1e-4),

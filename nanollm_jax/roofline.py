@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nanollm_jax import params as parameters
 from nanollm_jax.config import ModelConfig
@@ -60,9 +61,15 @@ def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
 
 
 def read_rate() -> float:
-    """Bytes per second of summing a large float32 array."""
+    """Bytes per second of summing a large float32 array.
+
+    On CPU the array is NumPy's, which JAX takes as it is when it begins at a multiple of 64 bytes: NumPy asks for huge
+    pages and XLA does not, and reading from them is faster (2 cores: 51 instead of 42 GB/s in one run).
+    """
     size, _ = SIZES.get(jax.default_backend(), LARGE)
-    array = jnp.ones(size // 4, jnp.float32)
+    memory = np.ones(size // 4 + 16, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    array = jax.device_put(memory[first : first + size // 4])
     return size / shortest(lambda: jnp.sum(array))
 
 
