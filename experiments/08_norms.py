@@ -131,11 +131,11 @@ ones3 = jnp.ones(3)
 stages = [
     ("200 vectors of 3 numbers", cloud),
     ("after RMS norm: a sphere", np.asarray(rms_norm(jnp.float32(cloud), ones3, EPS))),
-    ("after layer norm: its equator, x + y + z = 0", np.asarray(layer_norm(jnp.float32(cloud), ones3, 0 * ones3, EPS))),
+    ("after layer norm: its equator", np.asarray(layer_norm(jnp.float32(cloud), ones3, 0 * ones3, EPS))),
 ]
 for place, (title, points) in enumerate(stages, 1):
     ax = figure.add_subplot(1, 3, place, projection="3d")
-    ax.scatter(*points.T, c=colours, cmap="twilight", s=9, depthshade=True)
+    ax.scatter(*points.T, c=colours, cmap="plasma", s=9, depthshade=True)
     around = np.linspace(0, 2 * np.pi, 100)
     if place > 1:
         for tilt in np.linspace(0, np.pi, 5):

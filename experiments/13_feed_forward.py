@@ -1,7 +1,7 @@
 # %% [markdown]
-# # 13 · Feed-forward networks: plain, gated, and what their units do
+# # 13 · Feed-forward: plain and gated networks, and what their units do
 #
-# [Previous: 12 · Positions](12_positions.py) · [Contents](README.md) · [Next: 15 · Tokenizer](15_tokenizer.py)
+# [Previous: 12 · Positions](12_positions.py) · [Contents](README.md) · [Next: 14 · Residual stream](14_residual_stream.py)
 #
 # ## The question
 # Attention moves information between words, by means of weighted averages. Where does a model do anything with one
@@ -325,4 +325,4 @@ once, twice = (gated(factor * x32, gate32, up32, down32, lambda a: a) for factor
 same("four times", twice, 4 * once, 1e-3)
 
 # %% [markdown]
-# [Previous: 12 · Positions](12_positions.py) · [Contents](README.md) · [Next: 15 · Tokenizer](15_tokenizer.py)
+# [Previous: 12 · Positions](12_positions.py) · [Contents](README.md) · [Next: 14 · Residual stream](14_residual_stream.py)

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 15 · Tokenizer: text to integers and back
 #
-# [Previous: 13 · Feed-forward networks](13_feed_forward.py) · [Contents](README.md) · [Next: 18 · Sampling](18_sampling.py)
+# [Previous: 14 · Residual stream](14_residual_stream.py) · [Contents](README.md) · [Next: 16 · Weights](16_weights_on_disk.py)
 #
 # ## The question
 # A model reads integers, one vector of its embedding for each. How does a text become integers so that nothing is
@@ -526,4 +526,4 @@ print(len(both), "of", len(numbers), "- for example", ", ".join(both[:150:15]))
 check("they have different numbers", all(numbers[text] != numbers["▁" + text] for text in both))
 
 # %% [markdown]
-# [Previous: 13 · Feed-forward networks](13_feed_forward.py) · [Contents](README.md) · [Next: 18 · Sampling](18_sampling.py)
+# [Previous: 14 · Residual stream](14_residual_stream.py) · [Contents](README.md) · [Next: 16 · Weights](16_weights_on_disk.py)
