@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 18 · Sampling: what temperature, top-k, top-p and min-p leave to chance
 #
-# [Previous: 01 · Tensors](01_tensors.py) · [Contents](README.md)
+# [Previous: 06 · Batched products](06_batched_matmul.py) · [Contents](README.md)
 #
 # ## The question
 # After every token the model gives a score, a *logit*, to each piece of its vocabulary. Softmax turns the logits into
@@ -141,4 +141,4 @@ print("pieces kept by top-p 0.9, without and with temperature 0.5 before it:", *
 # top-p and min-p can, where the model is sure enough. top-k leaves k pieces, sure or not.
 
 # %% [markdown]
-# [Previous: 01 · Tensors](01_tensors.py) · [Contents](README.md)
+# [Previous: 06 · Batched products](06_batched_matmul.py) · [Contents](README.md)
