@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 01 · Tensors: what a model is made of
 #
-# [Contents](README.md) · [Next: 07 · Activations](07_activations.py)
+# [Contents](README.md) · [Next: 02 · Operations](02_operations.py)
 #
 # ## The question
 # A language model continues a text. What is it, as a thing in a computer, and what happens when it runs?
@@ -264,4 +264,4 @@ row_sums = x.sum(axis=1)  # [3]
 same("now every row sums to 1", (x / row_sums[:, None]).sum(axis=1), np.ones(3), tolerance=1e-6)
 
 # %% [markdown]
-# [Contents](README.md) · [Next: 07 · Activations](07_activations.py)
+# [Contents](README.md) · [Next: 02 · Operations](02_operations.py)

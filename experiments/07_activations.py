@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 07 · Activations: why a matrix product is not enough
 #
-# [Previous: 01 · Tensors](01_tensors.py) · [Contents](README.md) · [Next: 08 · Norms](08_norms.py)
+# [Previous: 06 · Batched products](06_batched_matmul.py) · [Contents](README.md) · [Next: 08 · Norms](08_norms.py)
 #
 # ## The question
 # A language model is a *neural network*: layers of weights, one behind the other. What does one such layer compute,
@@ -288,4 +288,4 @@ print(f"at x = {grid[lowest]:.2f}, where SiLU is {curves['silu'][lowest]:.4f}")
 check("the slope is 0 there", abs(jax.grad(ACTIVATIONS["silu"])(grid[lowest])) < 0.005)
 
 # %% [markdown]
-# [Previous: 01 · Tensors](01_tensors.py) · [Contents](README.md) · [Next: 08 · Norms](08_norms.py)
+# [Previous: 06 · Batched products](06_batched_matmul.py) · [Contents](README.md) · [Next: 08 · Norms](08_norms.py)

@@ -16,6 +16,7 @@ import jax
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -78,14 +79,15 @@ def seconds(function: Callable[..., Any], *args: Any, repeats: int = 5) -> float
 def table(title: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """Print rows under a header, numbers to the right."""
     first, *others = header
-    grid = Table(first, title=title, title_justify="left", title_style="bold")
+    grid = Table(first, box=SIMPLE_HEAD)
     for name in others:
         grid.add_column(name, justify="right")
     for row in rows:
         grid.add_row(*map(str, row))
-    text = io.StringIO()  # plain text everywhere: rich would write its own HTML in a notebook
-    Console(file=text, width=120, force_jupyter=False).print(grid)
-    print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+    text = io.StringIO()
+    # plain text everywhere: rich would write its own HTML in a notebook, and colours
+    Console(file=text, width=120, force_jupyter=False, force_terminal=False, color_system=None).print(grid)
+    print(title, *(line.rstrip() for line in text.getvalue().splitlines()), sep="\n")
 
 
 def save(figure: plt.Figure, name: str) -> None:

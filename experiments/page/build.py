@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 from rich.progress import track
+from traitlets.config import Config
 
 HERE = Path(__file__).parent
 EXPERIMENTS = HERE.parent
@@ -29,7 +31,10 @@ def run(path: Path) -> NotebookNode:
     """A chapter with its outputs. Raises if a cell fails or writes to the error stream."""
     notebook = jupytext.read(path)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    with tempfile.TemporaryDirectory() as folder:  # sockets in a folder of ours, not ports that others could listen to
+        config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
+        resources = {"metadata": {"path": str(path.parent)}}
+        NotebookClient(notebook, timeout=600, resources=resources, config=config).execute()
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream" and output.name == "stderr":
