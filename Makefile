@@ -34,8 +34,8 @@ bench-peers: export CMAKE_BUILD_PARALLEL_LEVEL = $(shell getconf _NPROCESSORS_ON
 bench-peers: .venv/installed-peers ## the same beside transformers and llama.cpp, which it installs and compiles
 	$(BIN)/python experiments/bench_peers.py
 
-experiments: .venv/installed ## run every chapter of experiments/
-	@set -e; for chapter in experiments/[0-9][0-9]_*.py; do echo "== $$chapter"; $(BIN)/python $$chapter; done
+experiments: .venv/installed-experiments ## run every chapter of experiments/ and build experiments/index.html
+	$(BIN)/python experiments/page/build.py
 
 clean: ## remove .venv and what tools left behind
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
