@@ -311,8 +311,8 @@ save(figure, "09_online")
 # - `nanollm_jax.ops.attention.weights` computes scores and softmax in float32, also when the model runs in bfloat16,
 #   and masks with the lowest float. `jax.nn.softmax` inside subtracts the maximum.
 # - `nanollm_jax.ops.attention.mix` is the weighted mean. The engine keeps the weights whole: while it writes text
-#   there is one query per row, T is 1, and the scores are S numbers, fewer than a key has bytes. They also stay
-#   visible under the name `layers.0.attention.weights`, which chapter 10 needs.
+#   there is one query per row, T is 1, and the scores are S numbers for each head, little beside the S times H
+#   numbers of the keys. They also stay visible under the name `layers.0.attention.weights`, which chapter 10 needs.
 # - `nanollm_jax.sampling.shape_logits` subtracts the best logit before it divides by the temperature, for the same
 #   reason as here: a tiny temperature would make large logits infinite.
 # - `nanollm_jax.sampling.draw` reports the logarithm of a probability through `jax.nn.log_softmax`.

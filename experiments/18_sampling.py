@@ -9,8 +9,8 @@
 # go in circles (chapter 19). Drawing by the probabilities alone picks something absurd now and then: each of the many
 # poor pieces is improbable, all of them together are not.
 #
-# Between the two lie the rules that every engine offers. They cost almost nothing to compute and change the text more
-# than a larger model would. A user who sets them wants exactly what their definition says.
+# Between the two lie the rules that every engine offers. They cost almost nothing to compute, and decide whether a
+# text is dull, lively or broken. A user who sets them wants exactly what their definition says.
 #
 # ## The idea
 # Everything called *sampling* changes the logits before the draw:
