@@ -109,6 +109,7 @@ with np.errstate(over="ignore", invalid="ignore"):
     lost = softmax_naive(scores + np.float32(100))
 check("100 more on every score: the naive form is nan", np.isnan(lost).all())
 same("the stable form has not changed", softmax(scores + np.float32(100)), softmax(scores), 1e-6)
+same("nor has it on arrays", softmax_arrays(jnp.float32(scores + 100)), softmax(scores), 1e-6)
 same("nor has jax.nn.softmax", jax.nn.softmax(scores + 100), softmax(scores), 1e-6)
 
 # %% [markdown]
@@ -220,7 +221,9 @@ def online(scores):
 
 
 best, total, history = online(x)
-same("the maximum and the sum, from one pass", [best, total], [x.max(), np.exp(x - x.max()).sum()], 1e-12)
+expected = [x.max(), np.exp(x - x.max()).sum()]
+same("the maximum and the sum, from one pass", [best, total], expected, 1e-12)
+same("in whatever order they arrive", [online(random.permutation(x))[:2] for _ in range(9)], [expected] * 9, 1e-12)
 same("and so the softmax", np.exp(x - best) / total, softmax(x), 1e-12)
 
 # %% [markdown]
@@ -269,6 +272,10 @@ cuts = [0, *sorted(random.choice(np.arange(1, 1000), 9, replace=False)), 1000]
 blocks = [read_block(q, k[start:stop], v[start:stop]) for start, stop in pairwise(cuts)]
 best, total, mixed = reduce(merge, [blocks[i] for i in random.permutation(len(blocks))])
 same("uneven blocks, merged in any order", mixed / total, exact, 1e-10)
+loud = [read_block(500 * q, k[start : start + 100], v[start : start + 100]) for start in range(0, 1000, 100)]
+best, total, mixed = reduce(merge, loud)
+winner = np.argmax(k @ q)
+same(f"scores up to {best:,.0f}: no overflow, and the best key takes all", mixed / total, v[winner], 1e-10)
 same("all scores at once, in float32", whole, exact, 1e-4)
 
 mask = jnp.ones((1, 1, 1000), bool)  # [B T S]
