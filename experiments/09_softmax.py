@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 09 · Softmax: overflow, the max trick, and one pass over the scores
 #
-# [Previous: 08 · Norms](08_norms.py) · [Contents](README.md) · [Next: 12 · Positions](12_positions.py)
+# [Previous: 08 · Norms](08_norms.py) · [Contents](README.md) · [Next: 10 · Attention](10_attention.py)
 #
 # ## The question
 # A model produces scores: how well does this word match that one, how well would this piece continue the text? A
@@ -351,4 +351,4 @@ print("A block of nothing has best -inf, total 0 and mixed 0.")
 check("merging nothing changes nothing", all(np.array_equal(i, j) for i, j in zip(merge(a, empty), a, strict=True)))
 
 # %% [markdown]
-# [Previous: 08 · Norms](08_norms.py) · [Contents](README.md) · [Next: 12 · Positions](12_positions.py)
+# [Previous: 08 · Norms](08_norms.py) · [Contents](README.md) · [Next: 10 · Attention](10_attention.py)

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 12 · Positions: learned vectors, rotated pairs, and longer texts
 #
-# [Previous: 09 · Softmax](09_softmax.py) · [Contents](README.md) · [Next: 13 · Feed-forward](13_feed_forward.py)
+# [Previous: 11 · Many heads](11_attention_heads.py) · [Contents](README.md) · [Next: 13 · Feed-forward](13_feed_forward.py)
 #
 # ## The question
 # "The dog sees the girl" and "the girl sees the dog" have the same words. Attention compares words with each other
@@ -399,4 +399,4 @@ for theta in (10_000, 500_000):
 check("a larger theta reaches further", frequencies(128, 500_000)[-1] < frequencies(128, 10_000)[-1])
 
 # %% [markdown]
-# [Previous: 09 · Softmax](09_softmax.py) · [Contents](README.md) · [Next: 13 · Feed-forward](13_feed_forward.py)
+# [Previous: 11 · Many heads](11_attention_heads.py) · [Contents](README.md) · [Next: 13 · Feed-forward](13_feed_forward.py)
