@@ -36,7 +36,7 @@ HARD = [
     "naïve café Zürich",
     "ΑΒΓ αβγ", "привет мир", "你好，世界", "नमस्ते", "مرحبا", "👩‍👩‍👧 🙂 🇨🇭", "e\u0301 is e and an accent", "nul \x00 and \x7f",
     "<s> </s> <0x41> ▁ Ġ",
-    "\u00a0\u2003\u3000wide spaces\u3000", "\ufeffmark", "a" * 50, "ThisIsCamelCase__and_snake(case)!!", "'S 'LL ''t",
+    "\u00a0\u2003\u3000wide spaces\u3000", "\ufeffmark", "ooo eee lllll sssss", "a" * 50, "ThisIsCamelCase__and_snake(case)!!", "'S 'LL ''t",
 ]  # fmt: skip
 random = np.random.default_rng(15)
 
@@ -159,11 +159,11 @@ def merge(symbols, pair):
     """Replace every occurrence of the pair, from the left.  ("a", "b", "c") with ("a", "b") -> ("ab", "c")"""
     out = []
     for symbol in symbols:
-        if out and not isinstance(out[-1], list) and (out[-1], symbol) == pair:
-            out[-1] = [symbol]  # a list marks a fresh piece, which must not be merged again in this pass
+        if out and (out[-1], symbol) == pair:
+            out[-1] += symbol
         else:
             out.append(symbol)
-    return tuple("".join(pair) if isinstance(symbol, list) else symbol for symbol in out)
+    return tuple(out)
 
 
 def train(text, count):
