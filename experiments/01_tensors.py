@@ -9,7 +9,8 @@
 # Running a trained model is called *inference*. Three things take part in it:
 #
 # - the *weights*: numbers that were found once, by *training*, and do not change any more;
-# - the *input*: the text so far, turned into numbers;
+# - the *input*: the text so far, cut into *pieces*, short words or parts of words, each turned into a number (chapter
+#   15);
 # - a fixed list of *operations* that combines the two and ends in one number for every possible next piece of text.
 #
 # Training runs the same operations, then works backwards through all of them to find out how each weight should
@@ -37,7 +38,7 @@ import nanollm_jax as nano
 CHECKPOINT = Path(nano.__file__).parent / "assets/nano-stories/model.safetensors"
 
 with safe_open(CHECKPOINT, framework="numpy") as file:
-    weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    weights = {name: file.get_tensor(name) for name in file.keys()}
 
 first_layer = [name for name in weights if ".layers." not in name or ".layers.0." in name]
 numbers = sum(tensor.size for tensor in weights.values())
@@ -152,7 +153,7 @@ try:
 except ValueError as error:
     print("ok   refused:", error)
 
-# %%
+# %% tags=["figure"]
 figure, axes = plt.subplots(1, 4, figsize=(9.5, 3.1), width_ratios=[4, 3, 2, 4])
 views = [
     ("as it is", (3, 4), (4, 1), 0), ("transposed", (4, 3), (1, 4), 0),
@@ -170,8 +171,8 @@ save(figure, "01_views")
 # %% [markdown]
 # ![Four tensors over the same twelve numbers of memory](figures/01_views.png)
 #
-# *Four ways of reading the same twelve numbers. Each cell shows the place in memory that it reads; dark is far from
-# the start.*
+# *Four ways of reading the same twelve numbers. Each cell shows the place in memory that it reads; the stronger its
+# colour, the further from the start.*
 #
 # ## The bits of a number
 # The weights are stored as `bfloat16`: 2 bytes a number. A `float32` has one bit for the sign, 8 for the exponent
@@ -213,7 +214,7 @@ check("float32 can", jnp.float32(257) != jnp.float32(256))
 # It is not good enough for a counter, and a position in a text is one. Which numbers may be short is a question that
 # returns in chapters 08, 09 and 21.
 
-# %%
+# %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(8, 3.4))
 values = embedding.astype(np.float32).ravel()
 ax.hist(values, bins=np.linspace(-0.3, 0.3, 121), color=BLUE)

@@ -75,7 +75,7 @@ def einsum(equation, *tensors):
 x, y = random.normal(size=(3, 4)), random.normal(size=(3, 4))  # [3 4]
 same("elementwise: x * exp(y)", elementwise(lambda a, b: a * math.exp(b), x, y), x * np.exp(y))
 same("reduction: the sum of each column", reduce(lambda a, b: a + b, 0, x, axis=0), x.sum(0))
-same("reduction: the largest of each row", reduce(max, -math.inf, x, axis=1), x.max(1))
+same("reduction: the largest of each row", reduce(max, -math.inf, x - 9, axis=1), (x - 9).max(1))  # all negative
 
 # %% [markdown]
 # One `einsum` does the work of a page of functions. On the right, what NumPy calls the same thing.
@@ -132,6 +132,8 @@ random = np.random.default_rng(12)
 left, right = random.normal(size=(4, 3)), random.normal(size=(3, 5))  # [i k], [k j]
 products = np.einsum("ik,kj->kij", left, right)  # [k i j]: nothing is summed yet
 same("the sum of the three pictures is the matrix product", products.sum(0), left @ right)
+
+# %% tags=["figure"]
 figure, axes = plt.subplots(1, 4, figsize=(9.5, 2.1))
 pictures = [*products, products.sum(0)]
 names = [f"k = {k}:  left[:, {k}] times right[{k}, :]" for k in range(3)] + ["their sum: left @ right"]

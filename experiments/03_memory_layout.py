@@ -142,7 +142,7 @@ if not quick():
     check("a step of 16 costs more per number than a step of 1", per_read[16] > 2 * per_read[1])
     check("random reads of a large table cost more than of a small one", random_ns[-1] > 2 * random_ns[0])
 
-# %%
+# %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))
 left.plot(steps, list(per_read.values()), "o-", color=BLUE)
 left.axvline(16, color=GREY, linestyle=":")

@@ -145,7 +145,7 @@ table(
 
 # %%
 with safe_open(Path(nano.__file__).parent / "assets/nano-stories/model.safetensors", framework="numpy") as file:
-    matrices = [math.prod(file.get_slice(name).get_shape()) for name in file.keys() if "norm" not in name]  # noqa: SIM118
+    matrices = [math.prod(file.get_slice(name).get_shape()) for name in file.keys() if "norm" not in name]
 attention = config.num_layers * 2 * (2 * S * config.num_heads * config.head_dim)
 print(f"2 x {sum(matrices):,} weights + {attention:,} for attention = {2 * sum(matrices) + attention:,}")
 check("this is exactly what the graph has", flops["matrix product"] == 2 * sum(matrices) + attention)
@@ -154,7 +154,7 @@ check("matrix products are more than 99% of the arithmetic", flops["matrix produ
 # %% [markdown]
 # "Two FLOPs for each weight and each piece of text" is the rule of thumb for every transformer.
 
-# %%
+# %% tags=["figure"]
 figure, axes = plt.subplots(2, 1, figsize=(8, 2.7), sharex=True)
 colours = {"matrix product": BLUE, "elementwise": ORANGE, "reduction": GREEN, "moving numbers": GREY}
 for ax, (name, counter) in zip(axes, {"operations": times, "FLOPs": flops}.items(), strict=True):
@@ -204,7 +204,7 @@ same(
     "many at once give the same as one by one", multiply(inputs[8], weight)[3:4], multiply(inputs[8][3:4], weight), 1e-3
 )
 
-# %%
+# %% tags=["figure"]
 reached = {T: 2 * T * size**2 / took[T] / 1e9 for T in counts}
 figure, ax = plt.subplots(figsize=(8, 4))
 ax.plot(list(intensity.values()), list(reached.values()), "o-", color=BLUE)

@@ -172,7 +172,7 @@ if not quick():
     check("blocking beats passing over everything", rates["blocked"] > rates["outer products"])
     check("XLA beats every version written here", rates["XLA"] > 2 * rates[f"blocked, {CORES} threads"])
 
-# %%
+# %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(8, 4))
 colours = [GREY, BLUE, BLUE, BLUE, ORANGE, ORANGE, ORANGE, GREEN, GREEN]
 ax.barh(list(rates), list(rates.values()), color=colours, left=1e-3)
@@ -202,6 +202,10 @@ grid = np.zeros((len(heights), len(widths)))  # [heights widths] GFLOP/s
 for (i, j), _ in np.ndenumerate(grid):
     shape = (max(heights[i], 128), widths[0] * 2, widths[-1])  # enough of a product to see it
     grid[i, j] = rate(partial(blocked, block=(heights[i], widths[j])), shape, repeats=2)
+best = np.unravel_index(grid.argmax(), grid.shape)
+print(f"best block here: {heights[best[0]]} x {widths[best[1]]}, {grid.max():.1f} GFLOP/s")
+
+# %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(7, 4))
 picture = ax.imshow(grid, origin="lower", aspect="auto")
 for (i, j), value in np.ndenumerate(grid):
@@ -216,8 +220,6 @@ ax.set(
 ax.set_xticks(range(len(widths)), widths)
 ax.set_yticks(range(len(heights)), heights)
 save(figure, "05_blocks")
-best = np.unravel_index(grid.argmax(), grid.shape)
-print(f"best block here: {heights[best[0]]} x {widths[best[1]]}, {grid.max():.1f} GFLOP/s")
 
 # %% [markdown]
 # ![GFLOP/s by the shape of a block](figures/05_blocks.png)

@@ -174,7 +174,7 @@ if not quick():
         1.5 * growth["shared weight"] < growth["own keys"],
     )
 
-# %%
+# %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
 for (name, times), colour in zip(took.items(), (BLUE, ORANGE), strict=True):
     per_text = [t / B * 1e3 for t, B in zip(times, batches, strict=True)]

@@ -42,7 +42,7 @@ config = model.config
 N, K, H, L = config.num_heads, config.num_kv_heads, config.head_dim, config.num_layers
 G = N // K
 with safe_open(Path(nano.__file__).parent / "assets/nano-stories/model.safetensors", framework="numpy") as file:
-    stored = {name: file.get_tensor(name).astype(np.float32) for name in file.keys() if "self_attn" in name}  # noqa: SIM118
+    stored = {name: file.get_tensor(name).astype(np.float32) for name in file.keys() if "self_attn" in name}
 
 
 def visible(queries, keys, window=None):
@@ -148,7 +148,7 @@ print(
 )
 check("the model is better with its heads than without them, on average", np.mean(list(cost.values())) > 0)
 
-# %%
+# %% tags=["figure"]
 figure, axes = plt.subplots(N, L, figsize=(10, 7.2))
 for (layer, head), _ in np.ndenumerate(np.zeros((L, N))):
     ax = axes[head, layer]
@@ -247,7 +247,7 @@ check(
     max(d for d, c in reaches[4].items() if c > 0) == limit,
 )
 
-# %%
+# %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=[1, 2.2])
 picture = np.where(visible(range(12), range(12), 4), 2, np.where(visible(range(12), range(12)), 1, 0))
 left.imshow(picture, vmin=0, vmax=2.6)
@@ -270,9 +270,9 @@ save(figure, "11_reach")
 # %% [markdown]
 # ![A sliding window's mask, and how far back a change is felt](figures/11_reach.png)
 #
-# *Left: dark is what a window of 4 leaves of the causal mask. Right: measured on the bundled model. Each layer hands
-# things on by up to w - 1 positions, so L layers reach L (w - 1); the dotted lines. What comes from far arrives
-# weakened.*
+# *Left: the strong colour is what a window of 4 leaves of the causal mask. Right: measured on the bundled model. Each
+# layer hands things on by up to w - 1 positions, so L layers reach L (w - 1); the dotted lines. What comes from far
+# arrives weakened.*
 #
 # ## In the engine
 # - `nanollm_jax.ops.attention.visible` derives the mask from positions and nothing else. `nanollm_jax.model.attend`

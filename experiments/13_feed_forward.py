@@ -136,7 +136,7 @@ cache = nano.init_cache(config, batch=1, capacity=ids.shape[1], dtype="float32")
 (logits, _), values = nano.observe(nano.forward, model.params, ids, cache, config=config)
 
 with safe_open(CHECKPOINT, framework="numpy") as file:
-    weights = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
+    weights = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
 
 
 def matrices(layer):

@@ -106,7 +106,7 @@ PROMPT = "Once upon a time, there was a little girl named"
 ids = np.array(model.tokenizer.encode(PROMPT))  # [T]
 pieces = [model.tokenizer.piece(int(token)) for token in ids]
 with safe_open(CHECKPOINT, framework="numpy") as file:
-    weights = {name.removeprefix("model."): file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118
+    weights = {name.removeprefix("model."): file.get_tensor(name).astype(np.float64) for name in file.keys()}
 
 
 def layer_weights(layer):

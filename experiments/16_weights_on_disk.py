@@ -119,7 +119,7 @@ def read_tensor_quickly(path, name):
 NAME = "model.layers.0.self_attn.k_proj.weight"
 by_hand = read_tensor(FILE, NAME)  # [K*H D]
 with safe_open(FILE, framework="numpy") as file:
-    theirs = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
+    theirs = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
 check("the same names as the safetensors package", contents.keys() == theirs.keys())
 same(f"{NAME}, byte by byte", by_hand, theirs[NAME], tolerance=0)
 checkpoint = open_checkpoint(FOLDER)

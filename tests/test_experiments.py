@@ -212,13 +212,16 @@ def test_the_page(tmp_path, monkeypatch):
     chapter.write_text(
         "# %% [markdown]\n# # 01 · Small\n# [Next](02_other.py) ![dot](figures/01_dot.png)\n"
         "# %% tags=['question']\nprint('Predict: 6 < 7?')\n# %% tags=['answer']\nprint(6 * 7, '<b>')\n"
+        "# %% tags=['figure']\nprint('drawn')\n"
     )
     notebook = build["run"](chapter)
     assert build["title"](notebook) == "01 · Small"
     body = build["render"](notebook, chapter)
     assert 'href="#02_other"' in body and 'src="data:image/png;base64,' in body
     assert "Predict: 6 &lt; 7?" in body and "print('Predict" not in body
-    assert "42 &lt;b&gt;" in body.partition("<details>")[2]
+    answer, figure = body.split("<details>")[1:]
+    assert "42 &lt;b&gt;" in answer.partition("</details>")[0]
+    assert "drawn" in figure.partition("</details>")[0] and "drawn" in figure.partition("</details>")[2]
     for line in ("assert False", "import warnings; warnings.warn('!')"):
         chapter.write_text(f"# %%\n{line}\n")
         with pytest.raises(Exception, match=r"AssertionError|error stream"):
