@@ -174,7 +174,7 @@ low, high = np.percentile(arriving, [5, 95])
 print(f"{arriving.size:,} numbers arrive at SiLU: {np.mean(arriving < 0):.0%} are negative")
 print(f"nine in ten of them lie between {low:.2f} and {high:.2f}")
 
-# %%
+# %% tags=["figure"]
 COLOURS = {"relu": GREY, "gelu": RED, "gelu_tanh": ORANGE, "silu": BLUE}
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6))
 near = np.abs(grid) <= 3.5

@@ -123,7 +123,7 @@ same("the length afterwards is the root of D", jnp.linalg.norm(plain_rms, axis=-
 same("layer norm's numbers sum to 0", plain_layer.sum(axis=-1), [0] * 4, 1e-5)
 same("layer norm is RMS norm of the centred vector", rms_norm(x32 - x32.mean(-1, keepdims=True), one, EPS), plain_layer)
 
-# %%
+# %% tags=["figure"]
 cloud = random.normal(0, 1, size=(200, 3)) * [1.5, 0.7, 0.7] + [0.4, -0.6, 0.9]  # [points D=3]
 colours = np.arctan2(cloud[:, 1], cloud[:, 0])
 figure = plt.figure(figsize=(9.5, 3.5))

@@ -286,7 +286,7 @@ same("the library", attention.mix(weights, jnp.float32(v)[None, None])[0, 0, 0],
 # That the order does not matter is worth more than the saved memory: blocks can be read by different cores, or stand
 # on different machines, and their three results are merged at the end.
 
-# %%
+# %% tags=["figure"]
 shown = np.linspace(-3, 3, 48) + random.normal(0, 1.2, size=48)  # [n]: scores that keep finding new maxima
 _, _, history = online(shown)
 running_best, running_total = np.array(history).T

@@ -125,7 +125,7 @@ check(
     left_over.sum() >= 0.9 > left_over.sum() - left_over.min(),
 )
 
-# %%
+# %% tags=["figure"]
 figure, axes = plt.subplots(2, 3, figsize=(9, 4.5), sharex=True, sharey=True)
 ranks = np.argsort(-logits)[:40]
 for ax, (name, (scores, _)) in zip(axes.flat, BY_HAND.items(), strict=False):
