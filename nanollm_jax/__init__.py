@@ -7,7 +7,9 @@ print(nano.generate(model, "Once upon a time").text)
 
 from nanollm_jax.answer import Generation
 from nanollm_jax.cache import KVCache, init_cache
+from nanollm_jax.chat import ChatTemplate
 from nanollm_jax.config import ModelConfig
+from nanollm_jax.conversation import Conversation, chat, encode_chat, stream_chat
 from nanollm_jax.decode import State, decode, prefill
 from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMError, RequestError, TokenizerError
 from nanollm_jax.families import read_config
@@ -17,12 +19,15 @@ from nanollm_jax.model import forward
 from nanollm_jax.observe import observe
 from nanollm_jax.params import init_params
 from nanollm_jax.sampling import Sampling
+from nanollm_jax.score import Score, score
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChatTemplate",
     "CheckpointError",
     "ConfigError",
+    "Conversation",
     "Defaults",
     "Generation",
     "KVCache",
@@ -31,10 +36,13 @@ __all__ = [
     "NanoLLMError",
     "RequestError",
     "Sampling",
+    "Score",
     "State",
     "Stream",
     "TokenizerError",
+    "chat",
     "decode",
+    "encode_chat",
     "forward",
     "generate",
     "init_cache",
@@ -43,5 +51,7 @@ __all__ = [
     "observe",
     "prefill",
     "read_config",
+    "score",
     "stream",
+    "stream_chat",
 ]

@@ -116,3 +116,22 @@ def view(cache: KVCache, layer: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 def advance(cache: KVCache, new: int | jax.Array) -> KVCache:
     """Count `new` more positions in every row; an int, or one number per row [B]."""
     return dataclasses.replace(cache, length=cache.length + new)
+
+
+def rewind(cache: KVCache, length: int) -> KVCache | None:
+    """The cache as it was when every row had `length` positions; None where that is more than it holds, or gone.
+
+    Slots past the length are never seen and are written again, so going back is counting back.
+    """
+    if not 0 <= length <= int(np.asarray(cache.length).min()):
+        return None
+    return dataclasses.replace(cache, length=jnp.full(cache.batch, length, jnp.int32))
+
+
+def grow(cache: KVCache, capacity: int) -> KVCache:
+    """The same cache with room for `capacity` positions a row, copied. Raises RequestError for less than it has."""
+    more = capacity - cache.capacity
+    if more < 0:
+        raise RequestError(f"a cache of {cache.capacity} positions cannot shrink to {capacity}; make another.")
+    pad = lambda buffer: jnp.pad(buffer, ((0, 0), (0, more), (0, 0)))  # noqa: E731
+    return dataclasses.replace(cache, k=tuple(map(pad, cache.k)), v=tuple(map(pad, cache.v)))

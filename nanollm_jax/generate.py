@@ -97,17 +97,18 @@ def stream(
     rows, single = encode_prompts(model, prompt)
     if not single:
         raise RequestError("stream takes one prompt, a text or a list of ids; use generate for several.")
-    return Stream(model, check_request(model, rows, max_new_tokens, sampling, seed, stop, chunk))
+    request = check_request(model, rows, max_new_tokens, sampling, seed, stop, chunk)
+    return Stream(request, run(model, request))
 
 
 class Stream(Iterator[str]):
     """The pieces of one answer, in order. `generation` is the answer so far, `timings` what it cost so far."""
 
-    def __init__(self, model: Model, request: Request) -> None:
-        """A checked request of one prompt; nothing runs before the first piece is asked for."""
+    def __init__(self, request: Request, chunks: Iterator[None]) -> None:
+        """A checked request of one prompt, and what answers it; nothing runs before the first piece is asked for."""
         self.request = request
         self.shown = 0
-        self.chunks = run(model, request)
+        self.chunks = chunks
 
     def __next__(self) -> str:
         """The next text that is certain. Raises StopIteration after the last."""

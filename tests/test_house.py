@@ -30,6 +30,8 @@ ARROWS = {
     "loading": {"chat", "config", "errors", "families", "params", "sampling", "tokenizer", "weights"},
     "answer": {"tokenizer"},
     "request": {"answer", "config", "errors", "loading", "profiling", "sampling"},
+    "score": {"config", "decode", "errors", "generate", "loading", "request"},
+    "conversation": {"cache", "chat", "decode", "errors", "generate", "loading", "profiling", "request", "sampling"},
     "generate": {"answer", "cache", "decode", "errors", "loading", "profiling", "request", "sampling"},
 }
 ANYTHING = {"cli", "__init__"}
