@@ -70,7 +70,7 @@ def score(
 
     texts    each a text or a list of ids, of which all tokens but the first are scored; or a pair (context, continuation), of
              which the tokens of the continuation are. A pair of texts is encoded as one; a token across the seam is scored
-    window   tokens that are read at once, at most as many as the model has positions, which is the default
+    window   tokens that are read at once, as many as the model has positions by default, and one more at most
     stride   tokens between the beginnings of two windows of a longer text, 1 to window - 1; default half a window. Each
              token is scored once, in the first window that has it: with at least window - stride tokens before it
     batch    windows per call of the compiled program; it changes no result
@@ -83,8 +83,9 @@ def score(
             check_count(name, value)
         except ConfigError as error:
             raise RequestError(str(error)) from None
-    if not 2 <= window <= model.config.max_positions:
-        raise RequestError(f"window is {window}; expected 2 to the model's {model.config.max_positions} positions.")
+    limit = model.config.max_positions + 1  # the last token of a window is only predicted
+    if not 2 <= window <= limit:
+        raise RequestError(f"window is {window}; expected 2 to {limit}, one more than the model's positions.")
     stride = max(window // 2, 1) if stride is None else stride
     if stride >= window:
         raise RequestError(
@@ -159,7 +160,7 @@ def run(model: Model, texts: list[tuple[list[int], int]], window: int, stride: i
     best = [np.zeros(len(ids), bool) for ids, _ in texts]
     for first in range(0, len(windows), batch):
         part = windows[first : first + batch]
-        T = bucket(part[0].end - part[0].start, model.config.max_positions)
+        T = bucket(part[0].end - part[0].start, model.config.max_positions + 1)
         tokens = np.zeros((batch if len(windows) > batch else len(part), T), np.int32)
         for row, one in enumerate(part):
             tokens[row, : one.end - one.start] = texts[one.row][0][one.start : one.end]

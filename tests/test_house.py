@@ -34,7 +34,7 @@ ARROWS = {
     "conversation": {"cache", "chat", "decode", "errors", "generate", "loading", "profiling", "request", "sampling"},
     "generate": {"answer", "cache", "decode", "errors", "loading", "profiling", "request", "sampling"},
 }
-ANYTHING = {"cli", "__init__"}
+ANYTHING = {"cli", "integrations", "__init__"}
 
 
 def room(name):
