@@ -298,7 +298,7 @@ def test_history_is_private_and_lasts(tmp_path: Path) -> None:
     assert stat.S_IMODE(private(path).stat().st_mode) == 0o600
 
 
-def test_a_real_terminal(tmp_path: Path) -> None:
+def test_a_real_terminal(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A process on a terminal of its own: a question, Ctrl-C in its answer, another question, Ctrl-D."""
     template = tmp_path / "t.jinja"
     template.write_text(TEMPLATE)
@@ -319,6 +319,7 @@ def test_a_real_terminal(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*program, *words], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env=quiet
     )
+    request.addfinalizer(lambda: (process.kill(), process.wait()))
     os.close(theirs)
     seen = b""
 
@@ -335,9 +336,9 @@ def test_a_real_terminal(tmp_path: Path) -> None:
     at = until(b"\x1b[?2004l", at)  # the line was taken
     at = until(b" ", at)
     os.kill(process.pid, signal.SIGINT)
-    at = until(b"stopped", at)
+    at = until(b">", until(b"stopped", at))  # the next prompt: before it, nobody listens
     os.write(ours, b"/tokens\r")
-    at = until(b"in the conversation", at)
+    at = until(b">", until(b"in the cache", at))
     os.write(ours, b"\x04")
     assert process.wait(timeout=120) == 0
     os.close(ours)
