@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from itertools import groupby
@@ -259,7 +260,7 @@ def test_a_role_that_the_template_does_not_write_is_refused(folder: Path) -> Non
     ],
 )  # fmt: skip
 def test_templates_that_fail(folder: Path, template: str, kind: type[Exception], match: str) -> None:
-    found = made(folder, template)
+    found = dataclasses.replace(made(folder, template), renderer=Renderer(seconds=300))
     with pytest.raises(kind, match=match):
         found.encode(HELLO)
 

@@ -326,10 +326,10 @@ def test_a_real_terminal(tmp_path: Path, request: pytest.FixtureRequest) -> None
     def until(text: bytes, since: int = 0) -> int:
         nonlocal seen
         while text not in seen[since:]:
-            ready, _, _ = select.select([ours], [], [], 60)
+            ready, _, _ = select.select([ours], [], [], 300)
             assert ready, seen
             seen += os.read(ours, 65536)
-        return len(seen)
+        return seen.index(text, since) + len(text)
 
     at = until(b">", until(b"leaves."))
     os.write(ours, b"Once upon a time\r")
@@ -340,7 +340,7 @@ def test_a_real_terminal(tmp_path: Path, request: pytest.FixtureRequest) -> None
     os.write(ours, b"/tokens\r")
     at = until(b">", until(b"in the cache", at))
     os.write(ours, b"\x04")
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=300) == 0
     os.close(ours)
     assert b"Once upon a time" in (tmp_path / "h").read_bytes()
 

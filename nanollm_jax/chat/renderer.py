@@ -13,7 +13,7 @@ from typing import Any
 
 from nanollm_jax.errors import RequestError, TokenizerError
 
-SECONDS = 5.0  # that one conversation may take; a long one takes milliseconds
+SECONDS = 10.0  # that one conversation may take; a long one takes milliseconds
 
 
 class Renderer:
