@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nanollm_jax.answer import Generation
     from nanollm_jax.cache import KVCache, init_cache
+    from nanollm_jax.chat import ChatTemplate
     from nanollm_jax.config import ModelConfig
+    from nanollm_jax.conversation import Conversation, chat, encode_chat, stream_chat
     from nanollm_jax.decode import State, decode, prefill
     from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMError, RequestError, TokenizerError
     from nanollm_jax.families import read_config
@@ -27,13 +29,16 @@ if TYPE_CHECKING:
     from nanollm_jax.observe import observe
     from nanollm_jax.params import init_params
     from nanollm_jax.sampling import Sampling
+    from nanollm_jax.score import Score, score
     from nanollm_jax.startup import keep_compiled, warmup
 
 __version__ = "0.1.0"
 
 HOME = {
+    "ChatTemplate": "chat",
     "CheckpointError": "errors",
     "ConfigError": "errors",
+    "Conversation": "conversation",
     "Defaults": "loading",
     "Generation": "answer",
     "KVCache": "cache",
@@ -42,10 +47,13 @@ HOME = {
     "NanoLLMError": "errors",
     "RequestError": "errors",
     "Sampling": "sampling",
+    "Score": "score",
     "State": "decode",
     "Stream": "generate",
     "TokenizerError": "errors",
+    "chat": "conversation",
     "decode": "decode",
+    "encode_chat": "conversation",
     "forward": "model",
     "generate": "generate",
     "init_cache": "cache",
@@ -55,12 +63,16 @@ HOME = {
     "observe": "observe",
     "prefill": "decode",
     "read_config": "families",
+    "score": "score",
     "stream": "generate",
+    "stream_chat": "conversation",
     "warmup": "startup",
 }
 __all__ = [
+    "ChatTemplate",
     "CheckpointError",
     "ConfigError",
+    "Conversation",
     "Defaults",
     "Generation",
     "KVCache",
@@ -69,10 +81,13 @@ __all__ = [
     "NanoLLMError",
     "RequestError",
     "Sampling",
+    "Score",
     "State",
     "Stream",
     "TokenizerError",
+    "chat",
     "decode",
+    "encode_chat",
     "forward",
     "generate",
     "init_cache",
@@ -82,7 +97,9 @@ __all__ = [
     "observe",
     "prefill",
     "read_config",
+    "score",
     "stream",
+    "stream_chat",
     "warmup",
 ]
 

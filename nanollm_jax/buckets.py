@@ -28,6 +28,11 @@ def longest_piece(batch: int) -> int:
     return max(SHORTEST, min(LONGEST, power_of_two(TOGETHER // batch + 1) // 2))
 
 
+def text(tokens: int, limit: int) -> int:
+    """How many tokens a text that is read at once is padded to, at most `limit`."""
+    return min(max(SHORTEST, power_of_two(tokens)), limit)
+
+
 def rows(batch: int) -> int:
     """How many rows a batch runs with; nobody sees the ones that were added."""
     return power_of_two(batch)

@@ -174,3 +174,18 @@ def write(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, positions: jax
 def advance(cache: KVCache, count: jax.Array) -> KVCache:
     """Count the new positions of every row, [B]."""
     return dataclasses.replace(cache, length=cache.length + count, fresh=False)
+
+
+def rewind(cache: KVCache, length: int) -> KVCache | None:
+    """The cache as it was when every row had `length` positions; None where that is more than it holds, or gone.
+
+    Slots past the length are never seen and are written again, so going back is counting back. A ring that has begun to
+    overwrite what left its window cannot go back at all.
+    """
+    held = np.asarray(cache.length)
+    if not 0 <= length <= held.min():
+        return None
+    slots = min(buffer.shape[1] for buffer in cache.k)
+    if slots < cache.capacity and held.max() > max(slots, length):
+        return None
+    return dataclasses.replace(cache, length=jnp.full(cache.batch, length, jnp.int32))

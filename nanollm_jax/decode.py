@@ -1,4 +1,4 @@
-"""The two compiled programs: one reads prompts, one writes tokens. The cache is donated to both, updated in place.
+"""The compiled programs: one reads prompts, one writes tokens; the cache is donated to both, updated in place. A third scores.
 
 prefill and decode check their arguments and call them. They are compiled once per config, batch, cache capacity, and
 padded prompt or chunk length; sampling settings, seeds and real prompt lengths are traced and never compile anything.
@@ -17,11 +17,13 @@ import numpy as np
 from nanollm_jax import cache as kv
 from nanollm_jax import model
 from nanollm_jax import sampling as smp
-from nanollm_jax.cache import KVCache, check_room
+from nanollm_jax.cache import KVCache, check_room, init_cache
 from nanollm_jax.config import ModelConfig, check_count
 from nanollm_jax.errors import RequestError
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import History, Sampling
+
+SLICE = 128  # tokens whose logits are in memory at the same time while a text is scored
 
 
 @flax.struct.dataclass
@@ -110,3 +112,34 @@ def write_tokens(
 def enlarge(state: State, *, config: ModelConfig, capacity: int) -> State:
     """The same state with a larger cache. What does not grow is handed through."""
     return dataclasses.replace(state, cache=kv.grow(state.cache, config, capacity))
+
+
+@partial(jax.jit, static_argnames="config")
+def read_scores(params: Params, tokens: jax.Array, *, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """How likely each token is after those before it.  tokens [B T+1] -> logprobs [B T] float32, and is it the best [B T] bool
+
+    Unchecked: at most as many tokens as the model has positions. The vocabulary is scored for SLICE tokens at a time, because
+    the logits of a whole text are larger than the model.
+    """
+    B, T = tokens.shape[0], tokens.shape[1] - 1
+    cache = dataclasses.replace(init_cache(config, B, T, params["embedding"]["tokens"].dtype), fresh=True)
+    x, _ = model.hidden_states(params, tokens[:, :-1], jnp.full(B, T, jnp.int32), cache, config=config)
+    C = min(T, SLICE)
+    padding = (0, -T % C)
+
+    def slices(array: jax.Array) -> jax.Array:
+        array = jnp.pad(array, ((0, 0), padding, *((0, 0),) * (array.ndim - 2)))
+        return array.reshape(B, array.shape[1] // C, C, *array.shape[2:]).swapaxes(0, 1)
+
+    def score(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        x, targets = part
+        logits = model.logits(params, x)
+        logprobs = jax.nn.log_softmax(logits, axis=-1)
+        found = jnp.take_along_axis(logprobs, targets[:, :, None], axis=-1)[:, :, 0]
+        return found, jnp.argmax(logits, axis=-1) == targets
+
+    def whole(parts: jax.Array) -> jax.Array:
+        return parts.swapaxes(0, 1).reshape(B, T + padding[1])[:, :T]
+
+    logprobs, best = jax.lax.map(score, (slices(x), slices(tokens[:, 1:])))
+    return whole(logprobs), whole(best)

@@ -101,17 +101,18 @@ def stream(
     rows, single = encode_prompts(model, prompt)
     if not single:
         raise RequestError("stream takes one prompt, a text or a list of ids; use generate for several.")
-    return Stream(model, check_request(model, rows, max_new_tokens, sampling, seed, stop, chunk))
+    request = check_request(model, rows, max_new_tokens, sampling, seed, stop, chunk)
+    return Stream(request, run(model, request))
 
 
 class Stream(Iterator[str]):
     """The pieces of one answer, in order. `generation` is the answer so far, `timings` what it cost so far."""
 
-    def __init__(self, model: Model, request: Request) -> None:
-        """A checked request of one prompt; nothing runs before the first piece is asked for."""
+    def __init__(self, request: Request, chunks: Iterator[None]) -> None:
+        """A checked request of one prompt, and what answers it; nothing runs before the first piece is asked for."""
         self.request = request
         self.shown = 0
-        self.chunks = run(model, request)
+        self.chunks = chunks
 
     def __next__(self) -> str:
         """The next text that is certain. Raises StopIteration after the last."""
@@ -153,24 +154,30 @@ def run(model: Model, request: Request) -> Iterator[None]:
 
 
 def read(model: Model, prompts: list[list[int]]) -> State:
-    """The prompts, read: in pieces of bounded size, each in the smallest cache that holds it. [B] rows, or a few more."""
-    config, params = model.config, model.params
+    """The prompts, read, in the smallest cache that holds them. [B] rows, or a few more."""
+    config = model.config
     B = buckets.rows(len(prompts))
-    prompts = prompts + [prompts[-1][:1]] * (B - len(prompts))
+    longest = max(map(len, prompts))
+    capacity = buckets.capacity(min(buckets.pieces(longest, B)[0], longest), config.max_positions)
+    cache = init_cache(config, B, capacity, model.params["embedding"]["tokens"].dtype)
+    state = init_state(dataclasses.replace(cache, fresh=True), config)
+    return read_behind(model, prompts + [prompts[-1][:1]] * (B - len(prompts)), state, 0)
+
+
+def read_behind(model: Model, prompts: list[list[int]], state: State, held: int) -> State:
+    """Prompts, one per row, read behind the `held` positions that each row of the cache has; in pieces of bounded size."""
+    config, B = model.config, len(prompts)
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     longest = int(lengths.max())
     sizes = buckets.pieces(longest, B)
     tokens = np.zeros((B, sum(sizes)), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
-    capacity = buckets.capacity(min(sizes[0], longest), config.max_positions)
-    cache = init_cache(config, B, capacity, params["embedding"]["tokens"].dtype)
-    state = init_state(dataclasses.replace(cache, fresh=True), config)
     start = 0
     for size in sizes:
-        state = roomy(state, config, min(start + size, longest))
+        state = roomy(state, config, held + min(start + size, longest))
         count = np.clip(lengths - start, 0, size)
-        state = read_prompts(params, tokens[:, start : start + size], count, state, config=config)
+        state = read_prompts(model.params, tokens[:, start : start + size], count, state, config=config)
         start += size
     return state
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nanollm_jax import params as parameters
+from nanollm_jax.chat import ChatTemplate, load_chat_template
 from nanollm_jax.config import ModelConfig, resolve_dtype
 from nanollm_jax.errors import CheckpointError, ConfigError, RequestError, TokenizerError
 from nanollm_jax.families import read_config
@@ -33,7 +34,7 @@ class Defaults:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Everything that generate and stream need. tokenizer is None where the checkpoint brings none.
+    """Everything that generate and chat need. tokenizer and chat_template are None where the checkpoint brings none.
 
     Model(config, params) makes one of any config and parameters. Raises CheckpointError where the two do not match.
     """
@@ -42,6 +43,7 @@ class Model:
     params: Params
     tokenizer: Tokenizer | None = None
     defaults: Defaults = field(default_factory=Defaults)
+    chat_template: ChatTemplate | None = None
 
     def __post_init__(self) -> None:
         parameters.check_params(self.params, self.config)
@@ -68,13 +70,14 @@ def load(source: str | os.PathLike[str] | None = None, *, dtype: Any = "auto", r
             f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model's vocabulary ends at "
             f"{config.vocab_size - 1}; these files belong to different models, or the embedding was not resized."
         )
+    chat_template = None if tokenizer is None else load_chat_template(folder, tokenizer)
     defaults = read_defaults(config_json, folder, config)
     check_tied(folder, config, family)
     flat = load_params(
         folder, family.table(config), parameters.layout(config), config.sizes, dtype,
         ignore=family.ignored(config), prefixes=family.PREFIXES,
     )  # fmt: skip
-    return Model(config, parameters.nest(flat), tokenizer, defaults)
+    return Model(config, parameters.nest(flat), tokenizer, defaults, chat_template)
 
 
 def check_tied(folder: Path, config: ModelConfig, family: ModuleType) -> None:

@@ -42,6 +42,7 @@ class Timings:
     """One request, in seconds and tokens summed over its rows. Compilation is in compile_seconds and nowhere else.
 
     first_token_seconds is what a user waits for, compilation left out: the prompt and the first chunk of the answer.
+    prompt_tokens are those that were read; cached_tokens the part of the prompt in front of them that a cache had already.
     """
 
     prompt_tokens: int = 0
@@ -50,6 +51,7 @@ class Timings:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     first_token_seconds: float = 0.0
+    cached_tokens: int = 0
 
     @property
     def prompt_rate(self) -> float:

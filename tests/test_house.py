@@ -26,8 +26,9 @@ ARROWS = {
     "profiling": set(),
     "weights": {"config", "errors", "params"},
     "tokenizer": {"errors"},
+    "chat": {"errors", "tokenizer"},
     "families": {"config", "errors", "weights"},
-    "loading": {"config", "errors", "families", "params", "sampling", "tokenizer", "weights"},
+    "loading": {"chat", "config", "errors", "families", "params", "sampling", "tokenizer", "weights"},
     "answer": {"tokenizer"},
     "request": {"answer", "config", "errors", "loading", "profiling", "sampling"},
     "generate": {
@@ -67,8 +68,21 @@ ARROWS = {
         "roofline",
         "sampling",
     },
+    "score": {"buckets", "config", "decode", "errors", "loading", "request"},
+    "conversation": {
+        "buckets",
+        "cache",
+        "chat",
+        "decode",
+        "errors",
+        "generate",
+        "loading",
+        "profiling",
+        "request",
+        "sampling",
+    },
 }
-ANYTHING = {"cli", "__init__"}
+ANYTHING = {"cli", "integrations", "__init__"}
 
 
 def room(name):

@@ -208,14 +208,21 @@ def test_unknown_decoders_are_refused_by_name(tmp_path: Path, name: str) -> None
 
 
 def test_unknown_models_are_refused_by_name(tmp_path: Path) -> None:
-    unigram = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]], "byte_fallback": False}
-    with pytest.raises(TokenizerError, match="model type Unigram is not supported; known: BPE"):
-        load(tmp_path, changed(model=unigram, added_tokens=[]))
+    words = {"type": "WordLevel", "unk_token": "<unk>", "vocab": {"<unk>": 0, "a": 1}}
+    with pytest.raises(TokenizerError, match="model type WordLevel is not supported; known: BPE, Unigram"):
+        load(tmp_path, changed(model=words, added_tokens=[]))
     for key in ("end_of_word_suffix", "continuing_subword_prefix"):
         content = changed()
         content["model"] |= {key: "</w>", "merges": []}
         with pytest.raises(TokenizerError, match=f"{key} '</w>' is not supported; expected none"):
             load(tmp_path, content)
+
+
+def test_random_merges_are_refused(tmp_path: Path) -> None:
+    content = changed()
+    content["model"]["dropout"] = 0.1
+    with pytest.raises(TokenizerError, match=r"dropout 0.1 is not supported; expected none"):
+        load(tmp_path, content)
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

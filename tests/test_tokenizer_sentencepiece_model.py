@@ -125,3 +125,31 @@ def test_damaged_models_are_refused(tmp_path: Path) -> None:
     for model in (b"garbage\n", b"\n\0", train()[:500]):
         with pytest.raises(TokenizerError, match=r"tokenizer.model: is not a SentencePiece model, or is cut short"):
             load(tmp_path, model)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_parts_put_the_dummy_prefix_before_the_first_run_or_every_run(tmp_path: Path, kind: str) -> None:
+    model = train(model_type=kind, remove_extra_whitespaces=False)
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model)
+    tokenizer = load(tmp_path, model)
+    first = reference.encode("the cat")
+    parts = tokenizer.parts_encoder()
+    assert parts(["the", " cat", 2, " the cat", 1, 1]) == [*first, 2, *first, 1, 1]
+    ids = parts([1, "the ", "cat", 1, "a"])
+    assert "".join(tokenizer.piece(i) for i in ids) == "<s>the▁cat<s>a" and first[0] not in ids
+    legacy = load(tmp_path, model, {"legacy": True}).parts_encoder()
+    assert legacy([1, "the cat", 2, "the cat"]) == [1, *first, 2, *first]
+    assert parts([]) == parts([""]) == []
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_text_in_parts_makes_no_marker(tmp_path: Path, kind: str) -> None:
+    long = "<" + "turn" * 40 + ">"  # its length takes two bytes in the file
+    model = train(model_type=kind, user_defined_symbols=["<turn>", long], required_chars="<>turns", vocab_size=60)
+    tokenizer = load(tmp_path, model)
+    assert tokenizer.added == {"<s>": 1, "</s>": 2, "<turn>": 3, long: 4}
+    encode = tokenizer.parts_encoder(frozenset([3, 4]))
+    ids = encode([3, f"a<turn>{long}", 4])
+    assert (ids[0], ids[-1], ids.count(3), ids.count(4)) == (3, 4, 1, 1)
+    assert tokenizer.decode(ids) == f"<turn>a<turn>{long}{long}"
+    assert 3 in tokenizer.encode("<turn>")

@@ -19,12 +19,21 @@ from nanollm_jax.cli.options import (
     STDIN,
     AsJson,
     Dtype,
+    Frequency,
     KeepCompiled,
+    MaxNewTokens,
+    MinP,
+    Presence,
+    Repetition,
     Revision,
+    Seed,
     Source,
+    Temperature,
+    TopK,
+    TopP,
     keep_compiled,
     read_text,
-)
+)  # fmt: skip
 from nanollm_jax.cli.printing import plural, print_json, show
 from nanollm_jax.errors import RequestError
 
@@ -34,13 +43,6 @@ if TYPE_CHECKING:
 
 PROMPT = f"The text to continue. {STDIN} Left out, the answer begins from nothing: the BOS token alone."
 STOP = "End before this text, as at the model's own end-of-sequence tokens. May be repeated."
-TEMPERATURE = "0 or more: 0 takes the best token every time, 1 draws from the model's own distribution."
-TOP_K = "Draw from the K best tokens only; 0 is off."
-TOP_P = "Draw from the fewest best tokens whose probabilities reach P; above 0, 1 is off."
-MIN_P = "Draw from tokens at least P times as probable as the best; 0 is off, 1 the most."
-REPETITION = "Divide the logits of tokens in the prompt or the answer, multiply negative ones; above 0, 1 is off."
-PRESENCE = "Subtract R from the logits of tokens in the answer; any number, 0 is off."
-FREQUENCY = "Subtract R as often as the answer has the token; any number, 0 is off."
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # the settings that can do nothing at temperature 0, switched off
 
 
@@ -49,16 +51,16 @@ def generate(
     model: Source = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Write at most N tokens.")] = 128,
+    max_new_tokens: MaxNewTokens = 128,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=STOP)] = None,
-    seed: Annotated[int, typer.Option(metavar="S", min=0, max=2**32 - 1, help="The same draws the same answer.")] = 0,
-    temperature: Annotated[float | None, typer.Option(metavar="T", help=TEMPERATURE)] = None,
-    top_k: Annotated[int | None, typer.Option(metavar="K", help=TOP_K)] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="P", help=TOP_P)] = None,
-    min_p: Annotated[float | None, typer.Option(metavar="P", help=MIN_P)] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(metavar="R", help=REPETITION)] = None,
-    presence_penalty: Annotated[float | None, typer.Option(metavar="R", help=PRESENCE)] = None,
-    frequency_penalty: Annotated[float | None, typer.Option(metavar="R", help=FREQUENCY)] = None,
+    seed: Seed = 0,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Repetition = None,
+    presence_penalty: Presence = None,
+    frequency_penalty: Frequency = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt in front of the answer.")] = False,
     compile_cache: KeepCompiled = True,
     as_json: AsJson = False,
@@ -72,28 +74,20 @@ def generate(
 
     if echo and as_json:
         raise RequestError("--echo and --json exclude each other; the JSON object has the prompt anyway.")
-    settings: dict[str, Any] = {
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
-        "presence_penalty": presence_penalty, "frequency_penalty": frequency_penalty,
-    }  # fmt: skip
-    settings = {name: value for name, value in settings.items() if value is not None}
-    nano.Sampling(**settings).rows(1, 1)  # raises for a wrong number now, and not after a large model was loaded
-    cuts = [name for name, off in OFF.items() if settings.get(name, off) != off]
-    if cuts and temperature == 0:
-        raise RequestError(f"temperature 0 takes the best token, so {', '.join(cuts)} can do nothing; leave one out.")
+    settings = given_settings(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+    )  # fmt: skip
     text = read_text(prompt)
     keep_compiled(compile_cache)
     loaded = nano.load(model, dtype=dtype, revision=revision)
-    defaults: Any = loaded.defaults.sampling
-    if cuts and defaults.temperature == 0:
-        settings = {"temperature": 1.0} | settings
     bos = None if loaded.tokenizer is None else loaded.tokenizer.bos_id
     answer = nano.stream(
         loaded,
         # nothing but a BOS can begin from nothing, also for models that want none in front of a text
         [bos] if bos is not None and not text else text,
         max_new_tokens=max_new_tokens,
-        sampling=defaults.replace(**settings),
+        sampling=with_settings(loaded.defaults.sampling, settings),
         seed=seed,
         stop=stop or (),
     )
@@ -113,16 +107,39 @@ def generate(
     raise typer.Exit(INTERRUPTED if interrupts else 0)
 
 
+def given_settings(**settings: Any) -> dict[str, Any]:
+    """The sampling settings that were given. Raises RequestError now for a wrong one, and not after a model was loaded."""
+    from nanollm_jax.sampling import Sampling
+
+    settings = {name: value for name, value in settings.items() if value is not None}
+    Sampling(**settings).rows(1, 1)
+    if settings.get("temperature") == 0 and (cuts := cuts_of(settings)):
+        raise RequestError(f"temperature 0 takes the best token, so {', '.join(cuts)} can do nothing; leave one out.")
+    return settings
+
+
+def cuts_of(settings: dict[str, Any]) -> list[str]:
+    """The settings among these that do something only where tokens are drawn."""
+    return [name for name, off in OFF.items() if settings.get(name, off) != off]
+
+
+def with_settings(defaults: Any, settings: dict[str, Any]) -> Any:
+    """The checkpoint's own sampling with what was given; a cut of a greedy one brings temperature 1 with it."""
+    if defaults.temperature == 0 and cuts_of(settings):
+        settings = {"temperature": 1.0} | settings
+    return defaults.replace(**settings)
+
+
 @contextmanager
-def noted_interrupts() -> Iterator[list[int]]:
-    """Inside, Ctrl-C is put on the list that this yields; a second one ends the process at once.
+def noted_interrupts(*, insist: bool = True) -> Iterator[list[int]]:
+    """Inside, Ctrl-C is put on the list that this yields; a second one ends the process at once, unless insist is False.
 
     Raised, as usual, KeyboardInterrupt may pass through a compiled program, and then Python crashes at its end (jax 0.10.2).
     """
     interrupts: list[int] = []
 
     def note(signal_number: int, frame: FrameType | None) -> None:
-        if interrupts:
+        if interrupts and insist:
             os._exit(INTERRUPTED)
         interrupts.append(signal_number)
 
@@ -149,12 +166,17 @@ def report(prompt: str, answer: Stream) -> dict[str, Any]:
 
 
 def figures(timings: Timings) -> str:
-    """What a request cost, in one line. Compilation is in the last figure and in no other."""
+    """What a request cost, in one line. Compilation is in the last figure and in no other.
+
+    cached: tokens of the prompt that were not read because a cache had them.
+    """
     prompt, new = plural(timings.prompt_tokens, "prompt token"), plural(timings.new_tokens, "new token")
     parts = [
         f"{prompt} at {timings.prompt_rate:.0f} tok/s" if timings.prompt_rate else prompt,
         f"{new} at {timings.new_rate:.1f} tok/s" if timings.new_rate else new,
     ]
+    if timings.cached_tokens:
+        parts.insert(1, f"{timings.cached_tokens:,} cached")
     if timings.first_token_seconds:
         parts.append(f"first token {timings.first_token_seconds:.3f} s")
     if timings.compile_seconds:

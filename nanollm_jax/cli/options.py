@@ -19,6 +19,14 @@ DTYPE = "Of weights and activations: auto, float32, bfloat16 or float16; auto is
 KEEP_COMPILED = "Keep compiled programs in ~/.cache/nanollm_jax, or below $XDG_CACHE_HOME, for the next run."
 STDIN = "- reads it from standard input, as it is but for one newline at its end."
 
+TEMPERATURE = "0 or more: 0 takes the best token every time, 1 draws from the model's own distribution."
+TOP_K = "Draw from the K best tokens only; 0 is off."
+TOP_P = "Draw from the fewest best tokens whose probabilities reach P; above 0, 1 is off."
+MIN_P = "Draw from tokens at least P times as probable as the best; 0 is off, 1 the most."
+REPETITION = "Divide the logits of tokens in the prompt or the answer, multiply negative ones; above 0, 1 is off."
+PRESENCE = "Subtract R from the logits of tokens in the answer; any number, 0 is off."
+FREQUENCY = "Subtract R as often as the answer has the token; any number, 0 is off."
+
 Source = Annotated[str | None, typer.Option("--model", metavar="SOURCE", help=MODEL)]
 AnyModel = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=ANY_MODEL)]
 Revision = Annotated[str | None, typer.Option(metavar="REV", help="A branch, tag or commit of a hub id.")]
@@ -26,6 +34,15 @@ Dtype = Annotated[str, typer.Option(metavar="DTYPE", help=DTYPE)]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a picture too; needs matplotlib.")]
 KeepCompiled = Annotated[bool, typer.Option("--compile-cache/--no-compile-cache", help=KEEP_COMPILED)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Write at most N tokens.")]
+Seed = Annotated[int, typer.Option(metavar="S", min=0, max=2**32 - 1, help="The same draws the same answer.")]
+Temperature = Annotated[float | None, typer.Option(metavar="T", help=TEMPERATURE)]
+TopK = Annotated[int | None, typer.Option(metavar="K", help=TOP_K)]
+TopP = Annotated[float | None, typer.Option(metavar="P", help=TOP_P)]
+MinP = Annotated[float | None, typer.Option(metavar="P", help=MIN_P)]
+Repetition = Annotated[float | None, typer.Option(metavar="R", help=REPETITION)]
+Presence = Annotated[float | None, typer.Option(metavar="R", help=PRESENCE)]
+Frequency = Annotated[float | None, typer.Option(metavar="R", help=FREQUENCY)]
 
 
 def keep_compiled(wanted: bool) -> None:
@@ -41,9 +58,13 @@ def read_text(text: str) -> str:
     """The text itself, or standard input for "-". Raises RequestError where that is not UTF-8."""
     if text != "-":
         return text
-    data = sys.stdin.buffer.read()
+    return re.sub(r"\r?\n\Z", "", decoded(sys.stdin.buffer.read(), "standard input"))
+
+
+def decoded(data: bytes, where: str) -> str:
+    """UTF-8 -> text. Raises RequestError naming where the bytes are from."""
     try:
-        return re.sub(r"\r?\n\Z", "", data.decode("utf-8"))
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         found = f"byte 0x{data[error.start]:02x} at {error.start}"
-        raise RequestError(f"standard input is not UTF-8: {found}; convert it, for example with iconv.") from None
+        raise RequestError(f"{where} is not UTF-8: {found}; convert it, for example with iconv.") from None

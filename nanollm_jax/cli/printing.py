@@ -6,7 +6,10 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def harmless(text: str) -> str:
@@ -32,20 +35,26 @@ def print_json(value: dict[str, Any]) -> None:
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> None:
     """A table on standard output.  right: how many columns, counted from the last, hold numbers."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
-
-    class PipedConsole(Console):
-        def on_broken_pipe(self) -> None:
-            raise  # the BrokenPipeError that called this: the caller knows what to do, rich would exit with code 1
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column, heading in enumerate(headings):
         table.add_column(heading, justify="right" if column >= len(headings) - right else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    PipedConsole(markup=False, emoji=False, highlight=False).print(table)
+    console().print(table)
     print()
+
+
+def console() -> Console:
+    """rich's way to standard output, which takes no text for markup."""
+    from rich.console import Console
+
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # the BrokenPipeError that called this: the caller knows what to do, rich would exit with code 1
+
+    return PipedConsole(markup=False, emoji=False, highlight=False)
 
 
 def plural(count: int, noun: str) -> str:

@@ -11,6 +11,8 @@ from nanollm_jax.errors import TokenizerError
 # Which token begins and ends a text, where no file says so: the first of these that is among the special tokens.
 USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")
 USUAL_EOS = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
+# The tokens that a config can give a name of its own; chat templates ask for them by these.
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def read(path: Path) -> bytes:
@@ -54,6 +56,8 @@ class Settings:
     add_bos_token: bool | None = None
     add_prefix_space: bool | None = None
     tokenizer_class: str | None = None
+    legacy: bool | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
     added: Mapping[int, AddedToken] = field(default_factory=dict)
 
     def special_names(self) -> set[str]:
@@ -116,5 +120,7 @@ def read_settings(folder: Path) -> Settings:
         add_bos_token=value("add_bos_token", bool),
         add_prefix_space=value("add_prefix_space", bool),
         tokenizer_class=value("tokenizer_class", str),
+        legacy=value("legacy", bool),
+        names={key: content for key in NAMED if (content := name(key))},
         added=added,
     )

@@ -1,8 +1,9 @@
 """The protocol that the rest of the engine codes against."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from nanollm_jax.tokenizer.parts import PartsEncoder
 from nanollm_jax.tokenizer.table import IncrementalDecoder
 
 
@@ -29,11 +30,26 @@ class Tokenizer(Protocol):
     def special_ids(self) -> frozenset[int]:
         """Ids that steer the model and print nothing. `encode` never makes one out of text."""
 
+    @property
+    def added(self) -> Mapping[str, int]:
+        """Tokens that are matched as a whole before text is split, special ones among them: text -> id."""
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """What the files call their tokens: "bos_token" -> "<s>", "pad_token" -> ...; chat templates ask for them."""
+
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Text -> ids.  bos: put a BOS in front, or not; None does what the model wants (`add_bos`).
 
         No EOS is added, and "<s>" or "<|endoftext|>" inside the text is ordinary text.
         Raises RequestError for text that is not valid Unicode, and for bos=True where there is no BOS.
+        """
+
+    def parts_encoder(self, markers: frozenset[int] = frozenset()) -> PartsEncoder:
+        """A function from parts to ids: an int is that token, a str is text that cannot spell a marker or a special token.
+
+        markers: ids of added tokens that parts may have besides the special ones. Making it costs about as much as
+        loading the tokenizer. Raises TokenizerError where text cannot be kept from making a marker.
         """
 
     def decode(self, ids: Sequence[int], *, start: bool = True) -> str:

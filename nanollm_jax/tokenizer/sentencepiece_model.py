@@ -1,15 +1,18 @@
 """tokenizer.model in SentencePiece's protobuf: BPE and unigram vocabularies."""
 
-import re
+from collections.abc import Set
 from pathlib import Path
 
 from nanollm_jax.errors import TokenizerError
 from nanollm_jax.tokenizer.files import Settings
+from nanollm_jax.tokenizer.parts import PartsEncoder, piece_by_piece
 from nanollm_jax.tokenizer.pieces import SPACE_MARK, marked_bytes
 from nanollm_jax.tokenizer.table import TableTokenizer
 
 # What the sentencepiece library prints for the unknown piece. Text was lost there, and the reader should see it.
 UNKNOWN = " ⁇ ".encode()
+# A second normalizer_spec in the protobuf, with add_dummy_prefix false: later fields overwrite those of the first.
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 def from_sentencepiece(path: Path, data: bytes, settings: Settings) -> TableTokenizer:
@@ -21,11 +24,10 @@ def from_sentencepiece(path: Path, data: bytes, settings: Settings) -> TableToke
     import sentencepiece  # here, so that a program that needs no tokenizer starts without it
 
     declared = settings.special_names()
-    for name in declared:
-        data = _as_control(data, name)
     try:
+        data = _as_control(data, declared)
         model = sentencepiece.SentencePieceProcessor(model_proto=data)
-    except RuntimeError:
+    except (RuntimeError, IndexError):
         raise TokenizerError(f"{path}: is not a SentencePiece model, or is cut short; copy it again.") from None
 
     ids, unknown = range(model.vocab_size()), model.unk_id()
@@ -42,6 +44,17 @@ def from_sentencepiece(path: Path, data: bytes, settings: Settings) -> TableToke
             found = f"puts {token.content!r} at id {token_id}, where {path.name} cannot have it"
             raise TokenizerError(f"{settings.path}: {found}; expected the config of this model, or a tokenizer.json.")
 
+    def frame(markers: frozenset[int]) -> PartsEncoder:
+        # legacy: the dummy prefix is put before every run of text. Since then, only before one that begins the whole.
+        controlled = _as_control(data, {pieces[token_id] for token_id in markers})
+        first = sentencepiece.SentencePieceProcessor(model_proto=controlled)
+        later = sentencepiece.SentencePieceProcessor(model_proto=controlled + NO_DUMMY_PREFIX)
+        for token_id in markers - special:
+            if token_id in first.encode(pieces[token_id]):
+                raise TokenizerError(f"{path}: typing {pieces[token_id]!r} gives token {token_id}, not ordinary text.")
+        return piece_by_piece(first.encode, first.encode if settings.legacy else later.encode)
+
+    whole = _user_defined(data)
     bos_id, eos_id = settings.bos_and_eos(
         {pieces[i]: i for i in special},
         bos_id=model.bos_id() if model.bos_id() >= 0 else None,
@@ -51,22 +64,53 @@ def from_sentencepiece(path: Path, data: bytes, settings: Settings) -> TableToke
         pieces=pieces,
         spellings=spellings,
         text_to_ids=model.encode,
+        frame=frame,
         adds_space=model.normalize("a").startswith(SPACE_MARK),
         special_ids=frozenset(special),
         bos_id=bos_id,
         eos_id=eos_id,
         add_bos=settings.wants_bos(bos_id, default=True),
+        added={pieces[i]: i for i in range(len(pieces)) if i in special or pieces[i] in whole},
+        names=settings.names,
     )
 
 
-def _as_control(data: bytes, piece: str) -> bytes:
-    """The model with one user-defined piece made a control piece, so that text no longer matches it.
+def _user_defined(data: bytes) -> dict[str, int]:
+    """Text -> where the byte of its type stands, for the pieces of type USER_DEFINED, which are matched as a whole.
 
-    A piece is stored as 0A <length> <text>, perhaps 15 <score, 4 bytes>, 18 <type>; type 3 is CONTROL and 4 is
-    USER_DEFINED (sentencepiece_model.proto). No length changes.
+    The file is a list of fields, tag and value; a piece is field 1, and inside it 0A <length> <text>, perhaps
+    15 <score, 4 bytes>, 18 <type>: 4 for these (sentencepiece_model.proto).
     """
-    text = piece.encode()
-    if len(text) > 127:  # its length takes two bytes: no such token is known, and `load_tokenizer` would refuse it
-        return data
-    stored = re.escape(b"\x0a" + bytes([len(text)]) + text)
-    return re.sub(stored + rb"(?:\x15.{4})?\x18\x04", lambda found: found[0][:-1] + b"\x03", data, flags=re.DOTALL)
+    found, at = {}, 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte, at = data[at], at + 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(data):
+        tag = varint()
+        end = varint() + at if tag & 7 == 2 else at + {1: 8, 5: 4}.get(tag & 7, 0)
+        if tag & 7 == 0:
+            varint()
+            end = at
+        if tag == 0x0A and data[end - 2 : end] == b"\x18\x04":
+            at += 1
+            size = varint()
+            found[data[at : at + size].decode("utf-8", errors="replace")] = end - 1
+        at = end
+    return found
+
+
+def _as_control(data: bytes, names: Set[str]) -> bytes:
+    """The model with user-defined pieces made control pieces, so that text no longer matches them."""
+    places = _user_defined(data)
+    changed = bytearray(data)
+    for name in names & places.keys():
+        changed[places[name]] = 3  # CONTROL
+    return bytes(changed)

@@ -5,10 +5,11 @@ spelled out once, when the table is made, so that streaming and whole-text decod
 """
 
 import codecs
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from nanollm_jax.errors import RequestError
+from nanollm_jax.tokenizer.parts import PartsEncoder
 
 
 class IncrementalDecoder:
@@ -38,17 +39,21 @@ class TableTokenizer:
 
     pieces, spellings: one entry per id, "" and b"" where the vocabulary has a hole; spellings of special ids are b"".
     text_to_ids: encodes text with no special token in front, behind, or out of the text.
+    frame: markers -> how parts are encoded; see `parts_encoder`.
     adds_space: text_to_ids puts a space before the first word.
     """
 
     pieces: Sequence[str]
     spellings: Sequence[bytes]
     text_to_ids: Callable[[str], list[int]]
+    frame: Callable[[frozenset[int]], PartsEncoder]
     adds_space: bool
     special_ids: frozenset[int]
     bos_id: int | None
     eos_id: int | None
     add_bos: bool
+    added: Mapping[str, int] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """A line for prints of the model that this belongs to; the table itself would fill the screen."""
@@ -72,6 +77,10 @@ class TableTokenizer:
         if self.bos_id is None:
             raise RequestError("bos=True, but this tokenizer has no BOS token; call encode with bos=False.")
         return [self.bos_id, *ids]
+
+    def parts_encoder(self, markers: frozenset[int] = frozenset()) -> PartsEncoder:
+        """How a chat template's output is encoded."""
+        return self.frame(markers | self.special_ids)
 
     def decode(self, ids: Sequence[int], *, start: bool = True) -> str:
         """Ids -> text."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanollm_jax.errors import TokenizerError
 from nanollm_jax.tokenizer.files import Settings, read, read_json
+from nanollm_jax.tokenizer.parts import with_secret_names
 from nanollm_jax.tokenizer.pieces import SPACE_MARK, byte_level_bytes, marked_bytes
 from nanollm_jax.tokenizer.table import TableTokenizer
 
@@ -36,13 +37,13 @@ def from_tokenizer_json(path: Path, settings: Settings) -> TableTokenizer:
         raise TokenizerError(f"{path}: is not a tokenizer ({error}); copy it again from the checkpoint.") from None
     model = content["model"]
     kind = model.get("type", "BPE" if "merges" in model else "without a name")
-    if kind != "BPE":
-        raise TokenizerError(f"{path}: model type {kind} is not supported; known: BPE. Is there a tokenizer.model?")
-    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+    if kind not in ("BPE", "Unigram"):
+        raise TokenizerError(f"{path}: model type {kind} is not supported; known: BPE, Unigram.")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(key):
             raise TokenizerError(f"{path}: {key} {model[key]!r} is not supported; expected none.")
     spell, spell_added = _spelling(path, content.get("decoder"))
-    return adapt(path, library, settings, spell, spell_added=spell_added)
+    return adapt(path, library, settings, spell, spell_added=spell_added, spells_special=kind == "Unigram")
 
 
 def adapt(
@@ -53,11 +54,13 @@ def adapt(
     *,
     spell_added: Callable[[str], bytes] = str.encode,
     add_bos: bool | None = None,
+    spells_special: bool = False,
 ) -> TableTokenizer:
     """A tokenizer of the library -> one of ours.  path: the file that errors name.
 
     spell, spell_added: a model's entry, or an added token -> its bytes.
     add_bos: where the config does not say; None looks whether the post-processor puts the BOS in front of a text.
+    spells_special: the model itself would take special tokens for words of the text, as unigram models do.
     """
     _add_tokens(library, settings)
     library.encode_special_tokens = True  # which means: special tokens found in the text are encoded as text
@@ -65,12 +68,19 @@ def adapt(
     library.no_padding()
 
     vocabulary = library.get_vocab(with_added_tokens=True)
+    special = {
+        token.content: token_id for token_id, token in library.get_added_tokens_decoder().items() if token.special
+    }
+    hidden = with_secret_names(path, library, frozenset(special.values())) if spells_special else None
+
+    def encode(text: str) -> list[int]:
+        return library.encode(text, add_special_tokens=False).ids if hidden is None else hidden([text])
+
     text = library.encode("a", add_special_tokens=False).ids
     if not text:
         raise TokenizerError(f"{path}: 'a' encodes to nothing; expected a vocabulary that can spell English.")
     front = _front(path, library.encode("a").ids, text)
     added = library.get_added_tokens_decoder()
-    special = {token.content: token_id for token_id, token in added.items() if token.special}
     pieces = [""] * (max(vocabulary.values()) + 1)
     spellings = [b""] * len(pieces)
     for piece, token_id in vocabulary.items():
@@ -83,12 +93,15 @@ def adapt(
     return TableTokenizer(
         pieces=pieces,
         spellings=spellings,
-        text_to_ids=lambda text: library.encode(text, add_special_tokens=False).ids,
+        text_to_ids=encode,
+        frame=lambda markers: with_secret_names(path, library, markers),
         adds_space=spellings[text[0]].startswith(b" "),
         special_ids=frozenset(special.values()),
         bos_id=bos_id,
         eos_id=eos_id,
         add_bos=settings.wants_bos(bos_id, default=default),
+        added={token.content: token_id for token_id, token in added.items()},
+        names=settings.names,
     )
 
 

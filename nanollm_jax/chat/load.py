@@ -1,0 +1,57 @@
+"""Where a checkpoint keeps its chat templates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nanollm_jax.chat.template import ChatTemplate
+from nanollm_jax.errors import TokenizerError
+from nanollm_jax.tokenizer import Tokenizer
+from nanollm_jax.tokenizer.files import read, read_json
+
+
+def load_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """chat_template.jinja, else chat_template in tokenizer_config.json, a text or a list of named ones; None without.
+
+    Further named ones are in additional_chat_templates/*.jinja. They are read here and not looked into before they are used.
+    Raises TokenizerError for a file that cannot be read and for an entry that is no template.
+    """
+    path, config_path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    sources: dict[str, str] = {}
+    if path.exists():
+        sources["default"] = read_template(path)
+    for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        sources[file.stem] = read_template(file)
+    if not sources and config_path.exists():
+        path = config_path
+        sources = named(path, read_json(path).get("chat_template"))
+    return ChatTemplate(path, sources, tokenizer) if sources else None
+
+
+def read_template(path: Path) -> str:
+    """The text of one file."""
+    try:
+        return read(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path}: is not UTF-8 ({error}); copy it again from the checkpoint.") from None
+
+
+def named(path: Path, entry: Any) -> dict[str, str]:
+    """What tokenizer_config.json says -> name -> template."""
+    if entry is None:
+        return {}
+    if isinstance(entry, str):
+        return {"default": entry}
+    sources = {}
+    for one in entry if isinstance(entry, list) else [entry]:
+        if (
+            not isinstance(one, dict)
+            or not isinstance(one.get("name"), str)
+            or not isinstance(one.get("template"), str)
+        ):
+            raise TokenizerError(
+                f"{path}: chat_template has {one!r:.80}; expected a text, or a list of names and templates."
+            )
+        sources[one["name"]] = one["template"]
+    return sources

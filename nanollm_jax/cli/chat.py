@@ -1,0 +1,94 @@
+"""`nanollm chat`: a conversation in the terminal, or over a pipe, line by line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nanollm_jax.cli.generate import given_settings, with_settings
+from nanollm_jax.cli.options import (
+    Dtype,
+    Frequency,
+    MaxNewTokens,
+    MinP,
+    Presence,
+    Repetition,
+    Revision,
+    Seed,
+    Source,
+    Temperature,
+    TopK,
+    TopP,
+    decoded,
+)  # fmt: skip
+from nanollm_jax.cli.reading import Keyboard, Lines, Reader
+from nanollm_jax.cli.session import Session
+from nanollm_jax.errors import RequestError
+
+if TYPE_CHECKING:
+    from nanollm_jax.loading import Model
+
+SYSTEM = "The system message: what the model is told before the first question."
+TEMPLATE = "A file with the chat template to use, in place of the checkpoint's own."
+HISTORY = "Where questions are remembered for the next time, in a file that only you can read."
+
+
+def chat(
+    model: Source = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help=SYSTEM)] = None,
+    template: Annotated[Path | None, typer.Option(metavar="FILE", help=TEMPLATE)] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    seed: Seed = 0,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Repetition = None,
+    presence_penalty: Presence = None,
+    frequency_penalty: Frequency = None,
+    history: Annotated[Path, typer.Option(metavar="FILE", help=HISTORY)] = Path("~/.local/state/nanollm/history"),
+    no_history: Annotated[bool, typer.Option("--no-history", help="Remember nothing.")] = False,
+) -> None:
+    """Talk with a chat-tuned model. Type a question; /help lists the commands.
+
+    Each answer is printed as it is written, then one line of figures on standard error. The model's cache is kept, so only what
+    is new is read each turn. Ctrl-C stops an answer and keeps what there is of it; Ctrl-D leaves.
+    """
+    import nanollm_jax as nano
+
+    settings = given_settings(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+    )  # fmt: skip
+    loaded = nano.load(model, dtype=dtype, revision=revision)
+    if template is not None:
+        loaded = with_template(loaded, template.expanduser())
+    conversation = nano.Conversation(
+        loaded,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        sampling=with_settings(loaded.defaults.sampling, settings),
+        seed=seed,
+    )
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    reader: Reader = Keyboard(None if no_history else history.expanduser()) if interactive else Lines()
+    if interactive:
+        print("Type a question; /help lists the commands, Ctrl-D leaves.")
+    Session(conversation, reader).run()
+
+
+def with_template(model: Model, path: Path) -> Model:
+    """The model with the template in a file."""
+    import dataclasses
+
+    from nanollm_jax.chat import ChatTemplate
+
+    if model.tokenizer is None:
+        raise RequestError("this checkpoint has no tokenizer files, so a chat template has nothing to write for.")
+    sources = {"default": decoded(path.read_bytes(), str(path))}
+    return dataclasses.replace(model, chat_template=ChatTemplate(path, sources, model.tokenizer))

@@ -1,0 +1,153 @@
+"""lm-evaluation-harness: importing this registers the model type `nanollm` (pip install "nanollm-jax[lm-eval]").
+
+import lm_eval
+import nanollm_jax.integrations.lm_eval
+lm_eval.simple_evaluate(model="nanollm", model_args="pretrained=path/to/checkpoint,dtype=float32", tasks=["arc_easy"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval import utils
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+
+import nanollm_jax as nano
+from nanollm_jax.config import check_count
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # what a task may set, by the same names
+
+
+@register_model("nanollm")
+class NanoLLM(TemplateLM):
+    """A checkpoint as the harness's HF model of it would answer: the same tokens in, the same windows, the same stops."""
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        batch_size: int | str = 8,
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        """pretrained: a folder or hub id, None is the bundled model.  max_length: positions used of those the model has
+
+        device and max_batch_size are the harness's own and must be None: JAX chooses the device, batch_size is a number.
+        Raises RequestError for what cannot be honoured.
+        """
+        super().__init__()
+        for name, value in {"device": device, "max_batch_size": max_batch_size}.items():
+            if value is not None:
+                raise nano.RequestError(f"{name} is {value!r}; leave it out: JAX_PLATFORMS chooses the device.")
+        if not str(batch_size).isdecimal():
+            raise nano.RequestError(f"batch_size is {batch_size!r}; expected a number.")
+        self.batch_size = int(batch_size)
+        check_count("batch_size", self.batch_size)
+        check_count("max_gen_toks", max_gen_toks)
+        self.max_gen_toks = max_gen_toks
+        self.model = nano.load(pretrained, dtype=dtype, revision=revision)
+        if self.model.tokenizer is None:
+            raise nano.RequestError(
+                "this checkpoint has no tokenizer files, and tasks are texts; copy them into its folder."
+            )
+        self.tokenizer = self.model.tokenizer
+        self.max_length = self.model.config.max_positions if max_length is None else max_length
+        if not 1 <= self.max_length <= self.model.config.max_positions:
+            limit = self.model.config.max_positions
+            raise nano.RequestError(f"max_length is {max_length}; the model has {limit} positions.")
+
+    @property
+    def eot_token_id(self) -> int:
+        """The id that ends a text."""
+        if self.tokenizer.eos_id is None:
+            raise nano.RequestError("this tokenizer has no token that ends a text, and the harness asks for it.")
+        return self.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The id in front of a text that has nothing before it."""
+        return self.eot_token_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Text -> ids, with a BOS where the model wants one, or as asked."""
+        return self.tokenizer.encode(string, bos=False if add_special_tokens is False else None)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **rest: Any
+    ) -> list[tuple[float, bool]]:
+        """(what the cache is asked by, context ids, continuation ids) -> log-likelihood, and is it the greedy answer.
+
+        What is longer than the model's positions loses tokens at its beginning, as with the harness's HF model.
+        """
+        pairs = []
+        for _, context, continuation in requests:
+            if not context or not 0 < len(continuation) <= self.max_length:
+                raise nano.RequestError(
+                    f"a context of {len(context)} tokens and a continuation of {len(continuation)}; expected one or more, "
+                    f"and at most {self.max_length}."
+                )
+            keep = self.max_length + 1 - len(continuation)
+            pairs.append((context[-keep:], continuation))
+        scores = nano.score(self.model, pairs, window=self.max_length + 1, batch=self.batch_size)
+        assert isinstance(scores, list)
+        results = [(score.logprob, all(score.best)) for score in scores]
+        for (key, _, _), result in zip(requests, results, strict=True):
+            if key is not None:
+                self.cache_hook.add_partial("loglikelihood", key, result)
+        return results
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of whole texts, in the harness's windows."""
+        totals = []
+        for request in requests:
+            (text,) = request.args
+            windows = utils.get_rolling_token_windows(
+                self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+            )
+            pieces = [(None, *utils.make_disjoint_window(window)) for window in windows]
+            total = sum(logprob for logprob, _ in self._loglikelihood_tokens(pieces))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+            totals.append(total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The answers to contexts, up to their stop strings. Raises RequestError for a setting that cannot be honoured."""
+        answers: list[str] = [""] * len(requests)
+        groups: dict[str, list[int]] = {}
+        for n, request in enumerate(requests):
+            groups.setdefault(repr(request.args[1]), []).append(n)
+        for members in groups.values():
+            new, stop, sampling = self.settings(dict(requests[members[0]].args[1]))
+            members.sort(key=lambda n: len(requests[n].args[0]))
+            for first in range(0, len(members), self.batch_size):
+                part = members[first : first + self.batch_size]
+                prompts = [self.tok_encode(requests[n].args[0])[-(self.max_length - new) :] for n in part]
+                found = nano.generate(self.model, prompts, max_new_tokens=new, sampling=sampling, stop=stop)
+                for n, answer in zip(part, found, strict=True):
+                    answers[n] = answer.text
+                    self.cache_hook.add_partial("generate_until", requests[n].args, answer.text)
+        return answers
+
+    def settings(self, given: dict[str, Any]) -> tuple[int, list[str], nano.Sampling]:
+        """What a task asks for -> how many tokens, stop strings, sampling. Greedy unless it says do_sample or a temperature."""
+        until = given.pop("until", None) or []
+        stop = [until] if isinstance(until, str) else list(until)
+        new = given.pop("max_gen_toks", self.max_gen_toks)
+        if not isinstance(new, int) or not 0 < new < self.max_length:
+            raise nano.RequestError(f"max_gen_toks is {new!r}; expected 1 to {self.max_length - 1}.")
+        do_sample = given.pop("do_sample", None)
+        settings = {name: given.pop(name) for name in SAMPLING if given.get(name) is not None}
+        if given:
+            raise nano.RequestError(
+                f"generation settings {sorted(given)} cannot be honoured; leave them out of the task."
+            )
+        if do_sample is False or (do_sample is None and not settings.get("temperature")):
+            settings["temperature"] = 0.0
+        return new, [text for text in stop if text], nano.Sampling(**settings)

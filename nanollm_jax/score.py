@@ -1,0 +1,189 @@
+"""How likely a text is: log-probabilities of given tokens, perplexity, bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nanollm_jax import buckets
+from nanollm_jax.config import check_count
+from nanollm_jax.decode import read_scores
+from nanollm_jax.errors import ConfigError, RequestError
+from nanollm_jax.loading import Model
+from nanollm_jax.request import check_ids, encode
+
+
+@dataclass(frozen=True)
+class Score:
+    """The scored tokens of one text or continuation, in order.
+
+    token_ids  the tokens that were scored; the first token of all, often a BOS, only has others after it
+    logprobs   natural log-probability of each, given all before it that its window holds
+    best       whether it was the most probable
+    bytes      how many bytes of text they print
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    best: list[bool]
+    bytes: int
+
+    @property
+    def logprob(self) -> float:
+        """Natural log-probability of all of them."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """e to the mean negative log-probability per token."""
+        return math.exp(min(-self.logprob / len(self.logprobs), 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Negative log-probability in bits, per byte of text; NaN for tokens that print nothing."""
+        return -self.logprob / math.log(2) / self.bytes if self.bytes else math.nan
+
+
+@dataclass(frozen=True)
+class Window:
+    """A piece of a text that is read at once: tokens from `start`, of which those from `scored` on are scored."""
+
+    row: int
+    start: int
+    scored: int
+    end: int
+
+
+def score(
+    model: Model,
+    texts: str | Sequence[Any],
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    batch: int = 8,
+) -> Score | list[Score]:
+    """Log-probabilities of given texts. One text -> a Score; a list -> a list of them, in order.
+
+    texts    each a text or a list of ids, of which all tokens but the first are scored; or a pair (context, continuation), of
+             which the tokens of the continuation are. A pair of texts is encoded as one; a token across the seam is scored
+    window   tokens that are read at once, as many as the model has positions by default, and one more at most
+    stride   tokens between the beginnings of two windows of a longer text, 1 to window - 1; default half a window. Each
+             token is scored once, in the first window that has it: with at least window - stride tokens before it
+    batch    windows per call of the compiled program; it changes no result
+    Raises RequestError naming what cannot be scored.
+    """
+    window = model.config.max_positions if window is None else window
+    counts: dict[str, int] = {"window": window, "batch": batch} | ({} if stride is None else {"stride": stride})
+    for name, value in counts.items():
+        try:
+            check_count(name, value)
+        except ConfigError as error:
+            raise RequestError(str(error)) from None
+    limit = model.config.max_positions + 1  # the last token of a window is only predicted
+    if not 2 <= window <= limit:
+        raise RequestError(f"window is {window}; expected 2 to {limit}, one more than the model's positions.")
+    stride = max(window // 2, 1) if stride is None else stride
+    if stride >= window:
+        raise RequestError(
+            f"stride is {stride}; expected less than the window of {window}, so that a token has others before it."
+        )
+    if isinstance(texts, str):
+        return run(model, [text_to_score(model, texts)], window, stride, batch)[0]
+    if not isinstance(texts, Sequence):
+        raise RequestError(f"texts is {type(texts).__name__}; expected a text, or a list of texts or pairs.")
+    return run(model, [text_to_score(model, text) for text in texts], window, stride, batch)
+
+
+def text_to_score(model: Model, text: Any) -> tuple[list[int], int]:
+    """One entry -> ids, and how many of them, from the front, are not scored."""
+    if isinstance(text, tuple):
+        if len(text) != 2:
+            raise RequestError(f"a tuple of {len(text)} cannot be scored; expected a pair (context, continuation).")
+        context, continuation = text
+        if isinstance(context, str) != isinstance(continuation, str):
+            raise RequestError("a pair has a text and something else; expected two texts or two lists of ids.")
+        if isinstance(context, str):
+            before, ids = encode_any(model, context), encode_any(model, context + continuation)
+            known = next(
+                (n for n, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids))
+            )
+        else:
+            before = check_ids(model, context)
+            ids, known = before + check_ids(model, continuation), len(before)
+        if known == len(ids):
+            raise RequestError("a continuation has no tokens of its own; give it at least one character.")
+        if known == 0:
+            raise RequestError(
+                "a continuation has nothing before it, and this tokenizer puts no BOS there; give it a context of one token."
+            )
+        return ids, known
+    ids = encode_any(model, text) if isinstance(text, str) else check_ids(model, text)
+    if len(ids) < 2:
+        raise RequestError(f"a text of {len(ids)} tokens has none with another before it; give it at least two.")
+    return ids, 1
+
+
+def encode_any(model: Model, text: str) -> list[int]:
+    """A text -> ids, none for one that is empty."""
+    return [] if not text and model.tokenizer is not None and not model.tokenizer.add_bos else encode(model, text)
+
+
+def windows_of(row: int, size: int, known: int, window: int, stride: int) -> list[Window]:
+    """The windows over `size` tokens, of which the first `known` are context; each other token is scored once.
+
+    size 10, known 1, window 4, stride 2:  0-4 scores 1 2 3, 2-6 scores 4 5, 4-8 scores 6 7, 6-10 scores 8 9.
+    """
+    if size <= window:
+        return [Window(row, 0, known, size)]
+    # windows begin at multiples of the stride; those that would score nothing are left out
+    found, scored, start = [], known, 0
+    while scored < size:
+        end = min(start + window, size)
+        if end > scored:
+            found.append(Window(row, start, scored, end))
+            scored = end
+        start += stride
+    return found
+
+
+def run(model: Model, texts: list[tuple[list[int], int]], window: int, stride: int, batch: int) -> list[Score]:
+    """Score all windows of all texts, the longest first, `batch` at a time."""
+    windows = [
+        found for row, (ids, known) in enumerate(texts) for found in windows_of(row, len(ids), known, window, stride)
+    ]
+    windows.sort(key=lambda found: found.end - found.start, reverse=True)
+    logprobs = [np.zeros(len(ids), np.float32) for ids, _ in texts]
+    best = [np.zeros(len(ids), bool) for ids, _ in texts]
+    for first in range(0, len(windows), batch):
+        part = windows[first : first + batch]
+        T = buckets.text(part[0].end - part[0].start, model.config.max_positions + 1)
+        tokens = np.zeros((batch if len(windows) > batch else len(part), T), np.int32)
+        for row, one in enumerate(part):
+            tokens[row, : one.end - one.start] = texts[one.row][0][one.start : one.end]
+        scores, hits = map(np.asarray, read_scores(model.params, tokens, config=model.config))
+        for row, one in enumerate(part):
+            wanted = slice(one.scored - one.start - 1, one.end - one.start - 1)
+            logprobs[one.row][one.scored : one.end] = scores[row, wanted]
+            best[one.row][one.scored : one.end] = hits[row, wanted]
+    return [
+        Score(
+            ids[known:],
+            logprobs[row][known:].tolist(),
+            best[row][known:].tolist(),
+            printed(model, ids, known),
+        )
+        for row, (ids, known) in enumerate(texts)
+    ]
+
+
+def printed(model: Model, ids: list[int], known: int) -> int:
+    """How many bytes the tokens from `known` on print, less the space that the tokenizer puts before a first word."""
+    if model.tokenizer is None:
+        return 0
+    before, data = (b"".join(map(model.tokenizer.token_bytes, part)) for part in (ids[:known], ids[known:]))
+    put = not before and data.startswith(b" ") and not model.tokenizer.decode(ids).startswith(" ")
+    return len(data) - put

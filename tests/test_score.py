@@ -1,0 +1,173 @@
+"""Scores: the log-probabilities that forward gives, each token once, in windows with the stated stride."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import random_model
+
+import nanollm_jax as nano
+from nanollm_jax.score import windows_of
+
+TEXT = "Once upon a time, there was a little girl named Lily. é🙂"
+
+
+@pytest.fixture(scope="module")
+def model() -> nano.Model:
+    return nano.load(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def llama() -> nano.Model:
+    return random_model("llama")
+
+
+def oracle(model: nano.Model, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Logprob of each token but the first after all before it, and whether it is the best, by plain forward."""
+    cache = nano.init_cache(model.config, 1, len(ids))
+    logits, _ = nano.forward(model.params, jnp.asarray([ids]), cache, config=model.config)
+    logprobs = np.asarray(jax.nn.log_softmax(logits[0, :-1], axis=-1))
+    return logprobs[np.arange(len(ids) - 1), ids[1:]], logprobs.argmax(-1) == ids[1:]
+
+
+def random_ids(size: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 101, size).tolist()
+
+
+def test_a_text_is_scored_as_forward_does(model: nano.Model) -> None:
+    assert model.tokenizer is not None
+    score = nano.score(model, TEXT)
+    ids = model.tokenizer.encode(TEXT)
+    logprobs, best = oracle(model, ids)
+    assert isinstance(score, nano.Score) and score.token_ids == ids[1:]
+    np.testing.assert_allclose(score.logprobs, logprobs, atol=1e-4)
+    assert score.best == best.tolist() and 0 < sum(score.best) < len(best)
+    assert score.bytes == len(TEXT.encode())
+    total = -logprobs.sum()
+    assert score.logprob == pytest.approx(-total, abs=1e-3)
+    assert score.perplexity == pytest.approx(math.exp(total / len(logprobs)), rel=1e-4)
+    assert score.bits_per_byte == pytest.approx(total / math.log(2) / len(TEXT.encode()), rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 3, 15, 16, 17, 127, 129, 130, 200, 256])
+def test_any_size(llama: nano.Model, size: int) -> None:
+    ids = random_ids(size)
+    logprobs, best = oracle(llama, ids)
+    (score,) = nano.score(llama, [ids])
+    np.testing.assert_allclose(score.logprobs, logprobs, atol=1e-4)
+    assert (score.best, score.bytes) == (best.tolist(), 0) and math.isnan(score.bits_per_byte)
+
+
+def test_many_texts_are_each_scored_as_alone(llama: nano.Model) -> None:
+    texts = [random_ids(size, seed) for seed, size in enumerate([5, 40, 2, 17, 33, 256, 9])]
+    for batch in (1, 2, 3, 8):
+        for text, score in zip(texts, nano.score(llama, texts, batch=batch), strict=True):
+            assert score.token_ids == text[1:]
+            np.testing.assert_allclose(score.logprobs, oracle(llama, text)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(8, 1), (8, 4), (8, 7), (2, 1), (17, 5), (256, None), (60, None)])
+def test_long_texts_in_windows(llama: nano.Model, window: int, stride: int | None) -> None:
+    ids = random_ids(61)
+    (score,) = nano.score(llama, [ids], window=window, stride=stride)
+    step = window // 2 if stride is None else stride
+    for n, logprob in list(enumerate(score.logprobs, 1))[:: -7 if window > 8 else -3]:  # the last, and some before it
+        # the first window that has the token
+        start = 0 if n < window else step * math.ceil((n - window + 1) / step)
+        assert n - start >= min(n, window - step)
+        assert logprob == pytest.approx(oracle(llama, ids[start : n + 1])[0][-1], abs=1e-4), n
+
+
+def test_windows() -> None:
+    spans = [(one.start, one.scored, one.end) for one in windows_of(0, 10, 1, 4, 2)]
+    assert spans == [(0, 1, 4), (2, 4, 6), (4, 6, 8), (6, 8, 10)]
+    assert [(one.start, one.scored, one.end) for one in windows_of(0, 10, 7, 4, 2)] == [(4, 7, 8), (6, 8, 10)]
+    assert [(one.start, one.scored, one.end) for one in windows_of(0, 4, 2, 4, 2)] == [(0, 2, 4)]
+
+
+def test_continuations(model: nano.Model) -> None:
+    assert model.tokenizer is not None
+    pairs = [("Once upon a", " time"), ("The dog", " ran home."), ("", "Once upon"), ([1, 300, 301], [302, 303])]
+    for (context, continuation), score in zip(pairs, nano.score(model, pairs), strict=True):
+        if isinstance(context, str):
+            ids = model.tokenizer.encode(context + continuation)
+            known = len(model.tokenizer.encode(context))
+            assert score.bytes == len(continuation)
+        else:
+            ids, known = context + continuation, len(context)
+        assert score.token_ids == ids[known:]
+        np.testing.assert_allclose(score.logprobs, oracle(model, ids)[0][known - 1 :], atol=1e-4)
+
+
+def test_a_token_across_the_seam_is_scored(model: nano.Model) -> None:
+    assert model.tokenizer is not None
+    (score,) = nano.score(model, [("Once up", "on a time")])
+    whole = model.tokenizer.encode("Once upon a time")
+    assert model.tokenizer.decode(score.token_ids, start=False) == " upon a time"
+    np.testing.assert_allclose(score.logprobs, oracle(model, whole)[0][-len(score.token_ids) :], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("texts", "rest", "match"),
+    [
+        ("", {}, "a text of 1 tokens has none with another before it"),
+        ([[5]], {}, "a text of 1 tokens"),
+        ([[5, 9999]], {}, "token 9999; ids of this model go from 0"),
+        ([("a", "")], {}, "a continuation has no tokens of its own"),
+        ([("a", [1])], {}, "a pair has a text and something else"),
+        ([("a", "b", "c")], {}, "a tuple of 3 cannot be scored"),
+        ([([], [1])], {}, "a prompt has no tokens"),
+        (3, {}, "texts is int; expected a text, or a list"),
+        ([3], {}, "a prompt is 3"),
+        ("a\udcff", {}, "lone surrogate"),
+        ("a b", {"window": 514}, "window is 514; expected 2 to 513"),
+        ("a b", {"window": 1}, "window is 1"),
+        ("a b", {"window": 2.5}, "window"),
+        ("a b", {"stride": 512}, "stride is 512; expected less than the window of 512"),
+        ("a b", {"stride": 0}, "stride"),
+        ("a b", {"batch": 0}, "batch"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(model: nano.Model, texts: Any, rest: dict[str, Any], match: str) -> None:
+    with pytest.raises(nano.RequestError, match=match):
+        nano.score(model, texts, **rest)
+
+
+def test_nothing_to_score(model: nano.Model) -> None:
+    assert nano.score(model, []) == []
+
+
+@pytest.mark.parity
+def test_bits_per_byte_are_those_of_the_card(model: nano.Model, data: Path) -> None:
+    """0.850 on the validation stories, which were cleaned and cut into documents as this does, four of them elsewhere."""
+    text = (data / "corpora/tinystories_val.txt").read_text(encoding="utf-8")
+    ascii_for = {
+        "â€™": "'",
+        "â€˜": "'",
+        "â€“": " - ",
+        "â€”": " - ",
+        "â€¦": "...",
+        "’": "'",
+        "‘": "'",
+        "–": " - ",
+        "—": " - ",
+    }
+    for found, meant in ascii_for.items():
+        text = text.replace(found, meant)
+    text = re.sub(r"[ \t\xa0]+", " ", re.sub(r"â€[\x80-\uffff]|â€|“|”", '"', text))
+    stories: list[list[str]] = [[]]
+    for paragraph in filter(None, map(str.strip, text.split("\n"))):
+        if re.match(r"Once upon|Once there|There once", paragraph):
+            stories.append([])
+        stories[-1].append(paragraph)
+    scores = nano.score(model, ["\n".join(story) for story in stories], batch=16)
+    assert isinstance(scores, list) and len(scores) == 785
+    bits = -sum(score.logprob for score in scores) / math.log(2) / sum(score.bytes for score in scores)
+    assert bits == pytest.approx(0.8496, abs=0.0005)
