@@ -29,8 +29,8 @@ bench: .venv/installed ## prefill and decode speed of the bundled model and of a
 	$(BIN)/python experiments/bench_decode.py
 	$(BIN)/python experiments/bench_decode.py configs/llama-110m.json
 
-experiments: .venv/installed ## run every chapter of experiments/
-	@set -e; for chapter in experiments/[0-9][0-9]_*.py; do echo "== $$chapter"; $(BIN)/python $$chapter; done
+experiments: .venv/installed-experiments ## run every chapter of experiments/ and build experiments/index.html
+	$(BIN)/python experiments/page/build.py
 
 clean: ## remove .venv and what tools left behind
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,268 @@
+# %% [markdown]
+# # 01 · Tensors: what a model is made of
+#
+# [Contents](README.md) · [Next: 02 · Operations](02_operations.py)
+#
+# ## The question
+# A language model continues a text. What is it, as a thing in a computer, and what happens when it runs?
+#
+# Running a trained model is called *inference*. Three things take part in it:
+#
+# - the *weights*: numbers that were found once, by *training*, and do not change any more;
+# - the *input*: the text so far, cut into *pieces*, short words or parts of words, each turned into a number (chapter
+#   15);
+# - a fixed list of *operations* that combines the two and ends in one number for every possible next piece of text.
+#
+# Training runs the same operations, then works backwards through all of them to find out how each weight should
+# change, millions of times. Inference never looks back: it needs no correction, keeps no intermediate result that a
+# later operation does not read, and must be fast for one reader who is waiting. This series is about inference only.
+#
+# All three things are made of one kind of value, the *tensor*. So that is where the series starts.
+
+# %%
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from chapter import BLUE, GREY, check, predict, same, save, table
+from safetensors import safe_open
+
+import nanollm_jax as nano
+
+CHECKPOINT = Path(nano.__file__).parent / "assets/nano-stories/model.safetensors"
+
+with safe_open(CHECKPOINT, framework="numpy") as file:
+    weights = {name: file.get_tensor(name) for name in file.keys()}
+
+first_layer = [name for name in weights if ".layers." not in name or ".layers.0." in name]
+numbers = sum(tensor.size for tensor in weights.values())
+table(
+    f"The bundled model: {len(weights)} tensors, {numbers:,} numbers. The first of its layers, and what is outside",
+    ["tensor", "shape", "type", "numbers"],
+    [(name, list(weights[name].shape), weights[name].dtype, f"{weights[name].size:,}") for name in first_layer],
+)
+
+# %% [markdown]
+# That is the whole model: a few dozen named tensors in one file, and nothing else. What each of them does is the rest
+# of the series.
+#
+# The operations can be listed as well. JAX runs the library's `forward` once with placeholders for the numbers and
+# writes down every operation that it meets. This list is the *graph*: each line takes tensors, and makes a new one.
+
+# %%
+model = nano.load(dtype="float32")
+ids = jnp.asarray([model.tokenizer.encode("Once upon a time")])  # [1 T]: one text of T pieces
+cache = nano.init_cache(model.config, batch=1, capacity=16, dtype="float32")
+graph = jax.make_jaxpr(lambda params, ids: nano.forward(params, ids, cache, config=model.config)[0])(model.params, ids)
+
+
+def operations(jaxpr):
+    """Every operation of a graph, those of the functions that it calls included."""
+    for equation in jaxpr.eqns:
+        inner = [p for p in equation.params.values() if hasattr(p, "jaxpr")]
+        if inner:
+            for graph in inner:
+                yield from operations(graph.jaxpr)
+        elif equation.primitive.name != "name":  # a label of a value, not an operation
+            yield equation.primitive.name
+
+
+kinds = Counter(operations(graph.jaxpr)).most_common()
+print(f"{sum(count for _, count in kinds)} operations of {len(kinds)} kinds; the most frequent:")
+print(", ".join(f"{name} {count}" for name, count in kinds[:10]))
+
+logits = np.asarray(nano.forward(model.params, ids, cache, config=model.config)[0])[
+    0, -1
+]  # [V]: a score for each piece
+again = np.asarray(nano.forward(model.params, ids, cache, config=model.config)[0])[0, -1]
+print("most probable next pieces:", [model.tokenizer.piece(int(i)) for i in np.argsort(-logits)[:4]])
+check("the same weights and the same input give the same scores, bit for bit", np.array_equal(logits, again))
+
+# %% [markdown]
+# No loops over data, no conditions, no state: `dot_general` is the multiplication of chapter 04, `mul` and `add` are
+# those of chapter 02, `exp` and `rsqrt` belong to chapters 08 and 09.
+#
+# ## The idea
+# Memory is one long row of bytes. A tensor is a way of reading a part of that row:
+#
+# - a *dtype*: how many bytes one number has, and what its bits mean;
+# - a *shape*: how many numbers there are along each *axis*. `[2 3]` is two rows of three numbers; the number of axes
+#   is the *rank*;
+# - *strides*: how far to walk in memory for one step along each axis;
+# - an *offset*: where the first number is.
+#
+# The number at index `(i, j)` is at `offset + i * strides[0] + j * strides[1]`. Everything else follows from this
+# line.
+#
+# ## From scratch
+# Strides count numbers here; NumPy counts bytes.
+
+
+# %%
+def row_major(shape):
+    """The strides of a tensor stored row by row: the last axis steps by 1, each one before by the size of all after it."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def read(memory, shape, strides, offset=0):
+    """memory [n] -> the tensor as nested lists, one number at a time."""
+    if not shape:
+        return memory[offset]
+    return [read(memory, shape[1:], strides[1:], offset + i * strides[0]) for i in range(shape[0])]
+
+
+def broadcast_shape(a, b):
+    """The shape of `x + y`. Axes are compared from the last to the first: equal, or one of the two is 1 or missing."""
+    rank = max(len(a), len(b))
+    a, b = (1,) * (rank - len(a)) + tuple(a), (1,) * (rank - len(b)) + tuple(b)
+    if any(x != y and 1 not in (x, y) for x, y in zip(a, b, strict=True)):
+        raise ValueError(f"{a} and {b} do not broadcast")
+    return tuple(y if x == 1 else x for x, y in zip(a, b, strict=True))
+
+
+memory = np.arange(12, dtype=np.float32)  # [12]: each number says where it lies
+x = memory.reshape(3, 4)  # [3 4]
+
+check("strides by hand are NumPy's", row_major((3, 4)) == tuple(s // x.itemsize for s in x.strides) == (4, 1))
+same("a tensor of shape [3 4]", read(memory, (3, 4), (4, 1)), x)
+same("transposed: shape and strides change places", read(memory, (4, 3), (1, 4)), x.T)
+same("a column: start at 2, step by 4", read(memory, (3,), (4,), offset=2), x[:, 2])
+same("every second column: stride 2", read(memory, (3, 2), (4, 2)), x[:, ::2])
+same("one row seen five times: stride 0", read(memory, (5, 4), (0, 1)), np.broadcast_to(x[0], (5, 4)))
+check(
+    "none of these NumPy tensors has memory of its own",
+    all(np.shares_memory(v, memory) for v in (x.T, x[:, 2], x[:, ::2])),
+)
+
+# %% [markdown]
+# *Broadcasting* is the last one: where an axis has size 1 or is missing, the tensor is read with stride 0, as if it
+# were repeated. That is how one vector is added to every row of a matrix without a copy.
+
+# %%
+for a, b in [((3, 4), (4,)), ((3, 1), (1, 4)), ((5, 1, 4), (3, 1)), ((), (2, 2))]:
+    check(f"{a} + {b} -> {broadcast_shape(a, b)}", broadcast_shape(a, b) == (np.zeros(a) + np.zeros(b)).shape)
+try:
+    broadcast_shape((3, 4), (3,))
+    check("[3 4] + [3] is refused", False)
+except ValueError as error:
+    print("ok   refused:", error)
+
+# %% tags=["figure"]
+figure, axes = plt.subplots(1, 4, figsize=(9.5, 3.1), width_ratios=[4, 3, 2, 4])
+views = [
+    ("as it is", (3, 4), (4, 1), 0), ("transposed", (4, 3), (1, 4), 0),
+    ("columns 1 and 3", (3, 2), (4, 2), 1), ("row 0, broadcast", (3, 4), (0, 1), 0),
+]  # fmt: skip
+for ax, (name, shape, strides, offset) in zip(axes, views, strict=True):
+    places = np.array(read(memory, shape, strides, offset))
+    ax.imshow(places, vmin=-2, vmax=16)
+    for (i, j), place in np.ndenumerate(places):
+        ax.text(j, i, f"{place:.0f}", ha="center", va="center", color="white" if place > 7 else "black")
+    ax.set(title=name, xlabel=f"shape {list(shape)}\nstrides {list(strides)}, offset {offset}", xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+save(figure, "01_views")
+
+# %% [markdown]
+# ![Four tensors over the same twelve numbers of memory](figures/01_views.png)
+#
+# *Four ways of reading the same twelve numbers. Each cell shows the place in memory that it reads; the stronger its
+# colour, the further from the start.*
+#
+# ## The bits of a number
+# The weights are stored as `bfloat16`: 2 bytes a number. A `float32` has one bit for the sign, 8 for the exponent
+# (which power of two) and 23 for the digits after it. A `bfloat16` is its first half: the same range, and 7 bits for
+# the digits.
+
+
+# %%
+def bfloat16_to_float32(bits):
+    """uint16 [...] -> float32 [...], from sign, exponent and digits. Zero and the smallest numbers have exponent 0."""
+    bits = bits.astype(np.int64)
+    sign, exponent, digits = bits >> 15, (bits >> 7) & 0xFF, bits & 0x7F
+    size = np.where(exponent == 0, digits / 128 * 2.0**-126, (1 + digits / 128) * 2.0 ** (exponent - 127))
+    return np.where(sign == 1, -size, size).astype(np.float32)
+
+
+embedding = weights[
+    "model.embed_tokens.weight"
+]  # [V D] bfloat16: one vector of D numbers for each piece of the vocabulary
+decoded = bfloat16_to_float32(embedding.view(np.uint16))  # [V D] float32
+same("all weights of the embedding, decoded bit by bit", decoded, embedding.astype(np.float32), tolerance=0)
+same("what the library loads", model.params["embedding"]["tokens"], decoded, tolerance=0)
+
+# %% tags=["question"]
+predict("in bfloat16, what is 256 + 1? And what is the smallest whole number n for which float32 gives n + 1 = n?")
+
+# %% tags=["answer"]
+print("bfloat16: 256 + 1 =", jnp.bfloat16(256) + jnp.bfloat16(1))
+for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+    n = next(2**k for k in range(40) if dtype(2**k) + dtype(1) == dtype(2**k))
+    print(
+        f"{jnp.dtype(dtype).name:8}  first n with n + 1 = n: {n:>10,}   largest number: {float(jnp.finfo(dtype).max):.3g}"
+    )
+check("bfloat16 cannot tell 257 from 256", jnp.bfloat16(257) == jnp.bfloat16(256))
+check("float32 can", jnp.float32(257) != jnp.float32(256))
+
+# %% [markdown]
+# An answer with 8 bits of digits is good enough for a weight, because thousands of small errors average out in a sum.
+# It is not good enough for a counter, and a position in a text is one. Which numbers may be short is a question that
+# returns in chapters 08, 09 and 21.
+
+# %% tags=["figure"]
+figure, ax = plt.subplots(figsize=(8, 3.4))
+values = embedding.astype(np.float32).ravel()
+ax.hist(values, bins=np.linspace(-0.3, 0.3, 121), color=BLUE)
+for power in range(-7, -1):
+    for side in (-1, 1):
+        ax.axvline(side * 2.0**power, color=GREY, linewidth=0.8, linestyle=":")
+ax.set(xlabel="weight", ylabel="how many", title=f"{values.size:,} weights of the embedding, and the powers of two")
+save(figure, "01_weights")
+print(
+    f"{np.mean(np.abs(values) < 0.25):.1%} of the weights are smaller than 0.25; the largest is {np.abs(values).max():.2f}"
+)
+
+# %% [markdown]
+# ![Histogram of the embedding's weights](figures/01_weights.png)
+#
+# *Trained weights are small and lie around zero. Between two dotted lines, powers of two, bfloat16 has 128 numbers
+# each time.*
+#
+# ## In the engine
+# - Which tensors a model has, and the shape of each, is decided in one place: `nanollm_jax.params.layout` names the
+#   axes with letters, and `nanollm_jax.params.shapes` puts sizes in. The letters are the same in the whole library:
+#   `D` is the length of a vector, `V` the vocabulary.
+# - `nanollm_jax.config.resolve_dtype` picks the dtype: float32 on a CPU, bfloat16 on a GPU or TPU. Angles of
+#   positions, sums of squares and scores are float32 always: `nanollm_jax.ops.rope.angles`,
+#   `nanollm_jax.ops.norm.rms_norm`, `nanollm_jax.ops.linear.contract`.
+# - A JAX array has no strides that you could see, and cannot be changed. The compiler lays memory out as it likes,
+#   and a transposition is often no operation at all. NumPy shows what happens, so chapters 01 to 05 use it.
+#
+# ## Exercises
+# 1. What are the strides of a tensor `[2 3 4]`, stored row by row? Where is the number at index `(1, 2, 3)`?
+# 2. Read the twelve numbers of `memory` backwards without copying any.
+# 3. `x` has shape `[3 4]` and `row_sums` has shape `[3]`. Why does `x / row_sums` fail, and what is the smallest
+#    repair?
+
+# %% tags=["answer"]
+strides = row_major((2, 3, 4))
+place = 1 * strides[0] + 2 * strides[1] + 3 * strides[2]
+print("strides", strides, "- place", place)
+check("it is the last of 24 numbers", place == np.ravel_multi_index((1, 2, 3), (2, 3, 4)) == 23)
+
+# %% tags=["answer"]
+print("start at the last number and step by -1")
+same("backwards", read(memory, (12,), (-1,), offset=11), memory[::-1])
+
+# %% tags=["answer"]
+print("Axes are compared from the last: 4 meets 3. The sums need an axis of size 1 at the end, [3 1].")
+row_sums = x.sum(axis=1)  # [3]
+same("now every row sums to 1", (x / row_sums[:, None]).sum(axis=1), np.ones(3), tolerance=1e-6)
+
+# %% [markdown]
+# [Contents](README.md) · [Next: 02 · Operations](02_operations.py)

@@ -1,0 +1,226 @@
+# %% [markdown]
+# # 03 · Memory layout: the same numbers in another order
+#
+# [Previous: 02 · Operations](02_operations.py) · [Contents](README.md) · [Next: 04 · Matrix products](04_matmul.py)
+#
+# ## The question
+# Chapter 01: a tensor is a way of reading memory, and a transposition only changes two strides. Then it costs
+# nothing. But does the *next* operation cost the same, when it reads the numbers in another order? An inference
+# engine reads all weights for every piece of text that it writes, so this decides its speed.
+#
+# ## The idea
+# A processor computes much faster than its memory answers. So it keeps copies of what was read lately in *caches*,
+# small and fast memories of its own: L1, L2 and L3, each larger and slower than the one before.
+#
+# Memory comes to a cache in *lines*, usually of 64 bytes: 16 float32 numbers. Whoever reads one number pays for the
+# line. The next 15 numbers are there already. Whether that is of any use depends on the order of reading:
+#
+# - along a row of a row-major matrix, one line in 16 reads is new;
+# - down a column, every read is a new line, unless the lines of the last column are still in the cache.
+#
+# ## From scratch
+# A cache in a few lines: it holds a number of lines, and throws away the one that was not used for the longest time.
+
+# %%
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from chapter import BLUE, GREY, ORANGE, check, predict, quick, same, save, seconds, table
+
+import nanollm_jax as nano
+
+LINE = 64  # bytes
+
+
+def misses(addresses, lines):
+    """How many of these reads, addresses in bytes, have to go to memory, with a cache of so many lines."""
+    cache, count = OrderedDict(), 0
+    for address in addresses:
+        line = address // LINE
+        if line in cache:
+            cache.move_to_end(line)
+            continue
+        count += 1
+        cache[line] = None
+        if len(cache) > lines:
+            cache.popitem(last=False)
+    return count
+
+
+def addresses(shape, strides, order):
+    """Every byte address of a matrix, strides in bytes; order says which axis is the outer loop."""
+    outer, inner = (0, 1) if order == "rows" else (1, 0)
+    return [i * strides[outer] + j * strides[inner] for i in range(shape[outer]) for j in range(shape[inner])]
+
+
+matrix = np.zeros((128, 128), np.float32)  # [128 128], row-major
+count, lines_of_matrix = matrix.size, matrix.nbytes // LINE
+rows = []
+for lines in (64, 128, 256):
+    found = [misses(addresses(matrix.shape, matrix.strides, order), lines) for order in ("rows", "columns")]
+    rows.append([lines, f"{lines * LINE:,}", *(f"{n:,}" for n in found), f"{found[1] / found[0]:.0f}x"])
+    check(f"{lines} lines, along the rows: every line is fetched once", found[0] == lines_of_matrix)
+    # a column touches 128 lines; if the cache holds them all, the next 15 columns find them there
+    expected = lines_of_matrix if lines >= matrix.shape[0] else count
+    check(
+        f"{lines} lines, down the columns: {'the same' if lines >= 128 else 'one fetch per number'}",
+        found[1] == expected,
+    )
+table(f"Reading a matrix of {count:,} float32", ["lines in the cache", "bytes", "by rows", "by columns", "ratio"], rows)
+
+# %% [markdown]
+# The real thing next. NumPy tells where a tensor lies.
+
+# %%
+transposed = matrix.T  # [128 128]: a view, no number was moved
+copied = np.ascontiguousarray(transposed)  # [128 128]: its own memory, row-major again
+check("the view starts at the same address", transposed.ctypes.data == matrix.ctypes.data)
+check("the view's strides are swapped", transposed.strides == matrix.strides[::-1] == (4, 512))
+check("the copy has memory of its own", not np.shares_memory(copied, matrix) and copied.strides == (512, 4))
+matrix[3, 5] = 7
+check("a write shows in the view and not in the copy", transposed[5, 3] == 7 and copied[5, 3] == 0)
+check("reshaping a view that is not row-major has to copy", not np.shares_memory(transposed.reshape(-1), matrix))
+
+# %% [markdown]
+# ## Measured: the stride
+# Read the same amount of numbers each time, from one large array, but with larger and larger steps. The array is
+# bigger than every cache.
+
+# %%
+large = np.ones(2**20 if quick() else 2**26, np.float32)  # 256 MB
+steps = [1, 2, 4, 8, 16, 32, 64]
+reads = large.size // steps[-1]
+parts = {step: large[: reads * step : step] for step in steps}  # views: [reads] numbers, `step` apart
+check("each view has as many numbers", {part.size for part in parts.values()} == {reads})
+per_read = {step: seconds(np.add.reduce, part) / reads * 1e9 for step, part in parts.items()}
+
+# %% tags=["question"]
+predict(
+    "sum all numbers of the large array, then only every 16th. There are 16 times fewer: how many times faster is it?"
+)
+
+# %% tags=["answer"]
+everything, sixteenth = seconds(np.add.reduce, large), seconds(np.add.reduce, large[::16])
+print(f"all {large.size:,} numbers: {everything * 1e3:.1f} ms = {large.nbytes / everything / 1e9:.1f} GB/s")
+print(
+    f"every 16th: {sixteenth * 1e3:.1f} ms, {everything / sixteenth:.1f} times faster and not 16: it fetches the same lines"
+)
+if not quick():
+    check("less than half of the sixteenfold was gained", everything / sixteenth < 8)
+
+# %% [markdown]
+# ## Measured: the size
+# Now read in random order, from tables of growing size. As long as the table fits in a cache, order does not matter
+# much. Beyond it, nearly every read waits for memory.
+
+# %%
+sizes = [2**k for k in range(13, 16 if quick() else 28, 1)]  # bytes
+picks = np.random.default_rng(0).integers(0, 2**62, 2**12 if quick() else 2**20)  # [1048576]
+in_order = np.arange(picks.size)  # [1048576]
+random_ns, ordered_ns = [], []
+out = np.empty(picks.size, np.float32)
+for size in sizes:
+    source = np.ones(size // 4, np.float32)  # [size / 4]
+    for places, times in ((picks % source.size, random_ns), (in_order % source.size, ordered_ns)):
+        times.append(seconds(lambda s, p: np.take(s, p, out=out, mode="clip"), source, places) / picks.size * 1e9)
+caches = {}
+for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):  # Linux says how large they are
+    if (index / "type").read_text().strip() != "Instruction":
+        caches[f"L{(index / 'level').read_text().strip()}"] = int((index / "size").read_text().strip()[:-1]) * 1024
+table(
+    "Nanoseconds per number, table in one order and at random",
+    ["table", "in order", "at random", "ratio"],
+    [(f"{size / 1024:,.0f} kB", f"{o:.2f}", f"{r:.2f}", f"{r / o:.1f}x")
+     for size, o, r in list(zip(sizes, ordered_ns, random_ns, strict=True))[::2]],
+)  # fmt: skip
+if not quick():
+    check("a step of 16 costs more per number than a step of 1", per_read[16] > 2 * per_read[1])
+    check("random reads of a large table cost more than of a small one", random_ns[-1] > 2 * random_ns[0])
+
+# %% tags=["figure"]
+figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))
+left.plot(steps, list(per_read.values()), "o-", color=BLUE)
+left.axvline(16, color=GREY, linestyle=":")
+left.text(15.2, left.get_ylim()[1], "one cache line", color=GREY, rotation=90, ha="right", va="top", size=9)
+left.set(
+    xscale="log", ylabel="nanoseconds per number", xlabel="step between two reads, in float32 numbers", ylim=(0, None)
+)
+left.set(xticks=steps, xticklabels=steps, title="Larger steps waste more of each line")
+left.minorticks_off()
+right.plot(sizes, random_ns, "o-", color=ORANGE, label="at random", markersize=4)
+right.plot(sizes, ordered_ns, "o-", color=BLUE, label="in order", markersize=4)
+right.set(xscale="log", xlabel="size of the table", ylabel="nanoseconds per number", ylim=(0, None))
+ticks = [2**14, 2**17, 2**20, 2**23, 2**26]
+right.set_xticks(ticks, [f"{t // 1024} kB" if t < 2**20 else f"{t // 2**20} MB" for t in ticks])
+right.minorticks_off()
+for name, size in caches.items():
+    right.axvline(size, color=GREY, linestyle=":")
+    right.text(size * 0.93, right.get_ylim()[1], name, color=GREY, ha="right", va="top", size=9)
+right.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
+right.set_title("Order matters once the caches are full")
+save(figure, "03_memory")
+
+# %% [markdown]
+# ![Time per number against step and against table size](figures/03_memory.png)
+#
+# *Measured on the machine that made this page. Left: the cost of a number grows with the step until every read needs
+# its own line. Right: random reads climb a stair at the end of each cache; reads in order do not, because the
+# processor fetches the next lines before they are asked for.*
+#
+# ## What it means for a model
+# The embedding is a table `[V D]`: one row for each piece of text. To look up a piece is to read one row. Stored the
+# other way round, `[D V]`, the same numbers would be a column.
+
+
+# %%
+def lines_touched(count, stride):
+    """Cache lines that hold `count` numbers, `stride` bytes apart, beginning at a line's start."""
+    return len({i * stride // LINE for i in range(count)})
+
+
+config = nano.load(dtype="float32").config
+V, D = config.vocab_size, config.hidden_size
+row, column = lines_touched(D, 4), lines_touched(D, 4 * V)
+print(f"one row of [{V} {D}]: {row} lines. One column of [{D} {V}]: {column} lines, {column // row} times as many.")
+check("a row fills its lines, a column wastes 15 of 16 places", (row, column) == (math.ceil(D * 4 / LINE), D))
+
+# %% [markdown]
+# ## In the engine
+# - `nanollm_jax.ops.embedding.embed` reads rows. `nanollm_jax.ops.embedding.unembed` multiplies with the same table,
+#   row by row, so one layout serves both.
+# - `nanollm_jax.ops.linear.merge_heads` is written the way it is because of this chapter: the einsum that says the
+#   same would make the compiler transpose a weight, a full copy, for every token.
+# - `nanollm_jax.cache.KVCache` keeps its numbers in the order in which attention reads them, and in a shape that the
+#   compiler updates in place. Chapter 20 measures it.
+# - In JAX you do not set strides. You choose the order of the axes, and look at the compiled program for copies.
+#
+# ## Exercises
+# 1. A matrix `[1000 1000]` of float32 is read down its columns. How large must a cache be for this to cost no more
+#    than reading by rows?
+# 2. Why does the curve on the left hardly rise from 16 to 32, although the step doubles?
+# 3. `x` is `[4096 4096]`. Which is faster, `x.sum(axis=0)` or `x.sum(axis=1)`? Guess, then measure.
+
+# %% tags=["answer"]
+print(f"It must hold one line for each of the 1000 rows: {1000 * LINE:,} bytes, for a matrix of {4 * 1000**2:,} bytes.")
+walk = addresses((1000, 32), (4000, 4), "columns")  # 32 columns are enough to see it
+check("with 1000 lines, 32 columns need 2 or 3 lines of each row", misses(walk, 1000) <= 3 * 1000)
+check("with 999 lines every read is a miss", misses(walk, 999) == len(walk))
+
+# %% [markdown] tags=["answer"]
+# From 16 on, every read needs a line of its own, and it cannot need more than one. What still grows is smaller: the
+# processor guesses which lines come next, and that works less well for larger steps.
+
+# %% tags=["answer"]
+x = np.ones((256, 256) if quick() else (4096, 4096), np.float32)  # [4096 4096]
+for axis in (0, 1):
+    print(f"axis {axis}: {seconds(lambda axis: x.sum(axis=axis), axis) * 1e3:.2f} ms")
+print("Close: NumPy also walks along the rows for axis 0, and keeps one running sum for each column.")
+same("both add up to everything", x.sum(axis=0).sum(), x.sum(axis=1).sum())
+
+# %% [markdown]
+# [Previous: 02 · Operations](02_operations.py) · [Contents](README.md) · [Next: 04 · Matrix products](04_matmul.py)

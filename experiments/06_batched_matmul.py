@@ -1,0 +1,236 @@
+# %% [markdown]
+# # 06 · Batched products: the shapes of attention
+#
+# [Previous: 05 · Fast products](05_fast_matmul.py) · [Contents](README.md) · [Next: 07 · Activations](07_activations.py)
+#
+# ## The question
+# The tensors inside a model have three, four or five axes, and its equations look like `"BTKGH,BKSH->BKGTS"`. How
+# does that become the matrix product of chapters 04 and 05? And which of these products gain from a batch?
+#
+# ## The idea
+# Take the letters of an einsum of two tensors. There are four kinds:
+#
+# - in both inputs and in the output: *batch* letters. There is one independent product for each of their values;
+# - in both inputs, not in the output: *summed* letters, the `k` of a matrix product;
+# - in the first input and the output: *rows*;
+# - in the second input and the output: *columns*.
+#
+# Order the axes by kind, merge each kind into one axis, and every einsum of two tensors is the same thing: a *batched
+# matrix product* `[b i k] x [b k j] -> [b i j]`.
+#
+# ## From scratch
+
+# %%
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from chapter import BLUE, ORANGE, check, predict, quick, same, save, seconds, table
+from safetensors import safe_open
+
+import nanollm_jax as nano
+from nanollm_jax.ops import attention, linear
+
+random = np.random.default_rng(0)
+
+
+def batched_matmul(a, b):
+    """[b i k], [b k j] -> [b i j]: a loop of matrix products."""
+    return np.stack([a[n] @ b[n] for n in range(a.shape[0])])
+
+
+def kinds(equation):
+    """The letters of an einsum of two tensors, by kind."""
+    inputs, output = equation.split("->")
+    first, second = inputs.split(",")
+    return {
+        "batch": [x for x in output if x in first and x in second],
+        "rows": [x for x in output if x in first and x not in second],
+        "columns": [x for x in output if x in second and x not in first],
+        "summed": [x for x in first if x in second and x not in output],
+    }
+
+
+def einsum(equation, a, b):
+    """Any einsum of two tensors as one batched matrix product: order, merge, multiply, split, order."""
+    inputs, output = equation.split("->")
+    first, second = inputs.split(",")
+    size = dict(zip(first, a.shape, strict=True)) | dict(zip(second, b.shape, strict=True))
+    batch, rows, columns, summed = kinds(equation).values()
+
+    def merged(tensor, letters, *groups):
+        """[...] -> one axis for each group of letters."""
+        ordered = np.transpose(tensor, [letters.index(x) for group in groups for x in group])
+        return ordered.reshape([math.prod(size[x] for x in group) for group in groups])
+
+    out = batched_matmul(merged(a, first, batch, rows, summed), merged(b, second, batch, summed, columns))  # [b i j]
+    order = [*batch, *rows, *columns]
+    return np.transpose(out.reshape([size[x] for x in order]), [order.index(x) for x in output])
+
+
+# %% [markdown]
+# These are the equations of the library. The letters mean the same everywhere: `B` texts in a batch, `T` new pieces
+# of each, `D` the length of their vectors, `N` query heads in `K` groups of `G`, `H` the width of a head, `S`
+# remembered pieces, `F` the width of the feed-forward part, `V` the vocabulary. Chapters 10 and 11 say what heads
+# are; here they are axes.
+
+# %%
+sizes = {"B": 2, "T": 3, "D": 8, "N": 4, "K": 2, "G": 2, "H": 5, "S": 7, "F": 6, "V": 11}
+equations = {
+    "BTD,DNH->BTNH": "make queries", "BTKGH,BKSH->BKGTS": "compare queries with keys", "BKGTS,BKSH->BKGTH": "mix values",
+    "BTD,DF->BTF": "widen", "BTD,VD->BTV": "score the vocabulary",
+}  # fmt: skip
+rows = []
+for equation, name in equations.items():
+    a, b = (
+        random.normal(size=[sizes[x] for x in letters]).astype(np.float32)
+        for letters in equation.split("->")[0].split(",")
+    )
+    ours = einsum(equation, a, b)
+    same(f"{equation:18} as one batched product, against NumPy", ours, np.einsum(equation, a, b), tolerance=1e-4)
+    same(
+        f"{equation:18} against the library",
+        linear.contract(equation, jnp.asarray(a), jnp.asarray(b)),
+        ours,
+        tolerance=1e-4,
+    )
+    groups = kinds(equation)
+    total = math.prod(sizes[x] for group in groups.values() for x in group)
+    rows.append([equation, name, *("".join(group) or "-" for group in groups.values()), f"{2 * total:,}"])
+table("Letters by kind", ["equation", "what it does", "batch", "rows", "columns", "summed", "FLOPs here"], rows)
+
+# %% [markdown]
+# Look at the batch column. A product with a weight has none: `B` and `T` are rows, so all texts and all pieces go
+# through the weight as one tall matrix. The two products of attention have batch letters: each text compares its own
+# queries with its own keys, and no product can be shared.
+#
+# ## On real values
+# The library can show every value inside the model (`nanollm_jax.observe`). These are the values of attention in the
+# first layer, for a short text.
+
+# %%
+model = nano.load(dtype="float32")
+config = model.config
+ids = jnp.asarray([model.tokenizer.encode("The dog sat on the bed.")])  # [1 T]
+cache = nano.init_cache(config, batch=1, capacity=ids.shape[1], dtype="float32")
+_, values = nano.observe(nano.forward, model.params, ids, cache, config=config)
+seen = {name: np.asarray(values[f"layers.0.{name}"]) for name in
+        ("attention_norm", "attention.q", "attention.v", "attention.weights", "attention.mixed")}  # fmt: skip
+for name, value in seen.items():
+    print(f"{name:18} {list(value.shape)}")
+
+with safe_open(Path(nano.__file__).parent / "assets/nano-stories/model.safetensors", framework="numpy") as file:
+    stored = file.get_tensor("model.layers.0.self_attn.v_proj.weight").astype(np.float32)  # [K*H D]
+K, H, D = config.num_kv_heads, config.head_dim, config.hidden_size
+weight = stored.T.reshape(D, K, H)  # [D K H]
+v = einsum("BTD,DKH->BTKH", seen["attention_norm"], weight)  # [B T K H]
+same("the values v of the first layer", v, seen["attention.v"], tolerance=1e-4)
+
+weights = seen["attention.weights"]  # [B K G T S]: how much of each remembered piece each new piece takes
+mixed = einsum("BKGTS,BSKH->BTKGH", weights, v)  # [B T K G H]
+mixed = mixed.reshape(*v.shape[:2], config.num_heads, H)  # [B T N H]
+same("the mixed values of the first layer", mixed, seen["attention.mixed"], tolerance=1e-4)
+same("and the library's function", attention.mix(weights, jnp.asarray(v.swapaxes(1, 2))), mixed, tolerance=1e-4)
+
+# %% [markdown]
+# ## Which products gain from a batch
+# One more piece is written for each of B texts. The weight is shared by all of them. The keys and values are each
+# text's own.
+
+# %%
+width, S = (64, 64) if quick() else (2048, 4096)
+batches = [1, 2, 4, 8]
+shared = jnp.asarray(random.normal(size=(width, S)), jnp.float32)  # [D F], 32 MB
+own = jax.random.normal(jax.random.key(0), (batches[-1], S, width))  # [B S H], 32 MB for each text
+with_shared = jax.jit(lambda x, w: linear.contract("BD,DF->BF", x, w))
+with_own = jax.jit(lambda q, k: linear.contract("BH,BSH->BS", q, k))
+x = jnp.asarray(random.normal(size=(batches[-1], width)), jnp.float32)  # [B D]
+same("a batch gives each text what it gets alone", with_own(x, own)[3:4], with_own(x[3:4], own[3:4]), tolerance=1e-2)
+
+# %% tags=["question"]
+predict(
+    "from 1 text to 8: how many times longer does the product with the shared weight take? And that with the own keys?"
+)
+
+# %% tags=["answer"]
+took = {
+    "shared weight": [seconds(with_shared, x[:B], shared, repeats=15) for B in batches],
+    "own keys": [seconds(with_own, x[:B], own[:B], repeats=15) for B in batches],
+}
+table(
+    "Milliseconds for one step of B texts",
+    ["", *(f"B = {B}" for B in batches), "8 against 1"],
+    [(name, *(f"{t * 1e3:.2f}" for t in times), f"{times[-1] / times[0]:.1f}x") for name, times in took.items()],
+)
+growth = {name: times[-1] / times[0] for name, times in took.items()}
+if not quick():
+    check(
+        "the shared weight gains more from a batch than the own keys",
+        1.5 * growth["shared weight"] < growth["own keys"],
+    )
+
+# %% tags=["figure"]
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+for (name, times), colour in zip(took.items(), (BLUE, ORANGE), strict=True):
+    per_text = [t / B * 1e3 for t, B in zip(times, batches, strict=True)]
+    left.plot(batches, per_text, "o-", color=colour, label=name)
+left.set(
+    xscale="log",
+    xlabel="texts in the batch",
+    ylabel="milliseconds per text",
+    ylim=(0, None),
+    title="The time for each text",
+)
+left.set_xticks(batches, batches)
+left.minorticks_off()
+left.legend()
+tokens = [model.tokenizer.piece(int(i)).replace("▁", "") or "·" for i in ids[0]]
+picture = weights[0, 0, 0]  # [T S] of the first head
+right.imshow(picture, vmin=0, vmax=1)
+right.set_xticks(range(len(tokens)), tokens, rotation=90, size=8)
+right.set_yticks(range(len(tokens)), tokens, size=8)
+right.set(title="B K G T S: one text, one head", xlabel="S, remembered", ylabel="T, new")
+for letter in ("top", "right"):
+    right.spines[letter].set_visible(True)
+save(figure, "06_batches")
+
+# %% [markdown]
+# ![Time per text against batch size, and one slice of the attention weights](figures/06_batches.png)
+#
+# *Left: measured. A shared weight is read once for all texts, so each text pays less in a larger batch; own keys are
+# read by one text only. Right: what one pair of the batch letters K and G of `"BKGTS"` holds, a matrix `[T S]`.*
+#
+# ## In the engine
+# - `nanollm_jax.ops.attention.weights` and `nanollm_jax.ops.attention.mix` are the two batched products of attention;
+#   all others are `nanollm_jax.ops.linear.linear`.
+# - G query heads share the keys and values of one head K, so G is a *row* letter: a small gain that is built into the
+#   model. That is what grouped queries are for, chapter 11.
+# - `nanollm_jax.ops.attention.mix` moves T outwards after the product and not in the einsum, because the compiler
+#   would otherwise copy all values first.
+# - The memory that grows with every text is `nanollm_jax.cache.KVCache`; chapter 20.
+#
+# ## Exercises
+# 1. In `"BTD,DNH->BTNH"`, which letters are rows, columns and summed? Is there a batch letter?
+# 2. Write `batched_matmul` for inputs whose batch axis is the *last* one, with one einsum.
+# 3. When does reordering the axes cost a copy of the tensor, and when not?
+
+# %% tags=["answer"]
+print(kinds("BTD,DNH->BTNH"))
+check("no batch letter", not kinds("BTD,DNH->BTNH")["batch"])
+
+# %% tags=["answer"]
+a, b = random.normal(size=(3, 4, 2)), random.normal(size=(4, 5, 2))  # [i k b], [k j b]
+same("ikb,kjb->ijb", einsum("ikb,kjb->ijb", a, b), np.stack([a[..., n] @ b[..., n] for n in range(2)], axis=-1))
+
+# %% [markdown] tags=["answer"]
+# The transposition itself is a view (chapter 03). Merging two axes afterwards needs them to follow each other in
+# memory. Where they do, merging is a view too; where they do not, it is a copy. So a good order of the axes, chosen
+# once when the weights are loaded, saves a copy in every step.
+
+# %% [markdown]
+# [Previous: 05 · Fast products](05_fast_matmul.py) · [Contents](README.md) · [Next: 07 · Activations](07_activations.py)

@@ -1,0 +1,282 @@
+# %% [markdown]
+# # 10 · Attention: one position reads from others
+#
+# [Previous: 09 · Softmax](09_softmax.py) · [Contents](README.md) · [Next: 11 · Many heads](11_attention_heads.py)
+#
+# ## The question
+# A model has one vector for each piece of the text. Linear layers, activations and norms (chapters 04, 07, 08) work
+# on each vector alone. But what follows "she" depends on who she is, some pieces earlier. How does a vector get
+# something from another position?
+#
+# ## The idea
+# Think of a Python dictionary: there are keys with values, a query is compared with the keys, and the value of the
+# one that is equal comes back. *Attention* is a soft dictionary. All three are vectors, and each is made from the
+# vectors of the text by a weight matrix:
+#
+# - the *query* of a position says what it looks for;
+# - the *key* of a position says what is to be found there;
+# - the *value* of a position is what it hands over.
+#
+# A query and a key match as well as their dot product is large. Softmax (chapter 09) turns the matches of one query
+# into weights that sum to 1, and the answer is the mean of the values with these weights. The weights that make
+# queries, keys and values were trained; the rest is arithmetic.
+#
+# *Self*-attention means that queries, keys and values come from the same text. In a model that writes, a position may
+# look at itself and at what came before, never at what comes after: when it is written, that is not there yet. One
+# such set of three matrices is a *head*.
+#
+# ## From scratch
+# The bundled model's own numbers, for a short text. The vectors that go into attention are taken from the library;
+# the weights come straight from the file.
+
+# %%
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from chapter import BLUE, ORANGE, check, predict, quick, same, save, table
+from safetensors import safe_open
+
+import nanollm_jax as nano
+from nanollm_jax.ops import attention
+
+TEXT = "Lily had a red ball. She gave the ball to Tom and he was happy."
+model = nano.load(dtype="float32")
+config = model.config
+N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+ids = model.tokenizer.encode(TEXT)
+pieces = [model.tokenizer.piece(token).replace("▁", "") for token in ids]
+T = len(ids)
+cache = nano.init_cache(config, batch=1, capacity=T, dtype="float32")
+_, values = nano.observe(nano.forward, model.params, jnp.asarray([ids]), cache, config=config)
+
+
+def seen(layer, name):
+    """A value inside the library's run on this text, without the axis of the batch."""
+    return np.asarray(values[f"layers.{layer}.{name}"][0])
+
+
+with safe_open(Path(nano.__file__).parent / "assets/nano-stories/model.safetensors", framework="numpy") as file:
+    stored = {name: file.get_tensor(name).astype(np.float32) for name in file.keys() if "self_attn" in name}
+
+
+def projection(layer, name, head):
+    """The rows of one head in a stored matrix: [H D]."""
+    return stored[f"model.layers.{layer}.self_attn.{name}_proj.weight"][head * H : (head + 1) * H]
+
+
+def softmax(scores):
+    """[S] -> [S], positive and with the sum 1; the largest score is subtracted first so that nothing overflows."""
+    powers = np.exp(scores - np.max(scores))
+    return powers / powers.sum()
+
+
+def attend(q, k, v):
+    """q [T H], k [T H], v [T H] -> [T H] and the weights [T T], one number at a time."""
+    T, H = q.shape
+    weights, out = np.zeros((T, T)), np.zeros((T, H))
+    for t in range(T):
+        scores = np.zeros(t + 1)  # of itself and those before
+        for s in range(t + 1):
+            for h in range(H):
+                scores[s] += q[t, h] * k[s, h] / math.sqrt(H)
+        weights[t, : t + 1] = softmax(scores)
+        for s in range(t + 1):
+            out[t] += weights[t, s] * v[s]
+    return out, weights
+
+
+LAYER, HEAD = 0, 0
+x = seen(LAYER, "attention_norm")  # [T D]
+q = x @ projection(LAYER, "q", HEAD).T  # [T H]
+k = x @ projection(LAYER, "k", HEAD * K // N).T  # [T H]: query heads share keys and values, chapter 11
+v = x @ projection(LAYER, "v", HEAD * K // N).T  # [T H]
+out, weights = attend(q, k, v)
+print(f"{T} pieces, vectors of {x.shape[1]} numbers, heads of {H}")
+check("every row of weights sums to 1", np.allclose(weights.sum(1), 1))
+check("nothing comes from the future", np.array_equal(weights, np.tril(weights)))
+
+# %% [markdown]
+# The same without loops, and three references: the library's two functions, and the attention that comes with JAX.
+
+
+# %%
+def attend_at_once(q, k, v):
+    """q, k, v [T H] -> [T H] and the weights [T T]."""
+    scores = q @ k.T / math.sqrt(q.shape[1])  # [T T]
+    scores = np.where(np.tril(np.ones(scores.shape, bool)), scores, -np.inf)  # exp(-inf) is 0
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights = powers / powers.sum(axis=1, keepdims=True)
+    return weights @ v, weights
+
+
+same("without loops", attend_at_once(q, k, v)[0], out)
+positions = jnp.arange(T)
+mask = attention.visible(positions[None], positions)  # [1 T T]
+library = attention.weights(
+    jnp.asarray(q)[None, :, None], jnp.asarray(k)[None, None], mask, 1 / math.sqrt(H)
+)  # [1 1 1 T T]
+same("nanollm_jax.ops.attention.weights", library[0, 0, 0], weights)
+same("nanollm_jax.ops.attention.mix", attention.mix(library, jnp.asarray(v)[None, None])[0, :, 0], out)
+q4, k4, v4 = (jnp.asarray(a)[None, :, None] for a in (q, k, v))  # [1 T 1 H]
+same("jax.nn.dot_product_attention", jax.nn.dot_product_attention(q4, k4, v4, is_causal=True)[0, :, 0], out)
+
+# %% [markdown]
+# ## What is still missing: the order
+# A dot product of two vectors does not know where they stand.
+
+# %% tags=["question"]
+predict(
+    "shuffle all pieces but the last, with their keys and values. How much does the answer for the last piece change?"
+)
+
+# %% tags=["answer"]
+order = np.append(np.random.default_rng(0).permutation(T - 1), T - 1)
+shuffled, _ = attend_at_once(q[order], k[order], v[order])
+print(f"largest change of the last vector: {np.abs(shuffled[-1] - out[-1]).max():.1e}, rounding only")
+print(f"the vector itself is as large as   {np.abs(out[-1]).max():.1e}")
+same("attention alone sees a bag of words", shuffled[-1], out[-1])
+
+# %% [markdown]
+# So the model has to put the position into the vectors. The bundled model turns each query and key by an angle that
+# grows with its position: chapter 12. The library does it right after the projection. At position 0 the angle is
+# zero, and turning never changes a length, so our projections can be checked already:
+
+# %%
+turned_q, turned_k = seen(LAYER, "attention.q")[:, HEAD], seen(LAYER, "attention.k")[:, HEAD * K // N]  # [T H]
+same("the library's query at position 0", turned_q[0], q[0], tolerance=1e-4)
+same("lengths of all its queries", np.linalg.norm(turned_q, axis=1), np.linalg.norm(q, axis=1), tolerance=1e-4)
+same("lengths of all its keys", np.linalg.norm(turned_k, axis=1), np.linalg.norm(k, axis=1), tolerance=1e-4)
+check("but they are not the same vectors", np.abs(turned_q - q).max() > 0.1)
+out, weights = attend_at_once(turned_q, turned_k, v)
+same(
+    "with turned queries and keys: the library's weights",
+    weights,
+    seen(LAYER, "attention.weights")[0, 0],
+    tolerance=1e-4,
+)
+same("and its mixed values", out, seen(LAYER, "attention.mixed")[:, HEAD], tolerance=1e-4)
+
+# %% [markdown]
+# ## What the heads look for
+# Nobody told the model what a head should do. Three questions to all of its heads, on this text: which one takes most
+# from the piece just before, which one from the first piece, and which one from an earlier piece that was the same as
+# the one just read?
+
+# %%
+every = {
+    (layer, head): seen(layer, "attention.weights").reshape(N, T, T)[head]  # [K G T S], G heads for each K
+    for layer in range(config.num_layers)
+    for head in range(N)
+}
+first_ball, second_ball = (i for i, piece in enumerate(pieces) if piece == "ball")
+scores = {
+    "the piece before": lambda w: np.mean(np.diagonal(w, -1)),
+    "the first piece": lambda w: np.mean(w[1:, 0]),
+    "the same word before": lambda w: w[second_ball, first_ball],
+}
+found = {name: max(every, key=lambda at: score(every[at])) for name, score in scores.items()}
+table(
+    f"Of {len(every)} heads, the one that looks most at",
+    ["", "layer", "head", "its weight there", "mean of all heads"],
+    [(name, *found[name], f"{score(every[found[name]]):.2f}", f"{np.mean([score(w) for w in every.values()]):.2f}")
+     for name, score in scores.items()],
+)  # fmt: skip
+
+# %% tags=["figure"]
+figure, axes = plt.subplots(1, 3, figsize=(11, 4.1))
+for ax, (name, at) in zip(axes, found.items(), strict=True):
+    ax.imshow(every[at], vmin=0, vmax=1)
+    ax.set_xticks(range(T), pieces, rotation=90, size=8)
+    ax.set_yticks(range(T), pieces, size=8)
+    ax.set_title(f"{name}: layer {at[0]}, head {at[1]}", size=10)
+    ax.tick_params(length=0)
+axes[2].add_patch(plt.Rectangle((first_ball - 0.5, second_ball - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2))
+axes[0].set_ylabel("this piece ...")
+axes[1].set_xlabel("... reads from these")
+save(figure, "10_heads")
+
+# %% [markdown]
+# ![Attention weights of three heads on a text](figures/10_heads.png)
+#
+# *Each row is one query: how its weights are spread over the pieces so far. The strongest colour is 1. Heads that
+# look at the first piece often have nothing to look for: weights must sum to 1, so they need a place to put them.*
+#
+# ## Why the square root
+# A dot product of two random vectors of H numbers has a spread of about the square root of H. Without the division,
+# softmax of such scores gives nearly all weight to one position.
+
+# %%
+random = np.random.default_rng(0)
+S, trials = 32, 100 if quick() else 1000
+widths = [1, 4, 16, 64, 256]
+largest = {"divided by the square root of H": [], "as they are": []}
+for width in widths:
+    scores = np.einsum(
+        "nh,nsh->ns", random.normal(size=(trials, width)), random.normal(size=(trials, S, width))
+    )  # [trials S]
+    for name, factor in zip(largest, (1 / math.sqrt(width), 1), strict=True):
+        largest[name].append(np.mean([softmax(row).max() for row in scores * factor]))
+check(
+    "with the division the width hardly matters",
+    abs(largest["divided by the square root of H"][-1] - largest["as they are"][0]) < 0.06,
+)
+check("without it, one position takes nearly everything", largest["as they are"][-1] > 0.85)
+
+# %% tags=["figure"]
+figure, ax = plt.subplots(figsize=(7, 3.2))
+for (name, means), colour in zip(largest.items(), (BLUE, ORANGE), strict=True):
+    ax.plot(widths, means, "o-", color=colour, label=name)
+ax.axhline(1 / S, color="#999999", linestyle=":")
+ax.text(widths[0], 1 / S + 0.02, "all equal", color="#777777", size=9)
+ax.set(xscale="log", ylim=(0, 1), xlabel="H, the width of a head", ylabel=f"largest of {S} weights, mean")
+ax.set_xticks(widths, widths)
+ax.minorticks_off()
+ax.legend()
+save(figure, "10_scale")
+
+# %% [markdown]
+# ![Largest attention weight against head width, with and without the square root](figures/10_scale.png)
+#
+# ## In the engine
+# - `nanollm_jax.model.attend` is this chapter and the next: three projections, the turning of chapter 12, weights,
+#   mixing, one projection back.
+# - `nanollm_jax.ops.attention.weights` works on all texts and heads at once, and computes softmax in float32. Instead
+#   of minus infinity it uses the lowest float32: a row that may see nothing at all would become 0 divided by 0.
+# - Keys and values of earlier pieces do not change when a new one comes. `nanollm_jax.cache.append` keeps them, so
+#   that a step computes one new query, key and value only: chapter 20.
+#
+# ## Exercises
+# 1. What does attention return when all keys are equal?
+# 2. Multiply all queries by 100. What becomes of the weights, and of the answer?
+# 3. How many multiplications does attention need for T pieces and one head of width H? What happens when the text
+#    becomes twice as long?
+
+# %% tags=["answer"]
+flat, _ = attend_at_once(q, np.ones_like(k), v)
+same("the plain mean of the values so far", flat, np.cumsum(v, axis=0) / np.arange(1, T + 1)[:, None], tolerance=1e-4)
+
+# %% tags=["answer"]
+hard, hard_weights = attend_at_once(100 * q, k, v)
+print(f"mean of the largest weight: {weights.max(1).mean():.2f} before, {hard_weights.max(1).mean():.2f} after.")
+print("Nearly a plain dictionary: one value comes back, the others do not.")
+best = [int(np.argmax((q @ k.T)[t, : t + 1])) for t in range(T)]
+sure = hard_weights.max(1) > 0.999
+same("where one weight is 1, the value of the best key comes back", hard[sure], v[best][sure], tolerance=0.01)
+
+# %% tags=["answer"]
+cost = {n: 2 * H * n * (n + 1) // 2 for n in (T, 2 * T)}  # scores and mixing, for pairs with s <= t
+print(
+    "H for each score and H for each mixed value, of T (T + 1) / 2 pairs:",
+    *(f"T = {n}: {cost[n]:,}" for n in cost),
+    sep="  ",
+)
+check("about four times as many", 3.8 < cost[2 * T] / cost[T] < 4)
+
+# %% [markdown]
+# [Previous: 09 · Softmax](09_softmax.py) · [Contents](README.md) · [Next: 11 · Many heads](11_attention_heads.py)

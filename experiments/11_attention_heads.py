@@ -1,0 +1,309 @@
+# %% [markdown]
+# # 11 · Many heads: who may see whom, and who shares what
+#
+# [Previous: 10 · Attention](10_attention.py) · [Contents](README.md) · [Next: 12 · Positions](12_positions.py)
+#
+# ## The question
+# One head of chapter 10 looks for one thing. How do many heads work side by side, how is it enforced that nobody sees
+# the future, and what do newer models change to make it cheaper?
+#
+# ## The idea
+# - *Multi-head attention*: N heads, each with its own queries, keys and values. Their answers, H numbers each, are
+#   put side by side, and one more weight matrix mixes them back into a vector of D numbers.
+# - A *mask* says which pairs of a query and a key count. Those that do not get a score so low that softmax makes it
+#   0. The *causal* mask allows the past and the present.
+# - *Grouped queries*: G query heads share one head of keys and values, so there are K = N / G of those. Keys and
+#   values are what a model has to remember for each piece, so this divides its memory by G.
+# - A *sliding window* of w allows only the last w positions, the present one included. Then there is nothing to
+#   remember from before.
+#
+# ## From scratch
+# The whole attention step of one layer: x `[T D]` goes in, `[T D]` comes out.
+
+# %%
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from chapter import BLUE, GREEN, ORANGE, check, predict, quick, same, save, table
+from safetensors import safe_open
+
+import nanollm_jax as nano
+from nanollm_jax.ops import attention, rope
+
+model = nano.load(dtype="float32")
+config = model.config
+N, K, H, L = config.num_heads, config.num_kv_heads, config.head_dim, config.num_layers
+G = N // K
+with safe_open(Path(nano.__file__).parent / "assets/nano-stories/model.safetensors", framework="numpy") as file:
+    stored = {name: file.get_tensor(name).astype(np.float32) for name in file.keys() if "self_attn" in name}
+
+
+def visible(queries, keys, window=None):
+    """Positions of queries and keys -> may the one see the other?  [T], [S] -> [T S]"""
+    mask = np.zeros((len(queries), len(keys)), bool)
+    for t, query in enumerate(queries):
+        for s, key in enumerate(keys):
+            mask[t, s] = key <= query and (window is None or query - key < window)
+    return mask
+
+
+def softmax(scores):
+    """[... S] -> [... S]"""
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def turn(heads):
+    """[T N H] -> [T N H]: each vector turned by the angle of its position. Chapter 12; here the library does it."""
+    frequencies, _ = rope.frequencies(H, config.rope_theta, config.rope_scaling)
+    return np.asarray(rope.rotate(jnp.asarray(heads)[None], rope.angles(jnp.arange(len(heads))[None], frequencies)))[0]
+
+
+def multi_head(x, layer, mask):
+    """x [T D] -> [T D]: every head by itself, in a loop."""
+    w = {name: stored[f"model.layers.{layer}.self_attn.{name}_proj.weight"] for name in "qkvo"}
+    T = len(x)
+    q = turn((x @ w["q"].T).reshape(T, N, H))
+    k = turn((x @ w["k"].T).reshape(T, K, H))
+    v = (x @ w["v"].T).reshape(T, K, H)
+    answers = np.zeros((T, N, H), np.float32)
+    for n in range(N):
+        scores = q[:, n] @ k[:, n // G].T / math.sqrt(H)  # [T S]; query head n uses key head n // G
+        answers[:, n] = softmax(np.where(mask, scores, -np.inf)) @ v[:, n // G]
+    return answers.reshape(T, N * H) @ w["o"].T  # side by side, then back to D
+
+
+TEXT = "Lily had a red ball. She gave the ball to Tom and he was happy."
+ids = model.tokenizer.encode(TEXT)
+pieces = [model.tokenizer.piece(token).replace("▁", "") for token in ids]
+T = len(ids)
+
+
+def run(ids, change=None, config=config):
+    """The library's logits [T V] and all its inner values, for one text."""
+    cache = nano.init_cache(config, batch=1, capacity=len(ids), dtype="float32")
+    (logits, _), values = nano.observe(
+        nano.forward, model.params, jnp.asarray([ids]), cache, config=config, change=change
+    )
+    return np.asarray(logits[0]), values
+
+
+logits, values = run(ids)
+causal = visible(range(T), range(T))
+for layer in (0, L - 1):
+    x = np.asarray(values[f"layers.{layer}.attention_norm"][0])
+    ours = multi_head(x, layer, causal)
+    same(f"layer {layer}: the library's attention, all heads", ours, values[f"layers.{layer}.attention.out"][0], 1e-4)
+
+# %% [markdown]
+# The causal mask is a promise: what comes later cannot change what was computed before. That is why a model can go on
+# writing without computing the beginning again. The promise can be tested on the library itself, with another last
+# piece.
+
+# %%
+other, _ = run([*ids[:-1], ids[3]])
+check("the scores of the changed position are others", not np.array_equal(logits[-1], other[-1]))
+same("those of all earlier positions are the same", other[:-1], logits[:-1], tolerance=1e-5)
+
+# %% [markdown]
+# ## All heads of the model
+
+# %%
+maps = np.stack([np.asarray(values[f"layers.{layer}.attention.weights"][0]).reshape(N, T, T) for layer in range(L)])
+
+
+STORY = (
+    "Once upon a time, there was a little girl named Lily. She had a red ball. One day, she went to the park with her mom. "
+    "Lily saw a boy named Tom. Tom was sad because he did not have a toy. Lily gave the ball to Tom and he was happy. "
+    "They played with the ball all day. Then Lily and her mom went home. Lily was happy because she had a new friend."
+)
+story = model.tokenizer.encode(STORY)
+
+
+def surprise(change=None):
+    """Mean of -log(probability) that the model gives to each piece of the story that really comes next; less is better."""
+    scores, _ = run(story, change)
+    log_probabilities = np.log(softmax(scores[:-1].astype(np.float64)))  # [T-1 V]
+    return -log_probabilities[np.arange(len(story) - 1), story[1:]].mean()
+
+
+def without(layer, head):
+    """How much worse the story is predicted when one head's answer is replaced by zeros."""
+    return surprise({f"layers.{layer}.attention.mixed": lambda mixed: mixed.at[:, :, head].set(0)}) - whole
+
+
+whole = surprise()
+heads = [(4, 0), (4, 2)] if quick() else list(np.ndindex(L, N))
+cost = {at: without(*at) for at in heads}
+most = max(cost, key=cost.get)
+print(
+    f"{len(story)} pieces, surprise {whole:.2f}. The head it misses most: layer {most[0]}, head {most[1]}, {cost[most]:+.2f}"
+)
+check("the model is better with its heads than without them, on average", np.mean(list(cost.values())) > 0)
+
+# %% tags=["figure"]
+figure, axes = plt.subplots(N, L, figsize=(10, 7.2))
+for (layer, head), _ in np.ndenumerate(np.zeros((L, N))):
+    ax = axes[head, layer]
+    ax.imshow(maps[layer, head], vmin=0, vmax=0.8)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(f"{round(cost.get((layer, head), 0), 2) + 0:+.2f}", size=9, loc="center")
+    if head == N - 1:
+        ax.set_xlabel(f"layer {layer}")
+    if layer == 0:
+        ax.set_ylabel(f"head {head}")
+save(figure, "11_heads")
+
+# %% [markdown]
+# ![Attention weights of all heads in all layers](figures/11_heads.png)
+#
+# *The attention weights of all heads, and how much the surprise at a longer story grows without each (above it). The
+# upper right triangle is always empty: the future. Some heads look one piece back, some at the beginning, some at few
+# pieces that fit.*
+#
+# ## Sharing keys and values
+# With G query heads for each head of keys and values, the library does not copy anything: G is one more axis of the
+# queries. Copying must give the same.
+
+# %%
+random = np.random.default_rng(0)
+q = jnp.asarray(random.normal(size=(1, T, N, H)), jnp.float32)  # [B T N H]
+k, v = (jnp.asarray(random.normal(size=(1, K, T, H)), jnp.float32) for _ in range(2))  # [B K S H]
+mask = jnp.asarray(causal)[None]  # [B T S]
+
+
+def answer(q, k, v):
+    """[B T N H], [B K S H] -> [B T N H], with the library's two functions."""
+    return attention.mix(attention.weights(q, k, mask, 1 / math.sqrt(H)), v)
+
+
+grouped = answer(q, k, v)
+copied = answer(q, jnp.repeat(k, G, axis=1), jnp.repeat(v, G, axis=1))  # [B N S H]
+same("grouped = each key head copied G times", grouped, copied)
+reference = jax.nn.dot_product_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), is_causal=True)
+same("and what jax.nn.dot_product_attention says", grouped, reference)
+
+rows = []
+for name, kv_heads in {"multi-head": N, "grouped, the bundled model": K, "multi-query": 1}.items():
+    per_piece = 2 * L * kv_heads * H * 2  # keys and values, bfloat16
+    rows.append([name, N, kv_heads, f"{per_piece:,}", f"{per_piece * config.max_positions / 1e6:.2f} MB"])
+table("What has to be remembered", ["", "query heads", "key heads", "bytes per piece", "one full text"], rows)
+
+# %% [markdown]
+# ## A window, and how far it reaches
+# A window limits one layer. But a vector of the second layer was made from vectors that had looked back themselves.
+
+# %%
+for window in (1, 3, None):
+    same(
+        f"window {window}: the library's mask",
+        attention.visible(jnp.arange(T)[None], jnp.arange(T), window)[0],
+        visible(range(T), range(T), window),
+    )
+late = visible([7, 8], range(10), window=3)  # two new pieces, eight that are remembered already
+print(
+    "queries at 7 and 8, window 3:",
+    *(f"{t} sees {np.flatnonzero(row).tolist()}" for t, row in zip((7, 8), late, strict=True)),
+    sep="  ",
+)
+
+# %% tags=["question"]
+predict(
+    f"the bundled model, {L} layers, each with a window of 4. How many positions back can a piece change the last scores?"
+)
+
+# %% tags=["answer"]
+text = story[:32]
+
+
+def reach(window, step):
+    """For each distance back: the largest change of the last scores when the piece there becomes another one."""
+    windowed = dataclasses.replace(config, windows=(window,) * L)
+    cache = nano.init_cache(windowed, batch=1, capacity=len(text), dtype="float32")
+    last = jax.jit(lambda ids: nano.forward(model.params, ids, cache, config=windowed)[0][0, -1])  # [V]
+    before, changes = last(jnp.asarray([text])), {}
+    for distance in range(0, len(text), step):
+        changed = list(text)
+        changed[-1 - distance] = (changed[-1 - distance] + 700) % config.vocab_size
+        changes[distance] = float(jnp.abs(last(jnp.asarray([changed])) - before).max())
+    return changes
+
+
+reaches = {window: reach(window, 3 if quick() else 1) for window in ([4] if quick() else [2, 4, None])}
+for window, changes in reaches.items():
+    print(
+        f"window {window}: changes arrive from up to {max(d for d, change in changes.items() if change > 0)} positions back"
+    )
+limit = L * (4 - 1)
+check(
+    f"window 4: from {limit} = {L} x 3 positions back, and not one further",
+    max(d for d, c in reaches[4].items() if c > 0) == limit,
+)
+
+# %% tags=["figure"]
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=[1, 2.2])
+picture = np.where(visible(range(12), range(12), 4), 2, np.where(visible(range(12), range(12)), 1, 0))
+left.imshow(picture, vmin=0, vmax=2.6)
+left.set(title="one layer: causal, and window 4", xlabel="key", ylabel="query", xticks=[], yticks=[])
+for (window, changes), colour in zip(reaches.items(), (GREEN, ORANGE, BLUE), strict=False):
+    label = "no window" if window is None else f"window {window}"
+    seen = {d: c for d, c in changes.items() if c > 0}
+    right.plot(list(seen), list(seen.values()), "o-", color=colour, label=label, markersize=4)
+    if window:
+        right.axvline(L * (window - 1) + 0.5, color=colour, linestyle=":")
+right.set(
+    yscale="log",
+    xlabel="positions back",
+    ylabel="change of the last scores",
+    title=f"{L} layers: how far a piece is felt",
+)
+right.legend()
+save(figure, "11_reach")
+
+# %% [markdown]
+# ![A sliding window's mask, and how far back a change is felt](figures/11_reach.png)
+#
+# *Left: the strong colour is what a window of 4 leaves of the causal mask. Right: measured on the bundled model. Each
+# layer hands things on by up to w - 1 positions, so L layers reach L (w - 1); the dotted lines. What comes from far
+# arrives weakened.*
+#
+# ## In the engine
+# - `nanollm_jax.ops.attention.visible` derives the mask from positions and nothing else. `nanollm_jax.model.attend`
+#   gives it the positions of the new pieces and those of the cache (`nanollm_jax.cache.view`).
+# - `nanollm_jax.config.ModelConfig.window` says which window a layer has; models may mix layers with and without one.
+# - `nanollm_jax.ops.attention.weights` groups the queries by reshaping N into K and G; keys and values stay as they
+#   are.
+# - `nanollm_jax.ops.linear.merge_heads` is the last line of `multi_head`.
+#
+# ## Exercises
+# 1. Which entries of the mask are there for the *first* new piece when 100 are remembered, without a window and with
+#    one of 10?
+# 2. Two heads of one layer change places: their rows in the query, key and value matrices. What else must change so
+#    that the result stays the same?
+# 3. A model of 32 layers has a window of 4096 in each. How far can a piece be felt in principle?
+
+# %% tags=["answer"]
+first = {window: np.flatnonzero(visible([100], range(101), window)[0]) for window in (None, 10)}
+print({window: f"{at[0]} to {at[-1]}, {len(at)} in all" for window, at in first.items()})
+check("101 and 10", [len(at) for at in first.values()] == [101, 10])
+
+# %% tags=["answer"]
+w = stored["model.layers.0.self_attn.o_proj.weight"]  # [D N*H]
+heads = random.normal(size=(T, N, H)).astype(np.float32)
+swap = [1, 0, *range(2, N)]
+w_swapped = w.reshape(-1, N, H)[:, swap].reshape(w.shape)
+print("The columns of those heads in the output matrix:")
+same("the same result", heads[:, swap].reshape(T, -1) @ w_swapped.T, heads.reshape(T, -1) @ w.T, tolerance=1e-4)
+
+# %% tags=["answer"]
+print(f"32 x 4095 = {32 * 4095:,} positions back, if every layer hands it on")
+
+# %% [markdown]
+# [Previous: 10 · Attention](10_attention.py) · [Contents](README.md) · [Next: 12 · Positions](12_positions.py)

@@ -1,0 +1,328 @@
+# %% [markdown]
+# # 13 · Feed-forward: plain and gated networks, and what their units do
+#
+# [Previous: 12 · Positions](12_positions.py) · [Contents](README.md) · [Next: 14 · Residual stream](14_residual_stream.py)
+#
+# ## The question
+# Attention moves information between words, by means of weighted averages. Where does a model do anything with one
+# word by itself, and where are most of its weights?
+#
+# In the *feed-forward network* of each layer, also called *MLP* (multi-layer perceptron). It holds two thirds of the
+# weights of a layer or more, so it is also where an engine spends most of its time when it writes text: each new word
+# reads all of these weights from memory once.
+
+# %%
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from chapter import BLUE, RED, check, predict, quick, same, save, table
+from safetensors import safe_open
+
+import nanollm_jax as nano
+from nanollm_jax.ops.linear import linear
+from nanollm_jax.ops.mlp import ACTIVATIONS
+
+CHECKPOINT = Path(nano.__file__).parent / "assets/nano-stories/model.safetensors"
+random = np.random.default_rng(13)
+
+# %% [markdown]
+# ## The idea
+# Widen the vector from D to F numbers, bend each of them with an activation (chapter 07), narrow it to D again. Each
+# of the F numbers in the middle is called a *unit*. A unit does two things:
+#
+# - it *reads*: its column of the first matrix is a pattern, and the unit is active when the vector fits the pattern;
+# - it *writes*: its row of the last matrix is a vector of D numbers, which is added to the result, as often as the
+#   unit is active.
+#
+# So an MLP is F rules of the form "if the word looks like this, add that". It treats each word alone. Two forms are
+# in use:
+#
+#     plain (GPT-2)             out = act(x @ up) @ down
+#     gated (LLaMA, Mistral)    out = (act(x @ gate) * (x @ up)) @ down
+#
+# In the gated form a unit reads twice. The gate says whether, the other pattern says how much and with which sign.
+# Two matrices become three, and to keep the number of weights the same, F is made smaller: 8/3 of D where the plain
+# form has 4 of D.
+#
+# ## From scratch
+
+
+# %%
+def silu(x):
+    return x / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def gelu_tanh(x):
+    return x * 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def plain_loops(x, up, down, act):
+    """One vector: x [D], up [D F], down [F D] -> [D], unit by unit."""
+    D, F = up.shape
+    out = [0.0] * D
+    for f in range(F):
+        active = act(sum(x[d] * up[d, f] for d in range(D)))  # how well x fits the pattern of unit f
+        for d in range(D):
+            out[d] += active * down[f, d]  # what the unit writes
+    return out
+
+
+def gated_loops(x, gate, up, down, act):
+    """One vector: x [D], gate and up [D F], down [F D] -> [D], unit by unit."""
+    D, F = up.shape
+    out = [0.0] * D
+    for f in range(F):
+        opened = act(sum(x[d] * gate[d, f] for d in range(D)))
+        active = opened * sum(x[d] * up[d, f] for d in range(D))
+        for d in range(D):
+            out[d] += active * down[f, d]
+    return out
+
+
+def plain(x, up, down, act):
+    """x [T D] -> [T D]"""
+    return act(x @ up) @ down
+
+
+def units(x, gate, up, act):
+    """What the units of a gated MLP make of x.  x [T D] -> [T F]"""
+    return act(x @ gate) * (x @ up)
+
+
+def gated(x, gate, up, down, act):
+    """x [T D] -> [T D]"""
+    return units(x, gate, up, act) @ down
+
+
+T, D, F = 4, 6, 10
+x = random.normal(size=(T, D))  # [T D]
+gate, up, down = random.normal(size=(D, F)), random.normal(size=(D, F)), random.normal(size=(F, D))
+x32, gate32, up32, down32 = (jnp.float32(array) for array in (x, gate, up, down))
+
+plain_by_hand = np.array([plain_loops(vector, up, down, gelu_tanh) for vector in x])  # [T D]
+gated_by_hand = np.array([gated_loops(vector, gate, up, down, silu) for vector in x])  # [T D]
+hidden = x @ gate  # [T F], float64
+same("gated: NumPy in float64", (hidden / (1 + np.exp(-hidden)) * (x @ up)) @ down, gated_by_hand, 1e-12)
+same("gated: jax.numpy", gated(x32, gate32, up32, down32, ACTIVATIONS["silu"]), gated_by_hand)
+same("plain: jax.numpy", plain(x32, up32, down32, ACTIVATIONS["gelu_tanh"]), plain_by_hand)
+middle = ACTIVATIONS["gelu_tanh"](linear("TD,DF->TF", x32, up32))
+same("plain: from the library's linear layers", linear("TF,FD->TD", middle, down32), plain_by_hand)
+shuffled = random.permutation(T)
+same("each vector is treated alone", gated(x32[shuffled], gate32, up32, down32, jax.nn.silu), gated_by_hand[shuffled])
+
+# %% [markdown]
+# ## A real model
+# The weights of the bundled model, straight from its file. A file stores a linear layer's matrix the other way round,
+# outputs first, hence the `.T`. The vector that enters each MLP and the one that leaves it are read from inside the
+# model with `nano.observe`, under the names `layers.0.mlp_norm` and `layers.0.mlp.out`.
+
+# %%
+STORY = (
+    "Once upon a time, there was a little girl named Lily. She had a red ball. One day, she went to the park with her mom. "
+    "The ball rolled down the hill and into the water. Lily was sad. A big dog saw the ball. He jumped into the water and "
+    "brought it back. Lily was very happy. She gave the dog a hug and they played all day."
+)
+model = nano.load(dtype="float32")
+config = model.config
+ids = jnp.asarray([model.tokenizer.encode(STORY)])  # [1 T]
+cache = nano.init_cache(config, batch=1, capacity=ids.shape[1], dtype="float32")
+(logits, _), values = nano.observe(nano.forward, model.params, ids, cache, config=config)
+
+with safe_open(CHECKPOINT, framework="numpy") as file:
+    weights = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
+
+
+def matrices(layer):
+    """gate [D F], up [D F], down [F D] of one layer"""
+    return tuple(weights[f"model.layers.{layer}.mlp.{name}_proj.weight"].T for name in ("gate", "up", "down"))
+
+
+for layer in range(config.num_layers):
+    entering, leaving = values[f"layers.{layer}.mlp_norm"][0], values[f"layers.{layer}.mlp.out"][0]  # [T D]
+    same(f"layer {layer}: ours and the model's", gated(entering, *matrices(layer), jax.nn.silu), leaving, 1e-4)
+gate, up, down = (matrix.astype(np.float64) for matrix in matrices(3))
+some = np.float64(values["layers.3.mlp_norm"][0, 9])  # [D]: one word, in layer 3
+same("one word of it, with the loops", gated_loops(some, gate, up, down, silu), values["layers.3.mlp.out"][0, 9], 1e-4)
+
+# %%
+kinds = Counter()
+for name, weight in weights.items():
+    kind = (
+        "MLP"
+        if ".mlp." in name
+        else "attention"
+        if ".self_attn." in name
+        else "norms"
+        if "norm" in name
+        else "embedding"
+    )
+    kinds[kind] += weight.size
+total = sum(kinds.values())
+table(
+    "where the weights are",
+    ["part", "weights", "share"],
+    [(kind, f"{n:,}", f"{n / total:.1%}") for kind, n in kinds.items()],
+)
+check("the MLPs have more weights than everything else together", kinds["MLP"] > total / 2)
+D, F = gate.shape
+print(
+    f"F / D is {F / D:.3f}, so the three matrices have {3 * D * F / (8 * D * D):.3f} times the weights of two with F = 4 D"
+)
+
+# %% [markdown]
+# ## What a unit reads and writes
+# For each unit of a layer: at which words of the story is it most active? And what does it write? Its row of `down`
+# is a vector like those of the words, so it can be compared with the vector of every piece of the vocabulary, as the
+# last step of the model does. That shows which next pieces it makes more probable.
+
+# %%
+LAYER = config.num_layers - 1
+gate, up, down = matrices(LAYER)
+activity = np.asarray(units(values[f"layers.{LAYER}.mlp_norm"][0], gate, up, jax.nn.silu))  # [T F]
+pieces = [model.tokenizer.piece(int(token)) for token in ids[0]]
+strength = np.abs(activity).max(0) * np.linalg.norm(down, axis=1)  # [F]: how much a unit ever writes
+direction = weights["model.embed_tokens.weight"] * weights["model.norm.weight"][None]  # [V D]
+rows = []
+for unit in np.argsort(-strength)[:8]:
+    at = np.argsort(-np.abs(activity[1:, unit]))[:3] + 1  # the first piece of a text, <s>, is a case of its own
+    sign = np.sign(activity[at[0], unit])
+    favours = np.argsort(-(direction @ (sign * down[unit])))[:4]
+    reads = ", ".join(f"{pieces[t - 1]} {pieces[t]}" for t in at)
+    rows.append((unit, reads, ", ".join(model.tokenizer.piece(int(token)) for token in favours)))
+table(
+    f"the eight loudest units of layer {LAYER}", ["unit", "most active at the second of", "makes more probable"], rows
+)
+
+# %% [markdown]
+# Some of them read like rules: after this, expect that. Others make no sense by themselves; most of what a model
+# knows is spread over many units. ("▁" stands for a space, see chapter 15.)
+#
+# ## How many units does a word need?
+
+# %% tags=["question"]
+predict(
+    "of the units of each MLP only the most active tenth is kept for each word, the others become 0. What happens to the loss?"
+)
+
+
+# %% tags=["answer"]
+def run_with(change_units):
+    """Read the story with our own MLP in every layer. `change_units` may alter what the units say, [T F] -> [T F]. -> loss"""
+    change, held = {}, {}
+
+    def hold(layer):
+        def enter(h):
+            held[layer] = h
+            return h
+
+        def leave(_):
+            gate, up, down = matrices(layer)
+            return (change_units(units(held[layer][0], gate, up, jax.nn.silu)) @ down)[None]
+
+        return enter, leave
+
+    for layer in range(config.num_layers):
+        change[f"layers.{layer}.mlp_norm"], change[f"layers.{layer}.mlp.out"] = hold(layer)
+    (changed, _), _ = nano.observe(nano.forward, model.params, ids, cache, config=config, change=change)
+    return loss(changed[0])
+
+
+def loss(logits):
+    """logits [T V] -> the mean of -ln p(next piece), chapter 07"""
+    logprobs = jax.nn.log_softmax(logits[:-1], axis=-1)
+    return -float(jnp.take_along_axis(logprobs, ids[0, 1:, None], axis=-1).mean())
+
+
+def keep(share):
+    """A function that keeps the most active units of each word and sets the others to 0."""
+    return lambda a: jnp.where(jnp.abs(a) >= jnp.quantile(jnp.abs(a), 1 - share, axis=1, keepdims=True), a, 0)
+
+
+whole = loss(logits[0])
+same("our MLP in every layer gives the model's own loss", run_with(lambda a: a), whole, 1e-4)
+shares = [0.1, 0.0] if quick() else [0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.0]
+losses = {1.0: whole} | {share: run_with(keep(share) if share else jnp.zeros_like) for share in shares}
+table(
+    "loss of the story", ["units kept", "loss"], [(f"{share:.0%}", f"{value:.3f}") for share, value in losses.items()]
+)
+check("a tenth of the units still does most of the work", losses[0.1] - whole < 0.3 * (losses[0.0] - whole))
+
+# %% [markdown]
+# Which units are needed differs from word to word, so none of them can simply be removed. Engines that could find out
+# in advance which units will be active would read a fraction of the weights; that is an open field, and for SiLU,
+# where hardly any unit is exactly 0, a hard one. ReLU models make it easier.
+
+# %%
+figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.9), width_ratios=[1.5, 1, 1])
+first = slice(0, 24)
+order = np.argsort(np.abs(activity[first]).argmax(0), kind="stable")  # units in the order of the word they answer to
+loud = [unit for unit in order if strength[unit] >= np.sort(strength)[-120]]
+left.imshow(activity[first][:, loud], aspect="auto", cmap="RdBu", vmin=-3, vmax=3, interpolation="nearest")
+left.set_yticks(range(24), pieces[first], fontsize=7)
+left.set(title=f"the 120 loudest units of layer {LAYER}", xlabel="unit, ordered by the piece it answers most")
+ordered = np.sort(np.abs(activity), axis=1)[:, ::-1]  # [T F], falling
+for t in range(1, len(ordered), 8):
+    middle.plot(100 * np.arange(F) / F, ordered[t] / ordered[t, 0], color=BLUE, linewidth=0.7, alpha=0.6)
+middle.set(title="units by activity, per piece", xlabel="percent of the units", ylabel="share of the most active one")
+kept = [100 * share for share in losses if share]
+right.semilogx(kept, [losses[share / 100] for share in kept], "o-", color=BLUE)
+right.axhline(losses[0.0], color=RED, linewidth=1, linestyle="--")
+right.text(kept[-1], losses[0.0], "no MLPs at all ", color=RED, va="bottom")
+right.set(title="loss with fewer units", xlabel="percent of the units kept", ylabel="loss", ylim=(0, losses[0.0] * 1.1))
+save(figure, "13_units")
+
+# %% [markdown]
+# ![Activity of units over a text, how it falls off, and the loss with only the most active kept](figures/13_units.png)
+#
+# *Left: each column is a unit, each line a piece of the story. A unit answers to a few pieces. Middle: for each piece
+# a few units are loud and most are nearly silent. Right: the loss when only the loudest are kept.*
+#
+# ## In the engine
+# - `nanollm_jax.ops.mlp.mlp` is both forms in one: gated where the parameters have a gate, plain where they have not.
+#   Biases likewise: GPT-2 has them, LLaMA has none.
+# - All T words of a prompt go through in one matrix product, so each weight is read once for the whole prompt. While
+#   writing, T is 1 and each weight is read for one word alone: chapter 21 shows that this reading is what limits the
+#   speed.
+# - The product is accumulated in float32 by `nanollm_jax.ops.linear.linear` and the result returns to the dtype of
+#   the model.
+# - Nothing here looks at positions or at other words, so on several devices the units can be shared out: each device
+#   takes a part of F, and one sum over the devices completes `down` (chapter 22).
+#
+# ## Exercises
+# 1. GPT-2's smallest model has D = 768 and a plain MLP with F = 3,072. How wide is a gated one with the same number
+#    of weights?
+# 2. Reorder the units: the columns of gate and up and the rows of down, all in the same way. What changes?
+# 3. What is a gated MLP if the activation is the identity? Is it linear?
+
+# %% tags=["answer"]
+D = 768
+plain_weights = D * 3072 + 3072 * D
+wide = next(F for F in range(1, 4000) if plain_weights <= 3 * D * F)
+print(f"{wide} units, {wide / D:.3f} times D")
+check("exactly as many weights", 3 * D * wide == plain_weights)
+
+# %% tags=["answer"]
+print("Nothing: the result is a sum over the units, and a sum has no order. Only the last bits of float32 may differ.")
+order = random.permutation(F)
+entering = values[f"layers.{LAYER}.mlp_norm"][0]
+same(
+    "reordered",
+    gated(entering, gate[:, order], up[:, order], down[order], jax.nn.silu),
+    values[f"layers.{LAYER}.mlp.out"][0],
+    1e-4,
+)
+
+# %% tags=["answer"]
+print("No: (x @ gate) * (x @ up) is quadratic. Twice the input gives four times the output.")
+once, twice = (gated(factor * x32, gate32, up32, down32, lambda a: a) for factor in (1, 2))
+same("four times", twice, 4 * once, 1e-3)
+
+# %% [markdown]
+# [Previous: 12 · Positions](12_positions.py) · [Contents](README.md) · [Next: 14 · Residual stream](14_residual_stream.py)

@@ -1,0 +1,101 @@
+"""What every chapter of the series uses: --quick, checks, questions, timing, tables and figures.
+
+A chapter is `experiments/NN_topic.py` in percent format. README.md beside this file describes its parts.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+FIGURES = Path(__file__).parent / "figures"
+
+# Five colours that stay apart in print, for the colour-blind, and when a dark page inverts the figure's lightness.
+BLUE, ORANGE, GREEN, RED, GREY = "#2b6cb0", "#dd7a1f", "#2f8f5b", "#c0392b", "#8a8f98"
+
+matplotlib.use("agg")
+matplotlib.rcParams.update({
+    "figure.figsize": (8, 4), "figure.dpi": 130, "figure.facecolor": "#ffffff", "figure.constrained_layout.use": True,
+    "font.size": 11, "axes.titlesize": 12, "axes.titlelocation": "left", "axes.labelcolor": "#333333",
+    "axes.edgecolor": "#999999", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False,
+    "grid.color": "#dddddd", "xtick.color": "#555555", "ytick.color": "#555555", "legend.frameon": False,
+    "lines.linewidth": 2, "image.cmap": "Blues", "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, GREY]),
+})  # fmt: skip
+
+
+def quick() -> bool:
+    """Was the chapter started with --quick? Then sizes are small, nothing that depends on time is checked."""
+    return "--quick" in sys.argv[1:]
+
+
+def check(claim: str, holds: Any) -> None:
+    """Print a claim that holds; AssertionError for one that does not."""
+    if not bool(holds):
+        raise AssertionError(claim)
+    print(f"ok   {claim}")
+
+
+def same(claim: str, ours: Any, reference: Any, tolerance: float = 1e-5) -> None:
+    """Print the largest difference of two arrays of one shape; AssertionError if it is above the tolerance, or not a number."""
+    ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
+    if ours.shape != reference.shape:
+        raise AssertionError(f"{claim}: shape {ours.shape} is not {reference.shape}")
+    difference = np.abs(ours - reference).max()
+    if not difference <= tolerance:
+        raise AssertionError(f"{claim}: they differ by {difference:.2g}, more than {tolerance:.2g}")
+    print(f"ok   {claim}: largest difference {difference:.1e}")
+
+
+def predict(question: str) -> None:
+    """Ask the reader for a guess before the answer is computed; on a terminal, wait for Enter."""
+    print(f"Predict: {question}")
+    if sys.stdin is not None and sys.stdin.isatty() and not quick():
+        input("(your guess, then Enter) ")
+
+
+def seconds(function: Callable[..., Any], *args: Any, repeats: int = 5) -> float:
+    """The fastest of several runs, after one that is thrown away because it may compile. Other programs only ever add time."""
+    jax.block_until_ready(function(*args))
+    times = []
+    for _ in range(1 if quick() else repeats):
+        begun = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def table(title: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Print rows under a header, numbers to the right."""
+    first, *others = header
+    grid = Table(first, box=SIMPLE_HEAD)
+    for name in others:
+        grid.add_column(name, justify="right")
+    for row in rows:
+        grid.add_row(*map(str, row))
+    text = io.StringIO()
+    # plain text everywhere: rich would write its own HTML in a notebook, and colours
+    Console(file=text, width=120, force_jupyter=False, force_terminal=False, color_system=None).print(grid)
+    print(title, *(line.rstrip() for line in text.getvalue().splitlines()), sep="\n")
+
+
+def save(figure: plt.Figure, name: str) -> None:
+    """Write figures/NAME.png, which a text cell then shows. With --quick it is drawn but the file stays as it is."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    plt.close(figure)
+    if not quick():
+        # 128 colours look the same and take a third of the bytes
+        Image.open(drawn).convert("RGB").quantize(128).save(FIGURES / f"{name}.png", optimize=True)
