@@ -6,10 +6,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test parity lint bench experiments clean
+.PHONY: help demo test parity lint bench bench-peers experiments clean
 
 help: ## list these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: .venv/installed ## a story from the bundled model, printed as it is generated
 	@$(BIN)/nanollm generate "Once upon a time" --echo --max-new-tokens 300 --temperature 0.7 --top-p 0.9 --seed 4
@@ -25,9 +25,14 @@ lint: .venv/installed-dev ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy nanollm_jax
 
-bench: .venv/installed ## prefill and decode speed of the bundled model and of a 110M LLaMA
-	$(BIN)/python experiments/bench_decode.py
-	$(BIN)/python experiments/bench_decode.py configs/llama-110m.json
+bench: .venv/installed ## how fast the bundled model and a 110M LLaMA start, read and write
+	$(BIN)/nanollm bench
+	$(BIN)/nanollm bench configs/llama-110m.json
+
+bench-peers: export CMAKE_ARGS = -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAVA_BUILD=OFF
+bench-peers: export CMAKE_BUILD_PARALLEL_LEVEL = $(shell getconf _NPROCESSORS_ONLN)
+bench-peers: .venv/installed-peers ## the same beside transformers and llama.cpp, which it installs and compiles
+	$(BIN)/python experiments/bench_peers.py
 
 experiments: .venv/installed-experiments ## run every chapter of experiments/ and build experiments/index.html
 	$(BIN)/python experiments/page/build.py

@@ -88,9 +88,9 @@ same("two linear layers are one", two_layers, one_layer, tolerance=1e-12)
 #
 # - *ReLU* keeps what is positive and makes the rest 0. It has a corner at 0.
 # - *GELU* multiplies x by the probability that a random number from the bell curve (the normal distribution with mean
-#   0 and deviation 1) is below x. Far to the right that is 1, far to the left it is 0.
-# - *GELU, tanh form*, replaces this probability by a formula that was cheaper to compute and is nearly the same.
-#   GPT-2 was trained with it.
+#   0 and standard deviation 1) is below x. Far to the right that is 1, far to the left it is 0.
+# - *GELU, tanh form*, replaces this probability by a formula that was cheaper to compute and is nearly the same; tanh
+#   is one more curve that slides, from -1 to 1. GPT-2 was trained with it.
 # - *SiLU*, also called swish, multiplies x by the *sigmoid* of x, 1 / (1 + e^-x), another way to slide from 0 to 1.
 #   LLaMA and Mistral use it.
 #
@@ -174,7 +174,7 @@ low, high = np.percentile(arriving, [5, 95])
 print(f"{arriving.size:,} numbers arrive at SiLU: {np.mean(arriving < 0):.0%} are negative")
 print(f"nine in ten of them lie between {low:.2f} and {high:.2f}")
 
-# %%
+# %% tags=["figure"]
 COLOURS = {"relu": GREY, "gelu": RED, "gelu_tanh": ORANGE, "silu": BLUE}
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6))
 near = np.abs(grid) <= 3.5

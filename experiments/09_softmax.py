@@ -109,6 +109,7 @@ with np.errstate(over="ignore", invalid="ignore"):
     lost = softmax_naive(scores + np.float32(100))
 check("100 more on every score: the naive form is nan", np.isnan(lost).all())
 same("the stable form has not changed", softmax(scores + np.float32(100)), softmax(scores), 1e-6)
+same("nor has it on arrays", softmax_arrays(jnp.float32(scores + 100)), softmax(scores), 1e-6)
 same("nor has jax.nn.softmax", jax.nn.softmax(scores + 100), softmax(scores), 1e-6)
 
 # %% [markdown]
@@ -220,7 +221,9 @@ def online(scores):
 
 
 best, total, history = online(x)
-same("the maximum and the sum, from one pass", [best, total], [x.max(), np.exp(x - x.max()).sum()], 1e-12)
+expected = [x.max(), np.exp(x - x.max()).sum()]
+same("the maximum and the sum, from one pass", [best, total], expected, 1e-12)
+same("in whatever order they arrive", [online(random.permutation(x))[:2] for _ in range(9)], [expected] * 9, 1e-12)
 same("and so the softmax", np.exp(x - best) / total, softmax(x), 1e-12)
 
 # %% [markdown]
@@ -269,6 +272,10 @@ cuts = [0, *sorted(random.choice(np.arange(1, 1000), 9, replace=False)), 1000]
 blocks = [read_block(q, k[start:stop], v[start:stop]) for start, stop in pairwise(cuts)]
 best, total, mixed = reduce(merge, [blocks[i] for i in random.permutation(len(blocks))])
 same("uneven blocks, merged in any order", mixed / total, exact, 1e-10)
+loud = [read_block(500 * q, k[start : start + 100], v[start : start + 100]) for start in range(0, 1000, 100)]
+best, total, mixed = reduce(merge, loud)
+winner = np.argmax(k @ q)
+same(f"scores up to {best:,.0f}: no overflow, and the best key takes all", mixed / total, v[winner], 1e-10)
 same("all scores at once, in float32", whole, exact, 1e-4)
 
 mask = jnp.ones((1, 1, 1000), bool)  # [B T S]
@@ -279,7 +286,7 @@ same("the library", attention.mix(weights, jnp.float32(v)[None, None])[0, 0, 0],
 # That the order does not matter is worth more than the saved memory: blocks can be read by different cores, or stand
 # on different machines, and their three results are merged at the end.
 
-# %%
+# %% tags=["figure"]
 shown = np.linspace(-3, 3, 48) + random.normal(0, 1.2, size=48)  # [n]: scores that keep finding new maxima
 _, _, history = online(shown)
 running_best, running_total = np.array(history).T
@@ -311,8 +318,8 @@ save(figure, "09_online")
 # - `nanollm_jax.ops.attention.weights` computes scores and softmax in float32, also when the model runs in bfloat16,
 #   and masks with the lowest float. `jax.nn.softmax` inside subtracts the maximum.
 # - `nanollm_jax.ops.attention.mix` is the weighted mean. The engine keeps the weights whole: while it writes text
-#   there is one query per row, T is 1, and the scores are S numbers, fewer than a key has bytes. They also stay
-#   visible under the name `layers.0.attention.weights`, which chapter 10 needs.
+#   there is one query per row, T is 1, and the scores are S numbers for each head, little beside the S times H
+#   numbers of the keys. They also stay visible under the name `layers.0.attention.weights`, which chapter 10 needs.
 # - `nanollm_jax.sampling.shape_logits` subtracts the best logit before it divides by the temperature, for the same
 #   reason as here: a tiny temperature would make large logits infinite.
 # - `nanollm_jax.sampling.draw` reports the logarithm of a probability through `jax.nn.log_softmax`.

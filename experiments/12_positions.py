@@ -166,7 +166,7 @@ check("4 apart is something else", abs(score(4, 0) - score(3, 0)) > 1e-3)
 check("and so is the other direction", abs(score(0, 3) - score(3, 0)) > 1e-3)
 same("a turned vector is as long as before", np.linalg.norm(by_loops, axis=1), np.linalg.norm(x, axis=1), 1e-12)
 
-# %%
+# %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[1.2, 1])
 turns = np.arange(256)[:, None] * freqs[None]  # [positions H/2]
 image = left.imshow(np.cos(turns).T, aspect="auto", cmap="RdBu", interpolation="nearest")
@@ -337,7 +337,7 @@ if not quick():
 # models that use it are trained a little more after the change. The two mixed forms keep the fast pairs, which carry
 # the order of neighbours, and cost almost nothing even without training.
 
-# %%
+# %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.9))
 styles = {"plain": (GREY, "-"), "linear": (RED, "-"), "llama3": (BLUE, "-"), "yarn": (ORANGE, "--")}
 for name, (scaled, _) in SCALINGS.items():

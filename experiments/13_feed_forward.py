@@ -259,7 +259,7 @@ check("a tenth of the units still does most of the work", losses[0.1] - whole < 
 # in advance which units will be active would read a fraction of the weights; that is an open field, and for SiLU,
 # where hardly any unit is exactly 0, a hard one. ReLU models make it easier.
 
-# %%
+# %% tags=["figure"]
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.9), width_ratios=[1.5, 1, 1])
 first = slice(0, 24)
 order = np.argsort(np.abs(activity[first]).argmax(0), kind="stable")  # units in the order of the word they answer to

@@ -163,7 +163,7 @@ for n, probabilities in enumerate(lens):
 final = lens[-1]
 same("after the last layer the lens is the model itself", final, jax.nn.softmax(logits[0]), 1e-5)
 
-# %%
+# %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(11, 3.9))
 best, sure = lens.argmax(-1), lens.max(-1)  # [L+1 T]
 ax.imshow(sure[::-1], cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
@@ -257,7 +257,7 @@ check("no other part costs a fifth of that", ordered[1][1] < ordered[0][1] / 5)
 # this story, because what the others wrote is still there. The exception is the first layer's MLP. It turns the
 # embeddings, which are small and look alike, into what all later layers expect to read.
 
-# %%
+# %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
 stream_sizes = np.sqrt(np.square(np.cumsum(written, axis=0)[:, 1:]).mean(-1)).mean(-1)  # [2L+1]
 colours = [GREY, *([ORANGE, BLUE] * config.num_layers)]

@@ -9,8 +9,8 @@
 # go in circles (chapter 19). Drawing by the probabilities alone picks something absurd now and then: each of the many
 # poor pieces is improbable, all of them together are not.
 #
-# Between the two lie the rules that every engine offers. They cost almost nothing to compute and change the text more
-# than a larger model would. A user who sets them wants exactly what their definition says.
+# Between the two lie the rules that every engine offers. They cost almost nothing to compute, and decide whether a
+# text is dull, lively or broken. A user who sets them wants exactly what their definition says.
 #
 # ## The idea
 # Everything called *sampling* changes the logits before the draw:
@@ -48,6 +48,7 @@ everywhere = np.asarray(nano.forward(model.params, jnp.asarray(ids)[None], cache
 pieces = [model.tokenizer.piece(int(token)) for token in ids]
 PLACE = pieces.index("▁named")
 logits = everywhere[PLACE]  # [V]: what may follow "a little girl named"
+shape_logits, draw = jax.jit(smp.shape_logits), jax.jit(smp.draw)  # compiled once for each number of rows
 random = np.random.default_rng(18)
 
 # %% [markdown]
@@ -113,7 +114,7 @@ best = np.argsort(-logits)[:6]
 nothing = smp.history(jnp.zeros((1, 1), jnp.int32), jnp.zeros(1, jnp.int32), V)  # no token has occurred yet
 rows = []
 for name, (scores, setting) in BY_HAND.items():
-    ours = smp.shape_logits(jnp.asarray(logits)[None], setting.rows(1, V), nothing)[0]
+    ours = shape_logits(jnp.asarray(logits)[None], setting.rows(1, V), nothing)[0]
     check(f"{name}: the library keeps the same pieces", np.array_equal(np.isfinite(ours), np.isfinite(scores)))
     same(f"{name}: the same probabilities", jax.nn.softmax(ours), softmax(scores), tolerance=1e-6)
     rows.append([name, np.isfinite(scores).sum(), *(f"{p:.1%}" for p in softmax(scores)[best])])
@@ -124,7 +125,7 @@ check(
     left_over.sum() >= 0.9 > left_over.sum() - left_over.min(),
 )
 
-# %%
+# %% tags=["figure"]
 figure, axes = plt.subplots(2, 3, figsize=(9, 4.5), sharex=True, sharey=True)
 ranks = np.argsort(-logits)[:40]
 for ax, (name, (scores, _)) in zip(axes.flat, BY_HAND.items(), strict=False):
@@ -154,7 +155,7 @@ T = len(ids)
 nothing_anywhere = jax.tree.map(lambda x: jnp.repeat(x, T, axis=0), nothing)
 counts = {}
 for name, setting in CUTS.items():
-    shaped = smp.shape_logits(jnp.asarray(everywhere), setting.rows(T, V), nothing_anywhere)  # [T V]
+    shaped = shape_logits(jnp.asarray(everywhere), setting.rows(T, V), nothing_anywhere)  # [T V]
     counts[name] = np.isfinite(shaped).sum(-1)  # [T]
 by_hand = [np.isfinite(top_p(row, 0.9)).sum() for row in everywhere]
 check("top-p at every place, by hand", np.array_equal(by_hand, counts["top-p 0.9"]))
@@ -257,7 +258,7 @@ seeds, positions = jnp.full(N, 7, jnp.uint32), jnp.arange(N)
 drawn = {
     "by the line": [draw_by_line(few, random.random()) for _ in range(N)],
     "by Gumbel": [draw_by_gumbel(few, random.random(6)) for _ in range(N)],
-    "by the library": smp.draw(jnp.tile(jnp.float32(few), (N, 1)), many, nothing_said, seeds, positions)[0],
+    "by the library": draw(jnp.tile(jnp.float32(few), (N, 1)), many, nothing_said, seeds, positions)[0],
 }
 for name, tokens in drawn.items():
     same(f"drawn {name}, {N:,} times", np.bincount(np.asarray(tokens), minlength=6) / N, softmax(few), tolerance)
@@ -270,8 +271,8 @@ for name, tokens in drawn.items():
 settings = nano.Sampling(temperature=0.9, top_p=0.95)
 batch = jnp.asarray(everywhere)  # [T V]: as if T requests stood here
 seeds, positions = jnp.arange(T, dtype=jnp.uint32), jnp.arange(10, 10 + T)
-together, _ = smp.draw(batch, settings.rows(T, V), nothing_anywhere, seeds, positions)
-shaped = smp.shape_logits(batch, settings.rows(T, V), nothing_anywhere)
+together, _ = draw(batch, settings.rows(T, V), nothing_anywhere, seeds, positions)
+shaped = shape_logits(batch, settings.rows(T, V), nothing_anywhere)
 alone = [int(jax.random.categorical(jax.random.fold_in(jax.random.key(n), 10 + n), shaped[n])) for n in range(T)]
 check("each row draws what it would draw alone", np.array_equal(together, alone))
 
@@ -366,7 +367,7 @@ print(
 )
 for t in (0.5, 0.1, 0.02):
     print(f"temperature {t}: the best has probability {softmax(logits / t).max():.4f}")
-token, _ = smp.draw(
+token, _ = draw(
     jnp.asarray(logits)[None],
     nano.Sampling(temperature=0.0).rows(1, V),
     nothing,

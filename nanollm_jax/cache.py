@@ -145,6 +145,7 @@ def heads(cache: KVCache, layer: int, B: int) -> tuple[jax.Array, jax.Array]:
     return tuple(x[layer].reshape(B, rows // B, S, H) for x in (cache.k, cache.v))  # type: ignore[return-value]
 
 
+@jax.named_scope("cache")
 def write(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, positions: jax.Array, count: jax.Array) -> KVCache:
     """Put one layer's real new tokens into their slots.  k, v [B*K T H], positions [B T], count [B]"""
     rows, T, H = k.shape

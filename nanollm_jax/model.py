@@ -83,6 +83,7 @@ def block(
     return tag(x, f"{name}.out"), cache
 
 
+@jax.named_scope("attention")
 def attend(
     p: Params, h: jax.Array, new: New, cache: KVCache, layer: int, config: ModelConfig
 ) -> tuple[jax.Array, KVCache]:

@@ -137,6 +137,7 @@ def read(past: History, tokens: jax.Array, count: jax.Array) -> History:
     return dataclasses.replace(past, prompt=past.prompt.at[jnp.arange(B)[:, None], ids].set(True, mode="drop"))
 
 
+@jax.named_scope("sampling")
 def remember(past: History, token: jax.Array) -> History:
     """Count one more token of each row's answer.  token [B]"""
     return dataclasses.replace(past, answer=past.answer.at[jnp.arange(token.shape[0]), token].add(1))
@@ -255,6 +256,7 @@ def draw_one(logits: jax.Array, uniform: jax.Array) -> jax.Array:
     return (block * BLOCK + inside).astype(jnp.int32)
 
 
+@jax.named_scope("sampling")
 def draw(
     logits: jax.Array, sampling: Sampling, past: History, seeds: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

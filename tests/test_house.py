@@ -42,6 +42,21 @@ ARROWS = {
         "request",
         "sampling",
     },
+    "roofline": {"config", "params"},
+    "hlo": set(),
+    "trace": {"bench", "cache", "decode", "errors", "hlo", "roofline", "sampling"},
+    "bench": {
+        "cache",
+        "config",
+        "decode",
+        "errors",
+        "families",
+        "generate",
+        "loading",
+        "params",
+        "roofline",
+        "sampling",
+    },
 }
 ANYTHING = {"cli", "__init__"}
 

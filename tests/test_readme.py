@@ -35,14 +35,15 @@ def test_library_examples():
 
 
 @pytest.mark.parametrize("line", re.findall(r"^nanollm (.*)$", README, re.MULTILINE))
-def test_commands_are_understood(line, capsys):
+def test_commands_are_understood(line, capsys, tmp_path):
     """Those of the bundled model and of configs/ run as they stand; the others are parsed up to the missing checkpoint."""
     words = shlex.split(line.partition("<")[0])
     if "--model" in words:
         source = words.index("--model") + 1
         words[source] = "no/such/folder"
         words = [word if word != "-" else "text" for word in words]
-    code = run([*words, *(["--max-new-tokens", "3"] if words[0] == "generate" else [])])
+    rest = {"generate": ["--max-new-tokens", "3"], "profile": ["--trace", str(tmp_path)]}.get(words[0], [])
+    code = run([*words, *rest])
     found = capsys.readouterr()
     assert (code, "no/such/folder" in found.err) == ((2, True) if "--model" in words else (0, False)), found.err
     assert found.out or code

@@ -1,12 +1,12 @@
-"""The command line, `nanollm`: generate, tokenize and info. Arguments in, text out; no mathematics.
+"""The command line, `nanollm`: generate, tokenize, info, bench and profile. Arguments in, text out; no mathematics.
 
 Answers go to standard output and what they cost to standard error, so that output can be piped. An error is one line,
 `nanollm: what is wrong`, and exit code 2. Ctrl-C is exit code 130, and a reader that went away ends a command quietly.
 Commands import what they need when they run: nothing in this folder keeps --help and --version waiting.
 
-    generate.py  tokenize.py  info.py   one command each
-    options.py                          what commands share of what they take
-    printing.py                         what they share of what they print
+    generate.py  tokenize.py  info.py  bench.py  profile.py    one command each
+    options.py              what commands share of what they take
+    printing.py  plot.py    what they share of what they print, and their pictures
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from nanollm_jax.cli.bench import bench
 from nanollm_jax.cli.generate import generate
 from nanollm_jax.cli.info import info
 from nanollm_jax.cli.options import INTERRUPTED
 from nanollm_jax.cli.printing import harmless
+from nanollm_jax.cli.profile import profile
 from nanollm_jax.cli.tokenize import tokenize
 from nanollm_jax.errors import NanoLLMError
 
@@ -89,5 +91,5 @@ def nanollm(context: typer.Context, version: Annotated[bool, VERSION] = False) -
         print(context.get_help())
 
 
-for command in (generate, tokenize, info):
+for command in (generate, tokenize, info, bench, profile):
     app.command()(command)

@@ -8,18 +8,15 @@ import re
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from nanollm_jax.cli.options import AsJson, Dtype, Revision
+from nanollm_jax.cli.options import AnyModel, AsJson, Dtype, Revision
 from nanollm_jax.cli.printing import harmless, print_json, print_table, spelled
 from nanollm_jax.errors import NanoLLMError
 
 if TYPE_CHECKING:
     from nanollm_jax.config import ModelConfig
 
-MODEL = "A folder in checkpoint form, a file in the form of config.json, or a hub id. Left out: the bundled model."
 AXES = {
     "vocab_size": "V", "hidden_size": "D", "num_layers": "L", "num_heads": "N", "num_kv_heads": "K", "head_dim": "H",
     "intermediate_size": "F", "max_positions": "P",
@@ -27,7 +24,7 @@ AXES = {
 
 
 def info(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=MODEL)] = None,
+    model: AnyModel = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
     as_json: AsJson = False,

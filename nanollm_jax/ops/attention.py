@@ -21,6 +21,7 @@ def split_heads(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return qkv[:, :, :, :-2].reshape(B, T, K * (Q - 2), H), qkv[:, :, :, -2], qkv[:, :, :, -1]
 
 
+@jax.named_scope("scores")
 def visible(queries: jax.Array, keys: jax.Array, window: int | None = None) -> jax.Array:
     """May the query at one position see the key at another?  queries [B T], keys [B S] -> [B T S] bool
 
@@ -32,6 +33,7 @@ def visible(queries: jax.Array, keys: jax.Array, window: int | None = None) -> j
     return seen if window is None else seen & (distance < window)
 
 
+@jax.named_scope("scores")
 def weights(q: jax.Array, k: jax.Array, mask: jax.Array, scale: float, diagonal: bool = False) -> jax.Array:
     """How much each query takes from each key.  q [B T N H], k [B K S H], mask [B T S] -> [B K G T S] float32, sums to 1
 
@@ -51,6 +53,7 @@ def weights(q: jax.Array, k: jax.Array, mask: jax.Array, scale: float, diagonal:
     return jnp.concatenate(rows, axis=3)
 
 
+@jax.named_scope("scores")
 def mix(weight: jax.Array, v: jax.Array, diagonal: bool = False) -> jax.Array:
     """The weighted means of the values.  weight [B K G T S], v [B K S H] -> [B T N H] float32"""
     B, K, G, T, S = weight.shape

@@ -7,6 +7,7 @@ import jax
 from nanollm_jax.ops.linear import product
 
 
+@jax.named_scope("embedding")
 def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Look up one vector per id.  table [V D] (or [P D]), ids [B T] -> [B T D]
 
@@ -15,6 +16,7 @@ def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
     return table.at[ids].get(mode="clip")
 
 
+@jax.named_scope("logits")
 def unembed(table: jax.Array, x: jax.Array) -> jax.Array:
     """Score every entry of the vocabulary.  table [V D], x [B T D] -> [B T V] float32"""
     B, T, D = x.shape

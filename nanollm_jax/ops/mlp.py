@@ -17,6 +17,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+@jax.named_scope("mlp")
 def mlp(p: dict[str, jax.Array], x: jax.Array, activation: str) -> jax.Array:
     """down(act(up(x))), or with a gate down(act(gate(x)) * up(x)).  x [B T D] -> [B T D]
 

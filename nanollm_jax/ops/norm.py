@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
+@jax.named_scope("norm")
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Divide each vector by its root mean square, then stretch it.  x [... D], scale [D] -> [... D]
 
@@ -17,6 +18,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (x32 * jax.lax.rsqrt(mean_square + eps) * along_last(scale, x)).astype(x.dtype)
 
 
+@jax.named_scope("norm")
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
     """Centre each vector, divide it by its deviation, stretch and shift it.  x [... D], scale, bias [D] -> [... D]
 

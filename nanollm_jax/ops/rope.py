@@ -64,6 +64,7 @@ def yarn(plain: np.ndarray, theta: float, scaling: Any) -> np.ndarray:
     return (1 - ramp) * plain + ramp * plain / np.float32(scaling.factor)
 
 
+@jax.named_scope("rope")
 def turns(positions: jax.Array, freqs: np.ndarray, factor: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of each pair's angle at each position, times factor.  [B T], [H/2] -> two [B T 1 H/2] float32
 
@@ -82,6 +83,7 @@ def turns(positions: jax.Array, freqs: np.ndarray, factor: float = 1.0) -> tuple
     return jax.lax.platform_dependent(angle, cpu=once, default=both)
 
 
+@jax.named_scope("rope")
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Turn each head's pairs (i, i + H/2) by their angles.  x [B T N H], cos and sin [B T 1 H/2] -> [B T N H]"""
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)

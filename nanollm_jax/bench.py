@@ -1,0 +1,277 @@
+"""How fast a model starts, reads and writes on this machine, and how near that is to what the machine can do.
+
+Each figure is measured by itself: starting in new processes, with an empty compilation cache and with a filled one;
+prefill and decode warm, at every number of rows in turn, and in the same turns the machine's own limits (roofline.py).
+Decode is held against the rate of reading and prefill against that of arithmetic: one token per row needs every weight
+once, a long prompt needs every weight many times. A model that stays in a CPU's caches can be faster than the limit,
+which is that of memory.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nanollm_jax import params as parameters
+from nanollm_jax.cache import init_cache
+from nanollm_jax.config import check_count, resolve_dtype
+from nanollm_jax.decode import decode, prefill
+from nanollm_jax.errors import ConfigError, RequestError
+from nanollm_jax.families import read_config
+from nanollm_jax.generate import stream
+from nanollm_jax.loading import Model, load, read_json
+from nanollm_jax.roofline import product_rate, prompt_flops, read_rate, step_bytes
+from nanollm_jax.sampling import Sampling
+
+CHUNK = 4  # tokens of a first answer: one call of the compiled loop, as in stream
+STARTING = """
+import json, sys, time
+begun = time.perf_counter()
+import nanollm_jax
+imported = time.perf_counter() - begun
+from nanollm_jax.bench import first_answer
+print(json.dumps({"import": imported} | first_answer(**json.loads(sys.argv[1]))))
+"""
+Progress = Callable[[str], None]
+
+
+def bench(
+    source: str | None,
+    *,
+    revision: str | None = None,
+    dtype: Any = "auto",
+    rows: Sequence[int] = (1, 4, 8, 32),
+    prompt_tokens: int = 128,
+    new_tokens: int = 64,
+    repeats: int = 5,
+    starts: int = 3,
+    progress: Progress = lambda text: None,
+) -> dict[str, Any]:
+    """Measure a model: None is the bundled one; a folder, a hub id, or a config file, which gets random weights.
+
+    rows            batch sizes of prefill and decode
+    prompt_tokens   per row; decode comes behind them and writes new_tokens per row
+    repeats         timed calls of each, after one that is thrown away
+    starts          new processes with an empty compilation cache, and as many with a filled one; 0 leaves starting out
+    Returns what `nanollm bench --json` prints: seconds, tokens, bytes and FLOPs, with medians, extremes and every sample.
+    Raises RequestError for what does not fit the model or the machine's memory, and what load raises.
+    """
+    counts = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
+    check_counts(counts)
+    for number in rows:
+        check_counts({"rows": number})
+    if not rows:
+        raise RequestError("rows is empty; give at least one number of rows.")
+    how: dict[str, Any] = {"source": source, "revision": revision, "dtype": str(resolve_dtype(dtype))}
+    model = open_model(**how)
+    check_fits(model, max(rows), prompt_tokens + max(new_tokens, CHUNK))
+    report: dict[str, Any] = {"model": describe(model, source), "machine": machine(), **counts}
+    if starts:
+        del model  # two copies may not fit
+        report["start"] = start(how | {"prompt_tokens": prompt_tokens}, starts, progress)
+        model = open_model(**how)
+    return report | run(model, rows, prompt_tokens, new_tokens, repeats, progress)
+
+
+def open_model(source: str | None, revision: str | None, dtype: Any) -> Model:
+    """A checkpoint, or a config file with random weights, which no tokenizer goes with. All weights on their device."""
+    file = Path(source or "").expanduser()
+    if revision is None and file.is_file():
+        config, _ = read_config(read_json(file), str(file))
+        model = Model(config, parameters.init_params(config, jax.random.key(0), dtype))
+    else:
+        model = load(source, revision=revision, dtype=dtype)
+    jax.block_until_ready(model.params)
+    return model
+
+
+def check_counts(counts: dict[str, Any]) -> None:
+    """Raise RequestError for one that is not a whole number of at least 1."""
+    for name, value in counts.items():
+        try:
+            check_count(name, value)
+        except ConfigError as error:
+            raise RequestError(str(error)) from None
+
+
+def check_fits(model: Model, rows: int, capacity: int) -> None:
+    """Raise RequestError for more positions than the model has, or more bytes than the device's memory has."""
+    config, itemsize = model.config, dtype_of(model).itemsize
+    if capacity > config.max_positions:
+        raise RequestError(
+            f"prompt and new tokens need {capacity} positions a row; this model has {config.max_positions}: take fewer."
+        )
+    row = 2 * config.num_layers * config.num_kv_heads * capacity * config.head_dim * itemsize + 16 * config.vocab_size
+    stats = jax.devices()[0].memory_stats()
+    memory = stats["bytes_limit"] if stats else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    room = memory - nbytes(model)
+    if rows * row > room:
+        raise RequestError(
+            f"{rows} rows of {capacity} positions need {rows * row / 1e9:.1f} GB beside the weights; the device has "
+            f"{room / 1e9:.1f} GB: take {max(room // row, 0)} rows or fewer."
+        )
+
+
+def start(how: dict[str, Any], starts: int, progress: Progress) -> dict[str, Any]:
+    """Answer a first request in new processes -> {"cold": {stage: summary}, "warm": {stage: summary}}, in seconds."""
+    found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+    with tempfile.TemporaryDirectory() as root:
+        for turn in range(starts):
+            for kind in found:  # the warm one finds what the cold one left
+                progress(f"{kind} start {turn + 1} of {starts}")
+                arguments = json.dumps(how | {"cache": f"{root}/{turn}"})
+                command = [sys.executable, "-c", STARTING, arguments]
+                child = subprocess.run(command, capture_output=True, text=True)
+                if child.returncode:
+                    raise RuntimeError(f"the process of a {kind} start failed: {child.stderr}")
+                found[kind].append(json.loads(child.stdout))
+    return {
+        kind: {stage: summary([one[stage] for one in samples]) for stage in samples[0]}
+        for kind, samples in found.items()
+    }
+
+
+def first_answer(
+    source: str | None, revision: str | None, dtype: str, prompt_tokens: int, cache: str
+) -> dict[str, float]:
+    """Load a model and answer one request, in this process -> seconds of each stage; what is compiled goes to `cache`."""
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    begun = time.perf_counter()
+    model = open_model(source, revision, dtype)
+    loaded = time.perf_counter()
+    answer = stream(model, prompt(model, 1, prompt_tokens)[0].tolist(), max_new_tokens=CHUNK, chunk=CHUNK)
+    for _ in answer:
+        pass
+    timings = answer.timings
+    return {"load": loaded - begun, "compile": timings.compile_seconds, "first_token": timings.first_token_seconds}
+
+
+def run(
+    model: Model, rows: Sequence[int], prompt_tokens: int, new_tokens: int, repeats: int, progress: Progress
+) -> dict[str, Any]:
+    """Prefill, decode, first token and the machine's limits, in turns, in this process."""
+    config, dtype = model.config, dtype_of(model)
+    seconds: dict[tuple[str, int], list[float]] = {}
+    first, reading, arithmetic = [], [], []
+    memory: dict[str, int | None] = {}
+    for turn in range(repeats + 1):  # the first compiles, touches everything, and shows the peak of memory
+        progress(f"turn {turn} of {repeats}" if turn else "compiling")
+        for count in rows:
+            cost = once(model, count, prompt_tokens, new_tokens)
+            for kind, value in zip(("prefill", "decode"), cost, strict=True):
+                seconds.setdefault((kind, count), []).append(value)
+        answer = stream(model, prompt(model, 1, prompt_tokens)[0].tolist(), max_new_tokens=CHUNK, chunk=CHUNK)
+        for _ in answer:
+            pass
+        first.append(answer.timings.first_token_seconds)
+        memory = memory or peaks()
+        reading.append(read_rate())
+        arithmetic.append(product_rate(dtype))
+    limits = {"read_bytes_per_second": summary(reading[1:]), "flops_per_second": summary(arithmetic[1:])}
+    report: dict[str, Any] = {"limits": limits, "first_token_seconds": summary(first[1:]), "memory": memory}
+    middle = prompt_tokens + new_tokens // 2  # positions that the average step finds
+    for kind, tokens in (("prefill", prompt_tokens), ("decode", new_tokens)):
+        report[kind] = []
+        for count in rows:
+            times = seconds[kind, count][1:]
+            entry: dict[str, Any] = {"rows": count, "tokens_per_second": summary([count * tokens / t for t in times])}
+            if kind == "decode":
+                moved = step_bytes(config, count, middle, dtype.itemsize)
+                rate = moved * new_tokens / statistics.median(times)
+                limit = limits["read_bytes_per_second"]["median"]
+                entry |= {"bytes_per_step": moved, "bytes_per_second": rate, "limit_share": rate / limit}
+            else:
+                flops = prompt_flops(config, count, prompt_tokens)
+                rate = flops / statistics.median(times)
+                limit = limits["flops_per_second"]["median"]
+                entry |= {"flops": flops, "flops_per_second": rate, "limit_share": rate / limit}
+            report[kind].append(entry)
+    return report
+
+
+def once(model: Model, rows: int, prompt_tokens: int, new_tokens: int) -> tuple[float, float]:
+    """Seconds of one prefill of [rows prompt_tokens], and of writing new_tokens per row behind it."""
+    config = model.config
+    sampling = Sampling(temperature=0.0).rows(rows, config.vocab_size)
+    tokens, lengths = prompt(model, rows, prompt_tokens), np.full(rows, prompt_tokens, np.int32)
+    cache = jax.block_until_ready(init_cache(config, rows, prompt_tokens + new_tokens, dtype_of(model)))
+    begun = time.perf_counter()
+    state = jax.block_until_ready(prefill(model.params, tokens, lengths, cache, config=config))
+    middle = time.perf_counter()
+    seeds = np.zeros(rows, np.uint32)
+    jax.block_until_ready(decode(model.params, state, sampling, seeds, config=config, steps=new_tokens))
+    return middle - begun, time.perf_counter() - middle
+
+
+def prompt(model: Model, rows: int, length: int) -> np.ndarray:
+    """The same random ids on every call.  -> [rows length] int32"""
+    return np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, length), dtype=np.int32)
+
+
+# describing
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """The median, the extremes and every sample."""
+    return {
+        "median": statistics.median(values), "lowest": min(values), "highest": max(values), "samples": values,
+    }  # fmt: skip
+
+
+def peaks() -> dict[str, int | None]:
+    """The most memory this process has had, in bytes; None for a device that has none of its own."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    stats = jax.devices()[0].memory_stats()
+    return {
+        "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "device_peak_bytes": stats["peak_bytes_in_use"] if stats else None,
+    }
+
+
+def dtype_of(model: Model) -> np.dtype:
+    """The dtype of weights, activations and cache."""
+    return np.dtype(model.params["embedding"]["tokens"].dtype)
+
+
+def nbytes(model: Model) -> int:
+    """Bytes of all weights."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+
+
+def describe(model: Model, source: str | None) -> dict[str, Any]:
+    """Which model was measured."""
+    return {
+        "source": source or "the bundled model", "parameters": parameters.count(model.config), "bytes": nbytes(model),
+        "dtype": dtype_of(model).name,
+    }  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """Which machine and versions a figure belongs to."""
+    cpu, file = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if file.exists():
+        names = [
+            line.partition(":")[2].strip() for line in file.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    device = jax.devices()[0]
+    return {
+        "cpu": cpu, "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": device.device_kind, "devices": jax.device_count(), "python": platform.python_version(),
+        "jax": jax.__version__, "nanollm_jax": importlib.metadata.version("nanollm_jax"),
+    }  # fmt: skip

@@ -1,0 +1,92 @@
+"""What a model's mathematics needs, and what this machine can do: the two sides that speed is judged by.
+
+    bytes        that have to be moved for a step of decode, whatever the program moves on top
+    FLOPs        of the matrix products of a prefill, whatever the program computes on top
+    reading      bytes per second of the sum of a large array
+    arithmetic   FLOP per second of a large matrix product, float32 in full precision
+
+Both rates are those of the device that runs the model, with all its cores.
+Williams, Waterman & Patterson 2009, "Roofline: An Insightful Visual Performance Model for Multicore Architectures".
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nanollm_jax import params as parameters
+from nanollm_jax.config import ModelConfig
+
+# bytes of the array, width of the matrices: beyond a CPU's caches; on others long enough that the call does not count
+SIZES = {"cpu": (2**28, 2048)}
+LARGE = (2**31, 8192)
+CALLS = 4
+
+
+def step_bytes(config: ModelConfig, rows: int, length: int, itemsize: int) -> int:
+    """Bytes that decode has to move for one more token in each of `rows` rows that hold `length` positions.
+
+    Every weight once (of an embedding that is only looked up, one vector per row), the keys and values in sight, and
+    the new ones.
+    """
+    shapes = parameters.shapes(config)
+    looked_up = [path for path in ("embedding.tokens", "embedding.positions") if path in shapes]
+    if config.tie_embeddings:
+        looked_up.remove("embedding.tokens")
+    weights = sum(math.prod(shape) for path, shape in shapes.items() if path not in looked_up)
+    seen = sum(min(length + 1, config.window(layer) or length + 1) for layer in range(config.num_layers))
+    cached = 2 * config.num_kv_heads * config.head_dim * (seen + config.num_layers)
+    return itemsize * (weights + rows * (cached + len(looked_up) * config.hidden_size))
+
+
+def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
+    """FLOPs of the matrix products that read `rows` prompts of `length` tokens and score what follows each.
+
+    Two per weight and token; in attention, four per head width and pair of a query and a key that it sees.
+    """
+    layout, shapes = parameters.layout(config), parameters.shapes(config)
+    products = [path for path, axes in layout.items() if path.startswith("layers.") and {"D", " "} <= set(axes)]
+    weights = sum(math.prod(shapes[path]) for path in products)
+    windows = [config.window(layer) or length for layer in range(config.num_layers)]
+    pairs = sum(sum(min(position + 1, window) for position in range(length)) for window in windows)
+    attention = 4 * config.num_heads * config.head_dim * pairs
+    return rows * (2 * length * weights + attention + 2 * config.vocab_size * config.hidden_size)
+
+
+def read_rate() -> float:
+    """Bytes per second of summing a large float32 array.
+
+    On CPU the array is NumPy's, which JAX takes as it is when it begins at a multiple of 64 bytes: NumPy asks for huge
+    pages and XLA does not, and reading from them is faster (2 cores: 51 instead of 42 GB/s in one run).
+    """
+    size, _ = SIZES.get(jax.default_backend(), LARGE)
+    memory = np.ones(size // 4 + 16, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    array = jax.device_put(memory[first : first + size // 4])
+    return size / shortest(lambda: jnp.sum(array))
+
+
+def product_rate(dtype: Any) -> float:
+    """FLOP per second of the product of two large square matrices, accumulated in float32."""
+    _, width = SIZES.get(jax.default_backend(), LARGE)
+    matrix = jnp.ones((width, width), dtype)
+    product = partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
+    return 2 * width**3 / shortest(lambda: product(matrix, matrix))
+
+
+def shortest(call: Callable[[], jax.Array]) -> float:
+    """Seconds of the fastest of CALLS calls, after one that compiles: what the machine can do when nothing disturbs it."""
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(CALLS):
+        begun = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)

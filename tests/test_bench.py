@@ -1,0 +1,283 @@
+"""bench: what it counts is what the mathematics needs, nothing compiles while it measures, and it prints what it measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import typer
+from models import CONFIG_JSON, random_model
+
+import nanollm_jax as nano
+from nanollm_jax import bench, cli, roofline
+from nanollm_jax.decode import init_state, read_prompts
+from nanollm_jax.profiling import CompileWatch
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("config") / "tiny.json"
+    file.write_text(json.dumps(CONFIG_JSON["mistral"]))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def report(config_file):
+    return bench.bench(config_file, rows=(1, 3), prompt_tokens=5, new_tokens=4, repeats=3, starts=1)
+
+
+@pytest.fixture
+def run(capsys):
+    def command(*arguments):
+        capsys.readouterr()
+        return (cli.run(list(arguments)), *capsys.readouterr())
+
+    return command
+
+
+# what the mathematics needs
+
+
+def test_bytes_of_a_step_are_the_weights_once_and_the_keys_and_values_in_sight():
+    llama, gpt2, mistral = (random_model(family) for family in ("llama", "gpt2", "mistral"))
+    size = {model: sum(leaf.size for leaf in jax.tree.leaves(model.params)) for model in (llama, gpt2, mistral)}
+    # untied: the embedding [101 48] is looked up, the unembedding read; 2 layers of 2 heads of 8, 9 seen and 1 written
+    cache = 2 * 2 * 2 * 8 * 10
+    assert roofline.step_bytes(llama.config, 1, 8, 4) == 4 * (size[llama] - 101 * 48 + 48 + cache)
+    assert roofline.step_bytes(llama.config, 5, 8, 2) == 2 * (size[llama] - 101 * 48 + 5 * (48 + cache))
+    # tied: the embedding is read as unembedding, the positions [256 36] are looked up; 2 layers of 3 heads of 12
+    assert roofline.step_bytes(gpt2.config, 1, 8, 4) == 4 * (size[gpt2] - 256 * 36 + 36 + 2 * 2 * 3 * 12 * 10)
+    # a window of 7: 7 seen however long the row is; 2 layers of 1 head of 14
+    assert roofline.step_bytes(mistral.config, 1, 100, 4) == 4 * (size[mistral] - 97 * 40 + 40 + 2 * 2 * 14 * 8)
+
+
+def test_flops_of_a_prompt_are_what_xla_counts_in_the_compiled_program():
+    """Where products dominate; XLA also counts what is added and masked, so it may say a little more."""
+    config, _ = nano.read_config(
+        CONFIG_JSON["llama"] | {"hidden_size": 240, "intermediate_size": 500, "vocab_size": 700}
+    )
+    params = nano.init_params(config, jax.random.key(0))
+    B, T = 2, 16
+    state = init_state(nano.init_cache(config, B, T), config)
+    tokens, lengths = np.zeros((B, T), np.int32), np.full(B, T, np.int32)
+    compiled = read_prompts.lower(params, tokens, lengths, state, config=config).compile()
+    ours, theirs = roofline.prompt_flops(config, B, T), compiled.cost_analysis()["flops"]
+    assert 0.95 < ours / theirs < 1, (ours, theirs)
+
+
+def test_flops_of_attention_stop_at_the_window():
+    """Mistral's window is 7. Position 0 sees 1, position 6 sees 7, and so does every later one."""
+    config = random_model("mistral").config
+    more = roofline.prompt_flops(config, 1, 21) - roofline.prompt_flops(config, 1, 20)
+    again = roofline.prompt_flops(config, 1, 11) - roofline.prompt_flops(config, 1, 10)
+    fewer = roofline.prompt_flops(config, 1, 3) - roofline.prompt_flops(config, 1, 2)
+    assert more == again == fewer + 2 * 4 * 4 * 14 * (7 - 3)
+
+
+# measuring
+
+
+def test_nothing_compiles_in_a_timed_call():
+    model = random_model("llama")
+    bench.once(model, 2, 9, 5)
+    with CompileWatch() as watch:
+        bench.once(model, 2, 9, 5)
+    assert watch.programs == 0
+
+
+def test_report_says_what_was_measured(report, config_file):
+    config, _ = nano.read_config(CONFIG_JSON["mistral"])
+    assert report["model"] == {"source": config_file, "parameters": 31640, "bytes": 4 * 31640, "dtype": "float32"}
+    for kind in ("prefill", "decode"):
+        assert [entry["rows"] for entry in report[kind]] == [1, 3]
+        assert all(len(entry["tokens_per_second"]["samples"]) == 3 for entry in report[kind])
+    for entry in report["decode"]:  # 4 tokens behind 5: the middle one finds 7 positions
+        moved = roofline.step_bytes(config, entry["rows"], 7, 4)
+        assert entry["bytes_per_step"] == moved
+        assert entry["bytes_per_second"] == pytest.approx(
+            moved * entry["tokens_per_second"]["median"] / entry["rows"], rel=1e-9
+        )
+        limit = report["limits"]["read_bytes_per_second"]["median"]
+        assert entry["limit_share"] == pytest.approx(entry["bytes_per_second"] / limit, rel=1e-9)
+    for entry in report["prefill"]:
+        assert entry["flops"] == roofline.prompt_flops(config, entry["rows"], 5)
+        rate = entry["flops"] * entry["tokens_per_second"]["median"] / 5 / entry["rows"]
+        assert entry["flops_per_second"] == pytest.approx(rate, rel=1e-9)
+        limit = report["limits"]["flops_per_second"]["median"]
+        assert entry["limit_share"] == pytest.approx(rate / limit, rel=1e-9)
+    assert (
+        report["memory"]["host_peak_bytes"] > report["model"]["bytes"] and report["memory"]["device_peak_bytes"] is None
+    )
+
+
+def test_a_cold_start_compiles_and_a_warm_one_finds_the_same_stages(report):
+    for kind in ("cold", "warm"):
+        stages = report["start"][kind]
+        assert list(stages) == ["import", "load", "compile", "first_token"]
+        assert all(len(stage["samples"]) == 1 and stage["median"] > 0 for stage in stages.values())
+
+
+def test_what_a_new_process_compiles_is_kept_for_the_next(config_file, tmp_path):
+    how = {"source": config_file, "revision": None, "dtype": "float32", "prompt_tokens": 3, "cache": str(tmp_path)}
+    child = subprocess.run([sys.executable, "-c", bench.STARTING, json.dumps(how)], capture_output=True, text=True)
+    assert set(json.loads(child.stdout)) == {"import", "load", "compile", "first_token"}
+    names = {path.name.split("-")[0] for path in tmp_path.iterdir()}
+    assert {"jit_read_prompts", "jit_write_tokens"} <= names
+
+
+def test_summary():
+    assert bench.summary([3.0, 1.0, 2.0]) == {"median": 2.0, "lowest": 1.0, "highest": 3.0, "samples": [3.0, 1.0, 2.0]}
+
+
+def test_rates_are_work_over_the_shortest_time(monkeypatch):
+    """Calls that take 1, 0.25, 2 and 0.5 seconds, twice."""
+    clock = iter(2 * [0.0, 1.0, 2.0, 2.25, 3.0, 5.0, 6.0, 6.5])
+    monkeypatch.setattr(roofline.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setitem(roofline.SIZES, "cpu", (4000, 16))
+    assert roofline.read_rate() == 4000 / 0.25
+    assert roofline.product_rate("float32") == 2 * 16**3 / 0.25
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": (0,)}, "rows is 0; expected a whole number of at least 1"),
+        ({"rows": ()}, "rows is empty"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"prompt_tokens": 250, "new_tokens": 7}, "prompt and new tokens need 257 positions a row; this model has 256"),
+        ({"prompt_tokens": 253, "new_tokens": 1}, "need 257 positions"),  # the first answer has 4
+        (
+            {"rows": (1, 10**9)},
+            "1000000000 rows of 192 positions need .* GB beside the weights; .* take [1-9][0-9]* rows",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_runs(config_file, changes, message, monkeypatch):
+    monkeypatch.setattr(bench, "once", None)
+    with pytest.raises(nano.RequestError, match=message):
+        bench.bench(config_file, **{"starts": 0, **changes})
+
+
+# the command
+
+
+def test_command_prints_the_figures(run, report, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(bench, "bench", lambda source, **rest: seen.update(source=source, **rest) or report)
+    code, out, err = run("bench", "some.json", "--rows", "1", "--rows", "3", "--prompt-tokens", "5", "--new-tokens", "4",
+                         "--repeats", "3", "--starts", "1", "--dtype", "float32")  # fmt: skip
+    assert (code, err) == (0, "")
+    del seen["progress"]
+    assert seen == {
+        "source": "some.json", "revision": None, "dtype": "float32", "rows": [1, 3], "prompt_tokens": 5, "new_tokens": 4,
+        "repeats": 3, "starts": 1,
+    }  # fmt: skip
+    words = " ".join(out.split())
+    for entry in report["decode"]:
+        share = f"{entry['limit_share']:.0%}"
+        assert f"{entry['bytes_per_step'] / 1e6:.1f} {entry['bytes_per_second'] / 1e9:.1f} {share}" in words
+    assert f"{report['start']['cold']['compile']['median']:.2f} (" in out
+    assert f"{report['memory']['host_peak_bytes'] / 1e6:,.0f} MB" in words
+    code, out, _ = run("bench", "--json")
+    assert json.loads(out) == report and out.count("\n") == 1
+    assert seen["rows"] == (1, 4, 8, 32) and seen["source"] is None
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_plot_is_written(run, report, monkeypatch, tmp_path, starts):
+    shown = report if starts else {key: value for key, value in report.items() if key != "start"}
+    monkeypatch.setattr(bench, "bench", lambda source, **rest: shown)
+    monkeypatch.setattr(
+        "matplotlib.rcParams", {**__import__("matplotlib").rcParams, "svg.fonttype": "none"}, raising=True
+    )
+    file = tmp_path / "picture.svg"
+    assert run("bench", "--plot", str(file))[0] == 0
+    text = file.read_text()
+    assert "prefill, 5 tokens per row" in text and "decode, 4 tokens per row" in text
+    assert ("a new process" in text) == starts
+
+
+def test_plot_errors_come_before_the_measurement(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "bench", None)
+    code, _, err = run("bench", "--plot", str(tmp_path / "picture.doc"))
+    assert code == 2 and "expected a file name that ends in one of" in err and ".png" in err
+    code, _, err = run("bench", "--plot", str(tmp_path / "none" / "picture.png"))
+    assert code == 2 and "there is no folder" in err
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
+    code, _, err = run("bench", "--plot", str(tmp_path / "picture.png"))
+    assert code == 2 and "pip install 'nanollm-jax[plot]'" in err
+
+
+# the comparison with other engines
+
+
+@pytest.fixture(scope="module")
+def peers():
+    spec = importlib.util.spec_from_file_location("bench_peers", ROOT / "experiments" / "bench_peers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_engine_that_computes_something_else_is_refused(peers):
+    logits = np.random.default_rng(0).normal(size=(2, 50))
+    tokens = np.arange(8).reshape(2, 4)
+    found = peers.compare("a", (logits * 1.01, tokens), (logits, tokens), 0.02, exact=True)
+    assert found == {"logits_error": pytest.approx(0.01), "tokens_agree": 1.0}
+    other = np.where(tokens == 3, 9, tokens)
+    assert peers.compare("a", (logits, other), (logits, tokens), 0.02, exact=False)["tokens_agree"] == 7 / 8
+    for bad in ((logits * 1.03, tokens), (logits, other), (logits * np.nan, tokens)):
+        with pytest.raises(typer.BadParameter, match="its times would mean nothing"):
+            peers.compare("a", bad, (logits, tokens), 0.02, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"shape": ["none"]}, "there is no file .*none.json; in configs/ are gpt2-124m"),
+        ({"engine": ["other"]}, "engine 'other' is not known"),
+        ({"measure": ["decode-0"]}, "measure 'decode-0' is not known"),
+        ({"measure": ["speed"]}, "measure 'speed' is not known"),
+    ],
+)
+def test_what_is_not_known_is_refused(peers, option, message):
+    with pytest.raises(typer.BadParameter, match=message):
+        peers.main(**option)
+
+
+def test_llama_cpp_s_rotation_is_that_of_neighbours(peers):
+    """The converted query weights, rotated as neighbours, are the original ones rotated as halves, in another order."""
+    heads, half, D = 3, 2, 8
+    config = {"num_attention_heads": heads, "num_key_value_heads": heads, "hidden_size": heads * 2 * half}
+    config |= {
+        "num_hidden_layers": 1,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 4,
+        "intermediate_size": 5,
+    }
+    config |= {"rms_norm_eps": 1e-5, "rope_theta": 10.0}
+
+    class Writer:
+        def __getattr__(self, name):
+            return lambda *_: None
+
+    weight = np.random.default_rng(0).normal(size=(heads * 2 * half, D))
+    converted = {}
+    peers.add_llama(Writer(), config, converted.__setitem__, lambda name: weight)
+    x, angle = np.random.default_rng(1).normal(size=D), np.array([0.3, 1.1])
+
+    def turned(first, second):
+        return first * np.cos(angle) - second * np.sin(angle), first * np.sin(angle) + second * np.cos(angle)
+
+    halves = (weight @ x).reshape(heads, 2, half)
+    neighbours = (converted["blk.0.attn_q.weight"] @ x).reshape(heads, half, 2)
+    np.testing.assert_allclose(turned(neighbours[..., 0], neighbours[..., 1]), turned(halves[:, 0], halves[:, 1]))
+    np.testing.assert_array_equal(converted["blk.0.attn_v.weight"], weight)
