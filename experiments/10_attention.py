@@ -117,7 +117,7 @@ def attend_at_once(q, k, v):
 
 same("without loops", attend_at_once(q, k, v)[0], out)
 positions = jnp.arange(T)
-mask = attention.visible(positions[None], positions)  # [1 T T]
+mask = attention.visible(positions[None], positions[None])  # [1 T T]
 library = attention.weights(
     jnp.asarray(q)[None, :, None], jnp.asarray(k)[None, None], mask, 1 / math.sqrt(H)
 )  # [1 1 1 T T]
@@ -248,7 +248,7 @@ save(figure, "10_scale")
 #   mixing, one projection back.
 # - `nanollm_jax.ops.attention.weights` works on all texts and heads at once, and computes softmax in float32. Instead
 #   of minus infinity it uses the lowest float32: a row that may see nothing at all would become 0 divided by 0.
-# - Keys and values of earlier pieces do not change when a new one comes. `nanollm_jax.cache.append` keeps them, so
+# - Keys and values of earlier pieces do not change when a new one comes. `nanollm_jax.cache.extend` keeps them, so
 #   that a step computes one new query, key and value only: chapter 20.
 #
 # ## Exercises

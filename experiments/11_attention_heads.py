@@ -63,7 +63,7 @@ def softmax(scores):
 def turn(heads):
     """[T N H] -> [T N H]: each vector turned by the angle of its position. Chapter 12; here the library does it."""
     frequencies, _ = rope.frequencies(H, config.rope_theta, config.rope_scaling)
-    return np.asarray(rope.rotate(jnp.asarray(heads)[None], rope.angles(jnp.arange(len(heads))[None], frequencies)))[0]
+    return np.asarray(rope.rotate(jnp.asarray(heads)[None], *rope.turns(jnp.arange(len(heads))[None], frequencies)))[0]
 
 
 def multi_head(x, layer, mask):
@@ -204,7 +204,7 @@ table("What has to be remembered", ["", "query heads", "key heads", "bytes per p
 for window in (1, 3, None):
     same(
         f"window {window}: the library's mask",
-        attention.visible(jnp.arange(T)[None], jnp.arange(T), window)[0],
+        attention.visible(jnp.arange(T)[None], jnp.arange(T)[None], window)[0],
         visible(range(T), range(T), window),
     )
 late = visible([7, 8], range(10), window=3)  # two new pieces, eight that are remembered already

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 18 · Sampling: what each rule removes, and what it leaves to chance
 #
-# [Previous: 16 · Weights](16_weights_on_disk.py) · [Contents](README.md)
+# [Previous: 17 · Forward pass](17_forward_pass.py) · [Contents](README.md)
 #
 # ## The question
 # After every token the model gives a score, a *logit*, to each piece of its vocabulary. Softmax turns the logits into
@@ -230,7 +230,8 @@ table(
 # ## The draw
 # Probabilities are a line of length 1, cut into V stretches. A random number between 0 and 1 falls into one of them.
 # That is the plain way. JAX uses another: add a random number from the *Gumbel distribution*, -ln(-ln u), to every
-# logit, and take the largest. It draws with the same probabilities, and needs no sum over the vocabulary.
+# logit, and take the largest. It draws with the same probabilities, and needs no sum over the vocabulary, but a random
+# number for each piece. The library goes along the line, in strides of 128 pieces.
 
 
 # %%
@@ -273,7 +274,10 @@ batch = jnp.asarray(everywhere)  # [T V]: as if T requests stood here
 seeds, positions = jnp.arange(T, dtype=jnp.uint32), jnp.arange(10, 10 + T)
 together, _ = draw(batch, settings.rows(T, V), nothing_anywhere, seeds, positions)
 shaped = shape_logits(batch, settings.rows(T, V), nothing_anywhere)
-alone = [int(jax.random.categorical(jax.random.fold_in(jax.random.key(n), 10 + n), shaped[n])) for n in range(T)]
+alone = []
+for n, scores in enumerate(np.asarray(shaped)):  # the seed n, the position 10 + n
+    u = jax.random.uniform(jax.random.fold_in(jax.random.key(n), 10 + n))
+    alone.append(draw_by_line(scores, float(u)))
 check("each row draws what it would draw alone", np.array_equal(together, alone))
 
 # %% [markdown]
@@ -393,4 +397,4 @@ shifts = [softmax(penalize(logits + shift, prompt, written, presence=1.0, freque
 same("the other two are", shifts[0], shifts[1], 1e-6)
 
 # %% [markdown]
-# [Previous: 16 · Weights](16_weights_on_disk.py) · [Contents](README.md)
+# [Previous: 17 · Forward pass](17_forward_pass.py) · [Contents](README.md)
