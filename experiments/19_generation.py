@@ -325,7 +325,7 @@ for (name, answer), colour in zip(rows.items(), (BLUE, ORANGE), strict=True):
     right.plot(np.arange(len(p)) + width, p, color=colour, label=name)
 circle = np.flatnonzero(repetitions(rows["greedy"].token_ids))
 right.plot(circle, np.full(len(circle), 1.05), "|", color=BLUE, markersize=5)
-right.text(0, 1.05, "repetitions", color=BLUE, va="center", size=9)
+right.text(len(rows["greedy"].token_ids), 0.97, "repetitions", color=BLUE, ha="right", va="center", size=9)
 right.set(xlabel="place in the text", ylim=(0, 1.1), title=f"mean probability of the last {width} tokens")
 right.legend(loc="lower right", bbox_to_anchor=(1, 0.35))
 save(figure, "19_copies")
