@@ -66,6 +66,7 @@ def operations(jaxpr):
     """Every operation of a graph, those of the functions that it calls included."""
     for equation in jaxpr.eqns:
         inner = [p for p in equation.params.values() if hasattr(p, "jaxpr")]
+        inner += equation.params.get("branches", ())[:1]  # of several ways to compute the same, the first
         if inner:
             for graph in inner:
                 yield from operations(graph.jaxpr)
@@ -85,8 +86,9 @@ print("most probable next pieces:", [model.tokenizer.piece(int(i)) for i in np.a
 check("the same weights and the same input give the same scores, bit for bit", np.array_equal(logits, again))
 
 # %% [markdown]
-# No loops over data, no conditions, no state: `dot_general` is the multiplication of chapter 04, `mul` and `add` are
-# those of chapter 02, `exp` and `rsqrt` belong to chapters 08 and 09.
+# No loops over data and no state: `dot_general` is the multiplication of chapter 04, `mul` and `add` are those of
+# chapter 02, `rsqrt` and `exp` belong to chapters 08 and 09. In a few places the graph has branches that compute the
+# same, one of them for CPUs; the list has the first.
 #
 # ## The idea
 # Memory is one long row of bytes. A tensor is a way of reading a part of that row:

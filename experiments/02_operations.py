@@ -183,8 +183,8 @@ check("the sum by halves is exact", ones.sum() == ones.size)
 # ## In the engine
 # - Every contraction with a weight goes through `nanollm_jax.ops.linear.contract`, an einsum that adds up in float32
 #   even where the inputs are shorter. `nanollm_jax.ops.linear.linear` adds a bias. `nanollm_jax.ops.mlp.mlp` is two
-#   or three of them with an elementwise operation between, `nanollm_jax.ops.norm.rms_norm` is a reduction and
-#   elementwise operations.
+#   of them with elementwise operations between, `nanollm_jax.ops.norm.rms_norm` is a reduction and elementwise
+#   operations.
 # - Elementwise operations that follow each other are not run one by one: XLA, the compiler behind JAX, *fuses* them
 #   into one loop that reads its inputs once. That can be counted.
 
@@ -210,7 +210,7 @@ check("all of them became one loop", loops == 1 < written)
 # ## Exercises
 # 1. Write the mean over T of a tensor `[B T D]` as an einsum and a division.
 # 2. What does `"ij,ij->"` compute, and how would you say it with `x` and `y` in NumPy?
-# 3. The first thing attention does is `"BTD,DNH->BTNH"`. How many multiplications is that in the bundled model for
+# 3. Attention makes its queries by `"BTD,NHD->BTNH"`. How many multiplications is that in the bundled model for
 #    one text of 5 tokens?
 
 # %% tags=["answer"]

@@ -193,8 +193,10 @@ check("a row fills its lines, a column wastes 15 of 16 places", (row, column) ==
 # ## In the engine
 # - `nanollm_jax.ops.embedding.embed` reads rows. `nanollm_jax.ops.embedding.unembed` multiplies with the same table,
 #   row by row, so one layout serves both.
-# - `nanollm_jax.ops.linear.merge_heads` is written the way it is because of this chapter: the einsum that says the
-#   same would make the compiler transpose a weight, a full copy, for every token.
+# - Weights are stored outputs first, `[D N H]` from heads back to vectors: each row is one output, and is read straight
+#   through. `nanollm_jax.ops.linear.linear` makes a matrix `[O I]` of them by merging neighbouring axes, which is a
+#   view. Where a CPU wants an operand turned, `nanollm_jax.ops.linear.product_on_cpu` turns the small one, never the
+#   weight.
 # - `nanollm_jax.cache.KVCache` keeps its numbers in the order in which attention reads them, and in a shape that the
 #   compiler updates in place. Chapter 20 measures it.
 # - In JAX you do not set strides. You choose the order of the axes, and look at the compiled program for copies.

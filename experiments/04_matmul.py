@@ -4,7 +4,7 @@
 # [Previous: 03 · Memory layout](03_memory_layout.py) · [Contents](README.md) · [Next: 05 · Fast products](05_fast_matmul.py)
 #
 # ## The question
-# Of the hundreds of operations in the graph of chapter 01, a few dozen are matrix multiplications. Which share of the
+# Of the thousand operations in the graph of chapter 01, a few dozen are matrix multiplications. Which share of the
 # work are they? And when is such a product limited by arithmetic, when by memory?
 #
 # ## The idea
@@ -62,8 +62,8 @@ product, flops = matmul(a, b)
 same("three loops", product, a @ b)
 check(f"2 x 7 x 5 x 9 = {flops} FLOPs", flops == 2 * 7 * 5 * 9)
 
-x, w = a[None].astype(np.float32), b.astype(np.float32)  # [1 7 5], [5 9]
-same("the library's linear layer", linear.linear("BTD,DF->BTF", x, w)[0], product, tolerance=1e-5)
+x, w = a[None].astype(np.float32), b.T.astype(np.float32)  # [1 7 5], [9 5]: the library has the outputs first
+same("the library's linear layer", linear.linear(x, w)[0], product, tolerance=1e-5)
 
 # %% [markdown]
 # The result does not depend on where brackets stand, but the cost does. A vector through two weights, from the left
@@ -90,7 +90,8 @@ config = model.config
 REDUCTIONS = {"reduce_sum", "reduce_max", "argmax"}
 MOVES = {
     "broadcast_in_dim", "reshape", "transpose", "concatenate", "slice", "squeeze", "gather", "scatter", "iota", "copy",
-    "convert_element_type", "dynamic_slice", "dynamic_update_slice", "stop_gradient", "split", "select_n", "copy_p",
+    "convert_element_type", "dynamic_slice", "dynamic_update_slice", "stop_gradient", "split", "select_n", "copy_p", "pad",
+    "optimization_barrier",
 }  # fmt: skip
 
 
@@ -98,10 +99,11 @@ def count(jaxpr, times, flops):
     """Add each operation of a graph to two counters, by kind: how many there are, and how many FLOPs."""
     for equation in jaxpr.eqns:
         inner = [p for p in equation.params.values() if hasattr(p, "jaxpr")]
+        inner += equation.params.get("branches", ())[:1]  # of several ways to compute the same, the first
         for graph in inner:
             count(graph.jaxpr, times, flops)
         name = equation.primitive.name
-        if inner or name == "name":
+        if inner or name in ("name", "platform_index"):  # a call, or a label
             continue
         if name == "dot_general":
             (summed, _), _ = equation.params["dimension_numbers"]
@@ -181,8 +183,8 @@ save(figure, "04_shares")
 
 # %%
 size = 256 if quick() else 4096
-weight = jnp.asarray(random.normal(size=(size, size)), jnp.float32)  # [D F], 64 MB: more than the caches hold
-multiply = jax.jit(lambda x, w: linear.linear("TD,DF->TF", x, w))
+weight = jnp.asarray(random.normal(size=(size, size)), jnp.float32)  # [F D], 64 MB: more than the caches hold
+multiply = jax.jit(linear.product)  # [T D], [F D] -> [T F]
 counts = [1, 2, 4, 8, 16, 32, 64, 128]
 inputs = {T: jnp.asarray(random.normal(size=(T, size)), jnp.float32) for T in counts}  # [T D]
 
@@ -235,7 +237,8 @@ save(figure, "04_intensity")
 # memory: all weights have to be read for every piece.
 #
 # ## In the engine
-# - `nanollm_jax.ops.linear.contract` is the only place where the library multiplies matrices.
+# - `nanollm_jax.ops.linear.contract` is the only place where the library multiplies matrices. Those with weights come
+#   through `nanollm_jax.ops.linear.product`, `[R I]` by `[O I]`.
 # - `nanollm_jax.decode.prefill` and `nanollm_jax.decode.decode` are two programs, because their limits are different.
 # - Several prompts in one batch share the weights that were read: `nanollm_jax.generate` takes lists. Chapter 06 has
 #   more on it.

@@ -235,7 +235,8 @@ save(figure, "05_blocks")
 #   be faster.
 # - What the library does choose is the *shape* of the products: all pieces of a prompt at once in
 #   `nanollm_jax.decode.prefill`, all rows of a batch at once in `nanollm_jax.decode.decode`. Chapter 04 shows what
-#   that is worth.
+#   that is worth. On a CPU `nanollm_jax.ops.linear.product_on_cpu` also chooses the order of the two operands, because
+#   XLA has fast kernels for one of them only.
 #
 # ## Exercises
 # 1. `outer_products` writes products to `scratch` and then adds them to `out`. How many numbers does it read and

@@ -76,14 +76,16 @@ def einsum(equation, a, b):
 # %% [markdown]
 # These are the equations of the library. The letters mean the same everywhere: `B` texts in a batch, `T` new pieces
 # of each, `D` the length of their vectors, `N` query heads in `K` groups of `G`, `H` the width of a head, `S`
-# remembered pieces, `F` the width of the feed-forward part, `V` the vocabulary. Chapters 10 and 11 say what heads
+# remembered pieces, `F` the width of the feed-forward part, `V` the vocabulary. `Q` is `G` + 2: the queries of a group,
+# its key and its value. `U` is 2: two matrices of the feed-forward part in one. Chapters 10, 11 and 13 say what these
 # are; here they are axes.
 
 # %%
-sizes = {"B": 2, "T": 3, "D": 8, "N": 4, "K": 2, "G": 2, "H": 5, "S": 7, "F": 6, "V": 11}
+sizes = {"B": 2, "T": 3, "D": 8, "N": 4, "K": 2, "G": 2, "H": 5, "S": 7, "F": 6, "V": 11, "Q": 4, "U": 2}
 equations = {
-    "BTD,DNH->BTNH": "make queries", "BTKGH,BKSH->BKGTS": "compare queries with keys", "BKGTS,BKSH->BKGTH": "mix values",
-    "BTD,DF->BTF": "widen", "BTD,VD->BTV": "score the vocabulary",
+    "BTD,KQHD->BTKQH": "make queries, keys, values", "BTKGH,BKSH->BKGTS": "compare queries with keys",
+    "BKGTS,BKSH->BKGTH": "mix values", "BTNH,DNH->BTD": "from heads back",
+    "BTD,UFD->BTUF": "widen", "BTF,DF->BTD": "narrow again", "BTD,VD->BTV": "score the vocabulary",
 }  # fmt: skip
 rows = []
 for equation, name in equations.items():
@@ -207,7 +209,7 @@ save(figure, "06_batches")
 #
 # ## In the engine
 # - `nanollm_jax.ops.attention.weights` and `nanollm_jax.ops.attention.mix` are the two batched products of attention;
-#   all others are `nanollm_jax.ops.linear.linear`.
+#   all others go through `nanollm_jax.ops.linear.product`, rows of vectors with rows of a weight.
 # - G query heads share the keys and values of one head K, so G is a *row* letter: a small gain that is built into the
 #   model. That is what grouped queries are for, chapter 11.
 # - `nanollm_jax.ops.attention.mix` moves T outwards after the product and not in the einsum, because the compiler
@@ -215,13 +217,13 @@ save(figure, "06_batches")
 # - The memory that grows with every text is `nanollm_jax.cache.KVCache`; chapter 20.
 #
 # ## Exercises
-# 1. In `"BTD,DNH->BTNH"`, which letters are rows, columns and summed? Is there a batch letter?
+# 1. In `"BTD,KQHD->BTKQH"`, which letters are rows, columns and summed? Is there a batch letter?
 # 2. Write `batched_matmul` for inputs whose batch axis is the *last* one, with one einsum.
 # 3. When does reordering the axes cost a copy of the tensor, and when not?
 
 # %% tags=["answer"]
-print(kinds("BTD,DNH->BTNH"))
-check("no batch letter", not kinds("BTD,DNH->BTNH")["batch"])
+print(kinds("BTD,KQHD->BTKQH"))
+check("no batch letter", not kinds("BTD,KQHD->BTKQH")["batch"])
 
 # %% tags=["answer"]
 a, b = random.normal(size=(3, 4, 2)), random.normal(size=(4, 5, 2))  # [i k b], [k j b]

@@ -67,7 +67,8 @@ by_loops = linear_loops(x, weight, bias)  # [T F]
 by_einsum = jnp.einsum("TD,DF->TF", jnp.float32(x), jnp.float32(weight)) + jnp.float32(bias)[None]  # [T F]
 same("the loops and NumPy's matrix product", by_loops, x @ weight + bias, tolerance=1e-12)
 same("one line of jax.numpy", by_einsum, by_loops)
-same("the library", linear("TD,DF->TF", jnp.float32(x), jnp.float32(weight), jnp.float32(bias)), by_loops)
+by_library = linear(jnp.float32(x)[None], jnp.float32(weight.T), jnp.float32(bias))  # [1 T F]; its weights are [F D]
+same("the library", by_library[0], by_loops)
 
 # %% [markdown]
 # ## Two linear layers are one
@@ -244,9 +245,9 @@ check("none comes near to guessing", max(list(losses.values())[:-1]) < 0.5 * los
 # reference, which is what the checks of this series do.
 #
 # ## In the engine
-# - `nanollm_jax.ops.linear.linear` is the linear layer. It takes the equation as text, because the axes differ from
-#   layer to layer; the sum is kept in float32 also when x and the weights are shorter
-#   (`nanollm_jax.ops.linear.contract`).
+# - `nanollm_jax.ops.linear.linear` is the linear layer. Its weights have the outputs first, `[F D]` and not `[D F]`, and
+#   may have several axes of each kind; the shapes alone say what is summed. The sum is kept in float32 also when x
+#   and the weights are shorter (`nanollm_jax.ops.linear.contract`).
 # - `nanollm_jax.ops.mlp.ACTIVATIONS` holds the four curves by name.
 # - Checkpoints name their curve in `config.json`, in the vocabulary of their authors: `"gelu"` is the exact form,
 #   `"gelu_new"` the tanh form, `"swish"` is SiLU. `nanollm_jax.families.reader.ACTIVATIONS` is the dictionary; an

@@ -317,12 +317,13 @@ save(figure, "09_online")
 # ## In the engine
 # - `nanollm_jax.ops.attention.weights` computes scores and softmax in float32, also when the model runs in bfloat16,
 #   and masks with the lowest float. `jax.nn.softmax` inside subtracts the maximum.
-# - `nanollm_jax.ops.attention.mix` is the weighted mean. The engine keeps the weights whole: while it writes text
-#   there is one query per row, T is 1, and the scores are S numbers for each head, little beside the S times H
-#   numbers of the keys. They also stay visible under the name `layers.0.attention.weights`, which chapter 10 needs.
+# - `nanollm_jax.ops.attention.mix` is the weighted mean. The engine keeps the weights of a query whole: while it
+#   writes text there is one query per row, T is 1, and the scores are S numbers for each head, little beside the S
+#   times H numbers of the keys. Of a prompt it takes `nanollm_jax.ops.attention.BLOCK` queries at a time. The weights
+#   also stay visible under the name `layers.0.attention.weights`, which chapter 10 needs.
 # - `nanollm_jax.sampling.shape_logits` subtracts the best logit before it divides by the temperature, for the same
 #   reason as here: a tiny temperature would make large logits infinite.
-# - `nanollm_jax.sampling.draw` reports the logarithm of a probability through `jax.nn.log_softmax`.
+# - `nanollm_jax.sampling.draw` reports the logarithm of a probability as the logit minus `jax.nn.logsumexp` of all.
 #
 # ## Exercises
 # 1. What is softmax of `[0, 0, 0, 0]`? And of `[1000, 0]` with the stable form? Which number is lost in the second,

@@ -244,8 +244,8 @@ save(figure, "10_scale")
 # ![Largest attention weight against head width, with and without the square root](figures/10_scale.png)
 #
 # ## In the engine
-# - `nanollm_jax.model.attend` is this chapter and the next: three projections, the turning of chapter 12, weights,
-#   mixing, one projection back.
+# - `nanollm_jax.model.attend` is this chapter and the next: one product for queries, keys and values, the turning of
+#   chapter 12, weights, mixing, one projection back.
 # - `nanollm_jax.ops.attention.weights` works on all texts and heads at once, and computes softmax in float32. Instead
 #   of minus infinity it uses the lowest float32: a row that may see nothing at all would become 0 divided by 0.
 # - Keys and values of earlier pieces do not change when a new one comes. `nanollm_jax.cache.extend` keeps them, so

@@ -63,7 +63,8 @@ def softmax(scores):
 def turn(heads):
     """[T N H] -> [T N H]: each vector turned by the angle of its position. Chapter 12; here the library does it."""
     frequencies, _ = rope.frequencies(H, config.rope_theta, config.rope_scaling)
-    return np.asarray(rope.rotate(jnp.asarray(heads)[None], *rope.turns(jnp.arange(len(heads))[None], frequencies)))[0]
+    cos, sin = rope.turns(jnp.arange(len(heads))[None], frequencies)  # [B T 1 H/2] each
+    return np.asarray(rope.rotate(jnp.asarray(heads)[None], cos, sin))[0]
 
 
 def multi_head(x, layer, mask):
@@ -276,11 +277,16 @@ save(figure, "11_reach")
 #
 # ## In the engine
 # - `nanollm_jax.ops.attention.visible` derives the mask from positions and nothing else. `nanollm_jax.model.attend`
-#   gives it the positions of the new pieces and those of the cache (`nanollm_jax.cache.view`).
+#   gives it the positions of the new pieces, and those of the keys as `nanollm_jax.cache.extend` returns them.
 # - `nanollm_jax.config.ModelConfig.window` says which window a layer has; models may mix layers with and without one.
+#   A layer with a window of w remembers w positions and no more: its cache is a ring, in which a new piece takes the
+#   place of the one that just left the window.
+# - Queries, keys and values are one product with a weight `[K Q H D]`. Q is G + 2: a group's query heads, its key, its
+#   value. `nanollm_jax.ops.attention.split_heads` takes them apart.
 # - `nanollm_jax.ops.attention.weights` groups the queries by reshaping N into K and G; keys and values stay as they
 #   are.
-# - `nanollm_jax.ops.linear.merge_heads` is the last line of `multi_head`.
+# - The last line of `multi_head` is `nanollm_jax.ops.linear.linear` with a weight `[D N H]`; heads and their numbers
+#   are summed together.
 #
 # ## Exercises
 # 1. Which entries of the mask are there for the *first* new piece when 100 are remembered, without a window and with

@@ -138,7 +138,7 @@ by_loops = np.array([rotate_loops(vector, position, freqs) for vector, position 
 same("jax.numpy", rotate_arrays(jnp.float32(x), jnp.float32(positions), jnp.float32(freqs)), by_loops, 1e-4)
 library_freqs, factor = rope.frequencies(H, THETA)
 same("frequencies: the library", library_freqs, freqs, 1e-7)
-cos, sin = rope.turns(jnp.asarray(positions)[None], library_freqs, factor)  # [B T 1 H/2] twice
+cos, sin = rope.turns(jnp.asarray(positions)[None], library_freqs, factor)  # [B T 1 H/2] each
 same("rotated: the library", rope.rotate(jnp.float32(x)[None, :, None], cos, sin)[0, :, 0], by_loops, 1e-4)
 
 # %% [markdown]
@@ -215,7 +215,7 @@ same("queries of layer 2, turned by our loops", by_hand, values["layers.2.attent
 # whole story at position 100 and later. Only distances are left in the scores, so nothing should change:
 
 # %%
-far = rope.turns(jnp.full((1, ids.shape[1]), 100), library_freqs)  # [B T 1 H/2] twice
+far = rope.turns(jnp.full((1, ids.shape[1]), 100), library_freqs)  # cosines and sines, [B T 1 H/2] each
 moved = {
     f"layers.{layer}.attention.{name}": lambda x: rope.rotate(x, *far)
     for layer in range(config.num_layers)
@@ -369,8 +369,9 @@ save(figure, "12_longer")
 #   constants of the compiled program. It knows `nanollm_jax.config.LinearScaling`, `nanollm_jax.config.Llama3Scaling`
 #   and `nanollm_jax.config.YarnScaling`, and nothing is scaled unless the checkpoint says so:
 #   `nanollm_jax.families.reader.Reader.rope` reads it from either of the two dialects in use.
-# - `nanollm_jax.ops.rope.turns` is float32 whatever the model runs in (exercise 1), and
-#   `nanollm_jax.ops.rope.rotate` turns queries and keys of all heads at once. Values are never turned.
+# - `nanollm_jax.ops.rope.turns` makes the cosines and sines, once for all layers, in float32 whatever the model runs in
+#   (exercise 1). `nanollm_jax.ops.rope.rotate` turns the queries of all heads with them, and the keys. Values are never
+#   turned.
 # - Keys are turned before they are stored in the cache, once. The position of a token is how many the cache already
 #   holds, `nanollm_jax.KVCache.length`, and not its place in the current call.
 # - A GPT-2 has its table in the parameters, and `nanollm_jax.model.hidden_states` adds it if it is there. No flag

@@ -112,8 +112,8 @@ hidden = x @ gate  # [T F], float64
 same("gated: NumPy in float64", (hidden / (1 + np.exp(-hidden)) * (x @ up)) @ down, gated_by_hand, 1e-12)
 same("gated: jax.numpy", gated(x32, gate32, up32, down32, ACTIVATIONS["silu"]), gated_by_hand)
 same("plain: jax.numpy", plain(x32, up32, down32, ACTIVATIONS["gelu_tanh"]), plain_by_hand)
-middle = ACTIVATIONS["gelu_tanh"](linear("TD,DF->TF", x32, up32))
-same("plain: from the library's linear layers", linear("TF,FD->TD", middle, down32), plain_by_hand)
+middle = ACTIVATIONS["gelu_tanh"](linear(x32[None], up32.T))  # [1 T F]; the library's weights have the outputs first
+same("plain: from the library's linear layers", linear(middle, down32.T)[0], plain_by_hand)
 shuffled = random.permutation(T)
 same("each vector is treated alone", gated(x32[shuffled], gate32, up32, down32, jax.nn.silu), gated_by_hand[shuffled])
 
@@ -285,8 +285,9 @@ save(figure, "13_units")
 # a few units are loud and most are nearly silent. Right: the loss when only the loudest are kept.*
 #
 # ## In the engine
-# - `nanollm_jax.ops.mlp.mlp` is both forms in one: gated where the parameters have a gate, plain where they have not.
-#   Biases likewise: GPT-2 has them, LLaMA has none.
+# - `nanollm_jax.ops.mlp.mlp` is both forms in one. Gate and up are one array `[U F D]`, because one wide product is
+#   faster than two: U is 2 in a gated model and 1 in a plain one. Biases are used where the parameters have them: GPT-2
+#   has them, LLaMA has none.
 # - All T words of a prompt go through in one matrix product, so each weight is read once for the whole prompt. While
 #   writing, T is 1 and each weight is read for one word alone: chapter 21 shows that this reading is what limits the
 #   speed.

@@ -214,33 +214,33 @@ save(figure, "16_file")
 # ## Names to parameters
 # The file has its authors' names and their order of the axes. The engine has its own. The linear layers in the file
 # are `[outputs inputs]`, and the outputs of all heads stand in one axis: `q_proj` is `[(N H) D]`, head after head.
-# The engine computes with `[D N H]`, where each head can be pointed at. Written as loops, with what each number
-# means:
+# In the engine heads have an axis of their own, so that each can be pointed at: `[N H D]`, or in full `[K Q H D]`, where
+# a group of queries stands beside its key and its value (chapter 11). Written as loops, with what each number means:
 
 
 # %%
 def to_heads_loops(stored, heads):
-    """[(N H) D] -> [D N H]"""
+    """[(N H) D] -> [N H D]"""
     rows, D = stored.shape
     H = rows // heads
-    out = np.zeros((D, heads, H), stored.dtype)
+    out = np.zeros((heads, H, D), stored.dtype)
     for n in range(heads):
         for h in range(H):
             for d in range(D):
-                out[d, n, h] = stored[n * H + h, d]
+                out[n, h, d] = stored[n * H + h, d]
     return out
 
 
 small = random.normal(size=(6, 4))  # [(N=2 H=3) D=4]
 same(
-    "reshape and transpose do the same",
-    small.reshape(2, 3, 4).transpose(2, 0, 1),
+    "a reshape does the same",
+    small.reshape(2, 3, 4),
     to_heads_loops(small, 2),
     tolerance=0,
 )
 same(
     "the library, told in letters",
-    rearrange(small, "(N H) D -> D N H", {"N": 2, "H": 3, "D": 4}),
+    rearrange(small, "(N H) D -> N H D", {"N": 2, "H": 3, "D": 4}),
     to_heads_loops(small, 2),
     tolerance=0,
 )

@@ -229,9 +229,9 @@ table(
 # %% [markdown]
 # ## The draw
 # Probabilities are a line of length 1, cut into V stretches. A random number between 0 and 1 falls into one of them.
-# That is the plain way. JAX uses another: add a random number from the *Gumbel distribution*, -ln(-ln u), to every
-# logit, and take the largest. It draws with the same probabilities, and needs no sum over the vocabulary, but a random
-# number for each piece. The library goes along the line, in strides of 128 pieces.
+# That is the plain way, and the library's: one random number for each token. `jax.random.categorical` uses another: add
+# a random number from the *Gumbel distribution*, -ln(-ln u), to every logit, and take the largest. It draws with the
+# same probabilities and needs no sum over the vocabulary, but V random numbers for each token.
 
 
 # %%
@@ -274,10 +274,8 @@ batch = jnp.asarray(everywhere)  # [T V]: as if T requests stood here
 seeds, positions = jnp.arange(T, dtype=jnp.uint32), jnp.arange(10, 10 + T)
 together, _ = draw(batch, settings.rows(T, V), nothing_anywhere, seeds, positions)
 shaped = shape_logits(batch, settings.rows(T, V), nothing_anywhere)
-alone = []
-for n, scores in enumerate(np.asarray(shaped)):  # the seed n, the position 10 + n
-    u = jax.random.uniform(jax.random.fold_in(jax.random.key(n), 10 + n))
-    alone.append(draw_by_line(scores, float(u)))
+uniform = [float(jax.random.uniform(jax.random.fold_in(jax.random.key(n), 10 + n))) for n in range(T)]
+alone = [draw_by_line(np.float64(shaped[n]), uniform[n]) for n in range(T)]
 check("each row draws what it would draw alone", np.array_equal(together, alone))
 
 # %% [markdown]
@@ -354,11 +352,13 @@ if not quick():
 #   they are arrays, so changing one never compiles anything.
 # - `nanollm_jax.sampling.shape_logits` goes through the steps in a fixed order: bias, penalties, temperature, top-k,
 #   top-p, min-p. The order is part of the meaning (exercise 2).
-# - `nanollm_jax.sampling.cut` turns the three cuts into one threshold on the logit. The vocabulary is sorted once for
-#   top-k and top-p together, and not at all when no row asks for them. Pieces that tie with the last one kept are
-#   kept too.
-# - `nanollm_jax.sampling.draw` draws for a whole batch; `nanollm_jax.sampling.remember` counts tokens for the
-#   penalties. All of it stays on the device: the host sees tokens, never logits.
+# - `nanollm_jax.sampling.cut` makes each of the three cuts a threshold on the logit, so pieces that tie with the last one
+#   kept are kept too. Sorting a vocabulary can take longer than the model's own work for a token. Instead
+#   `nanollm_jax.sampling.kept_best` finds the thresholds of top-k and top-p bit by bit, in 31 passes over the logits.
+#   A cut that no row asks for is not computed.
+# - `nanollm_jax.sampling.draw` draws for a whole batch. `nanollm_jax.sampling.draw_one` is the line: first the block of
+#   128 pieces into which the random number falls, then the piece. `nanollm_jax.sampling.remember` counts tokens for
+#   the penalties. All of it stays on the device: the host sees tokens, never logits.
 #
 # ## Exercises
 # 1. Which temperature is the same as always taking the best? What does the formula do there?

@@ -1,7 +1,8 @@
 """The few sizes in which programs are compiled: whatever a request asks for is rounded up to one of them.
 
-A prompt is padded to a power of two of tokens, and read in pieces where it is long. A cache has a power of two of slots
-and becomes the next one when it is full, so that attention never looks at many more slots than are in use.
+A prompt is padded to a power of two of tokens, and read in pieces where it is long; a batch to a power of two of rows.
+A cache has a power of two of slots and becomes the next one when it is full, so that attention never looks at many more
+slots than are in use.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ def pieces(tokens: int, batch: int) -> list[int]:
 def longest_piece(batch: int) -> int:
     """Tokens of the longest piece of a batch."""
     return max(SHORTEST, min(LONGEST, power_of_two(TOGETHER // batch + 1) // 2))
+
+
+def rows(batch: int) -> int:
+    """How many rows a batch runs with; nobody sees the ones that were added."""
+    return power_of_two(batch)
 
 
 def capacity(positions: int, limit: int) -> int:

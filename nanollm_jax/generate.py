@@ -25,6 +25,8 @@ from nanollm_jax.profiling import CompileWatch, Timings
 from nanollm_jax.request import Request, check_request, encode_prompts
 from nanollm_jax.sampling import Sampling
 
+CHUNK, STREAM_CHUNK = 16, 4  # tokens per call of the compiled loop, of generate and of stream
+
 
 @overload
 def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts as well, and is one prompt
@@ -60,7 +62,7 @@ def generate(
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     stop: str | Sequence[str] = (),
-    chunk: int = 16,
+    chunk: int = CHUNK,
 ) -> Generation | list[Generation]:
     """Continue prompts, all rows in one batch. One prompt -> a Generation; a list of prompts -> a list of them, in order.
 
@@ -89,7 +91,7 @@ def stream(
     sampling: Sampling | None = None,
     seed: int = 0,
     stop: str | Sequence[str] = (),
-    chunk: int = 4,
+    chunk: int = STREAM_CHUNK,
 ) -> Stream:
     """Continue one prompt and yield its text as it is written, piece by piece. Joined, the pieces are generate's text.
 
@@ -142,7 +144,8 @@ def run(model: Model, request: Request) -> Iterator[None]:
         with timed(timings, "decode_seconds"):
             drawn, logprobs = next(chunks)
         timings.first_token_seconds = timings.first_token_seconds or timings.prefill_seconds + timings.decode_seconds
-        for answer, ids, scores in zip(request.answers, drawn, logprobs, strict=True):
+        rows = len(request.answers)
+        for answer, ids, scores in zip(request.answers, drawn[:rows], logprobs[:rows], strict=True):
             for token, logprob in zip(ids.tolist(), scores.tolist(), strict=True):
                 answer.push(token, logprob)
         timings.new_tokens = sum(len(answer.token_ids) for answer in request.answers)
@@ -150,22 +153,24 @@ def run(model: Model, request: Request) -> Iterator[None]:
 
 
 def read(model: Model, prompts: list[list[int]]) -> State:
-    """The prompts, read: in pieces of bounded size, each in the smallest cache that holds it."""
+    """The prompts, read: in pieces of bounded size, each in the smallest cache that holds it. [B] rows, or a few more."""
     config, params = model.config, model.params
+    B = buckets.rows(len(prompts))
+    prompts = prompts + [prompts[-1][:1]] * (B - len(prompts))
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
-    tokens = np.zeros((len(prompts), lengths.max()), np.int32)
+    longest = int(lengths.max())
+    sizes = buckets.pieces(longest, B)
+    tokens = np.zeros((B, sum(sizes)), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
-    dtype = params["embedding"]["tokens"].dtype
-    pieces = buckets.pieces(int(lengths.max()), len(prompts))
-    first = buckets.capacity(min(pieces[0], int(lengths.max())), config.max_positions)
-    state = init_state(dataclasses.replace(init_cache(config, len(prompts), first, dtype), fresh=True), config)
+    capacity = buckets.capacity(min(sizes[0], longest), config.max_positions)
+    cache = init_cache(config, B, capacity, params["embedding"]["tokens"].dtype)
+    state = init_state(dataclasses.replace(cache, fresh=True), config)
     start = 0
-    for size in pieces:
-        piece = tokens[:, start : start + size]
-        piece = np.pad(piece, ((0, 0), (0, size - piece.shape[1])))
-        state = roomy(state, config, min(start + size, int(lengths.max())))
-        state = read_prompts(params, piece, np.clip(lengths - start, 0, size), state, config=config)
+    for size in sizes:
+        state = roomy(state, config, min(start + size, longest))
+        count = np.clip(lengths - start, 0, size)
+        state = read_prompts(params, tokens[:, start : start + size], count, state, config=config)
         start += size
     return state
 
@@ -176,10 +181,11 @@ def write(model: Model, request: Request, state: State, longest: int) -> Iterato
     The last may run past max_new_tokens and past the model's positions: what it writes there is thrown away.
     """
     config, chunk = model.config, request.chunk
+    sampling, seeds = jax.tree.map(lambda rows: padded(rows, state.cache.batch), (request.sampling, request.seeds))
     pending = None
     for end in range(chunk, request.max_new_tokens + chunk, chunk):
         state = roomy(state, config, min(longest + end, config.max_positions))
-        *drawn, state = write_tokens(model.params, state, request.sampling, request.seeds, config=config, steps=chunk)
+        *drawn, state = write_tokens(model.params, state, sampling, seeds, config=config, steps=chunk)
         if pending:
             yield np.asarray(pending[0]), np.asarray(pending[1])
         pending = drawn
@@ -187,11 +193,17 @@ def write(model: Model, request: Request, state: State, longest: int) -> Iterato
         yield np.asarray(pending[0]), np.asarray(pending[1])
 
 
+def padded(rows: np.ndarray, batch: int) -> np.ndarray:
+    """One entry per row -> as many as the batch has, the last one repeated."""
+    return np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows), axis=0)])
+
+
 def roomy(state: State, config: ModelConfig, positions: int) -> State:
-    """The state with room for so many positions a row, in a larger cache if need be."""
-    if positions <= state.cache.capacity:
-        return state
-    return enlarge(state, config=config, capacity=buckets.capacity(positions, config.max_positions))
+    """The state with room for so many positions a row, one bucket larger at a time if need be."""
+    while state.cache.capacity < positions:
+        capacity = buckets.capacity(state.cache.capacity + 1, config.max_positions)
+        state = enlarge(state, config=config, capacity=capacity)
+    return state
 
 
 @contextlib.contextmanager

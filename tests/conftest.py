@@ -20,3 +20,12 @@ def data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("NANOLLM_TEST_DATA does not name a folder of test data")
     return Path(folder).resolve()
+
+
+@pytest.fixture(autouse=True)
+def compiled_programs_are_kept_nowhere(monkeypatch, tmp_path_factory):
+    """What the command line keeps goes to a folder of the tests, and the next test does not find it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    yield
+    if jax.config.jax_compilation_cache_dir is not None:
+        jax.config.update("jax_compilation_cache_dir", None)

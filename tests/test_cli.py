@@ -560,6 +560,18 @@ def test_info_counts_what_the_library_counts(run: Run, model: nano.Model) -> Non
     }
 
 
+def test_compiled_programs_are_kept_unless_told_otherwise(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = tmp_path / "nanollm_jax" / "compiled"
+    code, _, err = run("generate", "Once", "--max-new-tokens", "2", "--no-compile-cache")
+    assert code == 0 and not kept.exists(), err
+    code, _, err = run("generate", "Once", "--max-new-tokens", "2")
+    assert code == 0 and kept.stat().st_mode & 0o777 == 0o700, err
+    kept.chmod(0o777)
+    code, out, err = run("generate", "Once", "--max-new-tokens", "2")
+    assert (code, out) == (2, "") and "others may write to it" in err and "Traceback" not in err
+
+
 def test_info_in_a_table(run: Run, model: nano.Model) -> None:
     code, out, err = run("info")
     assert (code, err) == (0, "")

@@ -45,13 +45,15 @@ def info(
     rows = [(*words, f"{numbers:,}", decimal(size)) for *words, numbers, size in tree_rows(report["parameters"])]
     rows.append(("total", "", "", count, nbytes))
     print_table(("parameter", "axes", "shape", "count", report["dtype"]), rows, right=2)
+    sizes = [(name, " ".join(map(str, values))) for name, values in report["compiled_for"].items()]
+    print_table(("one row is compiled for", ""), sizes)
     if "checkpoint" in report:
         print_table(("checkpoint", ""), [(name, in_words(value)) for name, value in flat(report["checkpoint"])])
 
 
 def describe(source: str | None, revision: str | None, dtype_name: str) -> dict[str, Any]:
     """What --json prints. The config has to be right; what is wrong with other files is said in their place."""
-    from nanollm_jax import params
+    from nanollm_jax import buckets, params
     from nanollm_jax.config import resolve_dtype
     from nanollm_jax.families import read_config
     from nanollm_jax.loading import find, read_json
@@ -77,6 +79,7 @@ def describe(source: str | None, revision: str | None, dtype_name: str) -> dict[
         "count": count,
         "bytes": count * dtype.itemsize,
         "dtype": dtype.name,
+        "compiled_for": dict(zip(("prompt_tokens", "capacities"), buckets.listed(config.max_positions), strict=True)),
     }  # fmt: skip
     return report if alone else report | {"checkpoint": describe_files(path.parent, config_json, config)}
 

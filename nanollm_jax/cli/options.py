@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ INTERRUPTED = 130  # the exit code after Ctrl-C: what a shell shows for SIGINT
 MODEL = "A folder in checkpoint form, or a hub id such as openai-community/gpt2. Default: the bundled model."
 ANY_MODEL = "A folder in checkpoint form, a file in the form of config.json, or a hub id. Left out: the bundled model."
 DTYPE = "Of weights and activations: auto, float32, bfloat16 or float16; auto is float32 on CPU, else bfloat16."
+KEEP_COMPILED = "Keep compiled programs in ~/.cache/nanollm_jax, or below $XDG_CACHE_HOME, for the next run."
 STDIN = "- reads it from standard input, as it is but for one newline at its end."
 
 Source = Annotated[str | None, typer.Option("--model", metavar="SOURCE", help=MODEL)]
@@ -22,7 +24,17 @@ AnyModel = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=Fa
 Revision = Annotated[str | None, typer.Option(metavar="REV", help="A branch, tag or commit of a hub id.")]
 Dtype = Annotated[str, typer.Option(metavar="DTYPE", help=DTYPE)]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a picture too; needs matplotlib.")]
+KeepCompiled = Annotated[bool, typer.Option("--compile-cache/--no-compile-cache", help=KEEP_COMPILED)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def keep_compiled(wanted: bool) -> None:
+    """What --compile-cache does: the library's own keep_compiled, with the user's private folder."""
+    if wanted:
+        from nanollm_jax.startup import keep_compiled
+
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        keep_compiled(Path(cache) / "nanollm_jax" / "compiled")
 
 
 def read_text(text: str) -> str:

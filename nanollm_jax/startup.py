@@ -1,0 +1,96 @@
+"""Ready before the first request: programs kept on disk between processes, and programs compiled ahead."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from nanollm_jax import buckets
+from nanollm_jax.cache import init_cache
+from nanollm_jax.config import check_count
+from nanollm_jax.decode import init_state, read_prompts, write_tokens
+from nanollm_jax.errors import ConfigError, RequestError
+from nanollm_jax.generate import CHUNK, STREAM_CHUNK, roomy
+from nanollm_jax.loading import Model
+from nanollm_jax.profiling import CompileWatch
+
+
+def keep_compiled(folder: str | os.PathLike[str]) -> Path:
+    """Keep every program that is compiled from now on in a folder, and take it from there next time. Returns the folder.
+
+    It is made if need be, for its owner only (mode 700). What lies in it is executed, so a folder that belongs to
+    another user or that others may write to is a RequestError. Entries are specific to the versions of jax and to the
+    processor.
+    """
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = path.stat()
+    except OSError as error:
+        raise RequestError(f"compiled programs cannot be kept in {path}: {error}.") from None
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise RequestError(
+            f"{path} belongs to another user, or others may write to it (mode {stat.S_IMODE(status.st_mode):o}); programs "
+            "from it would be executed: take another folder, or chmod 700."
+        )
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return path
+
+
+def warmup(
+    model: Model, *, batch: int = 1, prompt_tokens: int = 128, max_new_tokens: int = 128, chunk: int | None = None
+) -> int:
+    """Compile ahead every program that requests up to this size need. Returns how many were compiled.
+
+    batch            prompts at a time: any number up to `batch` that rounds up to the same power of two
+    prompt_tokens    tokens of the longest prompt, max_new_tokens of the longest answer
+    chunk            as in generate; None compiles for generate's own and for stream's
+    Afterwards such requests compile nothing, whatever their lengths, sampling settings, seeds and stops.
+    Raises RequestError for what the model has no positions for.
+    """
+    config = model.config
+    try:
+        for name, value in (("batch", batch), ("prompt_tokens", prompt_tokens), ("max_new_tokens", max_new_tokens)):
+            check_count(name, value)
+        if chunk is not None:
+            check_count("chunk", chunk)
+    except ConfigError as error:
+        raise RequestError(str(error)) from None
+    if prompt_tokens + max_new_tokens > config.max_positions:
+        raise RequestError(
+            f"{prompt_tokens} prompt tokens + {max_new_tokens} new tokens are more than the model's "
+            f"{config.max_positions} positions; ask for fewer."
+        )
+    B = buckets.rows(batch)
+    sampling = model.defaults.sampling.rows(B, config.vocab_size)
+    chunks = (CHUNK, STREAM_CHUNK) if chunk is None else (chunk,)
+    lengths, capacities = buckets.listed(config.max_positions, B)
+    last = min(prompt_tokens + max_new_tokens + max(chunks), config.max_positions)
+    longest = max(buckets.pieces(prompt_tokens, B))
+    dtype = model.params["embedding"]["tokens"].dtype
+    empty = lambda capacity: init_state(init_cache(config, B, capacity, dtype), config)  # noqa: E731
+    with CompileWatch() as watch:
+        for T in (T for T in lengths if longest >= T):
+            tokens, count = np.zeros((B, T), np.int32), np.ones(B, np.int32)
+            state = empty(buckets.capacity(T, config.max_positions))
+            fresh = dataclasses.replace(state, cache=dataclasses.replace(state.cache, fresh=True))
+            read_prompts(model.params, tokens, count, fresh, config=config)
+            for S in capacities:  # a later piece stands behind a whole one
+                if buckets.longest_piece(B) < S <= buckets.capacity(prompt_tokens, config.max_positions):
+                    read_prompts(model.params, tokens, count, empty(S), config=config)
+        state = empty(capacities[0])
+        for S in (S for S in capacities if buckets.capacity(last, config.max_positions) >= S):
+            state = roomy(state, config, S)
+            for steps in chunks:
+                *_, state = write_tokens(
+                    model.params, state, sampling, np.zeros(B, np.uint32), config=config, steps=steps
+                )
+        jax.block_until_ready(state)
+    return watch.programs

@@ -1,0 +1,134 @@
+"""Programs compiled ahead, kept on disk, and a package that imports quickly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from models import random_model
+
+import nanollm_jax as nano
+from nanollm_jax import startup
+from nanollm_jax.profiling import CompileWatch
+
+
+def python(code, **environment):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_the_package_waits_for_nothing():
+    code = "import sys, nanollm_jax as n; print(len(dir(n)) > 20, 'jax' in sys.modules, n.ConfigError.__name__)"
+    assert python(code) == ["True", "False", "ConfigError"]
+
+
+def test_public_names_are_functions_whatever_is_imported_first():
+    code = (
+        "import nanollm_jax.decode, nanollm_jax.generate, nanollm_jax.observe; import nanollm_jax as n;"
+        "print(*(type(getattr(n, name)).__name__ for name in n.__all__ if name in ('decode', 'generate', 'observe')))"
+    )
+    assert python(code) == ["function"] * 3
+    assert set(nano.__all__) == set(nano.HOME) <= set(dir(nano))
+    assert all(getattr(nano, name) is not None for name in nano.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = nano.nothing
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_after_warmup_nothing_compiles(family):
+    """200 requests: lengths, compositions of the batch, sampling settings, seeds, stops by id; and streams."""
+    model = random_model(family)
+    P, M = 100, 40
+    compiled = {
+        batch: nano.warmup(model, batch=batch, prompt_tokens=P, max_new_tokens=M, chunk=16) for batch in (1, 2, 4)
+    }
+    assert min(compiled.values()) > 0
+    rng = np.random.default_rng(0)
+
+    def settings(size):
+        each = lambda low, high: rng.uniform(low, high, size).tolist()  # noqa: E731
+        return nano.Sampling(
+            temperature=each(0, 2) if rng.random() < 0.7 else 0.0,
+            top_k=rng.integers(0, 50, size).tolist(),
+            top_p=each(0.2, 1),
+            min_p=each(0, 0.2),
+            repetition_penalty=each(0.8, 1.5) if rng.random() < 0.5 else 1.0,
+            presence_penalty=each(-1, 1),
+            frequency_penalty=float(rng.uniform(-1, 1)),
+            logit_bias={int(rng.integers(80)): -np.inf} if rng.random() < 0.5 else None,
+        )
+
+    with CompileWatch() as watch:
+        for _ in range(200):
+            size = int(rng.integers(1, 5))
+            prompts = [rng.integers(0, 80, rng.integers(1, P + 1)).tolist() for _ in range(size)]
+            answers = nano.generate(
+                model, prompts, max_new_tokens=int(rng.integers(1, M + 1)), sampling=settings(size),
+                seed=rng.integers(0, 2**32, size).tolist(), chunk=16,
+            )  # fmt: skip
+            assert len(answers) == size
+    assert watch.programs == 0
+
+
+def test_long_prompts_are_warmed_up_too(monkeypatch):
+    """Several pieces, growing caches, up to the model's last position; the sizes of the pieces made small for it."""
+    from nanollm_jax import buckets
+
+    monkeypatch.setattr(buckets, "LONGEST", 32)
+    monkeypatch.setattr(buckets, "SMALLEST", 32)
+    model = random_model("mistral")
+    nano.warmup(model, prompt_tokens=150, max_new_tokens=100, chunk=16)
+    with CompileWatch() as watch:
+        for length, new in [(1, 1), (33, 40), (64, 9), (65, 100), (97, 3), (150, 100)]:
+            answer = nano.generate(model, list(range(1, 1 + length % 90)) * 1 or [1], max_new_tokens=new, chunk=16)
+            assert len(answer.token_ids) == new
+            long = nano.generate(model, [7] * length, max_new_tokens=new, chunk=16)
+            assert long.prompt_tokens == length
+    assert watch.programs == 0
+
+
+def test_warmup_refuses_what_does_not_fit():
+    model = random_model("llama")
+    with pytest.raises(nano.RequestError, match="200 prompt tokens \\+ 57 new tokens are more than the model's 256"):
+        nano.warmup(model, prompt_tokens=200, max_new_tokens=57)
+    with pytest.raises(nano.RequestError, match="batch is 0"):
+        nano.warmup(model, batch=0)
+
+
+SECOND = """
+import jax, sys
+import nanollm_jax as nano
+from nanollm_jax import profiling
+seen = []
+jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
+nano.keep_compiled(sys.argv[1] if len(sys.argv) > 1 else {folder!r})
+model = nano.load()
+nano.generate(model, "Once", max_new_tokens=5, chunk=4)
+print(seen.count("/jax/compilation_cache/cache_hits"), seen.count("/jax/compilation_cache/cache_misses"))
+"""
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    folder = str(tmp_path / "kept")
+    runs = [[int(n) for n in python(SECOND.format(folder=folder))] for _ in range(2)]
+    assert os.stat(folder).st_mode & 0o777 == 0o700
+    assert runs[0][1] > 2  # it does compile, the first time
+    assert runs[1] == [sum(runs[0]), 0]
+
+
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    with pytest.raises(nano.RequestError, match=r"others may write to it \(mode 777\).*chmod 700"):
+        startup.keep_compiled(open_to_all)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(nano.RequestError, match=r"cannot be kept in .*file"):
+        startup.keep_compiled(tmp_path / "file")
+    assert jax.config.jax_compilation_cache_dir == before
