@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 19 · Generation: one token after another
 #
-# [Previous: 18 · Sampling](18_sampling.py) · [Contents](README.md)
+# [Previous: 18 · Sampling](18_sampling.py) · [Contents](README.md) · [Next: 20 · KV cache](20_kv_cache.py)
 #
 # ## The question
 # A forward pass gives scores for the next token (chapter 17), and sampling picks one (chapter 18). How does that become
@@ -373,4 +373,4 @@ print("So texts of different lengths can share one compiled program, and one bat
 # for each, and the device waits meanwhile. How much that is was measured above, for a program that does nothing.
 
 # %% [markdown]
-# [Previous: 18 · Sampling](18_sampling.py) · [Contents](README.md)
+# [Previous: 18 · Sampling](18_sampling.py) · [Contents](README.md) · [Next: 20 · KV cache](20_kv_cache.py)
