@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 20 · KV cache: nothing that was read is computed again
 #
-# [Previous: 19 · Generation](19_generation.py) · [Contents](README.md)
+# [Previous: 19 · Generation](19_generation.py) · [Contents](README.md) · [Next: 21 · Profiling](21_profiling.py)
 #
 # ## The question
 # The loops of chapter 19 run the whole text through the model for every new token. Nearly all of that was computed
@@ -134,7 +134,7 @@ with_memory, memory = np.zeros(LENGTH), empty()
 for t in range(LENGTH):
     with_memory[t], memory = clock(text[t : t + 1], memory)
 lengths = np.unique(np.linspace(1, LENGTH, 4 if quick() else 17).astype(int))
-measured = [min(clock(text[:n], empty())[0] for _ in range(1 if quick() else 2)) for n in lengths]
+measured = [min(clock(text[:n], empty())[0] for _ in range(1 if quick() else 3)) for n in lengths]
 without = np.interp(np.arange(1, LENGTH + 1), lengths, measured)  # measured at some lengths, straight lines between
 passes = LENGTH * (LENGTH + 1) // 2
 print(
@@ -227,7 +227,7 @@ for (name, c), colour in zip(models.items(), (GREY, RED, GREEN, BLUE), strict=Tr
     n = np.unique(np.geomspace(64, c.max_positions, 60).astype(int))
     ax.plot(n, [cache_bytes(c, int(t)) / 2**30 for t in n], color=colour)
     ax.plot(n[-1], cache_bytes(c, int(n[-1])) / 2**30, "o", color=colour)
-    ax.text(n[-1] * 1.15, cache_bytes(c, int(n[-1])) / 2**30, name, color=colour, va="center", size=9)
+    ax.text(n[-1] * 1.15, cache_bytes(c, int(n[-1])) / 2**30 * 0.75, name, color=colour, va="center", size=9)
 weight = 2 * parameters.count(models["Llama 3.1 8B"]) / 2**30
 ax.axhline(weight, color=GREY, linestyle=":")
 ax.text(64, weight * 1.1, "weights of Llama 3.1 8B", color=GREY, size=9)
@@ -323,4 +323,4 @@ pieces, _ = forward(ids[9:], first)
 same("two pieces, the same logits", pieces, whole, tolerance=1e-3)
 
 # %% [markdown]
-# [Previous: 19 · Generation](19_generation.py) · [Contents](README.md)
+# [Previous: 19 · Generation](19_generation.py) · [Contents](README.md) · [Next: 21 · Profiling](21_profiling.py)
