@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 21 · Profiling: where the time goes, and which limit it meets
 #
-# [Previous: 20 · KV cache](20_kv_cache.py) · [Contents](README.md)
+# [Previous: 20 · KV cache](20_kv_cache.py) · [Contents](README.md) · [Next: 22 · Parallelism](22_parallelism.py)
 #
 # ## The question
 # With a cache, each new token is one pass of one vector through the model. Why does it take as long as it does? What
@@ -221,8 +221,8 @@ limits = [
 right.plot(fine, [memory for memory, _ in limits], ":", color=GREY)
 right.plot(fine, [arithmetic for _, arithmetic in limits], "--", color=GREY, linewidth=1)
 right.plot(fine, [min(pair) for pair in limits], color=ORANGE, label="roofline")
-right.text(fine[-1], limits[-1][1] * 1.15, "limit of arithmetic", color=GREY, ha="right", size=9)
-right.text(1, limits[0][0] * 0.5, "   limit of memory", color=GREY, size=9)
+right.text(1, limits[-1][1] * 1.15, "limit of arithmetic", color=GREY, size=9)
+right.text(fine[-1], limits[-1][0] * 1.25, "limit of memory", color=GREY, ha="right", size=9)
 right.set(xscale="log", yscale="log", xlabel="texts in the batch", title="tokens per second",
           ylim=(None, limits[-1][1] * 4))  # fmt: skip
 right.set_xticks(batches, batches)
@@ -234,7 +234,7 @@ save(figure, "21_limits")
 # ![Shares of time, and tokens per second against the roofline](figures/21_limits.png)
 #
 # *Left: the profile of the NumPy model. Right: the engine. The slanted line is the limit of memory, the level one that
-# of arithmetic; nothing can be above both. This model is so small that its weights may stay in the processor's cache,
+# of arithmetic. This model is so small that its weights may stay in the processor's cache,
 # which is faster than the memory that was measured.*
 #
 # ## Quantisation: eight bits by hand
@@ -342,7 +342,7 @@ table(
 check("8 bits change the perplexity by less than 2%", abs(found["8 bits, a scale a row"][1] / base[1] - 1) < 0.02)
 check("at a quarter of the bytes, nearly", base[0] / found["8 bits, a scale a row"][0] > 3.9)
 check("2 bits a row ruin it", found["2 bits, a scale a row"][1] > 5 * base[1])
-check("groups help at 3 bits", found["3 bits, groups of 16"][1] < found["3 bits, a scale a row"][1])
+check("groups help there", found["2 bits, groups of 16"][1] < found["2 bits, a scale a row"][1] / 5)
 
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(8, 3.8))
@@ -354,11 +354,12 @@ for end, colour in (("a scale a row", BLUE), ("groups of 16", ORANGE)):
 ax.axhline(base[1], color=GREY, linestyle=":")
 ax.text(
     0.99,
-    base[1] * 1.08,
+    base[1] * 0.92,
     f"float32, {base[0] / 1e6:.1f} MB",
     color=GREY,
     size=9,
     ha="right",
+    va="top",
     transform=ax.get_yaxis_transform(),
 )
 ax.axhline(V, color=GREY, linestyle=":")
@@ -370,7 +371,7 @@ save(figure, "21_bits")
 # %% [markdown]
 # ![Perplexity against the size of the quantised model](figures/21_bits.png)
 #
-# *Eight bits cost nothing that could be noticed. Below four, it matters how the scales are chosen.*
+# *Eight bits cost nothing that could be noticed. With very few bits it matters how the scales are chosen.*
 #
 # ## In the engine
 # - `nanollm_jax.trace.profile` is the profiler for compiled programs: it reads XLA's own record of a run and says for
@@ -406,4 +407,4 @@ print(f"The scale follows the largest: {zeros:.0%} of the others become 0. Group
 check("most of them", zeros > 0.5 > np.mean(q[0] == 0))
 
 # %% [markdown]
-# [Previous: 20 · KV cache](20_kv_cache.py) · [Contents](README.md)
+# [Previous: 20 · KV cache](20_kv_cache.py) · [Contents](README.md) · [Next: 22 · Parallelism](22_parallelism.py)
