@@ -222,7 +222,7 @@ right.plot(fine, [memory for memory, _ in limits], ":", color=GREY)
 right.plot(fine, [arithmetic for _, arithmetic in limits], "--", color=GREY, linewidth=1)
 right.plot(fine, [min(pair) for pair in limits], color=ORANGE, label="roofline")
 right.text(1, limits[-1][1] * 1.15, "limit of arithmetic", color=GREY, size=9)
-right.text(fine[-1], limits[-1][0] * 1.25, "limit of memory", color=GREY, ha="right", size=9)
+right.text(14, limits[-1][1] * 2.2, "limit of memory", color=GREY, ha="right", size=9)
 right.set(xscale="log", yscale="log", xlabel="texts in the batch", title="tokens per second",
           ylim=(None, limits[-1][1] * 4))  # fmt: skip
 right.set_xticks(batches, batches)
