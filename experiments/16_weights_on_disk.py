@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 16 · Weights: a safetensors file, byte by byte
 #
-# [Previous: 15 · Tokenizer](15_tokenizer.py) · [Contents](README.md) · [Next: 18 · Sampling](18_sampling.py)
+# [Previous: 15 · Tokenizer](15_tokenizer.py) · [Contents](README.md) · [Next: 17 · Forward pass](17_forward_pass.py)
 #
 # ## The question
 # A trained model comes as a file of some megabytes or some hundred gigabytes. What is in it, how do its bytes become
@@ -351,4 +351,4 @@ print(f"{saved:,} bytes, or {saved / 2**30:.2f} GiB")
 check("two bytes each", saved == 128_256 * 4_096 * jnp.dtype(jnp.bfloat16).itemsize)
 
 # %% [markdown]
-# [Previous: 15 · Tokenizer](15_tokenizer.py) · [Contents](README.md) · [Next: 18 · Sampling](18_sampling.py)
+# [Previous: 15 · Tokenizer](15_tokenizer.py) · [Contents](README.md) · [Next: 17 · Forward pass](17_forward_pass.py)

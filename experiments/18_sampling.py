@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 18 · Sampling: what each rule removes, and what it leaves to chance
 #
-# [Previous: 16 · Weights](16_weights_on_disk.py) · [Contents](README.md)
+# [Previous: 17 · Forward pass](17_forward_pass.py) · [Contents](README.md) · [Next: 19 · Generation](19_generation.py)
 #
 # ## The question
 # After every token the model gives a score, a *logit*, to each piece of its vocabulary. Softmax turns the logits into
@@ -397,4 +397,4 @@ shifts = [softmax(penalize(logits + shift, prompt, written, presence=1.0, freque
 same("the other two are", shifts[0], shifts[1], 1e-6)
 
 # %% [markdown]
-# [Previous: 16 · Weights](16_weights_on_disk.py) · [Contents](README.md)
+# [Previous: 17 · Forward pass](17_forward_pass.py) · [Contents](README.md) · [Next: 19 · Generation](19_generation.py)

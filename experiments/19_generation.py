@@ -1,0 +1,376 @@
+# %% [markdown]
+# # 19 · Generation: one token after another
+#
+# [Previous: 18 · Sampling](18_sampling.py) · [Contents](README.md) · [Next: 20 · KV cache](20_kv_cache.py)
+#
+# ## The question
+# A forward pass gives scores for the next token (chapter 17), and sampling picks one (chapter 18). How does that become
+# a text, how should the loop be compiled, and how is it measured whether a model predicts a text well?
+#
+# ## The idea
+# Take the most probable token, put it at the end of the text, and ask again:
+#
+#     while the text is not finished:
+#         logits = forward(text)
+#         text = text + [best(logits)]
+#
+# Always taking the best is called *greedy*. A model of this kind is *autoregressive*: it reads what it wrote itself.
+#
+# The loop is short, but there are three ways to give it to the compiler. XLA compiles a program for fixed shapes, and
+# the text grows. So either every length is compiled anew; or the text has a fixed length, with room at the end; or
+# the whole loop becomes a part of the program, with `jax.lax.scan`.
+#
+# ## From scratch
+# `next_token` is one pass over the whole text. No token looks at later ones (chapter 11), so what stands in the room
+# at the end does not matter.
+
+# %%
+from __future__ import annotations
+
+import math
+import textwrap
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from chapter import BLUE, ORANGE, check, predict, quick, same, save, seconds, table
+
+import nanollm_jax as nano
+from nanollm_jax.profiling import CompileWatch
+
+model = nano.load(dtype="float32")
+config, tokenizer = model.config, model.tokenizer
+PROMPT = tokenizer.encode("Once upon a time, there was a little")
+ROOM = 32 if quick() else 128  # tokens of a text of fixed length
+
+
+def scores(params, tokens):
+    """tokens [T] -> logits [T V], all of them in one pass"""
+    cache = nano.init_cache(config, batch=1, capacity=len(tokens), dtype="float32")
+    return nano.forward(params, tokens[None], cache, config=config)[0][0]
+
+
+@jax.jit
+def next_token(params, tokens, n):
+    """tokens [T], of which the first n are text -> the best next one"""
+    return jnp.argmax(scores(params, tokens)[n - 1])
+
+
+def growing(steps):
+    """Every step has another shape."""
+    text = list(PROMPT)
+    for _ in range(steps):
+        text.append(int(next_token(model.params, jnp.asarray(text), len(text))))
+    return text[len(PROMPT) :]
+
+
+def with_room(steps):
+    """One shape: the text and room behind it."""
+    text, n = np.zeros(ROOM, np.int32), len(PROMPT)
+    text[:n] = PROMPT
+    for at in range(n, n + steps):
+        text[at] = next_token(model.params, jnp.asarray(text), at)
+    return text[n : n + steps].tolist()
+
+
+@partial(jax.jit, static_argnames="steps")
+def scanned(params, tokens, n, steps):
+    """tokens [T], of which the first n are text -> the next ones [steps]: the loop is inside the program"""
+
+    def step(carry, _):
+        tokens, n = carry
+        token = next_token(params, tokens, n)
+        return (tokens.at[n].set(token), n + 1), token
+
+    return jax.lax.scan(step, (tokens, n), length=steps)[1]
+
+
+def with_scan(steps):
+    text = jnp.zeros(ROOM, jnp.int32).at[: len(PROMPT)].set(jnp.asarray(PROMPT))
+    return scanned(model.params, text, len(PROMPT), steps).tolist()
+
+
+def engine(steps):
+    return nano.generate(model, PROMPT, max_new_tokens=steps, sampling=nano.Sampling(temperature=0.0)).token_ids
+
+
+# %% [markdown]
+# `jax.lax.scan` calls a function again and again with a *carry*, here the text and its length, and collects what each
+# call returns. The function is compiled once, and the host is not asked between two tokens.
+
+# %% tags=["question"]
+predict("how many programs are compiled by each of the three, and how many tokens per second do they write then?")
+
+# %% tags=["answer"]
+rows, answers, compiled = [], {}, {}
+for name, run, steps in (
+    ("growing text", growing, 2 if quick() else 6),
+    ("fixed length", with_room, 8 if quick() else 48),
+    ("fixed length, lax.scan", with_scan, 8 if quick() else 48),
+    ("the library", engine, 8 if quick() else 48),
+):
+    begun = time.perf_counter()
+    with CompileWatch() as watch:
+        answers[name] = run(steps)
+    first = time.perf_counter() - begun
+    again = seconds(run, steps, repeats=2)
+    compiled[name] = watch.programs
+    rows.append(
+        [
+            name,
+            steps,
+            watch.programs,
+            f"{first / steps * 1e3:.0f}",
+            f"{again / steps * 1e3:.1f}",
+            f"{steps / again:.0f}",
+        ]
+    )
+table(
+    "greedy text", ["", "tokens", "programs compiled", "ms a token, first time", "ms a token, then", "tokens/s"], rows
+)
+print("\n".join(textwrap.wrap("It writes: " + tokenizer.decode(PROMPT + answers["the library"]), 110)))
+for name, answer in answers.items():
+    check(f"{name}: the same tokens as the library", answer == answers["the library"][: len(answer)])
+check("a growing text compiles for every token", compiled["growing text"] >= len(answers["growing text"]))
+check("a fixed length does not", compiled["fixed length"] < len(answers["fixed length"]))
+
+# %% [markdown]
+# Compiling for every token costs a hundred times what the token costs. The scan brings little here, because a pass
+# over the whole text takes far longer than calling a program. What does a call cost? A program that does next to
+# nothing shows it.
+
+# %%
+tiny = jax.jit(lambda x: x * 0.999)
+STEPS = 100 if quick() else 2_000
+
+
+def called():
+    x = jnp.float32(1)
+    for _ in range(STEPS):
+        x = tiny(x)
+    return x
+
+
+together = jax.jit(lambda x: jax.lax.scan(lambda x, _: (x * 0.999, None), x, length=STEPS)[0])
+same("both count the same", called(), together(jnp.float32(1)), tolerance=1e-6)
+by_call, by_scan = seconds(called) / STEPS, seconds(together, jnp.float32(1)) / STEPS
+print(f"a step that is called from Python: {by_call * 1e6:.2f} microseconds; a step of a scan: {by_scan * 1e6:.3f}")
+if not quick():
+    check("a call costs more than ten steps of a scan", by_call > 10 * by_scan)
+
+# %% [markdown]
+# The last line of the first table, the library, is many times faster than all of ours. It does not read the whole text
+# for every token. That is chapter 20.
+#
+# ## Perplexity: how well is a text predicted?
+# The model gives every token of an existing text a probability, given all tokens before it. One pass is enough for all
+# of them. The product of these probabilities is that of the whole text, a tiny number, so their logarithms are added.
+# The mean of -ln p is the *loss* (chapter 07), and e to the power of the loss is the *perplexity*: a model with
+# perplexity 5 is as uncertain as if it had to guess, for each token, among 5 equally probable ones.
+
+
+# %%
+def surprise(ids):
+    """ids [T] -> -ln p of each token after the first, [T-1]; a loop that looks at one token at a time"""
+    ids = np.asarray(ids)
+    padded = np.zeros(max(ROOM, 1 << (len(ids) - 1).bit_length()), np.int32)  # few lengths, few programs
+    padded[: len(ids)] = ids
+    logits = np.asarray(read(model.params, jnp.asarray(padded)), np.float64)  # [T V]
+    out = []
+    for t in range(len(ids) - 1):
+        largest = logits[t].max()
+        out.append(largest + math.log(np.exp(logits[t] - largest).sum()) - logits[t, ids[t + 1]])
+    return np.array(out)
+
+
+read = jax.jit(scores)
+greedy = nano.generate(model, PROMPT, max_new_tokens=8 if quick() else 80, sampling=nano.Sampling(temperature=0.0))
+drawn = nano.generate(
+    model, PROMPT, max_new_tokens=8 if quick() else 80, sampling=nano.Sampling(temperature=1.0), seed=1
+)
+ours = surprise(PROMPT + greedy.token_ids)[len(PROMPT) - 1 :]
+same("one pass, and the library's logprobs while it wrote", -ours, greedy.logprobs, tolerance=1e-3)
+
+STORY = (
+    "Once upon a time, there was a little girl named Lily. She had a red ball. One day, she went to the park with her mom. "
+    "The ball rolled down the hill and into the water. Lily was sad."
+)
+NEWS = "The central bank raised its interest rate by a quarter of a point on Thursday, citing inflation in the service sector."
+words = STORY.split()
+shuffled = " ".join(np.random.default_rng(0).permutation(words).tolist())
+texts = {
+    "its own text, greedy": PROMPT + greedy.token_ids,
+    "its own text, drawn": PROMPT + drawn.token_ids,
+    "a story": tokenizer.encode(STORY),
+    "the story, its words shuffled": tokenizer.encode(shuffled),
+    "business news": tokenizer.encode(NEWS),
+}
+perplexity = {name: math.exp(surprise(ids).mean()) for name, ids in texts.items()}
+table(
+    f"perplexity; {config.vocab_size:,} is a blind guess",
+    ["text", "tokens", "perplexity"],
+    [(name, len(ids), f"{perplexity[name]:,.1f}") for name, ids in texts.items()],
+)
+check("it prefers its own best text to a story", perplexity["its own text, greedy"] < perplexity["a story"])
+check(
+    "and a story to the same words in disorder", 5 * perplexity["a story"] < perplexity["the story, its words shuffled"]
+)
+print("Perplexities of models with different vocabularies cannot be compared: longer tokens are harder to guess.")
+
+# %% tags=["figure"]
+ids = texts["a story"]
+losses = surprise(ids)
+figure, ax = plt.subplots(figsize=(9.5, 2.5))
+x = y = 0
+for token, value in zip(ids[1:], losses, strict=True):
+    piece = tokenizer.piece(token)
+    if x + len(piece) > 82:
+        x, y = 0, y - 1
+    shade = plt.get_cmap("Oranges")(min(value / 7, 1) * 0.85)
+    ax.add_patch(plt.Rectangle((x, y - 0.42), len(piece), 0.84, color=shade, linewidth=0))
+    ax.text(x + len(piece) / 2, y, piece.replace("▁", " "), ha="center", va="center", family="monospace", size=10,
+            color="white" if value > 5.5 else "black")  # fmt: skip
+    x += len(piece)
+ax.set(xlim=(0, 83), ylim=(y - 0.6, 0.6))
+ax.axis("off")
+bar = figure.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 7), "Oranges"), ax=ax, aspect=10, shrink=0.8)
+bar.set_label("-ln p")
+bar.outline.set_visible(False)
+save(figure, "19_surprise")
+
+# %% [markdown]
+# ![A story, each token coloured by how much it surprised the model](figures/19_surprise.png)
+#
+# *The darker, the less expected. New people and things surprise, the little words and the second halves of names do
+# not. The mean over all tokens is the loss.*
+#
+# ## Why greedy text repeats itself
+# Two texts of 400 tokens from the same beginning: one greedy, one drawn. The token that ends a text is forbidden (a
+# large negative number is added to its logit). A place is a *repetition* if its last eight tokens, in this order,
+# have occurred before.
+
+# %% tags=["question"]
+predict("of the last hundred places of each text, how many are repetitions?")
+
+# %% tags=["answer"]
+BEGINNING, LENGTH, LAST = "The dog ran and ran. The dog", 64 if quick() else 400, 16 if quick() else 100
+no_end = {token: -100.0 for token in model.defaults.eos_ids}
+rows = {
+    name: nano.generate(
+        model,
+        BEGINNING,
+        max_new_tokens=LENGTH,
+        sampling=nano.Sampling(temperature=t, logit_bias=no_end),
+        seed=1,
+        chunk=32,
+    )
+    for name, t in (("greedy", 0.0), ("drawn", 1.0))
+}
+
+
+def repetitions(ids, length=8):
+    """ids [T] -> for each place, whether the last `length` tokens occurred before, [T]"""
+    seen, out = set(), []
+    for end in range(len(ids)):
+        last = tuple(ids[max(0, end - length + 1) : end + 1])
+        out.append(len(last) == length and last in seen)
+        seen.add(last)
+    return np.array(out)
+
+
+share = {name: repetitions(answer.token_ids)[-LAST:].mean() for name, answer in rows.items()}
+for name, answer in rows.items():
+    print(f"{name}: {share[name]:.0%} repetitions. ...{answer.text[-100:]!r}")
+check("nothing is a repetition in a text that never repeats", not repetitions(list(range(50))).any())
+check("a circle of five is one, after the first eight and five", repetitions([1, 2, 3, 4, 5] * 4).sum() == 20 - 12)
+check("greedy goes in circles", share["greedy"] > 0.3)
+check("drawing does not", share["drawn"] < 0.05)
+
+# %% [markdown]
+# The reason is seen without generating anything. Give the model a text in which one sentence stands several times, and
+# look at how probable the tokens of each copy are.
+
+# %%
+COPIES = 3 if quick() else 8
+SENTENCES = {
+    "a sentence": "The dog ran to the big tree and found a shiny red key.",
+    "its words shuffled": "key tree a found The shiny big to and the dog red ran.",
+}
+probable = {}
+for name, sentence in SENTENCES.items():
+    once = tokenizer.encode(sentence)[1:]  # without <s>, which stands at the front only
+    values = surprise([*tokenizer.encode(""), *once * COPIES])  # [copies * tokens]
+    probable[name] = np.exp(-values.reshape(COPIES, len(once)).mean(1))  # [copies]: the geometric mean of p
+table(
+    "mean probability of a token",
+    ["", *(f"copy {n + 1}" for n in range(COPIES))],
+    [(name, *(f"{p:.2%}" for p in row)) for name, row in probable.items()],
+)
+for name, row in probable.items():
+    check(f"{name}: the second copy is twice as probable as the first, or more", row[1] > 2 * row[0])
+    check(f"{name}: the last one is more probable still", row[-1] > row[1])
+
+# %% tags=["figure"]
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6))
+for (name, row), colour in zip(probable.items(), (BLUE, ORANGE), strict=True):
+    left.plot(range(1, COPIES + 1), row, "o-", color=colour, label=name)
+left.set(xlabel="copy", yscale="log", ylim=(1e-4, 1), title="mean probability of a token, copy by copy")
+left.legend()
+width = LAST // 4
+for (name, answer), colour in zip(rows.items(), (BLUE, ORANGE), strict=True):
+    p = np.exp(np.convolve(answer.logprobs, np.ones(width) / width, "valid"))
+    right.plot(np.arange(len(p)) + width, p, color=colour, label=name)
+circle = np.flatnonzero(repetitions(rows["greedy"].token_ids))
+right.plot(circle, np.full(len(circle), 1.05), "|", color=BLUE, markersize=5)
+right.text(len(rows["greedy"].token_ids), 0.97, "repetitions", color=BLUE, ha="right", va="center", size=9)
+right.set(xlabel="place in the text", ylim=(0, 1.1), title=f"mean probability of the last {width} tokens")
+right.legend(loc="lower right", bbox_to_anchor=(1, 0.35))
+save(figure, "19_copies")
+
+# %% [markdown]
+# ![The probability of a sentence's copies, and of a greedy and a drawn text as they grow](figures/19_copies.png)
+#
+# *Left: what stood there before becomes more probable, sense or nonsense. Some heads look for the last place where the
+# same token stood, and at what came after it (chapter 10). Right: in a greedy text this feeds itself. Each time round,
+# the circle is more probable, and greedy always takes what is most probable. The remedies are in chapter 18: chance,
+# and penalties on what has occurred.*
+#
+# ## In the engine
+# - `nanollm_jax.decode.write_tokens` is one `lax.scan` over tokens: it draws, runs the model on the one new token, and
+#   carries the logits and the cache. `nanollm_jax.generate.run` calls it for a few tokens at a time, and looks for the
+#   end of the text between two calls.
+# - `nanollm_jax.buckets` rounds prompts and caches up to a few lengths, so that few programs are ever compiled.
+# - `nanollm_jax.profiling.CompileWatch`, used above, counts compilations. The tests use it to show that a second
+#   request compiles nothing.
+# - The logprobs of `nanollm_jax.Generation` are those of the model itself, before temperature and cuts, so a
+#   perplexity can be computed from them.
+#
+# ## Exercises
+# 1. What is the perplexity of a model that gives every token the same probability?
+# 2. Change one token in the room behind the text. Does the next token change? Why is that important?
+# 3. A chunk of the engine's loop is 16 tokens, and a text ends after 5 of them. What was wasted, and what would a
+#    chunk of 1 cost?
+
+# %% tags=["answer"]
+V = config.vocab_size
+check(f"the size of its vocabulary, {V:,}", math.isclose(math.exp(-np.mean(np.log(np.full(10, 1 / V)))), V))
+
+# %% tags=["answer"]
+text = np.zeros(ROOM, np.int32)
+text[: len(PROMPT)] = PROMPT
+other = text.copy()
+other[len(PROMPT) :] = 99
+differ = np.abs(np.asarray(read(model.params, jnp.asarray(text)) - read(model.params, jnp.asarray(other)))).max(1)
+same("not a logit of the text changes", differ[: len(PROMPT)], np.zeros(len(PROMPT)), tolerance=1e-5)
+check("behind it, they do", differ[len(PROMPT) :].max() > 0.1)
+print("So texts of different lengths can share one compiled program, and one batch.")
+
+# %% [markdown] tags=["answer"]
+# Eleven tokens were computed and thrown away. A chunk of 1 asks the host after every token: one call from Python more
+# for each, and the device waits meanwhile. How much that is was measured above, for a program that does nothing.
+
+# %% [markdown]
+# [Previous: 18 · Sampling](18_sampling.py) · [Contents](README.md) · [Next: 20 · KV cache](20_kv_cache.py)

@@ -1,0 +1,326 @@
+# %% [markdown]
+# # 20 · KV cache: nothing that was read is computed again
+#
+# [Previous: 19 · Generation](19_generation.py) · [Contents](README.md) · [Next: 21 · Profiling](21_profiling.py)
+#
+# ## The question
+# The loops of chapter 19 run the whole text through the model for every new token. Nearly all of that was computed
+# one token earlier already. What has to be kept, what does it save, and what does it cost in memory?
+#
+# ## The idea
+# No token looks at later ones (chapter 11). So when a token is added, nothing changes for the tokens before it: same
+# queries, same keys, same values, same everything. What does the new token need of them? It compares its own query
+# with *their keys* and takes the mean of *their values*. Nothing else passes from one position to another.
+#
+# So keep the keys and values of every layer: the *KV cache*. A text is then handled in two phases:
+#
+# - *prefill*: the prompt runs through the model at once and fills the cache;
+# - *decode*: one token at a time runs through the model, reads the cache, and adds its own key and value to it.
+#
+# ## From scratch
+# The model of chapter 17 (LLaMA only) with a memory. It takes T new tokens and whatever the memory holds.
+
+# %%
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, predict, quick, same, save, table
+
+import nanollm_jax as nano
+from nanollm_jax import cache as kv
+from nanollm_jax import params as parameters
+
+model = nano.load(dtype="float32")
+config, tokenizer = model.config, model.tokenizer
+weights = jax.tree.map(np.asarray, model.params)
+N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+
+
+def rms_norm(x, w):
+    """x [T D] -> [T D]: chapter 08"""
+    return x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + config.norm_eps) * w["scale"]
+
+
+def rotate(x, positions):
+    """x [T N H], positions [T] -> [T N H]: chapter 12"""
+    frequencies = (config.rope_theta ** (-np.arange(0, H, 2) / H)).astype(np.float32)
+    angle = (positions[:, None] * frequencies)[:, None]  # [T 1 H/2]
+    left, right = x[..., : H // 2], x[..., H // 2 :]
+    return np.concatenate(
+        [left * np.cos(angle) - right * np.sin(angle), right * np.cos(angle) + left * np.sin(angle)], axis=-1
+    ).astype(np.float32)
+
+
+def attend(q, keys, values, visible):
+    """q [T N H], keys and values [S K H], visible [T S] -> [T N H]: chapters 10 and 11"""
+    out = np.empty_like(q)
+    for n in range(N):
+        scores = np.where(visible, q[:, n] @ keys[:, n // (N // K)].T / np.float32(math.sqrt(H)), -np.inf)  # [T S]
+        powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        out[:, n] = powers / powers.sum(axis=-1, keepdims=True) @ values[:, n // (N // K)]
+    return out
+
+
+def empty():
+    """A memory of nothing: keys and values of every layer, [0 K H] each"""
+    return [(np.zeros((0, K, H), np.float32),) * 2 for _ in weights["layers"]]
+
+
+def forward(tokens, memory):
+    """tokens [T], a memory of S positions -> logits of the last token [V], a memory of S + T"""
+    x, longer = weights["embedding"]["tokens"][tokens], []  # [T D]
+    start = len(memory[0][0])
+    positions = np.arange(start, start + len(tokens))  # the new tokens stand behind the old ones
+    for w, (keys, values) in zip(weights["layers"], memory, strict=True):
+        wqkv = w["attention"]["wqkv"]  # [K Q H D]
+        heads = (rms_norm(x, w["attention_norm"]) @ wqkv.reshape(-1, x.shape[1]).T).reshape(-1, *wqkv.shape[:3])
+        q = rotate(heads[:, :, :-2].reshape(-1, N, H), positions)  # [T N H]
+        keys = np.concatenate([keys, rotate(heads[:, :, -2], positions)])  # [S+T K H]
+        values = np.concatenate([values, heads[:, :, -1]])  # [S+T K H]
+        longer.append((keys, values))
+        mixed = attend(q, keys, values, positions[:, None] >= np.arange(len(keys))[None])
+        x = x + mixed.reshape(-1, N * H) @ w["attention"]["wo"].reshape(-1, N * H).T
+        h = rms_norm(x, w["mlp_norm"])
+        gate, up = h @ w["mlp"]["up"][0].T, h @ w["mlp"]["up"][1].T  # [T F] twice
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ w["mlp"]["down"].T
+    return rms_norm(x[-1:], weights["final_norm"])[0] @ weights["embedding"]["tokens"].T, longer
+
+
+STORY = "Once upon a time, there was a little girl named Lily. She had a red ball. One day, she went to the park with her mom."
+ids = np.array(tokenizer.encode(STORY))  # [T]
+room = nano.init_cache(config, batch=1, capacity=len(ids), dtype="float32")
+read = jax.jit(nano.forward, static_argnames="config")
+reference, filled = read(model.params, jnp.asarray(ids)[None], room, config=config)  # [1 T V]
+whole, at_once = forward(ids, empty())
+same("all at once: the last logits are the library's", whole, reference[0, -1], tolerance=1e-3)
+memory = empty()
+for t, token in enumerate(ids):
+    logits, memory = forward(np.array([token]), memory)
+    assert np.abs(logits - reference[0, t]).max() < 1e-3, f"token {t} differs"
+same("one by one with a memory: the same", logits, whole, tolerance=1e-3)
+keys, values = kv.heads(filled, 3, 1)  # layer 3, [1 K S H] twice
+same("the keys that the library keeps in layer 3", np.swapaxes(keys[0], 0, 1), memory[3][0], tolerance=1e-3)
+same("and the values", np.swapaxes(values[0], 0, 1), memory[3][1], tolerance=1e-3)
+
+# %% [markdown]
+# ## What is saved
+# Without a memory, the token at position n costs a pass over n tokens, so a text of n costs 1 + 2 + ... + n, which is
+# n (n + 1) / 2 passes of one token. That is *quadratic*: twice as long, four times as much. With a memory each token
+# costs one pass over one token. Attention still looks at all positions before, but that is the small part.
+
+# %% tags=["question"]
+predict("a text of 512 tokens, once without and once with the memory: how many times longer does it take in all?")
+
+# %% tags=["answer"]
+LENGTH = 32 if quick() else config.max_positions
+text = np.resize(ids, LENGTH)  # the story again and again
+
+
+def clock(tokens, memory):
+    begun = time.perf_counter()
+    _, memory = forward(tokens, memory)
+    return time.perf_counter() - begun, memory
+
+
+with_memory, memory = np.zeros(LENGTH), empty()
+for t in range(LENGTH):
+    with_memory[t], memory = clock(text[t : t + 1], memory)
+lengths = np.unique(np.linspace(1, LENGTH, 4 if quick() else 17).astype(int))
+measured = [min(clock(text[:n], empty())[0] for _ in range(1 if quick() else 3)) for n in lengths]
+without = np.interp(np.arange(1, LENGTH + 1), lengths, measured)  # measured at some lengths, straight lines between
+passes = LENGTH * (LENGTH + 1) // 2
+print(
+    f"tokens that run through the model: {passes:,} without memory, {LENGTH:,} with it, {passes / LENGTH:.1f} times as many"
+)
+print(f"seconds in all: {without.sum():.1f} without, {with_memory.sum():.1f} with", end=", ")
+print(f"{without.sum() / with_memory.sum():.1f} times longer")
+check("the sum of 1 to n", passes == sum(range(1, LENGTH + 1)))
+if not quick():
+    check("it takes several times longer without", without.sum() > 3 * with_memory.sum())
+    check("a token at the end costs more than one in the middle", without[-1] > 1.4 * without[LENGTH // 2])
+    half = LENGTH // 2
+    check(
+        "with memory, two halves cost nearly the same",
+        np.median(with_memory[half:]) < 2 * np.median(with_memory[:half]),
+    )
+
+# %% [markdown]
+# The factor in seconds is smaller than that in tokens. Many tokens in one pass are cheaper than as many passes,
+# because every weight is read from memory once for all of them (chapter 04). Chapter 21 is about that.
+
+# %% tags=["figure"]
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+smooth = np.convolve(with_memory, np.ones(9) / 9, "same")
+left.plot(lengths, np.array(measured) * 1e3, "o-", color=ORANGE, markersize=4, label="without memory")
+left.plot(np.arange(5, LENGTH - 4), smooth[5 : LENGTH - 4] * 1e3, color=BLUE, label="with memory")
+left.set(title="milliseconds for the next token", xlabel="tokens so far", ylim=(0, None))
+left.legend()
+right.plot(np.cumsum(without), color=ORANGE)
+right.plot(np.cumsum(with_memory), color=BLUE)
+right.set(title="seconds for the text so far", xlabel="tokens so far", ylim=(0, None))
+save(figure, "20_time")
+
+# %% [markdown]
+# ![Time per token and in all, with and without a cache](figures/20_time.png)
+#
+# *NumPy on this machine. Left: a line that climbs and one that does not. Right: their sums, a parabola and a straight
+# line.*
+#
+# ## What it costs
+# For each token the cache holds a key and a value of H numbers, for K heads in each of L layers: 2·L·K·H numbers. Large
+# models keep them in 16 bits, 2 bytes each. This is why query heads share keys and values (chapter 11): Llama 2 7B has
+# K = 32, Llama 3.1 8B has K = 8.
+
+# %%
+PUBLISHED = Path(nano.__file__).parents[1] / "configs"
+FILES = {
+    "GPT-2": "gpt2-124m",
+    "Llama 2 7B": "llama-2-7b",
+    "Mistral 7B": "mistral-7b-v0.1",
+    "Llama 3.1 8B": "llama-3.1-8b",
+}
+models = {
+    name: nano.read_config(json.loads((PUBLISHED / f"{file}.json").read_text()))[0] for name, file in FILES.items()
+}
+
+
+def cache_bytes(config, tokens, width=2):
+    """Bytes of keys and values for so many tokens of one text; a layer with a window keeps no more than that."""
+    kept = [min(tokens, config.window(layer) or tokens) for layer in range(config.num_layers)]
+    return sum(2 * n * config.num_kv_heads * config.head_dim * width for n in kept)
+
+
+def library_bytes(config, tokens, width):
+    """The same, from the library's arrays; eval_shape computes shapes and allocates nothing."""
+    cache = jax.eval_shape(lambda: nano.init_cache(config, 1, tokens, "float16" if width == 2 else "float32"))
+    return sum(math.prod(array.shape) * array.dtype.itemsize for array in (*cache.k, *cache.v))
+
+
+rows = []
+for name, c in models.items():
+    one, longest = cache_bytes(c, 1), cache_bytes(c, c.max_positions)
+    weight_bytes = 2 * parameters.count(c)
+    rows.append([name, c.num_layers, c.num_kv_heads, c.head_dim, f"{one / 1024:,.0f}", f"{c.max_positions:,}",
+                 f"{longest / 2**30:.2f}", f"{weight_bytes / 2**30:.1f}"])  # fmt: skip
+    check(
+        f"{name}: the library's cache is as large",
+        cache_bytes(c, c.max_positions) == library_bytes(c, c.max_positions, 2),
+    )
+same("our memory of the story", sum(a.nbytes for pair in at_once for a in pair), cache_bytes(config, len(ids), 4), 0)
+table(
+    "the cache of one text, 16 bits",
+    ["model", "L", "K", "H", "KiB a token", "longest text", "GiB then", "weights GiB"],
+    rows,
+)
+
+# %% tags=["figure"]
+figure, ax = plt.subplots(figsize=(8, 3.8))
+for (name, c), colour in zip(models.items(), (GREY, RED, GREEN, BLUE), strict=True):
+    n = np.unique(np.geomspace(64, c.max_positions, 60).astype(int))
+    ax.plot(n, [cache_bytes(c, int(t)) / 2**30 for t in n], color=colour)
+    ax.plot(n[-1], cache_bytes(c, int(n[-1])) / 2**30, "o", color=colour)
+    ax.text(n[-1] * 1.15, cache_bytes(c, int(n[-1])) / 2**30 * 0.75, name, color=colour, va="center", size=9)
+weight = 2 * parameters.count(models["Llama 3.1 8B"]) / 2**30
+ax.axhline(weight, color=GREY, linestyle=":")
+ax.text(64, weight * 1.1, "weights of Llama 3.1 8B", color=GREY, size=9)
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="tokens of one text",
+    ylabel="GiB",
+    xlim=(60, 6e5),
+    title="bytes of the cache, 16 bits",
+)
+save(figure, "20_memory")
+
+# %% [markdown]
+# ![Cache size against text length for four models](figures/20_memory.png)
+#
+# *A dot is the longest text that the model knows. A long text needs as much memory as the weights. Mistral's line
+# bends at its window and stays flat.*
+#
+# ## Ring buffers
+# With a window of S positions, a token that fell out of it is never looked at again. Then S slots are enough: position
+# p goes to slot p % S, over the position that just left. That is a *ring buffer*. The slots are out of order, but
+# attention does not care about order: the position is inside the key, which was rotated before it was stored.
+
+# %%
+S, T = 8, 20
+random = np.random.default_rng(0)
+q, k, v = (random.normal(size=(T, heads, H)).astype(np.float32) for heads in (N, K, K))
+distance = np.arange(T)[:, None] - np.arange(T)[None]
+windowed = attend(q, k, v, (distance >= 0) & (distance < S))  # [T N H], with everything kept
+
+slots, ring_k, ring_v = np.full(S, -1), np.zeros((S, K, H), np.float32), np.zeros((S, K, H), np.float32)
+history = []
+for p in range(T):
+    slots[p % S], ring_k[p % S], ring_v[p % S] = p, k[p], v[p]
+    history.append(slots.copy())
+    out = attend(q[p : p + 1], ring_k, ring_v, (slots >= 0)[None])
+    assert np.abs(out[0] - windowed[p]).max() < 1e-5, f"position {p} differs"
+same("a ring of 8 slots is a window of 8", out[0], windowed[-1], tolerance=1e-5)
+ours = np.array(history)  # [T S]
+theirs = np.asarray(kv.held(jnp.arange(1, T + 1), S))  # [T S], negative where nothing is
+same("which slot holds which position: nanollm_jax.cache.held", np.maximum(theirs, -1), ours, tolerance=0)
+
+# %% tags=["figure"]
+figure, ax = plt.subplots(figsize=(9, 3.4))
+age = np.where(ours >= 0, np.arange(T)[:, None] - ours, np.nan).T  # [S T]
+ax.imshow(age, cmap="Blues_r", vmin=0, vmax=S + 2, aspect="auto")
+for (slot, t), value in np.ndenumerate(ours.T):
+    if value >= 0:
+        new = value == t
+        ax.text(t, slot, value, ha="center", va="center", size=9, color="white" if age[slot, t] < 5 else "black",
+                weight="bold" if new else "normal")  # fmt: skip
+        if new:
+            ax.add_patch(plt.Rectangle((t - 0.5, slot - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2))
+ax.set(xlabel="token that is written", ylabel="slot", title="the position that each slot holds; orange: just written")
+ax.set_xticks(range(T))
+ax.spines[:].set_visible(False)
+ax.tick_params(length=0)
+save(figure, "20_ring")
+
+# %% [markdown]
+# ![Which position each of eight slots holds, token by token](figures/20_ring.png)
+#
+# *Dark is new. Each token takes the slot of the oldest one.*
+#
+# ## In the engine
+# - `nanollm_jax.cache` is the only file that knows how keys and values are stored: one buffer a layer, `[B*K S H]`, for
+#   B texts at once. `nanollm_jax.cache.extend` adds the new ones and says which position each slot holds.
+# - Our `concatenate` copies the whole memory for every token. The engine has room from the start and writes one slot
+#   *in place*: the cache is *donated* to the compiled program, which may then reuse its memory
+#   (`nanollm_jax.decode.write_tokens`).
+# - Shapes are fixed inside a program, so the cache has a capacity. `nanollm_jax.generate` begins with a small one and
+#   takes the next power of two when it is full: `nanollm_jax.buckets.capacity`, `nanollm_jax.cache.grow`.
+# - Layers with a window are rings as soon as the capacity exceeds it.
+#
+# ## Exercises
+# 1. Why are keys and values kept, but no queries?
+# 2. A GPU has 24 GiB. Llama 3.1 8B is loaded in 16 bits. For how many tokens of texts is there room?
+# 3. Read a prompt in two pieces. Are the logits the same?
+
+# %% [markdown] tags=["answer"]
+# A query is used by its own token only, once, when that token is read. Keys and values are used by all later tokens.
+
+# %% tags=["answer"]
+c = models["Llama 3.1 8B"]
+left_over = 24 * 2**30 - 2 * parameters.count(c)
+print(f"{left_over / 2**30:.1f} GiB are left, {left_over // cache_bytes(c, 1):,} tokens, all texts together.")
+check("one token more would not fit", cache_bytes(c, left_over // cache_bytes(c, 1) + 1) > left_over)
+
+# %% tags=["answer"]
+_, first = forward(ids[:9], empty())
+pieces, _ = forward(ids[9:], first)
+same("two pieces, the same logits", pieces, whole, tolerance=1e-3)
+
+# %% [markdown]
+# [Previous: 19 · Generation](19_generation.py) · [Contents](README.md) · [Next: 21 · Profiling](21_profiling.py)

@@ -1,0 +1,360 @@
+# %% [markdown]
+# # 22 · Parallelism: one model on many devices
+#
+# [Previous: 21 · Profiling](21_profiling.py) · [Contents](README.md)
+#
+# ## The question
+# Large models do not fit on one device, and one device cannot read weights faster than its memory allows. How is one
+# forward pass divided among several devices, what do they have to tell each other, and what does that cost?
+#
+# ## The idea
+# Two cuts are used most:
+#
+# - *data parallel*: every device has all weights and its own texts. They never talk.
+# - *tensor parallel*: every device has a part of every weight, and all work on the same texts. They have to add up what
+#   each of them found.
+#
+# An operation in which all devices take part is a *collective*. The one needed here is *all-reduce*: every device has
+# an array, and all get the sum. The art is to cut so that few of them are needed. An MLP is two products with an
+# activation between them. Cut the first weight by outputs and the second by the same numbers as inputs:
+#
+#     device 1:   hidden1 = act(x @ up1)      part1 = hidden1 @ down1
+#     device 2:   hidden2 = act(x @ up2)      part2 = hidden2 @ down2
+#     all-reduce: part1 + part2
+#
+# The activation works on each number alone, so it does not notice the cut. One all-reduce completes the MLP. Attention
+# is cut by heads, which do not notice each other either, and needs one as well: two all-reduces for each layer
+# (Shoeybi et al. 2019, arXiv:1909.08053).
+
+# %%
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, predict, same, save, table
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+if jax.config.jax_num_cpu_devices != 8:
+    jax.config.update("jax_num_cpu_devices", 8)  # before anything runs: this processor then looks like eight devices
+
+import nanollm_jax as nano
+from nanollm_jax import params as parameters
+
+DEVICES = jax.devices()[:8]
+check("there are eight devices", len(DEVICES) == 8)
+random = np.random.default_rng(0)
+
+# %% [markdown]
+# ## From scratch
+# The cut of an MLP, first with a Python list as the devices and a sum as the all-reduce.
+
+
+# %%
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+x, up, down = random.normal(size=(5, 8)), random.normal(size=(8, 24)), random.normal(size=(24, 8))  # [T D] [D F] [F D]
+whole = silu(x @ up) @ down  # [T D]
+parts = [
+    silu(x @ mine) @ mine_too for mine, mine_too in zip(np.split(up, 4, axis=1), np.split(down, 4, axis=0), strict=True)
+]
+same("four devices with a quarter of both weights, added up", sum(parts), whole, tolerance=1e-10)
+hidden = np.concatenate([silu(x @ mine) for mine in np.split(up, 4, axis=1)], axis=1)  # [T F]: the hidden numbers
+same("nothing was lost in between: the hidden numbers side by side", hidden, silu(x @ up), tolerance=1e-12)
+
+# %% tags=["figure"]
+figure, axes = plt.subplots(1, 4, figsize=(10, 2.7), width_ratios=[1, 3, 3, 1])
+COLOURS = [BLUE, ORANGE, GREEN, RED]
+for ax, (rows, columns, title, cut) in zip(
+    axes,
+    ((5, 8, "x", None), (8, 24, "up", "columns"), (8, 24, "hidden", "columns"), (24, 8, "down", "rows")),
+    strict=True,
+):
+    rows = 5 if title == "hidden" else rows
+    for device, colour in enumerate(COLOURS):
+        if cut == "columns":
+            box = (device * columns / 4, 0, columns / 4, rows)
+        elif cut == "rows":
+            box = (0, device * rows / 4, columns, rows / 4)
+        else:
+            box, colour = (0, 0, columns, rows), "#c9ced6"
+        ax.add_patch(plt.Rectangle(box[:2], box[2] - 0.15, box[3] - 0.15, color=colour))
+    ax.set(xlim=(0, columns), ylim=(24, 0), title=f"{title} [{rows} {columns}]", aspect="equal")
+    ax.axis("off")
+save(figure, "22_split")
+
+# %% [markdown]
+# ![An MLP's weights cut into four parts](figures/22_split.png)
+#
+# *Each colour is one device; all of them have the grey input. A device needs only its own colour, from the input to its
+# part of the sum.*
+#
+# ## shard_map
+# `jax.shard_map` runs one function on every device of a *mesh*, a grid of devices whose axes have names. What goes in is
+# cut as a *partition spec* says: `P("data", None)` cuts the first axis along the mesh axis "data" and leaves the second
+# whole. Inside, each device sees its own part, and `jax.lax.psum(x, "tensor")` is the all-reduce along "tensor".
+#
+# So here is the whole forward pass of LLaMA for one device among many. It is chapter 17's, with three additions: a sum
+# behind attention, one behind the MLP, and one behind the embedding, whose V rows are dealt out too.
+
+
+# %%
+SPECS = {  # the axis that is cut, for each parameter of nanollm_jax.params.layout
+    "wqkv": P("tensor"), "wo": P(None, "tensor"), "up": P(None, "tensor"), "down": P(None, "tensor"),
+    "tokens": P("tensor"), "scale": P(),
+}  # fmt: skip
+
+
+def specs(params):
+    return parameters.nest({path: SPECS[path.rpartition(".")[2]] for path in parameters.flatten(params)})
+
+
+def rms_norm(x, scale, eps):
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps) * scale
+
+
+def rotate(x, theta):
+    """x [B T N H] -> [B T N H]"""
+    T, H = x.shape[1], x.shape[3]
+    angle = (jnp.arange(T)[:, None] * theta ** (-jnp.arange(0, H, 2) / H))[None, :, None]  # [1 T 1 H/2]
+    left, right = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate(
+        [left * jnp.cos(angle) - right * jnp.sin(angle), right * jnp.cos(angle) + left * jnp.sin(angle)], axis=-1
+    )
+
+
+def attention(x, w, theta):
+    """x [B T D] -> the part of these heads, [B T D]"""
+    heads = jnp.einsum("BTD,KQHD->BTKQH", x, w["wqkv"])  # K and N are this device's own, a part of all
+    B, T, K, Q, H = heads.shape
+    q = rotate(heads[:, :, :, :-2].reshape(B, T, K * (Q - 2), H), theta).reshape(B, T, K, Q - 2, H)
+    k, v = rotate(heads[:, :, :, -2], theta), heads[:, :, :, -1]
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k) / math.sqrt(H)
+    scores = jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, -jnp.inf)
+    mixed = jnp.einsum("BKGTS,BSKH->BTKGH", jax.nn.softmax(scores), v).reshape(B, T, K * (Q - 2), H)
+    return jnp.einsum("BTNH,DNH->BTD", mixed, w["wo"])
+
+
+def mlp(x, w):
+    """x [B T D] -> the part of these hidden numbers, [B T D]"""
+    gate, up = jnp.einsum("BTD,UFD->UBTF", x, w["up"])
+    return jnp.einsum("BTF,DF->BTD", jax.nn.silu(gate) * up, w["down"])
+
+
+def forward(params, tokens, config, total):
+    """Its own weights, its own texts [B T] -> logits of its own part of the vocabulary [B T V]"""
+    own = params["embedding"]["tokens"]  # [V D], a part of all rows
+    place = tokens - jax.lax.axis_index("tensor") * own.shape[0]
+    mine = (place >= 0) & (place < own.shape[0])
+    x = total(jnp.where(mine[..., None], own[jnp.clip(place, 0, own.shape[0] - 1)], 0))  # [B T D]
+    for w in params["layers"]:
+        h = rms_norm(x, w["attention_norm"]["scale"], config.norm_eps)
+        x = x + total(attention(h, w["attention"], config.rope_theta))
+        h = rms_norm(x, w["mlp_norm"]["scale"], config.norm_eps)
+        x = x + total(mlp(h, w["mlp"]))
+    table = params.get("unembedding") or params["embedding"]
+    return jnp.einsum("BTD,VD->BTV", rms_norm(x, params["final_norm"]["scale"], config.norm_eps), table["tokens"])
+
+
+def add(part):
+    return jax.lax.psum(part, "tensor")
+
+
+def alone(part):
+    return part
+
+
+def on_mesh(data, tensor, config, params, total=add):
+    """The compiled program for data x tensor devices"""
+    mesh = Mesh(np.array(DEVICES).reshape(data, tensor), ("data", "tensor"))
+    one = partial(forward, config=config, total=total if tensor > 1 else alone)  # a sum of one is no message
+    return jax.jit(jax.shard_map(
+        one, mesh=mesh, in_specs=(specs(params), P("data")), out_specs=P("data", None, "tensor"), check_vma=False,
+    ))  # fmt: skip
+
+
+def library(config, params, tokens):
+    cache = nano.init_cache(config, len(tokens), tokens.shape[1], "float32")
+    return jax.jit(nano.forward, static_argnames="config")(params, jnp.asarray(tokens), cache, config=config)[0]
+
+
+model = nano.load(dtype="float32")
+stories = ("Once upon a time", "The little dog", "Lily had a ball", "One day, Tom")
+ids = [model.tokenizer.encode(story)[:4] for story in stories]
+tokens = np.array(ids)  # [4 4]
+ours = on_mesh(4, 2, model.config, model.params)(model.params, tokens)
+same("the bundled model on 4 x 2 devices: nanollm_jax.forward", ours, library(model.config, model.params, tokens), 1e-3)
+
+# %% [markdown]
+# The bundled model has two key and value heads, so it can be cut in two at most. For all other meshes a small model
+# with eight of them and random weights stands in.
+#
+# ## Collectives, counted
+# What the devices say to each other can be read in the compiled program: every collective is an instruction in it.
+
+# %% tags=["question"]
+predict(
+    "a model of 2 layers: how many all-reduces are in the program for 8 x 1 devices (data), and how many for 1 x 8 (tensor)?"
+)
+
+# %% tags=["answer"]
+small = dataclasses.replace(
+    model.config, hidden_size=64, num_layers=2, num_heads=16, num_kv_heads=8, head_dim=8, intermediate_size=96,
+    vocab_size=256,
+)  # fmt: skip
+params = nano.init_params(small, jax.random.key(22), "float32")
+tokens = random.integers(0, small.vocab_size, (8, 6), dtype=np.int32)  # [B T]
+B, T = tokens.shape
+reference = library(small, params, tokens)
+
+
+def collectives(program, *args):
+    """How many of each kind the compiled program has, and the bytes that each device brings in."""
+    text = program.lower(*args).compile().as_text()
+    found = re.findall(
+        r" = \(?f32\[([\d,]*)\][^=\n]* (all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\(", text
+    )
+    sizes = [4 * math.prod(int(n) for n in shape.split(",") if n) for shape, _ in found]
+    return [kind for _, kind in found], sum(sizes)
+
+
+rows, counts = [], {}
+total_bytes = sum(array.nbytes for array in parameters.flatten(params).values())
+for data, tensor in ((8, 1), (4, 2), (2, 4), (1, 8)):
+    program = on_mesh(data, tensor, small, params)
+    same(f"{data} x {tensor}", program(params, tokens), reference, tolerance=1e-4)
+    kinds, nbytes = collectives(program, params, tokens)
+    counts[data, tensor] = len(kinds), nbytes
+    held = sum(
+        array.nbytes / (tensor if SPECS[path.rpartition(".")[2]] != P() else 1)
+        for path, array in parameters.flatten(params).items()
+    )
+    rows.append([f"{data} x {tensor}", B // data, f"{held / total_bytes:.1%}", len(kinds), f"{nbytes:,}"])
+table(
+    "a pass over 8 texts", ["data x tensor", "texts a device", "weights a device", "all-reduces", "their bytes"], rows
+)
+for (data, tensor), (found, nbytes) in counts.items():
+    if tensor == 1:
+        check("data parallel alone: not one", found == 0)
+    else:
+        check(f"{data} x {tensor}: two for each layer, one for the embedding", found == 2 * small.num_layers + 1)
+        check(f"{data} x {tensor}: each as large as the stream of its texts", nbytes == found * B // data * T * 64 * 4)
+forgotten = on_mesh(1, 8, small, params, total=alone)
+error = np.abs(np.asarray(forgotten(params, tokens) - reference)).max()
+print(f"without the sums the program runs as well, and the logits are off by up to {error:.1f}")
+check("a forgotten sum is noticed only by comparing", error > 0.1)
+
+# %% [markdown]
+# Eight devices that share one processor are not faster than one. What eight real ones would do can be modelled.
+#
+# ## Scaling, modelled
+# A token of decode takes the time to read a device's part of the weights, and in each layer two all-reduces. An
+# all-reduce among n devices has a fixed delay, and moves 2 (n - 1) / n times its bytes over each device's link (each
+# device sends its share around twice: once to add, once to hand out). The rates below are assumed, in the range of
+# accelerators of today. They are the only numbers here that were not computed.
+
+# %%
+MEMORY, LINK, DELAY, ARITHMETIC = 2e12, 3e11, 1e-5, 4e14  # bytes/s, bytes/s, seconds, FLOP/s
+c = nano.read_config(json.loads((Path(nano.__file__).parents[1] / "configs/llama-3.1-8b.json").read_text()))[0]
+WEIGHTS = 2 * parameters.count(c)  # bytes, 16 bits
+
+
+def step_seconds(texts, tensor):
+    """One token for each of so many texts on `tensor` devices: reading or arithmetic, then talking"""
+    work = max(WEIGHTS / tensor / MEMORY, 2 * parameters.count(c) * texts / tensor / ARITHMETIC)
+    if tensor == 1:
+        return work
+    moved = 2 * (tensor - 1) / tensor * texts * c.hidden_size * 2
+    return work + (2 * c.num_layers + 1) * (DELAY + moved / LINK)
+
+
+sizes = np.array([1, 2, 4, 8, 16, 32, 64])
+table(
+    "Llama 3.1 8B, modelled: tokens per second of one text, and of all texts",
+    ["devices", "1 text, tensor", "64 texts, tensor", "64 texts a device, data", "weights a device, GB"],
+    [
+        (n, f"{1 / step_seconds(1, n):,.0f}", f"{64 / step_seconds(64, n):,.0f}",
+         f"{n * 64 / step_seconds(64, 1):,.0f}", f"{WEIGHTS / n / 1e9:.1f}")
+        for n in sizes
+    ],
+)  # fmt: skip
+speed = np.array([step_seconds(1, 1) / step_seconds(1, n) for n in sizes])
+check("two devices are faster than one, not twice as fast", 1 < speed[1] < 2)
+check("64 devices are worse than ideal by far", speed[-1] < 16)
+check("never more than the delays allow", speed[-1] < step_seconds(1, 1) / ((2 * c.num_layers + 1) * DELAY))
+
+# %% tags=["figure"]
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+left.plot(sizes, sizes, ":", color=GREY, label="ideal")
+for texts, colour in ((1, BLUE), (64, ORANGE), (1024, GREEN)):
+    gain = [step_seconds(texts, 1) / step_seconds(texts, n) for n in sizes]
+    left.plot(sizes, gain, "o-", color=colour, markersize=4, label=f"{texts:,} text{'s' * (texts > 1)}")
+left.set(xscale="log", yscale="log", title="times faster than one device", xlabel="devices, tensor parallel")
+left.legend()
+reading = np.array([WEIGHTS / n / MEMORY for n in sizes]) * 1e3
+talking = np.array([step_seconds(1, n) for n in sizes]) * 1e3 - reading
+places = range(len(sizes))
+right.bar(places, reading, color=BLUE, label="reading weights")
+right.bar(places, talking, bottom=reading, color=ORANGE, label="all-reduces")
+right.set(title="milliseconds a token, 1 text", xlabel="devices, tensor parallel")
+right.set_xticks(places, sizes)
+right.legend()
+for axis in (left.xaxis, left.yaxis):
+    axis.set_ticks(sizes, sizes)
+left.minorticks_off()
+save(figure, "22_scaling")
+
+# %% [markdown]
+# ![Modelled speed of Llama 3.1 8B on 1 to 64 devices](figures/22_scaling.png)
+#
+# *With one text the weights are soon read, and the delays of the all-reduces are left. So a few devices are made one
+# with tensor parallelism, and many such groups work on different texts.*
+#
+# ## In the engine
+# - `nanollm_jax.params.layout` stores weights so that they can be cut: `wqkv` along K, so that each device has whole
+#   groups of heads, and `up` along F, so that gate and up of a number stay together.
+# - `nanollm_jax.forward` is a pure function of its arguments. That is what makes this chapter possible: `jax.jit`,
+#   `jax.vmap` and `jax.shard_map` take such a function as it is.
+# - The cache of chapter 20 is cut like the heads, `nanollm_jax.cache.shapes`: each device keeps the keys and values of
+#   its own heads, and nobody else ever needs them.
+#
+# ## Exercises
+# 1. Why is the first weight of an MLP cut by outputs, and not by inputs?
+# 2. How many devices does a model with 8 key and value heads allow for tensor parallelism, without copies?
+# 3. In the model of scaling, which delay would let 8 devices be 7 times as fast as one, for one text?
+
+# %% tags=["answer"]
+parts = [mine_x @ mine for mine_x, mine in zip(np.split(x, 4, axis=1), np.split(up, 4, axis=0), strict=True)]
+same("cut by inputs, the parts must be added ...", sum(parts), x @ up, tolerance=1e-12)
+check(
+    "... before the activation: it is not the sum of activations",
+    np.abs(sum(map(silu, parts)) - silu(x @ up)).max() > 0.1,
+)
+print("So that cut needs one more all-reduce, of F numbers a token and not of D.")
+
+# %% tags=["answer"]
+allowed = [n for n in range(1, 17) if small.num_kv_heads % n == 0]
+print("A device needs whole key and value heads: 8 devices at most,", allowed)
+check("more than eight have nothing to hold", max(allowed) == small.num_kv_heads)
+
+# %% tags=["answer"]
+one = step_seconds(1, 1)
+moving = 2 * (8 - 1) / 8 * c.hidden_size * 2 / LINK
+delay = (one / 7 - one / 8) / (2 * c.num_layers + 1) - moving
+print(f"{delay * 1e6:.1f} microseconds")
+DELAY = delay
+check("with it, 8 devices are 7 times as fast", math.isclose(one / step_seconds(1, 8), 7))
+
+# %% [markdown]
+# [Previous: 21 · Profiling](21_profiling.py) · [Contents](README.md)
