@@ -83,7 +83,7 @@ def read_prompts(params: Params, tokens: jax.Array, count: jax.Array, state: Sta
     """
     x, cache = model.hidden_states(params, tokens, count, state.cache, config=config)
     last = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
-    logits = jnp.where((count > 0)[:, None], model.logits(params, last)[:, 0], state.logits)
+    logits = jnp.where((count > 0)[:, None], model.logits(params, last, config)[:, 0], state.logits)
     return State(logits, cache, smp.read(state.past, tokens, count))
 
 
@@ -99,7 +99,7 @@ def write_tokens(
     def step(state: State, _: None) -> tuple[State, tuple[jax.Array, jax.Array]]:
         token, logprob = smp.draw(state.logits, sampling, state.past, seeds, state.cache.length)
         x, cache = model.hidden_states(params, token[:, None], jnp.ones_like(token), state.cache, config=config)
-        return State(model.logits(params, x)[:, 0], cache, smp.remember(state.past, token)), (token, logprob)
+        return State(model.logits(params, x, config)[:, 0], cache, smp.remember(state.past, token)), (token, logprob)
 
     state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, fresh=False))
     state, (tokens, logprobs) = jax.lax.scan(step, state, length=steps)

@@ -158,6 +158,8 @@ def read(model: Model, prompts: list[list[int]]) -> State:
         tokens[row, : len(prompt)] = prompt
     dtype = params["embedding"]["tokens"].dtype
     pieces = buckets.pieces(int(lengths.max()), len(prompts))
+    if config.switch_length is not None:  # how a text is read depends on its length, so all of it at once
+        pieces = [sum(pieces)]
     first = buckets.capacity(min(pieces[0], int(lengths.max())), config.max_positions)
     state = init_state(dataclasses.replace(init_cache(config, len(prompts), first, dtype), fresh=True), config)
     start = 0
@@ -174,15 +176,25 @@ def write(model: Model, request: Request, state: State, longest: int) -> Iterato
     """Chunks of tokens and logprobs, [B chunk] each: the next one is on its way before the last one is looked at.
 
     The last may run past max_new_tokens and past the model's positions: what it writes there is thrown away.
+    Where a row outgrows longrope's original length, a chunk ends, and all rows are read again: beyond it every
+    position is turned otherwise.
     """
-    config, chunk = model.config, request.chunk
-    pending = None
-    for end in range(chunk, request.max_new_tokens + chunk, chunk):
+    config, end = model.config, 0
+    grown = [(config.switch_length or 0) + 1 - len(prompt) for prompt in request.prompts]
+    pending, written = None, [list(prompt) for prompt in request.prompts]
+    while end < request.max_new_tokens:
+        steps = min([request.chunk, *(at - end for at in grown if at > end)]) if config.switch_length else request.chunk
+        end += steps
         state = roomy(state, config, min(longest + end, config.max_positions))
-        *drawn, state = write_tokens(model.params, state, request.sampling, request.seeds, config=config, steps=chunk)
+        *drawn, state = write_tokens(model.params, state, request.sampling, request.seeds, config=config, steps=steps)
         if pending:
             yield np.asarray(pending[0]), np.asarray(pending[1])
         pending = drawn
+        if config.switch_length:
+            for text, ids in zip(written, np.asarray(drawn[0]).tolist(), strict=True):
+                text += ids
+            if end in grown and end < request.max_new_tokens:
+                state = dataclasses.replace(read(model, written), past=state.past)
     if pending:
         yield np.asarray(pending[0]), np.asarray(pending[1])
 
