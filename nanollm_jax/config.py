@@ -20,6 +20,7 @@ import numpy as np
 from nanollm_jax.errors import ConfigError
 
 NORMS = ("rms_norm", "layer_norm")
+QK_NORMS = (None, "head", "width")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -62,7 +63,23 @@ class YarnScaling:
     truncate: bool = True
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclass(frozen=True)
+class LongRopeScaling:
+    """Rope for longer contexts: every pair slowed by a factor of its own, one list up to the original length and one
+    for texts beyond it. Ding et al. 2024, arXiv:2402.13753.
+
+    attention_factor multiplies the rotated queries and the rotated keys.
+    """
+
+    kind: ClassVar[str] = "longrope"
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_max_positions: int
+    attention_factor: float
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+Rope = tuple[float, RopeScaling | None]  # theta and scaling
 
 
 @dataclass(frozen=True)
@@ -72,6 +89,12 @@ class ModelConfig:
     rope_theta None means that nothing is rotated; learned_positions adds a table of max_positions vectors instead.
     windows has one entry per layer: how many positions a query sees, itself included, or None for all.
     attention_scales has one entry per layer: what scores are multiplied by; empty means 1/sqrt(head_dim).
+    ropes has one entry per layer where layers differ: (theta, scaling), or None for a layer that rotates nothing.
+    rotary_dim is how many channels of a head are rotated, the first ones; None means all.
+    pre_norm is a norm before attention and MLP, post_norm one of what they give, before it is added.
+    qk_norm "head" normalises each query and key head by itself, "width" all heads of a token together.
+    norm_offset is added to every norm's scale. A cap c makes c * tanh(x / c) of x.
+    num_experts 0 means that there are none; dense_layers are the layers that have none all the same.
     """
 
     vocab_size: int  # V
@@ -95,6 +118,24 @@ class ModelConfig:
     attention_out_bias: bool = False
     mlp_bias: bool = False
     tie_embeddings: bool = False
+    ropes: tuple[Rope | None, ...] = ()
+    rotary_dim: int | None = None
+    pre_norm: bool = True
+    post_norm: bool = False
+    qk_norm: str | None = None
+    norm_offset: float = 0.0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    qkv_clip: float | None = None
+    parallel_residual: bool = False
+    num_experts: int = 0  # E
+    experts_per_token: int = 1
+    expert_size: int = 1  # M
+    renormalize_experts: bool = True
+    dense_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
@@ -118,23 +159,43 @@ class ModelConfig:
             check_rope_scaling(self.rope_scaling)
             if self.rope_theta == 1 and isinstance(self.rope_scaling, YarnScaling):
                 raise ConfigError("rope_theta is 1: all pairs turn alike, and yarn scaling has nothing to choose from.")
-        for name in ("gated_mlp", "learned_positions", "qkv_bias", "attention_out_bias", "mlp_bias", "tie_embeddings"):
+        if self.rotary_dim is not None:
+            check_count("rotary_dim", self.rotary_dim)
+            if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+                raise ConfigError(f"rotary_dim {self.rotary_dim} is not an even number up to head_dim {self.head_dim}.")
+        for rope in {rope for rope in self.ropes if rope is not None}:
+            check_positive("rope theta", rope[0])
+            if rope[1] is not None:
+                check_rope_scaling(rope[1])
+        for name in ("embedding_scale", "residual_scale", "logit_scale"):
+            check_positive(name, getattr(self, name))
+        for name in ("attention_softcap", "logit_softcap", "qkv_clip"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
+        if self.qk_norm not in QK_NORMS:
+            raise ConfigError(f"qk_norm {self.qk_norm!r} is not supported; known: {', '.join(map(str, QK_NORMS))}.")
+        if self.num_experts:
+            for name in ("num_experts", "experts_per_token", "expert_size"):
+                check_count(name, getattr(self, name))
+            if self.experts_per_token > self.num_experts:
+                raise ConfigError(
+                    f"experts_per_token {self.experts_per_token} is more than {self.num_experts} experts."
+                )
+        for name in ("gated_mlp", "learned_positions", "qkv_bias", "attention_out_bias", "mlp_bias", "tie_embeddings",
+                     "pre_norm", "post_norm", "parallel_residual", "renormalize_experts"):  # fmt: skip
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False.")
-        for name in ("windows", "attention_scales"):
+        for name in ("windows", "attention_scales", "ropes", "dense_layers"):
             if not isinstance(getattr(self, name), tuple):  # a list has no hash, and jit needs one
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a tuple with one entry a layer, or ().")
-        if self.windows and len(self.windows) != self.num_layers:
-            raise ConfigError(
-                f"windows has {len(self.windows)} entries for {self.num_layers} layers; give one a layer."
-            )
+        for name in ("windows", "attention_scales", "ropes"):
+            if getattr(self, name) and len(getattr(self, name)) != self.num_layers:
+                raise ConfigError(
+                    f"{name} has {len(getattr(self, name))} entries for {self.num_layers} layers; give one a layer."
+                )
         for window in self.windows:
             if window is not None:
                 check_count("window", window)
-        if self.attention_scales and len(self.attention_scales) != self.num_layers:
-            raise ConfigError(
-                f"attention_scales has {len(self.attention_scales)} entries for {self.num_layers} layers; give one a layer."
-            )
         for scale in self.attention_scales:
             check_positive("attention scale", scale)
 
@@ -145,7 +206,20 @@ class ModelConfig:
             "V": self.vocab_size, "D": self.hidden_size, "P": self.max_positions, "N": self.num_heads,
             "K": self.num_kv_heads, "G": self.num_heads // self.num_kv_heads, "H": self.head_dim,
             "Q": self.num_heads // self.num_kv_heads + 2, "F": self.intermediate_size, "U": 2 if self.gated_mlp else 1,
+            "E": self.num_experts, "M": self.expert_size,
         }  # fmt: skip
+
+    def rope(self, layer: int) -> Rope | None:
+        """Base and scaling of this layer's rope; None where it rotates nothing."""
+        if self.ropes:
+            return self.ropes[layer]
+        return None if self.rope_theta is None else (self.rope_theta, self.rope_scaling)
+
+    @property
+    def switch_length(self) -> int | None:
+        """The last length of a text that is read with the short factors of longrope; None without longrope."""
+        scaling = self.rope_scaling
+        return scaling.original_max_positions if isinstance(scaling, LongRopeScaling) else None
 
     def window(self, layer: int) -> int | None:
         """How many positions a query of this layer sees, itself included; None for all."""
@@ -172,12 +246,15 @@ def check_rope_scaling(scaling: RopeScaling) -> None:
     """Raise ConfigError unless every number of a rope scaling makes sense."""
     if not isinstance(scaling, RopeScaling):
         raise ConfigError(
-            f"rope_scaling is {scaling!r}; expected a LinearScaling, Llama3Scaling or YarnScaling, or None."
+            f"rope_scaling is {scaling!r}; expected a LinearScaling, Llama3Scaling, YarnScaling or LongRopeScaling, or None."
         )
     for field in dataclasses.fields(scaling):
         name, value = f"rope scaling {scaling.kind}: {field.name}", getattr(scaling, field.name)
         if field.name == "original_max_positions":
             check_count(name, value)
+        elif isinstance(value, tuple):
+            for factor in value:
+                check_positive(name, factor)
         elif field.name != "truncate":
             check_positive(name, value)
         elif not isinstance(value, bool):

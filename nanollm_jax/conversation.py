@@ -173,9 +173,19 @@ class Conversation:
         seed = (self.seed + sum(message["role"] == "assistant" for message in self.messages)) % 2**32
         new, left = self.max_new_tokens, room(self.model, ids)
         new = min(new, left) if isinstance(new, int) else new  # what is no number is refused by its name
+        self.check_switch(len(ids), new)
         request = request_of(self.model, ids, new, self.sampling, seed, (), self.chunk)
         self.answering = Stream(request, self.answer(request, messages))
         return self.answering
+
+    def check_switch(self, prompt: int, new: Any) -> None:
+        """Raise RequestError where an answer could outgrow the length beyond which the model turns every position otherwise."""
+        length = self.model.config.switch_length
+        if length is not None and isinstance(new, int) and prompt <= length < prompt + new:
+            raise RequestError(
+                f"{prompt} tokens and {new} new ones pass the {length} beyond which this model reads a text otherwise, and the "
+                f"kept cache would be wrong; set max_new_tokens to {max(length - prompt, 1)} or fewer, or begin anew."
+            )
 
     def stop(self) -> None:
         """End the answer that is being written, if any, and keep what there is of it."""
@@ -252,7 +262,9 @@ class Conversation:
         held, self.held = self.held, []
         # the last token is read in any case: the answer begins with its logits
         known = common_prefix(held, prompt[:-1])
-        back = None if cache is None else rewind(cache, known)
+        length = self.model.config.switch_length
+        switched = length is not None and len(held) <= length < len(prompt)  # read otherwise, all of it
+        back = None if cache is None or switched else rewind(cache, known)
         if back is not None:
             return back, known
         config = self.model.config

@@ -85,7 +85,7 @@ def read_prompts(params: Params, tokens: jax.Array, count: jax.Array, state: Sta
     """
     x, cache = model.hidden_states(params, tokens, count, state.cache, config=config)
     last = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
-    logits = jnp.where((count > 0)[:, None], model.logits(params, last)[:, 0], state.logits)
+    logits = jnp.where((count > 0)[:, None], model.logits(params, last, config)[:, 0], state.logits)
     return State(logits, cache, smp.read(state.past, tokens, count))
 
 
@@ -101,7 +101,7 @@ def write_tokens(
     def step(state: State, _: None) -> tuple[State, tuple[jax.Array, jax.Array]]:
         token, logprob = smp.draw(state.logits, sampling, state.past, seeds, state.cache.length)
         x, cache = model.hidden_states(params, token[:, None], jnp.ones_like(token), state.cache, config=config)
-        return State(model.logits(params, x)[:, 0], cache, smp.remember(state.past, token)), (token, logprob)
+        return State(model.logits(params, x, config)[:, 0], cache, smp.remember(state.past, token)), (token, logprob)
 
     state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, fresh=False))
     state, (tokens, logprobs) = jax.lax.scan(step, state, length=steps)
@@ -133,7 +133,7 @@ def read_scores(params: Params, tokens: jax.Array, *, config: ModelConfig) -> tu
 
     def score(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         x, targets = part
-        logits = model.logits(params, x)
+        logits = model.logits(params, x, config)
         logprobs = jax.nn.log_softmax(logits, axis=-1)
         found = jnp.take_along_axis(logprobs, targets[:, :, None], axis=-1)[:, :, 0]
         return found, jnp.argmax(logits, axis=-1) == targets

@@ -170,6 +170,8 @@ def read_behind(model: Model, prompts: list[list[int]], state: State, held: int)
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     longest = int(lengths.max())
     sizes = buckets.pieces(longest, B)
+    if config.switch_length is not None:  # how a text is read depends on its length, so all of it at once
+        sizes = [sum(sizes)]
     tokens = np.zeros((B, sum(sizes)), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
@@ -186,16 +188,26 @@ def write(model: Model, request: Request, state: State, longest: int) -> Iterato
     """Chunks of tokens and logprobs, [B chunk] each: the next one is on its way before the last one is looked at.
 
     The last may run past max_new_tokens and past the model's positions: what it writes there is thrown away.
+    Where a row outgrows longrope's original length, a chunk ends, and all rows are read again: beyond it every
+    position is turned otherwise.
     """
-    config, chunk = model.config, request.chunk
+    config, end = model.config, 0
     sampling, seeds = jax.tree.map(lambda rows: padded(rows, state.cache.batch), (request.sampling, request.seeds))
-    pending = None
-    for end in range(chunk, request.max_new_tokens + chunk, chunk):
+    grown = [(config.switch_length or 0) + 1 - len(prompt) for prompt in request.prompts]
+    pending, written = None, [list(prompt) for prompt in request.prompts]
+    while end < request.max_new_tokens:
+        steps = min([request.chunk, *(at - end for at in grown if at > end)]) if config.switch_length else request.chunk
+        end += steps
         state = roomy(state, config, min(longest + end, config.max_positions))
-        *drawn, state = write_tokens(model.params, state, sampling, seeds, config=config, steps=chunk)
+        *drawn, state = write_tokens(model.params, state, sampling, seeds, config=config, steps=steps)
         if pending:
             yield np.asarray(pending[0]), np.asarray(pending[1])
         pending = drawn
+        if config.switch_length:
+            for text, ids in zip(written, np.asarray(drawn[0]).tolist(), strict=False):  # not the added rows
+                text += ids
+            if end in grown and end < request.max_new_tokens:
+                state = dataclasses.replace(read(model, written), past=state.past)
     if pending:
         yield np.asarray(pending[0]), np.asarray(pending[1])
 

@@ -16,17 +16,19 @@ from jax.ad_checkpoint import checkpoint_name as tag
 from nanollm_jax import cache as kv
 from nanollm_jax.cache import KVCache
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.ops import attention, embedding, mlp, norm, rope
+from nanollm_jax.ops import attention, embedding, mlp, moe, norm, rope
 from nanollm_jax.ops.linear import linear
 from nanollm_jax.params import Params
 
+Outcome = tuple[jax.Array, KVCache]  # [B T D], and the cache with what was seen
+
 
 class New(NamedTuple):
-    """Where the new tokens stand: positions [B T], how many of them are real [B], and rope's cosines and sines."""
+    """Where the new tokens stand: positions [B T], how many are real [B], each layer's cosines and sines or None."""
 
     positions: jax.Array
     real: jax.Array
-    turns: tuple[jax.Array, jax.Array] | None
+    turns: list[tuple[jax.Array, jax.Array] | None]
 
 
 def forward(params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelConfig) -> tuple[jax.Array, KVCache]:
@@ -40,71 +42,88 @@ def forward(params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelC
     kv.check_room(cache, tokens, tokens.shape[-1], config)
     count = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
     x, cache = hidden_states(params, tokens, count, cache, config=config)
-    return logits(params, x), cache
+    return logits(params, x, config), cache
 
 
 def hidden_states(
     params: Params, tokens: jax.Array, count: jax.Array, cache: KVCache, *, config: ModelConfig
-) -> tuple[jax.Array, KVCache]:
+) -> Outcome:
     """forward without its last step: the final normalised residual stream.  tokens [B T], count [B] -> [B T D], cache
 
     count says how many tokens of each row are real; padding behind them leaves no trace in the cache.
     """
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None, :]
-    new = New(positions, count, None)
-    if config.rope_theta is not None:
-        freqs, factor = rope.frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        new = New(positions, count, rope.turns(positions, freqs, factor))
+    ropes = [config.rope(layer) for layer in range(config.num_layers)]
+    turns = rope.turns_of_layers(ropes, config.rotary_dim or config.head_dim, positions, cache.length + count)
+    new = New(positions, count, turns)
     x = embedding.embed(params["embedding"]["tokens"], tokens)
+    x = x * jnp.asarray(config.embedding_scale, x.dtype)  # rounded to its dtype, as the reference does
     if "positions" in params["embedding"]:
         x = x + embedding.embed(params["embedding"]["positions"], positions)
     x = tag(x, "embedding")
     for layer, p in enumerate(params["layers"]):
-        x, cache = block(p, x, new, cache, layer, config)
+        x, cache = (parallel_block if config.parallel_residual else block)(p, x, new, cache, layer, config)
     return tag(normalize(params["final_norm"], x, config), "final_norm"), kv.advance(cache, count)
 
 
-def logits(params: Params, x: jax.Array) -> jax.Array:
+def logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
     """Score the vocabulary.  x [B T D] -> [B T V] float32. Without a table of its own the embedding's serves."""
     table = params["unembedding"] if "unembedding" in params else params["embedding"]
-    return tag(embedding.unembed(table["tokens"], x), "logits")
+    scores = config.logit_scale * embedding.unembed(table["tokens"], x)
+    return tag(attention.soft_cap(scores, config.logit_softcap), "logits")
 
 
-def block(
-    p: Params, x: jax.Array, new: New, cache: KVCache, layer: int, config: ModelConfig
-) -> tuple[jax.Array, KVCache]:
+def block(p: Params, x: jax.Array, new: New, cache: KVCache, layer: int, config: ModelConfig) -> Outcome:
     """One layer: attention, then the MLP, each added to the residual stream.  x [B T D] -> x, cache"""
-    name = f"layers.{layer}"
-    h = tag(normalize(p["attention_norm"], x, config), f"{name}.attention_norm")
+    name, scale = f"layers.{layer}", config.residual_scale
+    h = tag(normalize(p.get("attention_norm"), x, config), f"{name}.attention_norm")
     attended, cache = attend(p["attention"], h, new, cache, layer, config)
-    x = x + tag(attended, f"{name}.attention.out")
-    h = tag(normalize(p["mlp_norm"], x, config), f"{name}.mlp_norm")
-    x = x + tag(mlp.mlp(p["mlp"], h, config.activation), f"{name}.mlp.out")
+    x = x + scale * tag(normalize(p.get("attention_post_norm"), attended, config), f"{name}.attention.out")
+    h = tag(normalize(p.get("mlp_norm"), x, config), f"{name}.mlp_norm")
+    widened = feed_forward(p["mlp"], h, config)
+    x = x + scale * tag(normalize(p.get("mlp_post_norm"), widened, config), f"{name}.mlp.out")
     return tag(x, f"{name}.out"), cache
 
 
+def parallel_block(p: Params, x: jax.Array, new: New, cache: KVCache, layer: int, config: ModelConfig) -> Outcome:
+    """One layer whose halves read the same residual stream (Wang & Komatsuzaki 2021, GPT-J-6B).  x [B T D] -> x, cache"""
+    name = f"layers.{layer}"
+    h = tag(normalize(p["attention_norm"], x, config), f"{name}.attention_norm")
+    attended, cache = attend(p["attention"], h, new, cache, layer, config)
+    h = tag(normalize(p["mlp_norm"], x, config), f"{name}.mlp_norm")
+    widened = tag(feed_forward(p["mlp"], h, config), f"{name}.mlp.out")
+    return tag(x + tag(attended, f"{name}.attention.out") + widened, f"{name}.out"), cache
+
+
 @jax.named_scope("attention")
-def attend(
-    p: Params, h: jax.Array, new: New, cache: KVCache, layer: int, config: ModelConfig
-) -> tuple[jax.Array, KVCache]:
+def attend(p: Params, h: jax.Array, new: New, cache: KVCache, layer: int, config: ModelConfig) -> Outcome:
     """Self-attention of the new tokens over everything in the cache, themselves included.  h [B T D] -> [B T D], cache"""
     name = f"layers.{layer}.attention"
     q, k, v = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")))
-    if new.turns is not None:
-        q, k = rope.rotate(q, *new.turns), rope.rotate(k, *new.turns)
+    q, k = normalize(p.get("q_norm"), q, config), normalize(p.get("k_norm"), k, config)
+    q, k, v = (attention.clip(value, config.qkv_clip) for value in (q, k, v))
+    if (turns := new.turns[layer]) is not None:
+        q, k = rope.rotate(q, *turns), rope.rotate(k, *turns)
     q, k, v = tag(q, f"{name}.q"), tag(k, f"{name}.k"), tag(v, f"{name}.v")
 
     diagonal = cache.fresh  # nothing came before: key t is that of query t
     cache, keys, values, stand = kv.extend(cache, layer, k, v, new.real)
     mask = attention.visible(new.positions, stand, config.window(layer))
-    weights = attention.weights(q, keys, mask, config.attention_scale(layer), diagonal)
+    weights = attention.weights(q, keys, mask, config.attention_scale(layer), diagonal, config.attention_softcap)
     weights = tag(weights, f"{name}.weights")
     mixed = tag(attention.mix(weights, values, diagonal).astype(h.dtype), f"{name}.mixed")
     return linear(mixed, p["wo"], p.get("bo")), cache
 
 
-def normalize(p: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """The family's norm.  x [B T D] -> [B T D]"""
-    if config.norm == "layer_norm":
-        return norm.layer_norm(x, p["scale"], p["bias"], config.norm_eps)
-    return norm.rms_norm(x, p["scale"], config.norm_eps)
+def feed_forward(p: Params, h: jax.Array, config: ModelConfig) -> jax.Array:
+    """The MLP, or a few of many.  h [B T D] -> [B T D]"""
+    if "router" in p:
+        return moe.moe(p, h, config.activation, config.experts_per_token, config.renormalize_experts)
+    return mlp.mlp(p, h, config.activation)
+
+
+def normalize(p: Params | None, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """The family's norm where there is one, else x.  x [B T *D], scale [*D] -> [B T *D]"""
+    if p is None or "bias" in p:
+        return x if p is None else norm.layer_norm(x, p["scale"], p["bias"], config.norm_eps)
+    return norm.rms_norm(x, p["scale"], config.norm_eps, config.norm_offset)

@@ -3,7 +3,7 @@
     B batch rows     T new tokens in this call    S cache slots      L layers
     D model width    V vocabulary                 P learned positions
     N query heads    K key/value heads            G = N / K          H head width
-    F MLP width
+    F MLP width      E experts                    M width of one expert
     Q = G + 2: the query heads of one key/value head, then its key and its value
     U = 2: gate and up, or 1 in a model without a gate
 
@@ -33,18 +33,27 @@ Params = dict[str, Any]
 def layout(config: ModelConfig) -> dict[str, str]:
     """Which parameters a model has: {path: axis letters}. The one place where that is decided."""
     norm = {"scale": "D"} | ({"bias": "D"} if config.norm == "layer_norm" else {})
-    attention = {"wqkv": "K Q H D", "wo": "D N H"}
+    attention: dict[str, Any] = {"wqkv": "K Q H D", "wo": "D N H"}
     if config.qkv_bias:
         attention |= {"bqkv": "K Q H"}
     if config.attention_out_bias:
         attention |= {"bo": "D"}
+    if config.qk_norm is not None:
+        whole = config.qk_norm == "width"
+        attention |= {"q_norm": {"scale": "N H" if whole else "H"}, "k_norm": {"scale": "K H" if whole else "H"}}
     mlp = {"up": "U F D", "down": "D F"}
     if config.mlp_bias:
         mlp |= {"up_bias": "U F", "down_bias": "D"}
-    block = {"attention_norm": norm, "attention": attention, "mlp_norm": norm, "mlp": mlp}
+    experts = {"router": "E D", "up": "E U M D", "down": "E D M"}
+    norms = {f"{half}_norm": norm for half in ("attention", "mlp") if config.pre_norm}
+    norms |= {f"{half}_post_norm": norm for half in ("attention", "mlp") if config.post_norm}
+    dense = set(config.dense_layers) if config.num_experts else set(range(config.num_layers))
     tree = {
         "embedding": {"tokens": "V D"} | ({"positions": "P D"} if config.learned_positions else {}),
-        "layers": {str(layer): block for layer in range(config.num_layers)},
+        "layers": {
+            str(layer): norms | {"attention": attention, "mlp": mlp if layer in dense else experts}
+            for layer in range(config.num_layers)
+        },
         "final_norm": norm,
         "unembedding": {} if config.tie_embeddings else {"tokens": "V D"},
     }
@@ -73,7 +82,7 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = "auto") -> Par
     for path, shape in shapes(config).items():
         name = path.rpartition(".")[2]
         mean = 1.0 if name == "scale" else 0.0
-        if len(shape) == 1 or name in ("bqkv", "up_bias"):
+        if len(shape) == 1 or name in ("scale", "bqkv", "up_bias"):
             deviation = 0.1
         else:
             deviation = math.prod(shape[1:] if name == "wo" else shape[-1:]) ** -0.5

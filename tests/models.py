@@ -31,8 +31,35 @@ GPT2 = {
 
 CONFIG_JSON = {"llama": LLAMA, "mistral": MISTRAL, "gpt2": GPT2}
 
+SHARED = {
+    "vocab_size": 83, "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
+# one of every further family, with what is special to it switched on
+FURTHER = {
+    "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    "qwen3": {"head_dim": 10, "attention_bias": True},
+    "phi3": {"partial_rotary_factor": 0.5, "original_max_position_embeddings": 32, "rope_scaling": {
+        "type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 5.0]}},
+    "gemma": {"head_dim": 12},
+    "gemma2": {"head_dim": 12, "sliding_window": 6},
+    "gemma3_text": {"head_dim": 12, "sliding_window": 6, "sliding_window_pattern": 2, "rope_theta": 1e6,
+                    "final_logit_softcapping": 3.0},
+    "olmo2": {"num_key_value_heads": 4},
+    "granite": {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0,
+                "attention_multiplier": 0.1},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "starcoder2": {"sliding_window": 7},
+    "gpt_neox": {"num_key_value_heads": None, "rotary_pct": 0.5},
+    "mixtral": {"num_local_experts": 4},
+    "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "mlp_only_layers": [1]},
+    "olmoe": {"num_experts": 5, "num_experts_per_tok": 2, "clip_qkv": 4.0},
+}  # fmt: skip
+FURTHER = {name: SHARED | special | {"model_type": name} for name, special in FURTHER.items()}
+INVARIANT = CONFIG_JSON | {name: FURTHER[name] for name in ("gemma3_text", "gpt_neox", "qwen3_moe")}
+
 
 def random_model(family: str) -> nano.Model:
     """One model of a family, without a tokenizer; always the same numbers."""
-    config, _ = nano.read_config(CONFIG_JSON[family])
+    config, _ = nano.read_config((CONFIG_JSON | FURTHER)[family])
     return nano.Model(config, nano.init_params(config, jax.random.key(5), jnp.float32))

@@ -77,7 +77,7 @@ def test_flags_are_true_or_false(name, value):
         (dict(attention_scales=(0.5, -1.0, 1.0)), "attention scale is -1.0; expected a finite number above 0"),
         (dict(attention_scales=(0.5, math.nan, 1.0)), "attention scale is nan"),
         (dict(attention_scales=[1.0, 1.0, 1.0]), r"attention_scales is \[1.0, 1.0, 1.0\]; expected a tuple"),
-        (dict(rope_scaling={"factor": 2.0}), "rope_scaling is .*expected a LinearScaling, Llama3Scaling or YarnScaling"),
+        (dict(rope_scaling={"factor": 2.0}), "rope_scaling is .*expected a LinearScaling, Llama3Scaling, YarnScaling or Long"),
         (dict(rope_scaling=YARN, rope_theta=1.0), "rope_theta is 1"),
     ],
 )  # fmt: skip
@@ -121,7 +121,9 @@ def test_the_band_of_llama3_has_a_width(high):
 
 
 def test_sizes_name_every_axis():
-    assert config().sizes == {"V": 11, "D": 12, "P": 20, "N": 6, "K": 2, "H": 8, "F": 10}
+    assert config(num_experts=4, expert_size=5).sizes == {
+        "V": 11, "D": 12, "P": 20, "N": 6, "K": 2, "G": 3, "H": 8, "Q": 5, "F": 10, "U": 2, "E": 4, "M": 5,
+    }  # fmt: skip
 
 
 def test_windows_and_scales_are_per_layer():

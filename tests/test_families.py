@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-from models import CONFIG_JSON, GPT2, LLAMA, MISTRAL
+from models import CONFIG_JSON, FURTHER, GPT2, LLAMA, MISTRAL
 
 import nanollm_jax as nano
-from nanollm_jax import params
+from nanollm_jax import families, params
 from nanollm_jax.config import LinearScaling, Llama3Scaling, YarnScaling
 from nanollm_jax.errors import ConfigError
 from nanollm_jax.families import FAMILIES
-from nanollm_jax.weights.rows import rearrange, source_shape
+from nanollm_jax.weights.rows import rearrange, source_shape, stored_shape
 
 # What Hugging Face's files say, as they lie on the hub but for labels and comments.
 HUB = {
@@ -308,7 +310,7 @@ YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
     ("scaling", "words"),
     [
         (dict(rope_type="dynamic", factor=2.0), "rope_scaling: rope type 'dynamic' is not supported; known: default, linear, "),
-        (dict(type="longrope", factor=2.0), "rope type 'longrope' is not supported"),
+        (dict(type="longrope", factor=2.0), "short_factor is missing; expected a list of finite numbers above 0"),
         (dict(rope_type=None), "rope type None is not supported"),
         (dict(rope_type=["yarn"]), "is not supported"),
         (dict(factor=2.0), "rope_scaling: not understood: factor = 2.0"),
@@ -479,7 +481,7 @@ def test_sizes_that_have_no_default_have_to_be_there(family):
             read(values, **{key: None})
 
 
-@pytest.mark.parametrize("name", ["gpt_neo", "LLaMA", "mixtral", "", "../llama"])
+@pytest.mark.parametrize("name", ["gpt_neo", "LLaMA", "gemma9", "", "../llama"])
 def test_an_unknown_model_type_is_refused_with_those_that_are_known(name):
     with pytest.raises(ConfigError, match=f"model_type {name!r} is not supported; known: gpt2, llama, mistral"):
         read(LLAMA, model_type=name)
@@ -535,12 +537,16 @@ def every_config():
         yield "llama", read(LLAMA, **changes)
     for tied, window in itertools.product([False, True], [None, 7]):
         yield "mistral", read(MISTRAL, tie_word_embeddings=tied, sliding_window=window)
+    for name, tied in itertools.product(FURTHER, [False, True]):
+        yield name, read(FURTHER[name], tie_word_embeddings=tied)
 
 
 def test_a_table_fills_exactly_the_layout_and_uses_every_tensor_once():
     for name, config in every_config():
         rows, shapes = FAMILIES[name].table(config), params.shapes(config)
-        assert len({row.name for row in rows}) == len(rows)
+        assert len({(row.name, row.part) for row in rows}) == len(rows)
+        for tensor in {row.name for row in rows}:
+            stored_shape([row for row in rows if row.name == tensor], config.sizes)  # parts cover it
         filled = {path: np.zeros(shape, int) for path, shape in shapes.items()}
         for row in rows:
             tensor = np.ones(source_shape(row.axes, config.sizes), int)
@@ -582,3 +588,25 @@ def test_a_second_copy_of_a_tied_table_may_be_left_over(family, tied):
     config = read(CONFIG_JSON[family], tie_word_embeddings=tied)
     assert any(re.fullmatch(pattern, "lm_head.weight") for pattern in FAMILIES[family].ignored(config)) == tied
     assert any(row.name == "lm_head.weight" for row in FAMILIES[family].table(config)) != tied
+
+
+def test_the_worked_example_of_the_readme_is_a_family(monkeypatch):
+    """Its table fills the layout of its config, and the model computes something."""
+    text = (Path(families.__file__).parent / "README.md").read_text()
+    tiny = ModuleType("tiny")
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1), vars(tiny))
+    monkeypatch.setitem(FAMILIES, "tiny", tiny)
+    values = {key: value for key, value in LLAMA.items() if key not in ("attention_bias", "mlp_bias")}
+    config, family = nano.read_config(values | {"model_type": "tiny", "tie_word_embeddings": None})
+    assert (family, config.tie_embeddings, config.qk_norm) == (tiny, True, "head")
+    rows, layout = tiny.table(config), params.layout(config)
+    assert {row.path for row in rows} == layout.keys()
+    for path, shape in params.shapes(config).items():
+        pieces = [row for row in rows if row.path == path]
+        filled = sum(math.prod(source_shape(row.axes, config.sizes)) for row in pieces)
+        assert filled == math.prod(shape), path
+
+
+def test_an_unknown_family_is_told_where_to_add_it():
+    with pytest.raises(ConfigError, match=r"known: gpt2, llama, .*olmoe\. A new family is one file .*README\.md"):
+        read(LLAMA, model_type="gemma9")

@@ -143,7 +143,7 @@ def test_the_plan_has_no_cycles():
 @pytest.mark.parametrize("name", [name for name in FILES if room(name) != "families"])
 def test_no_family_has_a_name_outside_its_file(name):
     """No identifier has one in it and no string is one; a hub id in a help text or the name of a formula may."""
-    family = {"gpt2", "llama", "mistral"}
+    family = {path.stem for path in (PACKAGE / "families").glob("*.py")} - {"__init__", "reader"}
     words = {text.lower() for text in names(FILES[name])}
     assert not {word for word in words if word in family or (word.isidentifier() and word.split("_")[0] in family)}
 
@@ -168,4 +168,4 @@ def test_no_room_for_leftovers():
 
 
 def test_the_model_fits_two_screens():
-    assert len(FILES["model.py"].read_text().splitlines()) <= 110
+    assert len(FILES["model.py"].read_text().splitlines()) <= 130

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import CONFIG_JSON, random_model
+from models import INVARIANT, random_model
 
 import nanollm_jax as nano
 
@@ -14,7 +14,7 @@ SAMPLED = nano.Sampling(temperature=1.3, top_k=40, top_p=0.95, repetition_penalt
 PROMPTS = [[5], [7, 3, 9, 11, 2], list(range(1, 20)), [0, 0, 0]]  # 0 is also what prompts are padded with
 
 
-@pytest.fixture(scope="module", params=CONFIG_JSON)
+@pytest.fixture(scope="module", params=INVARIANT)
 def model(request):
     return random_model(request.param)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from models import CONFIG_JSON, GPT2, LLAMA
+from models import CONFIG_JSON, FURTHER, GPT2, LLAMA
 from safetensors.numpy import save_file
 
 import nanollm_jax as nano
@@ -22,7 +22,7 @@ from nanollm_jax.loading import find
 from nanollm_jax.weights.rows import rearrange
 
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-PREFIX = {"gpt2": "transformer.", "llama": "model.", "mistral": "model."}
+PREFIX = dict.fromkeys(CONFIG_JSON | FURTHER, "model.") | {"gpt2": "transformer.", "gpt_neox": "gpt_neox."}
 
 
 def draw(config_json, dtype="float32"):
@@ -36,16 +36,17 @@ def in_their_names(config_json, flat, prefix=None):
     """Our parameters -> the family's tensors, its table read backwards."""
     config, family = nano.read_config(config_json)
     prefix = PREFIX[config_json["model_type"]] if prefix is None else prefix
-    bare = ("lm_head.weight",)  # outside of the base model, so never prefixed
+    bare = ("lm_head.weight", "embed_out.weight")  # outside of the base model, so never prefixed
     tensors = {}
     for row in family.table(config):
         left, _, right = row.axes.partition("->")
         piece = flat[row.path][row.piece()]
         inner = [letter for letter in (right or left).split() if letter != "1"]  # our axes, those of length 1 left out
         piece = piece.reshape([config.sizes[letter] for letter in inner])
-        tensors[row.name if row.name in bare else prefix + row.name] = rearrange(
-            piece, f"{' '.join(inner)} -> {left}", config.sizes
-        )
+        tensor = rearrange(piece, f"{' '.join(inner)} -> {left}", config.sizes)
+        name = row.name if row.name in bare else prefix + row.name
+        # rows that take parts of one tensor stand in the order of their parts
+        tensors[name] = tensor if name not in tensors else np.concatenate([tensors[name], tensor], axis=row.part[0])
     return tensors
 
 
@@ -98,6 +99,20 @@ def test_tied_and_untied_models_come_back(tmp_path, family, tied):
     flat = draw(values)
     same(nano.load(write(tmp_path, values), dtype="float32"), flat, "float32")
     assert ("unembedding.tokens" in flat) != tied
+
+
+@pytest.mark.parametrize("family", FURTHER)
+def test_every_further_family_comes_back(tmp_path, family):
+    flat = draw(FURTHER[family])
+    same(nano.load(write(tmp_path, FURTHER[family]), dtype="float32"), flat, "float32")
+
+
+def test_a_fused_tensor_of_another_height_is_refused(tmp_path):
+    tensors = in_their_names(FURTHER["phi3"], draw(FURTHER["phi3"]))
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    tensors[name] = tensors[name][:-1]
+    with pytest.raises(nano.CheckpointError, match=rf"{name}' has shape \[63, 32\], expected \[64, 32\]"):
+        nano.load(write(tmp_path, FURTHER["phi3"], tensors))
 
 
 def test_tensors_that_older_files_carry_are_left_alone(tmp_path):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nanollm_jax.config import ACTIVATIONS, LinearScaling, Llama3Scaling, YarnScaling
-from nanollm_jax.ops import attention, embedding, mlp, norm, rope
+from nanollm_jax.config import ACTIVATIONS, LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
+from nanollm_jax.ops import attention, embedding, mlp, moe, norm, rope
 from nanollm_jax.ops.linear import MANY, linear, product
 
 rng = np.random.default_rng(0)
@@ -209,3 +209,99 @@ def test_embedding_and_logits():
     close(embedding.embed(jnp.asarray(table), jnp.asarray([[0, 6, 99]])), table[[[0, 6, 6]]], 0)
     close(embedding.unembed(table, x), x @ table.T)
     assert embedding.unembed(jnp.asarray(table, jnp.bfloat16), jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
+
+
+# mixture of experts
+
+
+def experts(E, M, D, U=2):
+    return {"router": random(E, D), "up": random(E, U, M, D), "down": random(E, D, M)}
+
+
+def expected_moe(p, x, top_k, renormalize):
+    """One row and one expert after the other."""
+    out = np.zeros(x.shape)
+    for row, vector in enumerate(x.astype(np.float64)):
+        scores = p["router"] @ vector
+        chances = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+        chosen = np.argsort(-chances, kind="stable")[:top_k]
+        total = chances[chosen].sum() if renormalize else 1.0
+        for e in chosen:
+            gate, up = p["up"][e] @ vector
+            out[row] += chances[e] / total * (p["down"][e] @ (gate / (1 + np.exp(-gate)) * up))
+    return out
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_both_ways_through_the_experts(rows, top_k, renormalize):
+    """Few rows leave most experts without any; top_k = E gives all of them every row."""
+    p, x = experts(5, 7, 6), random(rows, 6)
+    weight, expert = moe.route(p["router"], x, top_k, renormalize)
+    for way in (moe.dense, moe.grouped):
+        close(
+            jax.jit(way, static_argnums=4)(p, x, weight, expert, "silu"), expected_moe(p, x, top_k, renormalize), 1e-4
+        )
+    close(moe.moe(p, x[None], "silu", top_k, renormalize)[0], expected_moe(p, x, top_k, renormalize), 1e-4)
+
+
+@pytest.mark.parametrize("way", [moe.dense, moe.grouped])
+def test_an_expert_that_gets_all_rows_and_experts_that_get_none(way):
+    p, x = experts(4, 3, 6), random(9, 6)
+    weight, expert = jnp.ones((9, 1)), jnp.full((9, 1), 2)
+    alone = mlp.mlp({"up": p["up"][2], "down": p["down"][2]}, x[None], "silu")[0]
+    close(way(p, x, weight, expert, "silu"), np.asarray(alone), 1e-4)
+
+
+@pytest.mark.parametrize("way", [moe.dense, moe.grouped])
+def test_experts_without_a_gate(way):
+    p, x = experts(3, 5, 4, U=1), random(6, 4)
+    weight, expert = moe.route(p["router"], x, 3, False)
+    close(way(p, x, weight, expert, "relu"), sum(
+        np.asarray(jax.nn.softmax(x @ p["router"].T))[:, [e]] * (np.maximum(x @ p["up"][e, 0].T, 0) @ p["down"][e].T)
+        for e in range(3)), 1e-4)  # fmt: skip
+
+
+# what later families added to the other rooms
+
+
+def test_a_norm_over_all_heads_of_a_token_and_over_each():
+    x, wide, narrow = random(2, 3, 4, 5), random(4, 5), random(5)
+    every = x / np.sqrt((x**2).mean((-1, -2), keepdims=True) + 1e-5)
+    close(norm.rms_norm(x, wide, 1e-5), every * wide)
+    close(norm.rms_norm(x, narrow, 1e-5, 1.0), x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * (1 + narrow))
+
+
+def test_caps_and_clips():
+    x = 10 * random(50)
+    close(attention.soft_cap(x, 3.0), 3 * np.tanh(x / 3))
+    close(attention.clip(x, 3.0), np.clip(x, -3, 3))
+    assert attention.soft_cap(x, None) is x and attention.clip(x, None) is x
+
+
+def test_scores_are_capped_before_they_are_masked():
+    q, k = 5 * random(1, 3, 1, 4), 5 * random(1, 1, 3, 4)
+    positions = jnp.arange(3)[None]
+    ours = attention.weights(q, k, attention.visible(positions, positions), 1.0, cap=2.0)[0, 0, 0]
+    scores = np.where(np.tri(3) > 0, 2 * np.tanh(q[0, :, 0] @ k[0, 0].T / 2), -np.inf)
+    close(ours, np.exp(scores) / np.exp(scores).sum(-1, keepdims=True))
+
+
+def test_channels_behind_the_rotated_ones_stay():
+    x, positions = random(1, 4, 2, 10), jnp.arange(4)[None]
+    turns = rope.turns(positions, rope.frequencies(6, 100.0)[0])
+    ours = rope.rotate(x, *turns)
+    np.testing.assert_array_equal(ours[..., 6:], x[..., 6:])
+    close(ours[..., :6], np.asarray(rope.rotate(x[..., :6], *turns)))
+
+
+def test_longrope_has_its_own_factors_beyond_the_original_length():
+    scaling = LongRopeScaling((1.0, 2.0), (3.0, 5.0), 8, 1.25)
+    positions = jnp.arange(6)[None] + jnp.asarray([0, 4])[:, None]
+    [cos, sin], other = rope.turns_of_layers([(100.0, scaling), None], 4, positions, jnp.asarray([8, 9]))
+    assert other is None
+    for row, factors in enumerate(([1.0, 2.0], [3.0, 5.0])):
+        angle = np.asarray(positions)[row][:, None] / (100.0 ** np.array([0, 0.5]) * factors)
+        close(cos[row, :, 0], 1.25 * np.cos(angle))
+        close(sin[row, :, 0], 1.25 * np.sin(angle))

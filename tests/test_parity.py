@@ -29,6 +29,28 @@ LLAMA = dict(
 MISTRAL = LLAMA | dict(model_type="mistral", sliding_window=None)
 GPT2 = dict(model_type="gpt2", vocab_size=99, n_positions=200, n_embd=48, n_layer=3, n_head=4)
 
+QWEN2 = LLAMA | dict(model_type="qwen2")
+QWEN3 = LLAMA | dict(model_type="qwen3", head_dim=22)
+PHI3 = LLAMA | dict(model_type="phi3", pad_token_id=0)
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64,
+            "short_factor": [1.0, 1.1, 1.3, 1.5, 1.6, 1.7], "long_factor": [1.0, 2.0, 3.5, 5.0, 6.0, 8.0]}  # fmt: skip
+GEMMA = LLAMA | dict(model_type="gemma", head_dim=16, pad_token_id=0)
+GEMMA2 = GEMMA | dict(model_type="gemma2", sliding_window=11, query_pre_attn_scalar=40)
+GEMMA3 = GEMMA2 | dict(model_type="gemma3_text", rope_parameters={
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    layer_types=["sliding_attention", "sliding_attention", "full_attention"])  # fmt: skip
+OLMO2 = LLAMA | dict(model_type="olmo2")
+GRANITE = LLAMA | dict(model_type="granite", embedding_multiplier=12.0, residual_multiplier=0.22, logits_scaling=0.3,
+                       attention_multiplier=0.2)  # fmt: skip
+SMOLLM3 = LLAMA | dict(model_type="smollm3", no_rope_layer_interval=2, pad_token_id=0)
+STARCODER2 = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"} | dict(model_type="starcoder2")
+NEOX = dict(model_type="gpt_neox", vocab_size=99, hidden_size=48, num_hidden_layers=3, num_attention_heads=3,
+            intermediate_size=70, max_position_embeddings=256)  # fmt: skip
+MIXTRAL = LLAMA | dict(model_type="mixtral", num_local_experts=5, num_experts_per_tok=2)
+QWEN3_MOE = QWEN3 | dict(model_type="qwen3_moe", num_experts=7, num_experts_per_tok=3, moe_intermediate_size=20)
+OLMOE = LLAMA | dict(model_type="olmoe", num_experts=6, num_experts_per_tok=2, intermediate_size=24, pad_token_id=0)
+
 CASES = {
     "llama-gqa": LLAMA,
     "llama-mha": LLAMA | dict(num_key_value_heads=4),
@@ -55,6 +77,51 @@ CASES = {
     "mistral-window-16-mha": MISTRAL | dict(sliding_window=16, num_key_value_heads=4, tie_word_embeddings=True),
     "mistral-head-dim": MISTRAL | dict(head_dim=30, sliding_window=33),
     "mistral-yarn": MISTRAL | dict(rope_parameters=YARN, sliding_window=20),
+    "qwen2": QWEN2,
+    "qwen2-tied-yarn": QWEN2 | dict(tie_word_embeddings=True, rope_parameters=YARN),
+    "qwen2-window-not-used": QWEN2 | dict(sliding_window=5, max_window_layers=1),
+    "qwen2-window-upper": QWEN2 | dict(use_sliding_window=True, sliding_window=5, max_window_layers=1),
+    "qwen2-layer-types": QWEN2 | dict(use_sliding_window=True, sliding_window=9, layer_types=[
+        "sliding_attention", "full_attention", "sliding_attention"]),
+    "qwen3": QWEN3,
+    "qwen3-bias-window": QWEN3 | dict(attention_bias=True, use_sliding_window=True, sliding_window=6, max_window_layers=2),
+    "qwen3-mqa-tied": QWEN3 | dict(num_key_value_heads=1, tie_word_embeddings=True, head_dim=16),
+    "phi3": PHI3,
+    "phi3-window-mha": PHI3 | dict(sliding_window=10, num_key_value_heads=4),
+    "phi3-partial-tied": PHI3 | dict(tie_word_embeddings=True, rope_parameters={
+        "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+    "phi3-longrope": PHI3 | dict(rope_parameters=LONGROPE, original_max_position_embeddings=64),
+    "phi3-longrope-partial": PHI3 | dict(hidden_size=64, original_max_position_embeddings=64,
+                                         rope_parameters=LONGROPE | {"partial_rotary_factor": 0.75}),
+    "gemma": GEMMA,
+    "gemma-mqa-untied": GEMMA | dict(num_key_value_heads=1, tie_word_embeddings=False, attention_bias=True),
+    "gemma2": GEMMA2 | dict(attn_logit_softcapping=1.5, final_logit_softcapping=2.0),
+    "gemma2-no-caps": GEMMA2 | dict(attn_logit_softcapping=None, final_logit_softcapping=None, sliding_window=1),
+    "gemma3": GEMMA3,
+    "gemma3-caps": GEMMA3 | dict(attn_logit_softcapping=1.5, final_logit_softcapping=2.0, num_hidden_layers=2,
+                                 layer_types=["full_attention", "sliding_attention"]),
+    "olmo2": OLMO2,
+    "olmo2-bias-mha": OLMO2 | dict(attention_bias=True, num_key_value_heads=4, tie_word_embeddings=True),
+    "granite": GRANITE,
+    "granite-biases-tied": GRANITE | dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "smollm3": SMOLLM3,
+    "smollm3-window": SMOLLM3 | dict(use_sliding_window=True, sliding_window=8, no_rope_layers=[0, 1, 0],
+                                     attention_bias=True, tie_word_embeddings=False),
+    "starcoder2": STARCODER2,
+    "starcoder2-window": STARCODER2 | dict(sliding_window=9, use_bias=False, tie_word_embeddings=False),
+    "gpt_neox": NEOX,
+    "gpt_neox-sequential": NEOX | dict(use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True,
+                                       rope_parameters={"rope_type": "default", "rope_theta": 1e5,
+                                                        "partial_rotary_factor": 1.0}),
+    "mixtral": MIXTRAL,
+    "mixtral-window": MIXTRAL | dict(sliding_window=8, num_experts_per_tok=1),
+    "mixtral-all": MIXTRAL | dict(num_local_experts=3, num_experts_per_tok=3, tie_word_embeddings=True),
+    "qwen3_moe": QWEN3_MOE,
+    "qwen3_moe-mixed": QWEN3_MOE | dict(mlp_only_layers=[1], norm_topk_prob=True, use_sliding_window=True,
+                                        sliding_window=9),
+    "qwen3_moe-sparse-step": QWEN3_MOE | dict(decoder_sparse_step=2, attention_bias=True, num_experts_per_tok=1),
+    "olmoe": OLMOE,
+    "olmoe-clip": OLMOE | dict(clip_qkv=0.4, norm_topk_prob=True),
     "gpt2": GPT2,
     "gpt2-untied": GPT2 | dict(tie_word_embeddings=False),
     "gpt2-inner": GPT2 | dict(n_inner=71, n_head=3, vocab_size=130),
@@ -70,6 +137,7 @@ def write_reference(folder, settings, seed=0):
     import transformers
 
     torch.manual_seed(seed)
+    torch.set_num_threads(1)  # models this small only make a second thread wait
     config = transformers.AutoConfig.for_model(**settings, bos_token_id=1, eos_token_id=2)
     reference = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

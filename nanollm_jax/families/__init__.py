@@ -14,10 +14,32 @@ from typing import Any
 
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import ConfigError
-from nanollm_jax.families import gpt2, llama, mistral
+from nanollm_jax.families import (
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    olmoe,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+    starcoder2,
+)
 from nanollm_jax.families.reader import Reader
 
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "llama": llama, "mistral": mistral}
+FAMILIES: dict[str, ModuleType] = {
+    "gpt2": gpt2, "llama": llama, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3, "phi3": phi3, "gemma": gemma,
+    "gemma2": gemma2, "gemma3_text": gemma3, "olmo2": olmo2, "granite": granite, "smollm3": smollm3,
+    "starcoder2": starcoder2, "gpt_neox": gpt_neox, "mixtral": mixtral, "qwen3_moe": qwen3_moe, "olmoe": olmoe,
+}  # fmt: skip
 
 
 def read_config(config_json: dict[str, Any], where: str = "config.json") -> tuple[ModelConfig, ModuleType]:
@@ -32,7 +54,7 @@ def read_config(config_json: dict[str, Any], where: str = "config.json") -> tupl
     if model_type not in FAMILIES:
         raise ConfigError(
             f"{where}: model_type {model_type!r} is not supported; known: {', '.join(FAMILIES)}. "
-            "A new family is one file under nanollm_jax/families."
+            "A new family is one file under nanollm_jax/families; nanollm_jax/families/README.md shows how."
         )
     family = FAMILIES[model_type]
     try:

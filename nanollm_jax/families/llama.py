@@ -1,18 +1,32 @@
-"""LLaMA 1, 2, 3, 3.1, 3.2 and whatever shares its shape: RMS norm, rope, grouped queries, gated SiLU."""
+"""LLaMA 1, 2, 3, 3.1, 3.2 and whatever shares its shape: RMS norm, rope, grouped queries, gated SiLU.
+
+Most later families differ in a few tensors and a few settings. They call read() with what is theirs, and table() with
+the parts of a layer that are.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.families.reader import Reader
 from nanollm_jax.weights import Row
 
 PREFIXES = ("model.", "")
+NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 
 
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig."""
     attention_bias, mlp_bias = reader.flag("attention_bias", False), reader.flag("mlp_bias", False)
-    return read(reader, default_max_positions=2048, attention_bias=attention_bias, mlp_bias=mlp_bias)
+    return read(
+        reader,
+        default_max_positions=2048,
+        qkv_bias=attention_bias,
+        attention_out_bias=attention_bias,
+        mlp_bias=mlp_bias,
+    )
 
 
 def read(
@@ -20,37 +34,46 @@ def read(
     *,
     default_max_positions: int,
     default_kv_heads: int | None = None,
+    default_head_dim: int | None = None,
+    default_theta: float = 10000.0,
+    default_partial: float | None = None,
+    default_tied: bool = False,
+    eps: tuple[str, float] = ("rms_norm_eps", 1e-6),
+    activation: tuple[str, str] = ("hidden_act", "silu"),
     window: int | None = None,
-    attention_bias: bool = False,
-    mlp_bias: bool = False,
+    **features: Any,
 ) -> ModelConfig:
-    """The keys that this family and its relatives share. A null num_key_value_heads is as many as heads in all of them."""
+    """The keys that this family and its relatives share; `features` are the ModelConfig fields that a relative sets.
+
+    A null num_key_value_heads is as many as heads in all of them. `window` is one for every layer; eps and activation
+    are the key and what a missing one means.
+    """
     layers, heads, width = (reader.count(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     max_positions = reader.count("max_position_embeddings", default_max_positions)
-    theta, scaling = reader.rope(max_positions)
-    if reader.values.get("head_dim") is None and width % heads:
+    theta, scaling, partial = reader.rope(max_positions, default_theta, default_partial)
+    if reader.values.get("head_dim", default_head_dim) is None and width % heads:
         raise reader.error("hidden_size", f"a multiple of num_attention_heads {heads}, or a head_dim of its own")
     kv_heads = heads if default_kv_heads is None or "num_key_value_heads" in reader.values else default_kv_heads
+    head_dim = reader.count("head_dim", default_head_dim or width // heads)
+    if window:
+        features["windows"] = (window,) * layers
+    if partial != 1.0:
+        features["rotary_dim"] = int(head_dim * partial)
     return ModelConfig(
         vocab_size=reader.count("vocab_size"),
         hidden_size=width,
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=reader.count("num_key_value_heads", kv_heads),
-        head_dim=reader.count("head_dim", width // heads),
+        head_dim=head_dim,
         intermediate_size=reader.count("intermediate_size"),
         max_positions=max_positions,
-        norm="rms_norm",
-        norm_eps=reader.number("rms_norm_eps", 1e-6),
-        activation=reader.activation("hidden_act", "silu"),
-        gated_mlp=True,
+        norm_eps=reader.number(*eps),
+        activation=reader.activation(*activation),
         rope_theta=theta,
         rope_scaling=scaling,
-        windows=(window,) * layers if window else (),
-        qkv_bias=attention_bias,
-        attention_out_bias=attention_bias,
-        mlp_bias=mlp_bias,
-        tie_embeddings=reader.flag("tie_word_embeddings", False),
+        tie_embeddings=reader.flag("tie_word_embeddings", default_tied),
+        **features,
     )
 
 
@@ -59,42 +82,69 @@ def ignored(config: ModelConfig) -> tuple[str, ...]:
     return (r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",) + (("lm_head.weight",) * config.tie_embeddings)
 
 
-def table(config: ModelConfig) -> list[Row]:
-    """One row per tensor."""
-    rows = [
-        Row("embedding.tokens", "embed_tokens.weight", "V D -> V D"),
-        Row("final_norm.scale", "norm.weight", "D -> D"),
-    ]
-    if not config.tie_embeddings:
-        rows.append(Row("unembedding.tokens", "lm_head.weight", "V D -> V D"))
+def attention(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
+    """The rows of one layer's attention."""
     G = config.sizes["G"]
     queries, keys, values = (1, 0, G), (1, G, G + 1), (1, G + 1, G + 2)  # along the Q axis of wqkv
-    for layer in range(config.num_layers):
-        ours, theirs = f"layers.{layer}", f"layers.{layer}"
-        attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
+    rows = [
+        Row(f"{ours}.wqkv", f"{theirs}.q_proj.weight", "(K G H) D -> K G H D", queries),
+        Row(f"{ours}.wqkv", f"{theirs}.k_proj.weight", "(K H) D -> K 1 H D", keys),
+        Row(f"{ours}.wqkv", f"{theirs}.v_proj.weight", "(K H) D -> K 1 H D", values),
+        Row(f"{ours}.wo", f"{theirs}.o_proj.weight", "D (N H) -> D N H"),
+    ]
+    if config.qkv_bias:
         rows += [
-            Row(f"{ours}.attention_norm.scale", f"{theirs}.input_layernorm.weight", "D -> D"),
-            Row(f"{ours}.attention.wqkv", f"{attention}.q_proj.weight", "(K G H) D -> K G H D", queries),
-            Row(f"{ours}.attention.wqkv", f"{attention}.k_proj.weight", "(K H) D -> K 1 H D", keys),
-            Row(f"{ours}.attention.wqkv", f"{attention}.v_proj.weight", "(K H) D -> K 1 H D", values),
-            Row(f"{ours}.attention.wo", f"{attention}.o_proj.weight", "D (N H) -> D N H"),
-            Row(f"{ours}.mlp_norm.scale", f"{theirs}.post_attention_layernorm.weight", "D -> D"),
-            Row(f"{ours}.mlp.up", f"{mlp}.gate_proj.weight", "F D -> 1 F D", (0, 0, 1)),
-            Row(f"{ours}.mlp.up", f"{mlp}.up_proj.weight", "F D -> 1 F D", (0, 1, 2)),
-            Row(f"{ours}.mlp.down", f"{mlp}.down_proj.weight", "D F"),
+            Row(f"{ours}.bqkv", f"{theirs}.q_proj.bias", "(K G H) -> K G H", queries),
+            Row(f"{ours}.bqkv", f"{theirs}.k_proj.bias", "(K H) -> K 1 H", keys),
+            Row(f"{ours}.bqkv", f"{theirs}.v_proj.bias", "(K H) -> K 1 H", values),
         ]
-        if config.qkv_bias:
-            rows += [
-                Row(f"{ours}.attention.bqkv", f"{attention}.q_proj.bias", "(K G H) -> K G H", queries),
-                Row(f"{ours}.attention.bqkv", f"{attention}.k_proj.bias", "(K H) -> K 1 H", keys),
-                Row(f"{ours}.attention.bqkv", f"{attention}.v_proj.bias", "(K H) -> K 1 H", values),
-            ]
-        if config.attention_out_bias:
-            rows.append(Row(f"{ours}.attention.bo", f"{attention}.o_proj.bias", "D -> D"))
-        if config.mlp_bias:
-            rows += [
-                Row(f"{ours}.mlp.up_bias", f"{mlp}.gate_proj.bias", "F -> 1 F", (0, 0, 1)),
-                Row(f"{ours}.mlp.up_bias", f"{mlp}.up_proj.bias", "F -> 1 F", (0, 1, 2)),
-                Row(f"{ours}.mlp.down_bias", f"{mlp}.down_proj.bias", "D -> D"),
-            ]
+    if config.attention_out_bias:
+        rows.append(Row(f"{ours}.bo", f"{theirs}.o_proj.bias", "D -> D"))
+    if config.qk_norm is not None:
+        for q, heads in (("q", "N"), ("k", "K")):
+            axes = "H -> H" if config.qk_norm == "head" else f"({heads} H) -> {heads} H"
+            rows.append(Row(f"{ours}.{q}_norm.scale", f"{theirs}.{q}_norm.weight", axes))
+    return rows
+
+
+def mlp(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
+    """The rows of one layer's gated MLP."""
+    rows = [
+        Row(f"{ours}.up", f"{theirs}.gate_proj.weight", "F D -> 1 F D", (0, 0, 1)),
+        Row(f"{ours}.up", f"{theirs}.up_proj.weight", "F D -> 1 F D", (0, 1, 2)),
+        Row(f"{ours}.down", f"{theirs}.down_proj.weight", "D F"),
+    ]
+    if config.mlp_bias:
+        rows += [
+            Row(f"{ours}.up_bias", f"{theirs}.gate_proj.bias", "F -> 1 F", (0, 0, 1)),
+            Row(f"{ours}.up_bias", f"{theirs}.up_proj.bias", "F -> 1 F", (0, 1, 2)),
+            Row(f"{ours}.down_bias", f"{theirs}.down_proj.bias", "D -> D"),
+        ]
+    return rows
+
+
+Part = Callable[[ModelConfig, str, str], list[Row]]
+
+
+def table(
+    config: ModelConfig, norms: Mapping[str, str] = NORMS, attention: Part = attention, mlp: Part = mlp
+) -> list[Row]:
+    """One row per tensor. norms: our name of each norm of a layer -> theirs."""
+    rows = [Row("embedding.tokens", "embed_tokens.weight", "V D -> V D"), *norm(config, "final_norm", "norm")]
+    if not config.tie_embeddings:
+        rows.append(Row("unembedding.tokens", "lm_head.weight", "V D -> V D"))
+    for layer in range(config.num_layers):
+        name = f"layers.{layer}"  # in both
+        for ours, theirs in norms.items():
+            rows += norm(config, f"{name}.{ours}", f"{name}.{theirs}")
+        rows += attention(config, f"{name}.attention", f"{name}.self_attn")
+        rows += mlp(config, f"{name}.mlp", f"{name}.mlp")
+    return rows
+
+
+def norm(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
+    """The rows of one norm."""
+    rows = [Row(f"{ours}.scale", f"{theirs}.weight", "D -> D")]
+    if config.norm == "layer_norm":
+        rows.append(Row(f"{ours}.bias", f"{theirs}.bias", "D -> D"))
     return rows

@@ -9,7 +9,7 @@ import math
 import sys
 from typing import Any
 
-from nanollm_jax.config import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from nanollm_jax.config import LinearScaling, Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling
 from nanollm_jax.errors import ConfigError
 
 ACTIVATIONS = {
@@ -25,7 +25,8 @@ HARMLESS = frozenset(
     initializer_range initializer_factor use_cache gradient_checkpointing problem_type task_specific_params id2label
     label2id num_labels finetuning_task tokenizer_class return_dict return_dict_in_generate output_attentions
     output_hidden_states output_scores torchscript use_bfloat16 is_decoder
-    attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout embedding_dropout classifier_dropout
+    attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout embedding_dropout residual_dropout classifier_dropout
+    output_router_logits router_aux_loss_coef
     chunk_size_feed_forward
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
@@ -59,12 +60,18 @@ class Reader:
         found = repr(self.values[key]) if key in self.values else "missing"
         return ConfigError(f"{self.where}: {key} is {found}; expected {expected}.")
 
-    def count(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1; a null counts as missing; without a default it has to be there."""
+    def having(self, **changes: Any) -> Reader:
+        """The same file as if it said so, remembering together what was read."""
+        other = Reader(self.values | changes, self.where)
+        other.read = self.read
+        return other
+
+    def count(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number of at least `least`; a null counts as missing; without a default it has to be there."""
         value = self.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(key, "a whole number of at least 1")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self.error(key, f"a whole number of at least {least}")
         return value
 
     def number(self, key: str, default: float) -> float:
@@ -74,6 +81,13 @@ class Reader:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
             raise self.error(key, "a finite number above 0")
         return float(value)
+
+    def numbers(self, key: str) -> list[float]:
+        """A list of finite numbers above 0 that has to be there."""
+        values = self.get(key)
+        if not isinstance(values, list) or not values:
+            raise self.error(key, "a list of finite numbers above 0")
+        return [Reader({key: value}, self.where).number(key, 0) for value in values]
 
     def flag(self, key: str, default: bool) -> bool:
         """true or false; a null counts as missing."""
@@ -90,6 +104,22 @@ class Reader:
             raise self.error(key, "a string")
         return value
 
+    def optional(self, key: str, default: float | None = None) -> float | None:
+        """A finite number above 0, or null for none."""
+        return None if self.get(key, default) is None else self.number(key, default or 1.0)
+
+    def windows(self, window: int | None, types: list[str]) -> tuple[int | None, ...]:
+        """One window per layer out of layer_types, which may be missing: then `types`. () where no layer has one."""
+        found = self.get("layer_types")
+        found = types if found is None else found
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(found, list) or len(found) != len(types) or any(kind not in known for kind in found):
+            raise self.error("layer_types", f"a list of {len(types)} of {' and '.join(known)}")
+        if window is None and "sliding_attention" in found:
+            raise self.error("sliding_window", "a number, because layer_types has sliding_attention")
+        windows = tuple(window if kind == "sliding_attention" else None for kind in found)
+        return windows if any(windows) else ()
+
     def activation(self, key: str, default: str) -> str:
         """Our name of an activation function."""
         value = self.get(key)
@@ -98,8 +128,13 @@ class Reader:
             raise self.error(key, f"a supported activation; known: {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
-    def rope(self, max_positions: int, default_theta: float = 10000.0) -> tuple[float, RopeScaling | None]:
-        """Rope's base and its scaling, from either dialect."""
+    def rope(
+        self, max_positions: int, default_theta: float = 10000.0, default_partial: float | None = None
+    ) -> tuple[float, RopeScaling | None, float]:
+        """Rope's base, its scaling, and which part of a head it turns, from either dialect.
+
+        default_partial None says that the family turns whole heads, whatever the file says.
+        """
         old, new = self.get("rope_scaling"), self.get("rope_parameters")
         for key, value in (("rope_scaling", old), ("rope_parameters", new)):
             if value is not None and not isinstance(value, dict):
@@ -112,13 +147,14 @@ class Reader:
         # a key beside the object wins over the one in it, as in the reference
         original = self.count("original_max_position_embeddings", inner.count(
             "original_max_position_embeddings", max_positions))  # fmt: skip
-        partial = inner.number("partial_rotary_factor", self.number("partial_rotary_factor", 1.0))
-        if partial != 1.0:
+        outside = self.number("partial_rotary_factor", default_partial or 1.0)
+        partial = inner.number("partial_rotary_factor", outside)
+        if partial > 1.0 or (partial != 1.0 and default_partial is None):
             raise ConfigError(f"{self.where}: partial_rotary_factor {partial} is not supported here; expected 1.")
         kind = inner.get("rope_type", inner.get("type", "default"))
         scaling = read_scaling(inner, kind, original, max_positions)
         inner.finish()
-        return theta, scaling
+        return theta, scaling, partial
 
     def finish(self) -> None:
         """Raise for keys that nobody read and that are not known to be harmless. null, false and empty switch nothing on."""
@@ -152,7 +188,14 @@ def read_scaling(inner: Reader, kind: Any, original: int, max_positions: int) ->
             beta_fast=inner.number("beta_fast", 32.0), beta_slow=inner.number("beta_slow", 1.0),
             truncate=inner.flag("truncate", "truncate" not in inner.values),  # null is false, as in the reference
         )  # fmt: skip
-    raise ConfigError(f"{inner.where}: rope type {kind!r} is not supported; known: default, linear, llama3, yarn.")
+    if kind == "longrope":
+        factor = inner.number("factor", max_positions / original)
+        stretch = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+        short, long = (tuple(inner.numbers(key)) for key in ("short_factor", "long_factor"))
+        return LongRopeScaling(short, long, original, inner.number("attention_factor", stretch))
+    raise ConfigError(
+        f"{inner.where}: rope type {kind!r} is not supported; known: default, linear, llama3, yarn, longrope."
+    )
 
 
 def yarn_attention_factor(inner: Reader, factor: float) -> float:

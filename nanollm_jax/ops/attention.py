@@ -34,11 +34,14 @@ def visible(queries: jax.Array, keys: jax.Array, window: int | None = None) -> j
 
 
 @jax.named_scope("scores")
-def weights(q: jax.Array, k: jax.Array, mask: jax.Array, scale: float, diagonal: bool = False) -> jax.Array:
+def weights(
+    q: jax.Array, k: jax.Array, mask: jax.Array, scale: float, diagonal: bool = False, cap: float | None = None
+) -> jax.Array:
     """How much each query takes from each key.  q [B T N H], k [B K S H], mask [B T S] -> [B K G T S] float32, sums to 1
 
     Query head n belongs to key head n // G. Masked scores become the lowest float, not -inf: a padding row past the
     window's end may see nothing at all, and softmax over only -inf would be NaN.
+    A cap keeps every score between -cap and cap (soft_cap).
     diagonal says that query t and key t are the same token: then no block of queries looks at keys behind its own.
     """
     B, T, N, H = q.shape
@@ -48,6 +51,7 @@ def weights(q: jax.Array, k: jax.Array, mask: jax.Array, scale: float, diagonal:
         stop = end if diagonal else S
         block = q[:, begin:end].reshape(B, end - begin, K, N // K, H)
         scores = scale * contract("BTKGH,BKSH->BKGTS", block, k[:, :, :stop])
+        scores = soft_cap(scores, cap)
         scores = jnp.where(mask[:, None, None, begin:end, :stop], scores, jnp.finfo(jnp.float32).min)
         rows.append(jnp.pad(jax.nn.softmax(scores, axis=-1), ((0, 0),) * 4 + ((0, S - stop),)))
     return jnp.concatenate(rows, axis=3)
@@ -65,6 +69,19 @@ def mix(weight: jax.Array, v: jax.Array, diagonal: bool = False) -> jax.Array:
         block = contract("BKGTS,BKSH->BKGTH", weight[:, :, :, begin:end, :stop].astype(v.dtype), v[:, :, :stop])
         means.append(block.transpose(0, 3, 1, 2, 4).reshape(B, end - begin, K * G, H))
     return jnp.concatenate(means, axis=1)
+
+
+def clip(x: jax.Array, limit: float | None) -> jax.Array:
+    """x between -limit and limit, or as it is without a limit.  [...] -> [...]"""
+    return x if limit is None else jnp.clip(x, -limit, limit)
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(x / cap): x while it is small, never beyond cap; x itself without a cap.  [...] -> [...]
+
+    Bello et al. 2016, arXiv:1611.09940, section 5 (logit clipping).
+    """
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def blocks(T: int) -> list[tuple[int, int]]:

@@ -7,15 +7,16 @@ import jax.numpy as jnp
 
 
 @jax.named_scope("norm")
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Divide each vector by its root mean square, then stretch it.  x [... D], scale [D] -> [... D]
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
+    """Divide each vector by its root mean square, then stretch it.  x [... *D], scale [*D] -> [... *D]
 
+    A scale [N H] takes all heads of a token for one vector, a scale [H] each head for itself. offset is added to scale.
     Computed in float32 whatever the dtype of x, because the mean of D squares loses bits in bfloat16.
     Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
     """
     x32 = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-    return (x32 * jax.lax.rsqrt(mean_square + eps) * along_last(scale, x)).astype(x.dtype)
+    mean_square = jnp.mean(jnp.square(x32), axis=tuple(range(-scale.ndim, 0)), keepdims=True)
+    return (x32 * jax.lax.rsqrt(mean_square + eps) * (along_last(scale, x) + offset)).astype(x.dtype)
 
 
 @jax.named_scope("norm")
@@ -31,5 +32,5 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
 
 
 def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """[D] -> [1 ... 1 D] in float32, with as many axes as x."""
-    return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + vector.shape)
+    """[*D] -> [1 ... 1 *D] in float32, with as many axes as x."""
+    return vector.astype(jnp.float32).reshape((1,) * (x.ndim - vector.ndim) + vector.shape)

@@ -5,6 +5,7 @@ product depends on how far apart they are.  Su et al. 2021, "RoFormer", section 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,11 +16,14 @@ import numpy as np
 def frequencies(head_dim: int, theta: float, scaling: Any = None) -> tuple[np.ndarray, float]:
     """Radians per position of each pair of a head, [H/2] float32, and the factor on rotated vectors.
 
+    longrope has two rows of them, [2 H/2]: for texts up to the original length, and for longer ones.
+
     scaling is None or one of config.py's records, told apart by its `kind`. Constants: computed with NumPy when the
     program is traced, in float32 step by step, because at position 100,000 the last bit of a frequency is visible.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    plain = np.float32(1) / np.power(np.float32(theta), exponents)
+    periods = np.power(np.float32(theta), exponents)
+    plain = np.float32(1) / periods
     match getattr(scaling, "kind", None):
         case None:
             return plain, 1.0
@@ -29,6 +33,9 @@ def frequencies(head_dim: int, theta: float, scaling: Any = None) -> tuple[np.nd
             return llama3(plain, scaling), 1.0
         case "yarn":
             return yarn(plain, theta, scaling), scaling.attention_factor
+        case "longrope":
+            factors = np.array([scaling.short_factors, scaling.long_factors], np.float32)
+            return np.float32(1) / (factors * periods[None]), scaling.attention_factor
         case kind:
             raise NotImplementedError(f"rope scaling {kind!r}")
 
@@ -64,13 +71,31 @@ def yarn(plain: np.ndarray, theta: float, scaling: Any) -> np.ndarray:
     return (1 - ramp) * plain + ramp * plain / np.float32(scaling.factor)
 
 
+def turns_of_layers(
+    ropes: Sequence[tuple[float, Any] | None], width: int, positions: jax.Array, end: jax.Array
+) -> list[tuple[jax.Array, jax.Array] | None]:
+    """turns for each layer's (theta, scaling), each once.  positions [B T], end [B] -> L x two [B T 1 width/2] float32
+
+    None for a layer without rope. end is how long each row's text is: longrope turns long ones otherwise.
+    """
+    known: dict[Any, Any] = {None: None}
+    for rope in ropes:
+        if rope is not None and rope not in known:
+            freqs: Any
+            freqs, factor = frequencies(width, *rope)
+            if freqs.ndim == 2:
+                freqs = jnp.where((end > rope[1].original_max_positions)[:, None], freqs[1][None], freqs[0][None])
+            known[rope] = turns(positions, freqs, factor)
+    return [known[rope] for rope in ropes]
+
+
 @jax.named_scope("rope")
-def turns(positions: jax.Array, freqs: np.ndarray, factor: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of each pair's angle at each position, times factor.  [B T], [H/2] -> two [B T 1 H/2] float32
+def turns(positions: jax.Array, freqs: Any, factor: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of each pair's angle at each position, times factor.  [B T], [H/2] or [B H/2] -> two [B T 1 H/2]
 
     float32: bfloat16 cannot tell position 257 from 256, and the angle depends on it.
     """
-    angle = positions.astype(jnp.float32)[:, :, None, None] * jnp.asarray(freqs)[None, None, None, :]
+    angle = positions.astype(jnp.float32)[:, :, None, None] * jnp.atleast_2d(freqs)[:, None, None, :]
 
     def both(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
         return factor * jnp.cos(angle), factor * jnp.sin(angle)
@@ -85,6 +110,11 @@ def turns(positions: jax.Array, freqs: np.ndarray, factor: float = 1.0) -> tuple
 
 @jax.named_scope("rope")
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turn each head's pairs (i, i + H/2) by their angles.  x [B T N H], cos and sin [B T 1 H/2] -> [B T N H]"""
-    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    """Turn each head's pairs (i, i + R/2) by their angles.  x [B T N H], cos and sin [B T 1 R/2] -> [B T N H]
+
+    R is H, or less: then the channels from R on stay as they are.
+    """
+    R = 2 * cos.shape[-1]
+    left, right = jnp.split(x[..., :R].astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    return turned if x.shape[-1] == R else jnp.concatenate([turned, x[..., R:]], axis=-1)

@@ -20,7 +20,7 @@ import numpy as np
 
 from nanollm_jax.errors import CheckpointError
 from nanollm_jax.weights.checkpoint import FLOATS, Checkpoint, listed, open_checkpoint
-from nanollm_jax.weights.rows import Row, rearrange, source_shape
+from nanollm_jax.weights.rows import Row, rearrange, stored_shape
 
 BAR_AFTER = 2.0  # seconds; a load that is quicker shows no progress bar
 
@@ -54,8 +54,11 @@ def load_params(
         raise CheckpointError(f"weights cannot be loaded as {dtype}; expected float32, bfloat16 or float16.")
     checkpoint = open_checkpoint(folder)
     pairs = match(checkpoint, rows, layout, ignore, prefixes)
+    takers: dict[str, list[Row]] = {}
     for row, name in pairs:
-        check(checkpoint, row, name, layout[row.path], sizes)
+        takers.setdefault(name, []).append(row)
+    for row, name in pairs:
+        check(checkpoint, row, name, layout[row.path], sizes, stored_shape(takers[name], sizes))
     params = {}
     with progress_bar(len(layout), progress) as advance:
         for path, letters in layout.items():
@@ -89,16 +92,18 @@ def match(
     return pairs
 
 
-def check(checkpoint: Checkpoint, row: Row, name: str, letters: str, sizes: dict[str, int]) -> None:
+def check(
+    checkpoint: Checkpoint, row: Row, name: str, letters: str, sizes: dict[str, int], expected: tuple[int, ...]
+) -> None:
     """Check one tensor's dtype and shape. Raises CheckpointError, or ValueError where table and layout disagree."""
     wanted, target = letters.split(), row.axes.split("->")[-1].split()
-    filled = row.into[0] if row.into else None
-    fits = [ours == theirs or axis == filled or (theirs == "1" and sizes[ours] == 1)
+    filled = row.places()
+    fits = [ours == theirs or axis in filled or (theirs == "1" and sizes[ours] == 1)
             for axis, (ours, theirs) in enumerate(zip(wanted, target, strict=False))]  # fmt: skip
     if len(target) != len(wanted) or not all(fits):
         raise ValueError(f"{row.path}: the axes of its row, {row.axes!r}, do not end in the layout's {letters!r}.")
     checkpoint.dtype(name)
-    info, expected = checkpoint.tensors[name], source_shape(row.axes, sizes)
+    info = checkpoint.tensors[name]
     if info.shape != expected:
         raise CheckpointError(
             f"{info.file}: tensor {name!r} has shape {list(info.shape)}, expected {list(expected)} for {row.path} "
@@ -116,7 +121,7 @@ def place(
     # On CPU, device_put takes over aligned row-major memory instead of copying it, whatever may_alias says (seen in
     # jax 0.10.2), and weights must not change with their file: what is put together, cast, or row-major already is
     # copied here. The rest device_put transposes straight from the mapped file, several times faster than NumPy.
-    views = [(row.piece(), rearrange(tensor, row.axes, sizes)) for row, tensor in pieces]
+    views = [(row.piece(), rearrange(tensor[row.cut()], row.axes, sizes)) for row, tensor in pieces]
     if len(views) == 1 and views[0][1].dtype == dtype and not views[0][1].flags.c_contiguous:
         return jax.block_until_ready(jax.device_put(views[0][1]))
     parameter = empty_aligned(shape, dtype)

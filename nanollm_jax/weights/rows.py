@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+Piece = tuple[int, int, int]  # axis, start, stop
 
 
 @dataclass(frozen=True)
@@ -18,19 +22,51 @@ class Row:
     axes   its axes and ours           "D (N H) -> D N H"; "D" alone for an axis that stays; 1 is an axis of length one
     into   (axis, start, stop): the piece of our parameter that this tensor fills, where several share one.
            Queries, keys and values of [K Q H D] with G = 4: (1, 0, 4), (1, 4, 5), (1, 5, 6).
+           Several of them for a piece along several axes: expert 3's gate of [E U M D] is ((0, 3, 4), (1, 0, 1)).
+    part   (axis, start, stop): the piece of the tensor that this row takes, where several rows share one tensor;
+           axes are then those of the piece. All pieces together are the whole tensor.
     """
 
     path: str
     name: str
     axes: str
-    into: tuple[int, int, int] | None = None
+    into: Piece | tuple[Piece, ...] | None = None
+    part: Piece | None = None
+
+    def places(self) -> dict[int, slice]:
+        """The axes of the parameter along which the tensor fills a piece only, and which."""
+        pieces: Any = () if self.into is None else self.into if isinstance(self.into[0], tuple) else (self.into,)
+        return {axis: slice(start, stop) for axis, start, stop in pieces}
 
     def piece(self) -> tuple[slice, ...]:
         """Where in the parameter the tensor goes, as an index."""
-        if self.into is None:
+        places = self.places()
+        return tuple(places.get(axis, slice(None)) for axis in range(max(places, default=-1) + 1))
+
+    def cut(self) -> tuple[slice, ...]:
+        """Which part of the tensor is taken, as an index."""
+        if self.part is None:
             return ()
-        axis, start, stop = self.into
+        axis, start, stop = self.part
         return (*[slice(None)] * axis, slice(start, stop))
+
+
+def stored_shape(rows: Sequence[Row], sizes: dict[str, int]) -> tuple[int, ...]:
+    """The shape of the one tensor that all these rows take: one row all of it, or several a part each.
+
+    Raises ValueError where the parts leave a gap or overlap.
+    """
+    shape = list(source_shape(rows[0].axes, sizes))
+    if rows[0].part is None and len(rows) == 1:
+        return tuple(shape)
+    end = 0
+    for row in sorted(rows, key=lambda row: row.part or (0, 0, 0)):
+        axis, start, stop = row.part or (0, 0, 0)
+        if start != end or stop - start != source_shape(row.axes, sizes)[axis]:
+            raise ValueError(f"{row.name}: its parts {[row.part for row in rows]} do not cover it.")
+        end = stop
+    shape[axis] = end
+    return tuple(shape)
 
 
 def rearrange(array: np.ndarray, axes: str, sizes: dict[str, int]) -> np.ndarray:

@@ -1,0 +1,34 @@
+"""Gemma 3, text: Gemma 2 with q/k norms instead of soft caps, and another rope where a layer has a window.  arXiv:2503.19786"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.families import gemma2
+from nanollm_jax.families.gemma2 import PREFIXES, ignored, table
+from nanollm_jax.families.reader import Reader
+
+__all__ = ["PREFIXES", "from_hf", "ignored", "table"]
+
+
+def from_hf(reader: Reader) -> ModelConfig:
+    """config.json -> ModelConfig. rope_scaling, where given, is that of the layers without a window."""
+    ropes = reader.get("rope_parameters") or {}
+    if not isinstance(ropes, dict) or not ropes.keys() <= {"full_attention", "sliding_attention"}:
+        raise reader.error("rope_parameters", "an object with full_attention and sliding_attention")
+    local_theta = reader.number("rope_local_base_freq", 10000.0)
+    every = reader.count("_sliding_window_pattern", reader.count("sliding_window_pattern", 6))
+    reader.get("cache_implementation")  # how another program keeps keys
+    reader.get("attn_logit_softcapping")  # the reference reads it and does nothing with it
+    config = gemma2.read(
+        reader.having(rope_parameters=ropes.get("full_attention")), every=every, default_max_positions=131072,
+        default_theta=1e6, qk_norm="head",
+        logit_softcap=reader.optional("final_logit_softcapping"),
+    )  # fmt: skip
+    assert config.rope_theta is not None
+    inner = reader.having(rope_parameters=ropes.get("sliding_attention"), rope_scaling=None, rope_theta=None)
+    local, whole = inner.rope(config.max_positions, local_theta)[:2], (config.rope_theta, config.rope_scaling)
+    return dataclasses.replace(
+        config, ropes=tuple(whole if config.window(layer) is None else local for layer in range(config.num_layers))
+    )
