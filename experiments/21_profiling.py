@@ -228,6 +228,8 @@ right.set(xscale="log", yscale="log", xlabel="texts in the batch", title="tokens
 right.set_xticks(batches, batches)
 right.minorticks_off()
 right.legend(loc="lower right")
+for words in (*left.texts, *right.texts):
+    words.set_in_layout(False)  # a label far outside would leave no room for the axes
 save(figure, "21_limits")
 
 # %% [markdown]
