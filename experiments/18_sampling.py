@@ -322,8 +322,8 @@ save(figure, "18_grid")
 # %% [markdown]
 # ![Effective number of pieces over temperature and top-p](figures/18_grid.png)
 #
-# *Along a white line the choice is equally wide. A high temperature needs a strict top-p: at the upper right,
-# hundreds of pieces may follow, nearly all of them wrong.*
+# *Along a white line the choice is equally wide. A high temperature needs a strict top-p: at the upper right, more
+# than a hundred pieces may follow, nearly all of them wrong.*
 #
 # ## What it does to a story
 # Six rows of one batch, each with its own settings and the same seed. Settings are arrays inside the compiled
