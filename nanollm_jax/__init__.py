@@ -12,11 +12,11 @@ from nanollm_jax.decode import State, decode, prefill
 from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMError, RequestError, TokenizerError
 from nanollm_jax.families import read_config
 from nanollm_jax.generate import Stream, generate, stream
-from nanollm_jax.loading import Defaults, Model, load
-from nanollm_jax.model import forward
+from nanollm_jax.loading import Defaults, Model, load, shard
 from nanollm_jax.observe import observe
 from nanollm_jax.params import init_params
 from nanollm_jax.sampling import Sampling
+from nanollm_jax.sharding import forward, make_mesh
 
 __version__ = "0.1.0"
 
@@ -40,8 +40,10 @@ __all__ = [
     "init_cache",
     "init_params",
     "load",
+    "make_mesh",
     "observe",
     "prefill",
     "read_config",
+    "shard",
     "stream",
 ]

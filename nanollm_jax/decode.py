@@ -7,7 +7,6 @@ padded prompt or chunk length; sampling settings, seeds and real prompt lengths 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import flax.struct
 import jax
@@ -22,6 +21,7 @@ from nanollm_jax.config import ModelConfig, check_count
 from nanollm_jax.errors import RequestError
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import History, Sampling
+from nanollm_jax.sharding import program
 
 
 @flax.struct.dataclass
@@ -75,7 +75,7 @@ def decode(
     return write_tokens(params, state, sampling, seeds, config=config, steps=steps)
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="state")
+@program(donate=(3,))
 def read_prompts(params: Params, tokens: jax.Array, count: jax.Array, state: State, *, config: ModelConfig) -> State:
     """prefill, compiled and unchecked: one piece of each row's prompt.  tokens [B T], count [B], 0 where a row has no more
 
@@ -83,11 +83,11 @@ def read_prompts(params: Params, tokens: jax.Array, count: jax.Array, state: Sta
     """
     x, cache = model.hidden_states(params, tokens, count, state.cache, config=config)
     last = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
-    logits = jnp.where((count > 0)[:, None], model.logits(params, last)[:, 0], state.logits)
+    logits = jnp.where((count > 0)[:, None], model.logits(params, last, config)[:, 0], state.logits)
     return State(logits, cache, smp.read(state.past, tokens, count))
 
 
-@partial(jax.jit, static_argnames=("config", "steps"), donate_argnames="state")
+@program(static=("steps",), donate=(1,))
 def write_tokens(
     params: Params, state: State, sampling: Sampling, seeds: jax.Array, *, config: ModelConfig, steps: int
 ) -> tuple[jax.Array, jax.Array, State]:
@@ -99,14 +99,14 @@ def write_tokens(
     def step(state: State, _: None) -> tuple[State, tuple[jax.Array, jax.Array]]:
         token, logprob = smp.draw(state.logits, sampling, state.past, seeds, state.cache.length)
         x, cache = model.hidden_states(params, token[:, None], jnp.ones_like(token), state.cache, config=config)
-        return State(model.logits(params, x)[:, 0], cache, smp.remember(state.past, token)), (token, logprob)
+        return State(model.logits(params, x, config)[:, 0], cache, smp.remember(state.past, token)), (token, logprob)
 
     state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, fresh=False))
     state, (tokens, logprobs) = jax.lax.scan(step, state, length=steps)
     return tokens.T, logprobs.T, state
 
 
-@partial(jax.jit, static_argnames=("config", "capacity"))
+@program(static=("capacity",))
 def enlarge(state: State, *, config: ModelConfig, capacity: int) -> State:
     """The same state with a larger cache. What does not grow is handed through."""
     return dataclasses.replace(state, cache=kv.grow(state.cache, config, capacity))

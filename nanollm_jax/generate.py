@@ -22,7 +22,7 @@ from nanollm_jax.decode import State, enlarge, init_state, read_prompts, write_t
 from nanollm_jax.errors import RequestError
 from nanollm_jax.loading import Model
 from nanollm_jax.profiling import CompileWatch, Timings
-from nanollm_jax.request import Request, check_request, encode_prompts
+from nanollm_jax.request import Request, check_request, encode_prompts, fill_up
 from nanollm_jax.sampling import Sampling
 
 
@@ -135,6 +135,9 @@ def run(model: Model, request: Request) -> Iterator[None]:
     """Prefill, then chunks of decode until every answer has ended; yields after each chunk, with the answers grown."""
     timings = request.timings
     timings.prompt_tokens = sum(map(len, request.prompts))
+    if model.mesh is not None:
+        request = fill_up(request, model.mesh.shape["dp"])
+    B = len(request.answers)
     with timed(timings, "prefill_seconds"):
         state = jax.block_until_ready(read(model, request.prompts))
     chunks = write(model, request, state, max(map(len, request.prompts)))
@@ -142,7 +145,7 @@ def run(model: Model, request: Request) -> Iterator[None]:
         with timed(timings, "decode_seconds"):
             drawn, logprobs = next(chunks)
         timings.first_token_seconds = timings.first_token_seconds or timings.prefill_seconds + timings.decode_seconds
-        for answer, ids, scores in zip(request.answers, drawn, logprobs, strict=True):
+        for answer, ids, scores in zip(request.answers, drawn[:B], logprobs[:B], strict=True):
             for token, logprob in zip(ids.tolist(), scores.tolist(), strict=True):
                 answer.push(token, logprob)
         timings.new_tokens = sum(len(answer.token_ids) for answer in request.answers)
@@ -159,7 +162,8 @@ def read(model: Model, prompts: list[list[int]]) -> State:
     dtype = params["embedding"]["tokens"].dtype
     pieces = buckets.pieces(int(lengths.max()), len(prompts))
     first = buckets.capacity(min(pieces[0], int(lengths.max())), config.max_positions)
-    state = init_state(dataclasses.replace(init_cache(config, len(prompts), first, dtype), fresh=True), config)
+    cache = dataclasses.replace(init_cache(config, len(prompts), first, dtype, model.mesh), fresh=True)
+    state = init_state(cache, config)
     start = 0
     for size in pieces:
         piece = tokens[:, start : start + size]

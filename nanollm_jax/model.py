@@ -17,7 +17,7 @@ from nanollm_jax import cache as kv
 from nanollm_jax.cache import KVCache
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.ops import attention, embedding, mlp, norm, rope
-from nanollm_jax.ops.linear import linear
+from nanollm_jax.ops.linear import linear, linear_sum
 from nanollm_jax.params import Params
 
 
@@ -40,7 +40,7 @@ def forward(params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelC
     kv.check_room(cache, tokens, tokens.shape[-1], config)
     count = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
     x, cache = hidden_states(params, tokens, count, cache, config=config)
-    return logits(params, x), cache
+    return logits(params, x, config), cache
 
 
 def hidden_states(
@@ -57,17 +57,17 @@ def hidden_states(
         new = New(positions, count, rope.turns(positions, freqs, factor))
     x = embedding.embed(params["embedding"]["tokens"], tokens)
     if "positions" in params["embedding"]:
-        x = x + embedding.embed(params["embedding"]["positions"], positions)
+        x = x + embedding.look_up(params["embedding"]["positions"], positions)
     x = tag(x, "embedding")
     for layer, p in enumerate(params["layers"]):
         x, cache = block(p, x, new, cache, layer, config)
     return tag(normalize(params["final_norm"], x, config), "final_norm"), kv.advance(cache, count)
 
 
-def logits(params: Params, x: jax.Array) -> jax.Array:
+def logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
     """Score the vocabulary.  x [B T D] -> [B T V] float32. Without a table of its own the embedding's serves."""
     table = params["unembedding"] if "unembedding" in params else params["embedding"]
-    return tag(embedding.unembed(table["tokens"], x), "logits")
+    return tag(embedding.unembed(table["tokens"], x, config.vocab_size), "logits")
 
 
 def block(
@@ -99,7 +99,7 @@ def attend(
     weights = attention.weights(q, keys, mask, config.attention_scale(layer), diagonal)
     weights = tag(weights, f"{name}.weights")
     mixed = tag(attention.mix(weights, values, diagonal).astype(h.dtype), f"{name}.mixed")
-    return linear(mixed, p["wo"], p.get("bo")), cache
+    return linear_sum(mixed, p["wo"], p.get("bo")), cache
 
 
 def normalize(p: Params, x: jax.Array, config: ModelConfig) -> jax.Array:

@@ -1,12 +1,12 @@
-"""The command line, `nanollm`: generate, tokenize and info. Arguments in, text out; no mathematics.
+"""The command line, `nanollm`: generate, tokenize, info, plan and mesh. Arguments in, text out; no mathematics.
 
 Answers go to standard output and what they cost to standard error, so that output can be piped. An error is one line,
 `nanollm: what is wrong`, and exit code 2. Ctrl-C is exit code 130, and a reader that went away ends a command quietly.
 Commands import what they need when they run: nothing in this folder keeps --help and --version waiting.
 
-    generate.py  tokenize.py  info.py   one command each
-    options.py                          what commands share of what they take
-    printing.py                         what they share of what they print
+    generate.py  tokenize.py  info.py  plan.py  mesh.py   one command each
+    options.py                                            what commands share of what they take
+    printing.py                                           what they share of what they print
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import typer
 
 from nanollm_jax.cli.generate import generate
 from nanollm_jax.cli.info import info
+from nanollm_jax.cli.mesh import mesh
 from nanollm_jax.cli.options import INTERRUPTED
+from nanollm_jax.cli.plan import plan
 from nanollm_jax.cli.printing import harmless
 from nanollm_jax.cli.tokenize import tokenize
 from nanollm_jax.errors import NanoLLMError
@@ -89,5 +91,5 @@ def nanollm(context: typer.Context, version: Annotated[bool, VERSION] = False) -
         print(context.get_help())
 
 
-for command in (generate, tokenize, info):
+for command in (generate, tokenize, info, plan, mesh):
     app.command()(command)

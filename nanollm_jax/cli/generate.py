@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanollm_jax.cli.options import INTERRUPTED, STDIN, AsJson, Dtype, Revision, Source, read_text
+from nanollm_jax.cli.options import (
+    INTERRUPTED,
+    STDIN,
+    AsJson,
+    Devices,
+    Dp,
+    Dtype,
+    Revision,
+    Source,
+    Tp,
+    mesh_for,
+    read_text,
+)
 from nanollm_jax.cli.printing import plural, print_json, show
 from nanollm_jax.errors import RequestError
 
@@ -50,6 +62,9 @@ def generate(
     presence_penalty: Annotated[float | None, typer.Option(metavar="R", help=PRESENCE)] = None,
     frequency_penalty: Annotated[float | None, typer.Option(metavar="R", help=FREQUENCY)] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt in front of the answer.")] = False,
+    dp: Dp = 1,
+    tp: Tp = 1,
+    devices: Devices = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a text. The answer is printed as it is written, then one line of figures on standard error.
@@ -71,7 +86,7 @@ def generate(
     if cuts and temperature == 0:
         raise RequestError(f"temperature 0 takes the best token, so {', '.join(cuts)} can do nothing; leave one out.")
     text = read_text(prompt)
-    loaded = nano.load(model, dtype=dtype, revision=revision)
+    loaded = nano.load(model, dtype=dtype, revision=revision, mesh=mesh_for(dp, tp, devices))
     defaults: Any = loaded.defaults.sampling
     if cuts and defaults.temperature == 0:
         settings = {"temperature": 1.0} | settings
