@@ -7,7 +7,6 @@ padded prompt or chunk length; sampling settings, seeds and real prompt lengths 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import flax.struct
 import jax
@@ -22,6 +21,7 @@ from nanollm_jax.config import ModelConfig, check_count
 from nanollm_jax.errors import RequestError
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import History, Sampling
+from nanollm_jax.sharding import program
 
 SLICE = 128  # tokens whose logits are in memory at the same time while a text is scored
 
@@ -77,7 +77,7 @@ def decode(
     return write_tokens(params, state, sampling, seeds, config=config, steps=steps)
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="state")
+@program(donate=(3,))
 def read_prompts(params: Params, tokens: jax.Array, count: jax.Array, state: State, *, config: ModelConfig) -> State:
     """prefill, compiled and unchecked: one piece of each row's prompt.  tokens [B T], count [B], 0 where a row has no more
 
@@ -89,7 +89,7 @@ def read_prompts(params: Params, tokens: jax.Array, count: jax.Array, state: Sta
     return State(logits, cache, smp.read(state.past, tokens, count))
 
 
-@partial(jax.jit, static_argnames=("config", "steps"), donate_argnames="state")
+@program(static=("steps",), donate=(1,))
 def write_tokens(
     params: Params, state: State, sampling: Sampling, seeds: jax.Array, *, config: ModelConfig, steps: int
 ) -> tuple[jax.Array, jax.Array, State]:
@@ -108,13 +108,13 @@ def write_tokens(
     return tokens.T, logprobs.T, state
 
 
-@partial(jax.jit, static_argnames=("config", "capacity"))
+@program(static=("capacity",))
 def enlarge(state: State, *, config: ModelConfig, capacity: int) -> State:
     """The same state with a larger cache. What does not grow is handed through."""
     return dataclasses.replace(state, cache=kv.grow(state.cache, config, capacity))
 
 
-@partial(jax.jit, static_argnames="config")
+@program()
 def read_scores(params: Params, tokens: jax.Array, *, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
     """How likely each token is after those before it.  tokens [B T+1] -> logprobs [B T] float32, and is it the best [B T] bool
 

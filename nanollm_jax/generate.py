@@ -156,10 +156,10 @@ def run(model: Model, request: Request) -> Iterator[None]:
 def read(model: Model, prompts: list[list[int]]) -> State:
     """The prompts, read, in the smallest cache that holds them. [B] rows, or a few more."""
     config = model.config
-    B = buckets.rows(len(prompts))
+    B = buckets.rows(len(prompts), model.dp)
     longest = max(map(len, prompts))
     capacity = buckets.capacity(min(buckets.pieces(longest, B)[0], longest), config.max_positions)
-    cache = init_cache(config, B, capacity, model.params["embedding"]["tokens"].dtype)
+    cache = init_cache(config, B, capacity, model.params["embedding"]["tokens"].dtype, model.mesh)
     state = init_state(dataclasses.replace(cache, fresh=True), config)
     return read_behind(model, prompts + [prompts[-1][:1]] * (B - len(prompts)), state, 0)
 

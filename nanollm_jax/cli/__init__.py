@@ -1,10 +1,10 @@
-"""The command line, `nanollm`: generate, chat, score, tokenize, info, bench, profile. Arguments in, text out; no mathematics.
+"""The command line, `nanollm`: arguments in, text out; no mathematics.
 
 Answers go to standard output and what they cost to standard error, so that output can be piped. An error is one line,
 `nanollm: what is wrong`, and exit code 2. Ctrl-C is exit code 130, and a reader that went away ends a command quietly.
 Commands import what they need when they run: nothing in this folder keeps --help and --version waiting.
 
-    generate.py  chat.py  score.py  tokenize.py  info.py  bench.py  profile.py    one command each
+    generate.py  chat.py  score.py  tokenize.py  info.py  bench.py  profile.py  plan.py  mesh.py    one command each
     session.py  reading.py     what is typed in a conversation, and where it comes from
     options.py                 what commands share of what they take
     printing.py  plot.py       what they share of what they print, and their pictures
@@ -23,7 +23,9 @@ from nanollm_jax.cli.bench import bench
 from nanollm_jax.cli.chat import chat
 from nanollm_jax.cli.generate import generate
 from nanollm_jax.cli.info import info
+from nanollm_jax.cli.mesh import mesh
 from nanollm_jax.cli.options import INTERRUPTED
+from nanollm_jax.cli.plan import plan
 from nanollm_jax.cli.printing import harmless
 from nanollm_jax.cli.profile import profile
 from nanollm_jax.cli.score import score
@@ -94,5 +96,5 @@ def nanollm(context: typer.Context, version: Annotated[bool, VERSION] = False) -
         print(context.get_help())
 
 
-for command in (generate, chat, score, tokenize, info, bench, profile):
+for command in (generate, chat, score, tokenize, info, bench, profile, plan, mesh):
     app.command()(command)

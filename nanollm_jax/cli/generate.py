@@ -18,6 +18,8 @@ from nanollm_jax.cli.options import (
     INTERRUPTED,
     STDIN,
     AsJson,
+    Devices,
+    Dp,
     Dtype,
     Frequency,
     KeepCompiled,
@@ -31,7 +33,9 @@ from nanollm_jax.cli.options import (
     Temperature,
     TopK,
     TopP,
+    Tp,
     keep_compiled,
+    mesh_for,
     read_text,
 )  # fmt: skip
 from nanollm_jax.cli.printing import plural, print_json, show
@@ -62,6 +66,9 @@ def generate(
     presence_penalty: Presence = None,
     frequency_penalty: Frequency = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt in front of the answer.")] = False,
+    dp: Dp = 1,
+    tp: Tp = 1,
+    devices: Devices = None,
     compile_cache: KeepCompiled = True,
     as_json: AsJson = False,
 ) -> None:
@@ -80,7 +87,7 @@ def generate(
     )  # fmt: skip
     text = read_text(prompt)
     keep_compiled(compile_cache)
-    loaded = nano.load(model, dtype=dtype, revision=revision)
+    loaded = nano.load(model, dtype=dtype, revision=revision, mesh=mesh_for(dp, tp, devices))
     bos = None if loaded.tokenizer is None else loaded.tokenizer.bos_id
     answer = nano.stream(
         loaded,
