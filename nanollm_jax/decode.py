@@ -77,7 +77,7 @@ def decode(
     return write_tokens(params, state, sampling, seeds, config=config, steps=steps)
 
 
-@program(donate=(3,))
+@program(donate=("state",))
 def read_prompts(params: Params, tokens: jax.Array, count: jax.Array, state: State, *, config: ModelConfig) -> State:
     """prefill, compiled and unchecked: one piece of each row's prompt.  tokens [B T], count [B], 0 where a row has no more
 
@@ -89,7 +89,7 @@ def read_prompts(params: Params, tokens: jax.Array, count: jax.Array, state: Sta
     return State(logits, cache, smp.read(state.past, tokens, count))
 
 
-@program(static=("steps",), donate=(1,))
+@program(static=("steps",), donate=("state",))
 def write_tokens(
     params: Params, state: State, sampling: Sampling, seeds: jax.Array, *, config: ModelConfig, steps: int
 ) -> tuple[jax.Array, jax.Array, State]:

@@ -11,6 +11,7 @@ anything else is a ConfigError that names the sizes that would do.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial, wraps
@@ -233,18 +234,23 @@ def parallelize(function: Callable[..., Any], mesh: Mesh | None, config: ModelCo
     return call
 
 
-def program(*, static: tuple[str, ...] = (), donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+def program(*, static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Callable[..., Any]:
     """A decorator: compile a function of (arrays, *, config, static...), for one device or for the mesh of its arguments.
 
-    static are the names of further keywords that are compiled in, donate the numbers of the arguments that are used up.
+    static are the names of further keywords that are compiled in, donate those of the arguments that are used up.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def everywhere(*args: Any, mesh: Mesh | None, config: ModelConfig, **settings: Any) -> Any:
             return parallelize(partial(function, config=config, **settings), mesh, config)(*args)
 
-        everywhere.__name__ = function.__name__  # the compiled program's name, in traces and logs
-        compiled = jax.jit(everywhere, static_argnames=("mesh", "config", *static), donate_argnums=donate)
+        # in traces, logs and the compiled text, the program and its arguments are called as the function's are
+        everywhere.__name__ = function.__name__
+        mesh_too = inspect.Parameter("mesh", inspect.Parameter.KEYWORD_ONLY)
+        everywhere.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [*inspect.signature(function).parameters.values(), mesh_too]
+        )
+        compiled = jax.jit(everywhere, static_argnames=("mesh", "config", *static), donate_argnames=donate)
 
         @wraps(function)
         def call(*args: Any, **settings: Any) -> Any:

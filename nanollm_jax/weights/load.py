@@ -144,15 +144,14 @@ def assemble(
 ) -> np.ndarray:
     """One part of a parameter, copied from its tensors: of each only what the index, slices from a to b, asks for.
 
-    An axis that several tensors share (Row.into) is asked for whole. Raises CheckpointError for a value that float16
+    Axes along which tensors are put together (Row.into) are asked for whole. Raises CheckpointError for a value that float16
     cannot hold.
     """
     parameter = empty_aligned(tuple(cut.stop - cut.start for cut in index), dtype)
     for row, tensor in pieces:
-        shared = row.into[0] if row.into else None
-        asked = tuple(slice(None) if axis == shared else cut for axis, cut in enumerate(index))
+        asked = tuple(slice(None) if axis in row.places() else cut for axis, cut in enumerate(index))
         with np.errstate(over="ignore"):  # looked for here
-            parameter[row.piece()] = rearrange(tensor, row.axes, sizes)[asked]
+            parameter[row.piece()] = rearrange(tensor[row.cut()], row.axes, sizes)[asked]
         if dtype == np.float16 and tensor.dtype != dtype and not np.isfinite(parameter[row.piece()]).all():
             raise CheckpointError(f"tensor {row.name!r} has values beyond float16's 65504; load it in another dtype.")
     return parameter
