@@ -107,7 +107,9 @@ def check_room(cache: KVCache, tokens: jax.Array | np.ndarray, new: Any, config:
         )
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise RequestError(f"tokens have dtype {tokens.dtype}; expected whole numbers.")
-    known = [np.asarray(value) for value in (tokens, cache.length, new) if not isinstance(value, jax.core.Tracer)]
+    known = [
+        collectives.whole(value) for value in (tokens, cache.length, new) if not isinstance(value, jax.core.Tracer)
+    ]
     if len(known) < 3:
         return
     ids, length, more = known

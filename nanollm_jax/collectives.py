@@ -1,4 +1,4 @@
-"""What devices that share a model say to each other: three words, and without a mesh they say nothing.
+"""What devices that share a model say to each other: a few words, and without a mesh they say nothing.
 
 Inside the one shard_map (sharding.py) the mesh has an axis "tp" along which weights are split. Everywhere else that axis
 does not exist, and the functions here hand their argument back: the same ops run on a whole model and on a part of one.
@@ -7,6 +7,8 @@ does not exist, and the functions here hand their argument back: the same ops ru
 from __future__ import annotations
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 AXIS = "tp"
 
@@ -39,3 +41,10 @@ def members() -> int:
 def index() -> jax.Array | int:
     """Which member this is, counted from 0."""
     return jax.lax.axis_index(AXIS) if split() else 0
+
+
+def whole(x: jax.Array | np.ndarray) -> np.ndarray:
+    """An array on the host, all of it. Where its parts lie in several processes, all of them have to ask for it."""
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)

@@ -17,6 +17,7 @@ from nanollm_jax import cache as kv
 from nanollm_jax import model
 from nanollm_jax import sampling as smp
 from nanollm_jax.cache import KVCache, check_room, init_cache
+from nanollm_jax.collectives import whole
 from nanollm_jax.config import ModelConfig, check_count
 from nanollm_jax.errors import RequestError
 from nanollm_jax.params import Params
@@ -60,7 +61,7 @@ def prefill(
     (B, T), known = tokens.shape, np.asarray(lengths)
     if known.shape != (B,) or known.min() < 1 or known.max() > T:
         raise RequestError(f"lengths are {known.tolist()}; expected {B} numbers from 1 to {T}, one per row.")
-    cache = dataclasses.replace(cache, fresh=not np.asarray(cache.length).any())
+    cache = dataclasses.replace(cache, fresh=not whole(cache.length).any())
     return read_prompts(params, tokens, lengths, init_state(cache, config), config=config)
 
 

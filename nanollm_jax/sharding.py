@@ -48,7 +48,13 @@ def make_mesh(dp: int = 1, tp: int = 1) -> Mesh:
             f"a mesh of dp={dp} x tp={tp} needs {dp * tp} devices, found {len(found)}; "
             f"choose sizes whose product is at most {len(found)}{hint}."
         )
-    return jax.make_mesh((dp, tp), AXES, axis_types=(AxisType.Auto,) * 2, devices=found[: dp * tp])
+    used = found[: dp * tp]
+    if idle := jax.process_count() - len({device.process_index for device in used}):
+        raise ConfigError(
+            f"a mesh of dp={dp} x tp={tp} has no device of {idle} of the {jax.process_count()} processes; "
+            f"start fewer, or choose sizes whose product is {len(found)}, the devices that they have."
+        )
+    return jax.make_mesh((dp, tp), AXES, axis_types=(AxisType.Auto,) * 2, devices=used)
 
 
 def spec(letters: str) -> PartitionSpec:
@@ -207,12 +213,12 @@ def on_mesh(tree: Any, config: ModelConfig, mesh: Mesh) -> Any:
                 f"make the rows a multiple of {dp}, and the cache with the model's own config."
             )
         sharding = NamedSharding(mesh, partition)
-        if isinstance(
-            leaf, jax.core.Tracer | jax.ShapeDtypeStruct
-        ):  # the compiler moves it, or there is nothing to move
+        if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
+            return leaf  # the compiler moves it, or there is nothing to move
+        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
             return leaf
-        there = isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-        return leaf if there else jax.device_put(leaf, sharding)
+        host = np.asarray(leaf)  # of several processes, each has all of it and places its own part
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     tree = jax.tree.map(ours, tree, is_leaf=is_cache)
     return jax.tree.map(placed, tree, specs(tree, config))

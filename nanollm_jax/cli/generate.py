@@ -14,12 +14,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nanollm_jax.cli.devices import (
+    Coordinator,
+    Devices,
+    Distributed,
+    Dp,
+    Processes,
+    ProcessId,
+    Tp,
+    join,
+    mesh_for,
+)  # fmt: skip
 from nanollm_jax.cli.options import (
     INTERRUPTED,
     STDIN,
     AsJson,
-    Devices,
-    Dp,
     Dtype,
     Frequency,
     KeepCompiled,
@@ -33,9 +42,7 @@ from nanollm_jax.cli.options import (
     Temperature,
     TopK,
     TopP,
-    Tp,
     keep_compiled,
-    mesh_for,
     read_text,
 )  # fmt: skip
 from nanollm_jax.cli.printing import plural, print_json, show
@@ -69,6 +76,10 @@ def generate(
     dp: Dp = 1,
     tp: Tp = 1,
     devices: Devices = None,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    num_processes: Processes = None,
+    process_id: ProcessId = None,
     compile_cache: KeepCompiled = True,
     as_json: AsJson = False,
 ) -> None:
@@ -77,6 +88,9 @@ def generate(
     Sampling settings that are not given are the checkpoint's own, which nanollm info shows. Where these are greedy,
     --top-k, --top-p and --min-p bring --temperature 1 with them; beside --temperature 0 they are an error.
     """
+    join(distributed, coordinator, num_processes, process_id)
+    import jax
+
     import nanollm_jax as nano
 
     if echo and as_json:
@@ -98,15 +112,18 @@ def generate(
         seed=seed,
         stop=stop or (),
     )
+    first = jax.process_index() == 0  # of several processes, the one that prints
     with noted_interrupts() as interrupts:
-        if echo:
+        if echo and first:
             show(text)
         for piece in answer:
-            if not as_json:
+            if first and not as_json:
                 show(piece)
             if interrupts:
                 break
-    if as_json:
+    if not first:
+        pass
+    elif as_json:
         print_json(report(text, answer))
     else:
         show("\n")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanollm_jax.cli.options import AsJson, Devices, Dp, Dtype, Revision, Tp, mesh_for
+from nanollm_jax.cli.devices import Devices, Dp, Tp, mesh_for
+from nanollm_jax.cli.options import AsJson, Dtype, Revision
 from nanollm_jax.cli.printing import print_json, print_table
 from nanollm_jax.errors import ConfigError
 

@@ -6,21 +6,17 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from nanollm_jax.errors import RequestError
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
 
 INTERRUPTED = 130  # the exit code after Ctrl-C: what a shell shows for SIGINT
 MODEL = "A folder in checkpoint form, or a hub id such as openai-community/gpt2. Default: the bundled model."
 ANY_MODEL = "A folder in checkpoint form, a file in the form of config.json, or a hub id. Left out: the bundled model."
 DTYPE = "Of weights and activations: auto, float32, bfloat16 or float16; auto is float32 on CPU, else bfloat16."
 KEEP_COMPILED = "Keep compiled programs in ~/.cache/nanollm_jax, or below $XDG_CACHE_HOME, for the next run."
-DEVICES = "Make N virtual devices of a CPU, to try a mesh without the hardware."
 STDIN = "- reads it from standard input, as it is but for one newline at its end."
 
 TEMPERATURE = "0 or more: 0 takes the best token every time, 1 draws from the model's own distribution."
@@ -37,9 +33,6 @@ Revision = Annotated[str | None, typer.Option(metavar="REV", help="A branch, tag
 Dtype = Annotated[str, typer.Option(metavar="DTYPE", help=DTYPE)]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a picture too; needs matplotlib.")]
 KeepCompiled = Annotated[bool, typer.Option("--compile-cache/--no-compile-cache", help=KEEP_COMPILED)]
-Dp = Annotated[int, typer.Option("--dp", metavar="N", min=1, help="Split the rows over N devices.")]
-Tp = Annotated[int, typer.Option("--tp", metavar="N", min=1, help="Split the model over N devices.")]
-Devices = Annotated[int | None, typer.Option(metavar="N", min=1, help=DEVICES)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Write at most N tokens.")]
 Seed = Annotated[int, typer.Option(metavar="S", min=0, max=2**32 - 1, help="The same draws the same answer.")]
@@ -59,26 +52,6 @@ def keep_compiled(wanted: bool) -> None:
 
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         keep_compiled(Path(cache) / "nanollm_jax" / "compiled")
-
-
-def mesh_for(dp: int, tp: int, devices: int | None) -> Mesh | None:
-    """The mesh that --dp and --tp ask for, None for a single device. Raises ConfigError where devices are missing.
-
-    --devices has to come before JAX looks for devices, once in a process.
-    """
-    import jax
-
-    import nanollm_jax as nano
-
-    if devices is not None:
-        try:
-            jax.config.update("jax_num_cpu_devices", devices)
-        except RuntimeError:  # JAX has looked already, in a process that ran something before
-            if len(jax.devices("cpu")) != devices:
-                raise RequestError(
-                    f"--devices {devices} comes too late: this process has {len(jax.devices('cpu'))}; start a new one."
-                ) from None
-    return nano.make_mesh(dp, tp) if dp * tp > 1 else None
 
 
 def read_text(text: str) -> str:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from nanollm_jax.cli.options import AsJson, Dp, Revision, Tp
+from nanollm_jax.cli.devices import Dp, Tp
+from nanollm_jax.cli.options import AsJson, Revision
 from nanollm_jax.cli.printing import harmless, print_json, print_table
 
 MODEL = "A folder in checkpoint form, a file in the form of config.json, or a hub id. Left out: the bundled model."
