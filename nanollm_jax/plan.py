@@ -1,18 +1,19 @@
 """What a model needs on a mesh and how fast it can be at best: closed forms of shapes. Nothing is allocated or compiled.
 
-Decoding a token reads every weight and the filled cache once, so memory's bandwidth bounds it; reading a prompt multiplies
+Decoding a token reads the weights and the filled cache once, so memory's bandwidth bounds it; reading a prompt multiplies
 every weight with every token, so arithmetic bounds it. A real run stays below both.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from nanollm_jax import cache, params
+from nanollm_jax import cache, params, roofline
 from nanollm_jax.config import ModelConfig, check_count
 from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.sharding import RULE, arrange, stored_sizes
@@ -45,14 +46,15 @@ class Plan:
     """Bytes of one device, and what one decode step of all rows moves and computes there.
 
     weights, cache, and the rest: the logits of the rows, their history and their sampling settings (state), and what a
-    decode step needs beside them (temporaries). products are the FLOPs of one token of every row against the weights,
-    attention those against a full cache.
+    decode step needs beside them (temporaries). read are the bytes of the weights that a step reads, products the FLOPs
+    of one token of every row against them, attention those against a full cache.
     """
 
     weights: int
     cache: int
     state: int
     temporaries: int
+    read: float
     products: float
     attention: float
     rows: int
@@ -64,7 +66,7 @@ class Plan:
 
     def decode_limit(self, device: Device) -> float:
         """Tokens per second of all rows together, at most: bandwidth, or arithmetic where many rows share a weight."""
-        seconds = max((self.weights + self.cache) / device.bandwidth, (self.products + self.attention) / device.flops)
+        seconds = max((self.read + self.cache) / device.bandwidth, (self.products + self.attention) / device.flops)
         return self.rows / seconds
 
     def prefill_limit(self, device: Device) -> float:
@@ -103,14 +105,20 @@ def make_plan(
     }
     rows, V = batch // dp, config.vocab_size
     buffers = sum(math.prod(shape) for shape in cache.shapes(config, rows, context)) // tp
-    # every weight is multiplied once with every row, but for the tables that are looked up
-    multiplied = sum(count for path, count in own.items() if not path.startswith("embedding"))
-    multiplied += own["embedding.tokens"] if config.tie_embeddings else 0
+    E, k = max(config.num_experts, 1), config.experts_per_token
+    multiplied = read = 0.0
+    for path, letters in params.layout(config).items():
+        if path == "embedding.positions" or (path == "embedding.tokens" and not config.tie_embeddings):
+            continue  # looked up
+        experts = "E" in letters.split() and not path.endswith("router")
+        multiplied += own[path] * (k / E if experts else 1)
+        read += own[path] * (1 - (1 - k / E) ** rows if experts else 1)  # expected, where all are chosen alike
     return Plan(
         weights=size * sum(own.values()),
         cache=2 * size * buffers,
         state=rows * V * (4 + 1 + 4 + 4),  # logits, two histories, the logit bias
         temporaries=rows * V * 4 * VOCABULARIES,
+        read=size * read,
         products=2.0 * multiplied * rows,
         # two products with each of G queries for every key and value vector, which are the numbers in buffers
         attention=4.0 * buffers * sizes["G"],
@@ -119,7 +127,10 @@ def make_plan(
 
 
 def device(name: str) -> Device:
-    """The device of this name. Raises ConfigError naming all that are known."""
+    """The device of this name; "cpu" is this machine's, measured now. Raises ConfigError naming all that are known."""
+    if name == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return Device(memory, roofline.read_rate(), roofline.product_rate(np.float32))
     if name not in DEVICES:
-        raise ConfigError(f"device {name!r} is not known; known: {', '.join(DEVICES)}.")
+        raise ConfigError(f"device {name!r} is not known; known: {', '.join(DEVICES)}, cpu.")
     return DEVICES[name]

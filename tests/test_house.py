@@ -24,7 +24,7 @@ ARROWS = {
     "sampling": {"errors"},
     "buckets": set(),
     "sharding": {"cache", "config", "errors", "model", "params"},
-    "plan": {"cache", "config", "errors", "params", "sharding"},
+    "plan": {"cache", "config", "errors", "params", "roofline", "sharding"},
     "decode": {"cache", "collectives", "config", "errors", "model", "params", "sampling", "sharding"},
     "profiling": set(),
     "weights": {"config", "errors", "params"},

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import GPT2, LLAMA, MISTRAL
+from models import FURTHER, GPT2, LLAMA, MISTRAL, random_model
 
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
@@ -26,7 +26,11 @@ SHAPES = {
     "gpt2": GPT2 | {"n_embd": 40, "n_head": 8, "n_inner": 56},
 }
 MESHES = [(dp, tp) for dp in (1, 2, 4) for tp in (1, 2, 4, 8) if dp * tp <= 8]
-FEWER = [(1, 2), (1, 8), (2, 4), (4, 1)]  # every tp and every dp; compiling is all that these tests cost
+QUICK = {
+    "llama": [(1, 2), (1, 8), (2, 4), (4, 1)],
+    "mistral": [(2, 4)],
+    "gpt2": [(2, 4)],
+}  # compiling is all that they cost
 GREEDY_AND_SAMPLED = nano.Sampling(
     temperature=[0.0, 0.0, 1.3, 0.9], top_k=[0, 0, 40, 0], top_p=[1, 1, 0.95, 1], repetition_penalty=[1, 1.1, 1.2, 1]
 )
@@ -63,7 +67,11 @@ def expected(whole):
 
 @pytest.mark.parametrize(
     ("whole", "dp", "tp"),
-    [(family, dp, tp) for family in SHAPES for dp, tp in (MESHES if family == "llama" else FEWER)],
+    [
+        pytest.param(family, dp, tp, marks=[] if (dp, tp) in QUICK[family] else pytest.mark.parity)
+        for family in SHAPES
+        for dp, tp in MESHES
+    ],
     indirect=["whole"],
 )
 def test_a_mesh_gives_what_one_device_gives(whole, expected, dp, tp):
@@ -81,11 +89,37 @@ def test_a_mesh_gives_what_one_device_gives(whole, expected, dp, tp):
     }
 
 
+# a norm over all heads, experts beside a plain MLP, halves side by side; every other family is in no part unlike these
+SPECIAL = [(family, 2, 4) for family in ("olmo2", "qwen3_moe", "gpt_neox")]
+EVERY = [(family, dp, tp) for family in FURTHER for dp, tp in ((1, 2), (2, 4)) if (family, dp, tp) not in SPECIAL]
+
+
+@pytest.mark.parametrize(
+    ("family", "dp", "tp"), SPECIAL + [pytest.param(*one, marks=pytest.mark.parity) for one in EVERY]
+)
+def test_every_further_family_on_a_mesh(family, dp, tp):
+    """Logits after two prompts, one past rope's original length, and 40 tokens of a greedy and a sampled row."""
+    one = random_model(family)
+    tokens = np.random.default_rng(0).integers(0, one.config.vocab_size, (2, 40)).astype(np.int32)
+    sampling = nano.Sampling(temperature=[0, 1.1], top_k=[0, 40], repetition_penalty=[1, 1.2])
+    found = []
+    for model in (one, nano.shard(one, nano.make_mesh(dp, tp))):
+        cache = nano.init_cache(model.config, 2, 96, jnp.float32, model.mesh)
+        state = nano.prefill(model.params, tokens, np.asarray([40, 9]), cache, config=model.config)
+        logits = np.asarray(state.logits)
+        rows = sampling.rows(2, model.config.vocab_size)
+        drawn, _, _ = nano.decode(model.params, state, rows, SEEDS[:2], config=model.config, steps=40)
+        found.append((logits, np.asarray(drawn)))
+    np.testing.assert_allclose(found[1][0], found[0][0], atol=1e-4, rtol=0)
+    np.testing.assert_array_equal(found[1][1], found[0][1])
+
+
 @pytest.fixture(scope="module")
 def model(whole):
     return nano.shard(whole, nano.make_mesh(2, 4))
 
 
+@pytest.mark.parametrize("whole", ["llama"], indirect=True)
 def test_forward_on_a_mesh(whole, model):
     """The public function as it stands, and under jit with parameters that are traced; then a second piece."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, whole.config.vocab_size, (2, 14)), jnp.int32)
@@ -103,6 +137,7 @@ def test_forward_on_a_mesh(whole, model):
     np.testing.assert_allclose(first_again, plain[:, :9], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("whole", ["llama"], indirect=True)
 def test_generate_on_a_mesh(whole, model):
     """Three prompts on two rows of devices: the fourth row, which fills up, is seen by nobody."""
     prompts = [[5], [7, 3, 9, 11, 2], list(range(1, 20))]
@@ -220,6 +255,16 @@ def test_the_command_line_on_a_mesh(capsys):
     one = capsys.readouterr().out
     assert run([*words, "--dp", "2", "--tp", "2", "--devices", "8"]) == 0
     assert capsys.readouterr().out == one and len(one) > 10
+    words = ["mesh", "--tp", "2", "--picture"]
+    assert run([*words, "layers.0.mlp.down"]) == 0
+    text = capsys.readouterr().out
+    assert "layers.0.mlp.down [D F] of 256 x 688, split over tp along F" in text and "CPU 1" in text
+    assert run([*words, "layers.0.mlp.gate"]) == 2
+    assert "there is no parameter 'layers.0.mlp.gate'; this model has embedding.tokens" in capsys.readouterr().err
+
+
+def test_a_mesh_of_the_command_line_that_cannot_be(capsys):
+    words = ["generate", "Once upon a time", "--max-new-tokens", "8", "--dtype", "float32"]
     for more, message in [
         (["--devices", "4"], "--devices 4 comes too late: this process has 8"),
         (["--dp", "4", "--tp", "4"], "needs 16 devices, found 8"),

@@ -11,12 +11,15 @@ import typer
 from nanollm_jax.cli.devices import Devices, Dp, Tp, mesh_for
 from nanollm_jax.cli.options import AsJson, Dtype, Revision
 from nanollm_jax.cli.printing import print_json, print_table
-from nanollm_jax.errors import ConfigError
+from nanollm_jax.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from nanollm_jax.loading import Model
 
 MODEL = "A folder in checkpoint form, or a hub id. Left out: the bundled model."
+PICTURE = "Draw which device holds what of this parameter, such as layers.0.mlp.up."
 TOKENS = 16  # of the prompt that both ways read
 
 
@@ -27,6 +30,7 @@ def mesh(
     dp: Dp = 1,
     tp: Tp = 1,
     devices: Devices = None,
+    picture: Annotated[str | None, typer.Option(metavar="PARAMETER", help=PICTURE)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Spread a model over a mesh, show its parts and what one decode step exchanges, and compare it with one device.
@@ -38,7 +42,11 @@ def mesh(
     over = mesh_for(dp, tp, devices)
     if over is None:
         raise ConfigError("dp=1 and tp=1 are a single device; give --dp or --tp.")
+    if picture is not None and as_json:
+        raise RequestError("--picture and --json exclude each other; the JSON object has every parameter's split.")
     spread = nano.load(model, dtype=dtype, revision=revision, mesh=over)
+    if picture is not None:
+        return draw(spread, over, picture)
     report: dict[str, Any] = {
         "parameters": parts(spread),
         "exchanges": exchanges(step(spread, dp)),
@@ -57,6 +65,25 @@ def mesh(
     said = [(kind, f"{count}", f"{nbytes:,}") for kind, (count, nbytes) in report["exchanges"].items()]
     print_table(("in one decode step, each device", "times", "bytes"), said, right=2)
     print(f"largest difference of a logit from one device: {report['largest_logit_difference']:.2e}")
+
+
+def draw(model: Model, over: Mesh, path: str) -> None:
+    """A picture of one parameter: the axis that is split downwards, all others to the right, and who holds which part."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    found = parts(model)
+    if path not in found:
+        raise RequestError(f"there is no parameter {path!r}; this model has {', '.join(list(found)[:12])} and so on.")
+    from nanollm_jax import params
+
+    letters, shape = found[path]["axes"].split(), params.flatten(model.params)[path].shape
+    split = [size for letter, size in zip(letters, shape, strict=True) if letter == found[path]["split"]]
+    down = split[0] if split else shape[0]
+    how = f"split over tp along {found[path]['split']}" if split else "whole on every device"
+    print(f"{path} [{' '.join(letters)}] of {' x '.join(map(str, shape))}, {how}")
+    partition = PartitionSpec("tp" if split else None, None)
+    jax.debug.visualize_sharding((down, math.prod(shape) // down), NamedSharding(over, partition))
 
 
 def parts(model: Model) -> dict[str, dict[str, Any]]:

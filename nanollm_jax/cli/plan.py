@@ -10,12 +10,13 @@ import typer
 
 from nanollm_jax.cli.devices import Dp, Tp
 from nanollm_jax.cli.options import AsJson, Revision
-from nanollm_jax.cli.printing import harmless, print_json, print_table
+from nanollm_jax.cli.printing import harmless, plural, print_json, print_table
+from nanollm_jax.errors import ConfigError
 
 MODEL = "A folder in checkpoint form, a file in the form of config.json, or a hub id. Left out: the bundled model."
 BATCH = "Rows that are generated together."
 CONTEXT = "Positions of a row, prompt and answer. Left out: all that the model has."
-DEVICE = "Show the limits of this device too: a100, h100, h200, v5e, v5p or v6e."
+DEVICE = "Show the limits of this device too: a100, h100, h200, v5e, v5p, v6e, or cpu, which is this machine."
 
 
 def plan(
@@ -39,6 +40,8 @@ def plan(
     from nanollm_jax.plan import device as look_up
     from nanollm_jax.plan import make_plan
 
+    if device == "cpu" and dp * tp > 1:
+        raise ConfigError("cpu is this machine, one device; leave out --dp and --tp.")
     limits = None if device is None else look_up(device)
     file = Path(model or "").expanduser()
     path = file if revision is None and file.is_file() else find(model, revision, weights=False) / "config.json"
@@ -54,7 +57,7 @@ def plan(
         }
     if as_json:
         return print_json(report)
-    print(f"{harmless(str(path))}\n{dp * tp} devices: dp={dp}, tp={tp}; {made.rows} rows\n")
+    print(f"{harmless(str(path))}\n{plural(dp * tp, 'device')}: dp={dp}, tp={tp}; {plural(made.rows, 'row')}\n")
     parts = ("weights", "cache", "state", "temporaries", "total")
     print_table(("bytes of each device", "GB"), [(name, f"{report[name] / 1e9:.3f}") for name in parts], right=1)
     if limits is not None:
