@@ -111,7 +111,7 @@ predict(
 
 # %% tags=["answer"]
 best = np.argsort(-logits)[:6]
-nothing = smp.history(jnp.zeros((1, 1), jnp.int32), jnp.zeros(1, jnp.int32), V)  # no token has occurred yet
+nothing = smp.no_history(1, V)  # no token has occurred yet
 rows = []
 for name, (scores, setting) in BY_HAND.items():
     ours = shape_logits(jnp.asarray(logits)[None], setting.rows(1, V), nothing)[0]
@@ -204,7 +204,7 @@ def penalize(scores, prompt, answer, repetition=1.0, presence=0.0, frequency=0.0
 
 prompt = ids.tolist()
 written = [int(best[0]), int(best[1]), int(best[0]), int(best[0])]  # as if the best piece had come three times
-past = smp.history(jnp.asarray([prompt]), jnp.asarray([len(prompt)]), V)
+past = smp.read(smp.no_history(1, V), jnp.asarray([prompt]), jnp.asarray([len(prompt)]))
 for token in written:
     past = smp.remember(past, jnp.asarray([token]))
 
@@ -254,7 +254,7 @@ few = top_k(logits, 6)[best].astype(np.float64)  # [6]: six pieces, so that coun
 N = 4_000
 tolerance = 4 * 0.5 / math.sqrt(N)  # four deviations of a counted share
 many = nano.Sampling().rows(N, 6)
-nothing_said = smp.history(jnp.zeros((N, 1), jnp.int32), jnp.zeros(N, jnp.int32), 6)
+nothing_said = smp.no_history(N, 6)
 seeds, positions = jnp.full(N, 7, jnp.uint32), jnp.arange(N)
 drawn = {
     "by the line": [draw_by_line(few, random.random()) for _ in range(N)],

@@ -39,8 +39,7 @@ class State:
 def init_state(cache: KVCache, config: ModelConfig) -> State:
     """Rows that nothing was said to: no logits yet, an empty history."""
     B, V = cache.batch, config.vocab_size
-    nothing = jnp.zeros((B, 1), jnp.int32)
-    return State(jnp.zeros((B, V), jnp.float32), cache, smp.history(nothing, nothing[:, 0], V))
+    return State(jnp.zeros((B, V), jnp.float32), cache, smp.no_history(B, V))
 
 
 def prefill(
@@ -107,6 +106,15 @@ def write_tokens(
     state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, fresh=False))
     state, (tokens, logprobs) = jax.lax.scan(step, state, length=steps)
     return tokens.T, logprobs.T, state
+
+
+@program()
+def draw_next(
+    state: State, sampling: Sampling, seeds: jax.Array, *, config: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+    """The token that write_tokens will draw first: an answer begins with it and waits for no chunk.  -> as there, n = 1"""
+    token, logprob = smp.draw(state.logits, sampling, state.past, seeds, state.cache.length)
+    return token[:, None], logprob[:, None]
 
 
 @program(static=("capacity",))

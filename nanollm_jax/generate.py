@@ -19,7 +19,7 @@ from nanollm_jax.answer import Generation
 from nanollm_jax.cache import init_cache
 from nanollm_jax.collectives import whole
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.decode import State, enlarge, init_state, read_prompts, write_tokens
+from nanollm_jax.decode import State, draw_next, enlarge, init_state, read_prompts, write_tokens
 from nanollm_jax.errors import RequestError
 from nanollm_jax.loading import Model
 from nanollm_jax.profiling import CompileWatch, Timings
@@ -186,6 +186,19 @@ def read_behind(model: Model, prompts: list[list[int]], state: State, held: int)
 
 
 def write(model: Model, request: Request, state: State, longest: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokens and logprobs, [B n] each time: one token first, which waits for no loop to be compiled or run, then chunks."""
+    sampling, seeds = jax.tree.map(lambda rows: padded(rows, state.cache.batch), (request.sampling, request.seeds))
+    tokens, logprobs = draw_next(state, sampling, seeds, config=model.config)
+    yield whole(tokens), whole(logprobs)
+    seen = 1  # the loop draws it again
+    for tokens, logprobs in chunks(model, request, state, longest, sampling, seeds):
+        yield whole(tokens)[:, seen:], whole(logprobs)[:, seen:]
+        seen = 0
+
+
+def chunks(
+    model: Model, request: Request, state: State, longest: int, sampling: Sampling, seeds: np.ndarray
+) -> Iterator[tuple[jax.Array, jax.Array]]:
     """Chunks of tokens and logprobs, [B chunk] each: the next one is on its way before the last one is looked at.
 
     The last may run past max_new_tokens and past the model's positions: what it writes there is thrown away.
@@ -193,24 +206,23 @@ def write(model: Model, request: Request, state: State, longest: int) -> Iterato
     position is turned otherwise.
     """
     config, end = model.config, 0
-    sampling, seeds = jax.tree.map(lambda rows: padded(rows, state.cache.batch), (request.sampling, request.seeds))
     grown = [(config.switch_length or 0) + 1 - len(prompt) for prompt in request.prompts]
     pending, written = None, [list(prompt) for prompt in request.prompts]
     while end < request.max_new_tokens:
         steps = min([request.chunk, *(at - end for at in grown if at > end)]) if config.switch_length else request.chunk
         end += steps
         state = roomy(state, config, min(longest + end, config.max_positions))
-        *drawn, state = write_tokens(model.params, state, sampling, seeds, config=config, steps=steps)
+        tokens, logprobs, state = write_tokens(model.params, state, sampling, seeds, config=config, steps=steps)
         if pending:
-            yield whole(pending[0]), whole(pending[1])
-        pending = drawn
+            yield pending
+        pending = tokens, logprobs
         if config.switch_length:
-            for text, ids in zip(written, whole(drawn[0]).tolist(), strict=False):  # not the added rows
+            for text, ids in zip(written, whole(tokens).tolist(), strict=False):  # not the added rows
                 text += ids
             if end in grown and end < request.max_new_tokens:
                 state = dataclasses.replace(read(model, written), past=state.past)
     if pending:
-        yield whole(pending[0]), whole(pending[1])
+        yield pending
 
 
 def padded(rows: np.ndarray, batch: int) -> np.ndarray:

@@ -122,11 +122,9 @@ class History:
     answer: jax.Array
 
 
-def history(tokens: jax.Array, lengths: jax.Array, vocab_size: int) -> History:
-    """The history of rows that have a prompt and no answer yet.  tokens [B T], lengths [B]"""
-    B = tokens.shape[0]
-    nothing = History(prompt=jnp.zeros((B, vocab_size), bool), answer=jnp.zeros((B, vocab_size), jnp.int32))
-    return read(nothing, tokens, lengths)
+def no_history(batch: int, vocab_size: int) -> History:
+    """The history of rows to which nothing was said."""
+    return History(jnp.zeros((batch, vocab_size), bool), jnp.zeros((batch, vocab_size), jnp.int32))
 
 
 def read(past: History, tokens: jax.Array, count: jax.Array) -> History:

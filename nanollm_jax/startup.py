@@ -13,7 +13,7 @@ import numpy as np
 from nanollm_jax import buckets
 from nanollm_jax.cache import init_cache
 from nanollm_jax.config import check_count
-from nanollm_jax.decode import init_state, read_prompts, write_tokens
+from nanollm_jax.decode import draw_next, init_state, read_prompts, write_tokens
 from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.generate import CHUNK, STREAM_CHUNK, roomy
 from nanollm_jax.loading import Model
@@ -85,12 +85,11 @@ def warmup(
             for S in capacities:  # a later piece stands behind a whole one
                 if buckets.longest_piece(B) < S <= buckets.capacity(prompt_tokens, config.max_positions):
                     read_prompts(model.params, tokens, count, empty(S), config=config)
-        state = empty(capacities[0])
+        state, seeds = empty(capacities[0]), np.zeros(B, np.uint32)
         for S in (S for S in capacities if buckets.capacity(last, config.max_positions) >= S):
             state = roomy(state, config, S)
+            draw_next(state, sampling, seeds, config=config)
             for steps in chunks:
-                *_, state = write_tokens(
-                    model.params, state, sampling, np.zeros(B, np.uint32), config=config, steps=steps
-                )
+                *_, state = write_tokens(model.params, state, sampling, seeds, config=config, steps=steps)
         jax.block_until_ready(state)
     return watch.programs

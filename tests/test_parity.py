@@ -281,7 +281,7 @@ def test_filtered_distribution(settings):
     logits = (3 * rng.standard_normal((B, V))).astype(np.float32)
     prompt = rng.integers(0, V, (B, 9)).astype(np.int32)
     answer = rng.integers(0, V, (B, 6)).astype(np.int32)
-    past = smp.history(jnp.asarray(prompt), jnp.full(B, 9), V)
+    past = smp.read(smp.no_history(B, V), jnp.asarray(prompt), jnp.full(B, 9))
     for step in range(6):
         past = smp.remember(past, jnp.asarray(answer[:, step]))
     ours = smp.shape_logits(jnp.asarray(logits), nano.Sampling(**settings).rows(B, V), past)

@@ -17,7 +17,7 @@ LOGITS = (2 * rng.standard_normal((3, V))).astype(np.float32)
 
 
 def nothing_seen(batch=3):
-    return smp.history(jnp.zeros((batch, 1), jnp.int32), jnp.zeros(batch, jnp.int32), V)
+    return smp.no_history(batch, V)
 
 
 def kept(logits=LOGITS, **settings):
@@ -68,7 +68,7 @@ def test_ties_are_kept_together():
 
 def test_penalties_by_hand():
     """Prompt 1 1 2, answer 2 3 3: repetition sees all of them, presence and frequency the answer only."""
-    past = smp.history(jnp.asarray([[1, 1, 2, 9]]), jnp.asarray([3]), V)  # 9 is padding
+    past = smp.read(smp.no_history(1, V), jnp.asarray([[1, 1, 2, 9]]), jnp.asarray([3]))  # 9 is padding
     for token in (2, 3, 3):
         past = smp.remember(past, jnp.asarray([token]))
     logits = LOGITS[:1]
