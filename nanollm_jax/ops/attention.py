@@ -4,6 +4,8 @@ match.  Vaswani et al. 2017, section 3.2; grouped queries: Ainslie et al. 2023, 
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -22,6 +24,7 @@ def split_heads(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 @jax.named_scope("scores")
+@partial(jax.jit, static_argnames="window")
 def visible(queries: jax.Array, keys: jax.Array, window: int | None = None) -> jax.Array:
     """May the query at one position see the key at another?  queries [B T], keys [B S] -> [B T S] bool
 
@@ -34,6 +37,7 @@ def visible(queries: jax.Array, keys: jax.Array, window: int | None = None) -> j
 
 
 @jax.named_scope("scores")
+@partial(jax.jit, static_argnames=("scale", "diagonal", "cap"))
 def weights(
     q: jax.Array, k: jax.Array, mask: jax.Array, scale: float, diagonal: bool = False, cap: float | None = None
 ) -> jax.Array:
@@ -58,6 +62,7 @@ def weights(
 
 
 @jax.named_scope("scores")
+@partial(jax.jit, static_argnames="diagonal")
 def mix(weight: jax.Array, v: jax.Array, diagonal: bool = False) -> jax.Array:
     """The weighted means of the values.  weight [B K G T S], v [B K S H] -> [B T N H] float32"""
     B, K, G, T, S = weight.shape

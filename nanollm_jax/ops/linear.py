@@ -53,6 +53,7 @@ def linear_sum(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -
     return y.astype(x.dtype)
 
 
+@jax.jit
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
     """Every row of x with every row of weight.  x [R I], weight [O I] -> [R O] float32"""
     return jax.lax.platform_dependent(x, weight, cpu=product_on_cpu, default=lambda x, w: contract("RI,OI->RO", x, w))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +11,7 @@ from nanollm_jax import collectives
 
 
 @jax.named_scope("norm")
+@partial(jax.jit, static_argnames=("eps", "offset"))
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
     """Divide each vector by its root mean square, then stretch it.  x [... *D], scale [*D] -> [... *D]
 
@@ -24,6 +27,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) ->
 
 
 @jax.named_scope("norm")
+@partial(jax.jit, static_argnames="eps")
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
     """Centre each vector, divide it by its deviation, stretch and shift it.  x [... D], scale, bias [D] -> [... D]
 
