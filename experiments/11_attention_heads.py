@@ -125,7 +125,7 @@ STORY = (
     "Lily saw a boy named Tom. Tom was sad because he did not have a toy. Lily gave the ball to Tom and he was happy. "
     "They played with the ball all day. Then Lily and her mom went home. Lily was happy because she had a new friend."
 )
-story = model.tokenizer.encode(STORY)
+story = model.tokenizer.encode(STORY)[: T if quick() else None]
 
 
 def surprise(change=None):
@@ -221,7 +221,7 @@ predict(
 )
 
 # %% tags=["answer"]
-text = story[:32]
+text = model.tokenizer.encode(STORY)[:32]
 
 
 def reach(window, step):
