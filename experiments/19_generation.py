@@ -127,8 +127,8 @@ table(
     "greedy text", ["", "tokens", "programs compiled", "ms a token, first time", "ms a token, then", "tokens/s"], rows
 )
 print("\n".join(textwrap.wrap("It writes: " + tokenizer.decode(PROMPT + answers["the library"]), 110)))
-for name, answer in answers.items():
-    check(f"{name}: the same tokens as the library", answer == answers["the library"][: len(answer)])
+for name in ("growing text", "fixed length", "fixed length, lax.scan"):
+    check(f"{name}: the same tokens as the library", answers[name] == answers["the library"][: len(answers[name])])
 check("a growing text compiles for every token", programs["growing text"] == len(answers["growing text"]))
 check("a fixed length, once", programs["fixed length"] == 1)
 check("the scan as well, for all of its tokens", programs["fixed length, lax.scan"] == 1)
