@@ -336,8 +336,9 @@ save(figure, "19_copies")
 #
 # ## In the engine
 # - `nanollm_jax.decode.write_tokens` is one `lax.scan` over tokens: it draws, runs the model on the one new token, and
-#   carries the logits and the cache. `nanollm_jax.generate.run` calls it for a few tokens at a time, and looks for the
-#   end of the text between two calls.
+#   carries the logits and the cache. `nanollm_jax.generate.write` calls it for a *chunk* of 16 tokens, and for the next
+#   chunk before anybody has looked at the first: while `nanollm_jax.generate.run` looks for the end of the text, the
+#   device goes on.
 # - `nanollm_jax.buckets` rounds prompts and caches up to a few lengths, so that few programs are ever compiled.
 # - `nanollm_jax.profiling.CompileWatch`, used above, counts compilations. The tests use it to show that a second
 #   request compiles nothing.
@@ -348,8 +349,8 @@ save(figure, "19_copies")
 # ## Exercises
 # 1. What is the perplexity of a model that gives every token the same probability?
 # 2. Change one token in the room behind the text. Does the next token change? Why is that important?
-# 3. A chunk of the engine's loop is 16 tokens, and a text ends after 5 of them. What was wasted, and what would a
-#    chunk of 1 cost?
+# 3. A text ends after 5 tokens of a chunk of 16. How many tokens were computed for nothing, and what would a chunk of 1
+#    cost?
 
 # %% tags=["answer"]
 V = config.vocab_size
@@ -366,8 +367,8 @@ check("behind it, they do", differ[len(PROMPT) :].max() > 0.1)
 print("So texts of different lengths can share one compiled program, and one batch.")
 
 # %% [markdown] tags=["answer"]
-# Eleven tokens were computed and thrown away. A chunk of 1 asks the host after every token: one call from Python more
-# for each, and the device waits meanwhile. How much that is was measured above, for a program that does nothing.
+# Eleven of this chunk, and the sixteen of the next, which was on its way already. With chunks of 1 it is one token, but
+# each token is a call from Python. What a call costs was measured above, for a program that does next to nothing.
 
 # %% [markdown]
 # [Previous: 18 · Sampling](18_sampling.py) · [Contents](README.md) · [Next: 20 · KV cache](20_kv_cache.py)
