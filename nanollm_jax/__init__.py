@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMError, RequestError, TokenizerError
     from nanollm_jax.families import read_config
     from nanollm_jax.generate import Stream, generate, stream
-    from nanollm_jax.loading import Defaults, Model, load
-    from nanollm_jax.model import forward
+    from nanollm_jax.loading import Defaults, Model, load, shard
     from nanollm_jax.observe import observe
     from nanollm_jax.params import init_params
     from nanollm_jax.sampling import Sampling
     from nanollm_jax.score import Score, score
+    from nanollm_jax.sharding import forward, make_mesh
     from nanollm_jax.startup import keep_compiled, warmup
 
 __version__ = "0.1.0"
@@ -54,16 +54,18 @@ HOME = {
     "chat": "conversation",
     "decode": "decode",
     "encode_chat": "conversation",
-    "forward": "model",
+    "forward": "sharding",
     "generate": "generate",
     "init_cache": "cache",
     "init_params": "params",
     "keep_compiled": "startup",
     "load": "loading",
+    "make_mesh": "sharding",
     "observe": "observe",
     "prefill": "decode",
     "read_config": "families",
     "score": "score",
+    "shard": "loading",
     "stream": "generate",
     "stream_chat": "conversation",
     "warmup": "startup",
@@ -94,10 +96,12 @@ __all__ = [
     "init_params",
     "keep_compiled",
     "load",
+    "make_mesh",
     "observe",
     "prefill",
     "read_config",
     "score",
+    "shard",
     "stream",
     "stream_chat",
     "warmup",

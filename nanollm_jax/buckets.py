@@ -33,9 +33,9 @@ def text(tokens: int, limit: int) -> int:
     return min(max(SHORTEST, power_of_two(tokens)), limit)
 
 
-def rows(batch: int) -> int:
-    """How many rows a batch runs with; nobody sees the ones that were added."""
-    return power_of_two(batch)
+def rows(batch: int, multiple: int = 1) -> int:
+    """How many rows a batch runs with, a multiple of what a mesh splits them over; nobody sees the ones that were added."""
+    return multiple * power_of_two(-(-batch // multiple))
 
 
 def capacity(positions: int, limit: int) -> int:

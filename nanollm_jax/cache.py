@@ -15,7 +15,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from nanollm_jax import collectives
 from nanollm_jax.config import ModelConfig, check_count, resolve_dtype
 from nanollm_jax.errors import RequestError
 
@@ -25,7 +27,9 @@ class KVCache:
     """Keys and values of every layer, k and v: L x [B*K S H], and how many positions of each row are filled, length [B].
 
     Static: capacity is how many positions a row has room for, S of every layer that is not a ring. fresh says that nothing
-    was written yet, so that a first piece of tokens need not look at the buffers; False is right for every cache.
+    was written yet, so that a first piece of tokens need not look at the buffers; False is right for every cache. mesh
+    is the one that the buffers are spread over: their first axis along both of its axes, so that each device has its
+    own rows' and heads' vectors, in the same layout as on a single device.
     """
 
     k: tuple[jax.Array, ...]
@@ -33,6 +37,7 @@ class KVCache:
     length: jax.Array
     capacity: int = flax.struct.field(pytree_node=False)
     fresh: bool = flax.struct.field(pytree_node=False, default=False)
+    mesh: Mesh | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def batch(self) -> int:
@@ -41,17 +46,24 @@ class KVCache:
 
 
 def shapes(config: ModelConfig, batch: int, capacity: int) -> list[tuple[int, int, int]]:
-    """The shape of each layer's buffers, [B*K S H]: S is the capacity, or the layer's window where that is shorter."""
+    """The shape of each layer's buffers, [B*K S H]: S is the capacity, or the layer's window where that is shorter.
+
+    Inside the program of one member of a mesh: of the heads that it holds.
+    """
     slots = [min(capacity, config.window(layer) or capacity) for layer in range(config.num_layers)]
-    return [(batch * config.num_kv_heads, S, config.head_dim) for S in slots]
+    heads = config.num_kv_heads // collectives.members()
+    return [(batch * heads, S, config.head_dim) for S in slots]
 
 
-def init_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any = "auto") -> KVCache:
+def init_cache(
+    config: ModelConfig, batch: int, capacity: int, dtype: Any = "auto", mesh: Mesh | None = None
+) -> KVCache:
     """An empty cache for `batch` rows of up to `capacity` tokens each.
 
     dtype is that of the weights; the cache has it too, but for bfloat16 on CPU, where it is float32: XLA there converts
-    a whole 16-bit buffer to float32 and back for every token. Raises ConfigError for a count below 1 or an unknown
-    dtype, RequestError for more positions than the model has.
+    a whole 16-bit buffer to float32 and back for every token. On a mesh each device makes its own part.
+    Raises ConfigError for a count below 1 or an unknown dtype, RequestError for more positions than the model has and
+    for rows that the mesh does not divide.
     """
     check_count("batch", batch)
     check_count("capacity", capacity)
@@ -60,19 +72,26 @@ def init_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any = "aut
             f"a cache of {capacity} positions is more than the model's {config.max_positions}; "
             f"ask for capacity={config.max_positions} or less."
         )
+    if mesh is not None and (batch % mesh.shape["dp"] or config.num_kv_heads % mesh.shape["tp"]):
+        raise RequestError(
+            f"a cache of {batch} rows and {config.num_kv_heads} key/value heads does not divide over {dict(mesh.shape)}; "
+            f"make the rows a multiple of {mesh.shape['dp']}, and take the config of the model on the mesh."
+        )
     dtype = resolve_dtype(dtype)
     if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
         dtype = jnp.dtype(jnp.float32)
-    empty = lambda: tuple(jnp.zeros(shape, dtype) for shape in shapes(config, batch, capacity))  # noqa: E731
-    return KVCache(k=empty(), v=empty(), length=jnp.zeros(batch, jnp.int32), capacity=capacity)
+    over = None if mesh is None else NamedSharding(mesh, PartitionSpec(("dp", "tp")))
+    rows = None if mesh is None else NamedSharding(mesh, PartitionSpec("dp"))
+    empty = lambda: tuple(jnp.zeros(shape, dtype, device=over) for shape in shapes(config, batch, capacity))  # noqa: E731
+    return KVCache(k=empty(), v=empty(), length=jnp.zeros(batch, jnp.int32, device=rows), capacity=capacity, mesh=mesh)
 
 
 def grow(cache: KVCache, config: ModelConfig, capacity: int) -> KVCache:
     """The same cache with more room. Layers that are rings already stay as they are, the others are copied one by one."""
-    new = shapes(config, cache.batch, capacity)
+    new = [S for _, S, _ in shapes(config, cache.batch, capacity)]
     enlarge = lambda buffers: tuple(  # noqa: E731
-        jnp.pad(old, ((0, 0), (0, shape[1] - old.shape[1]), (0, 0))) if shape != old.shape else old
-        for old, shape in zip(buffers, new, strict=True)
+        jnp.pad(old, ((0, 0), (0, S - old.shape[1]), (0, 0))) if old.shape[1] != S else old
+        for old, S in zip(buffers, new, strict=True)
     )
     return dataclasses.replace(cache, k=enlarge(cache.k), v=enlarge(cache.v), capacity=capacity)
 
@@ -88,7 +107,9 @@ def check_room(cache: KVCache, tokens: jax.Array | np.ndarray, new: Any, config:
         )
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise RequestError(f"tokens have dtype {tokens.dtype}; expected whole numbers.")
-    known = [np.asarray(value) for value in (tokens, cache.length, new) if not isinstance(value, jax.core.Tracer)]
+    known = [
+        collectives.whole(value) for value in (tokens, cache.length, new) if not isinstance(value, jax.core.Tracer)
+    ]
     if len(known) < 3:
         return
     ids, length, more = known

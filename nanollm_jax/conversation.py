@@ -269,7 +269,7 @@ class Conversation:
             return back, known
         config = self.model.config
         capacity = buckets.capacity(len(prompt), config.max_positions)
-        return init_cache(config, 1, capacity, self.model.params["embedding"]["tokens"].dtype), 0
+        return init_cache(config, 1, capacity, self.model.params["embedding"]["tokens"].dtype, self.model.mesh), 0
 
 
 def read(model: Model, prompt: list[int], known: int, cache: KVCache, timings: Timings) -> State:

@@ -7,7 +7,6 @@ padded prompt or chunk length; sampling settings, seeds and real prompt lengths 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import flax.struct
 import jax
@@ -18,10 +17,12 @@ from nanollm_jax import cache as kv
 from nanollm_jax import model
 from nanollm_jax import sampling as smp
 from nanollm_jax.cache import KVCache, check_room, init_cache
+from nanollm_jax.collectives import whole
 from nanollm_jax.config import ModelConfig, check_count
 from nanollm_jax.errors import RequestError
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import History, Sampling
+from nanollm_jax.sharding import program
 
 SLICE = 128  # tokens whose logits are in memory at the same time while a text is scored
 
@@ -60,7 +61,7 @@ def prefill(
     (B, T), known = tokens.shape, np.asarray(lengths)
     if known.shape != (B,) or known.min() < 1 or known.max() > T:
         raise RequestError(f"lengths are {known.tolist()}; expected {B} numbers from 1 to {T}, one per row.")
-    cache = dataclasses.replace(cache, fresh=not np.asarray(cache.length).any())
+    cache = dataclasses.replace(cache, fresh=not whole(cache.length).any())
     return read_prompts(params, tokens, lengths, init_state(cache, config), config=config)
 
 
@@ -77,7 +78,7 @@ def decode(
     return write_tokens(params, state, sampling, seeds, config=config, steps=steps)
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="state")
+@program(donate=("state",))
 def read_prompts(params: Params, tokens: jax.Array, count: jax.Array, state: State, *, config: ModelConfig) -> State:
     """prefill, compiled and unchecked: one piece of each row's prompt.  tokens [B T], count [B], 0 where a row has no more
 
@@ -89,7 +90,7 @@ def read_prompts(params: Params, tokens: jax.Array, count: jax.Array, state: Sta
     return State(logits, cache, smp.read(state.past, tokens, count))
 
 
-@partial(jax.jit, static_argnames=("config", "steps"), donate_argnames="state")
+@program(static=("steps",), donate=("state",))
 def write_tokens(
     params: Params, state: State, sampling: Sampling, seeds: jax.Array, *, config: ModelConfig, steps: int
 ) -> tuple[jax.Array, jax.Array, State]:
@@ -108,13 +109,13 @@ def write_tokens(
     return tokens.T, logprobs.T, state
 
 
-@partial(jax.jit, static_argnames=("config", "capacity"))
+@program(static=("capacity",))
 def enlarge(state: State, *, config: ModelConfig, capacity: int) -> State:
     """The same state with a larger cache. What does not grow is handed through."""
     return dataclasses.replace(state, cache=kv.grow(state.cache, config, capacity))
 
 
-@partial(jax.jit, static_argnames="config")
+@program()
 def read_scores(params: Params, tokens: jax.Array, *, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
     """How likely each token is after those before it.  tokens [B T+1] -> logprobs [B T] float32, and is it the best [B T] bool
 

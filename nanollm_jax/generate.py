@@ -17,6 +17,7 @@ import numpy as np
 from nanollm_jax import buckets
 from nanollm_jax.answer import Generation
 from nanollm_jax.cache import init_cache
+from nanollm_jax.collectives import whole
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.decode import State, enlarge, init_state, read_prompts, write_tokens
 from nanollm_jax.errors import RequestError
@@ -156,10 +157,10 @@ def run(model: Model, request: Request) -> Iterator[None]:
 def read(model: Model, prompts: list[list[int]]) -> State:
     """The prompts, read, in the smallest cache that holds them. [B] rows, or a few more."""
     config = model.config
-    B = buckets.rows(len(prompts))
+    B = buckets.rows(len(prompts), model.dp)
     longest = max(map(len, prompts))
     capacity = buckets.capacity(min(buckets.pieces(longest, B)[0], longest), config.max_positions)
-    cache = init_cache(config, B, capacity, model.params["embedding"]["tokens"].dtype)
+    cache = init_cache(config, B, capacity, model.params["embedding"]["tokens"].dtype, model.mesh)
     state = init_state(dataclasses.replace(cache, fresh=True), config)
     return read_behind(model, prompts + [prompts[-1][:1]] * (B - len(prompts)), state, 0)
 
@@ -201,15 +202,15 @@ def write(model: Model, request: Request, state: State, longest: int) -> Iterato
         state = roomy(state, config, min(longest + end, config.max_positions))
         *drawn, state = write_tokens(model.params, state, sampling, seeds, config=config, steps=steps)
         if pending:
-            yield np.asarray(pending[0]), np.asarray(pending[1])
+            yield whole(pending[0]), whole(pending[1])
         pending = drawn
         if config.switch_length:
-            for text, ids in zip(written, np.asarray(drawn[0]).tolist(), strict=False):  # not the added rows
+            for text, ids in zip(written, whole(drawn[0]).tolist(), strict=False):  # not the added rows
                 text += ids
             if end in grown and end < request.max_new_tokens:
                 state = dataclasses.replace(read(model, written), past=state.past)
     if pending:
-        yield np.asarray(pending[0]), np.asarray(pending[1])
+        yield whole(pending[0]), whole(pending[1])
 
 
 def padded(rows: np.ndarray, batch: int) -> np.ndarray:

@@ -6,14 +6,17 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from nanollm_jax import params as parameters
+from nanollm_jax import sharding
 from nanollm_jax.chat import ChatTemplate, load_chat_template
 from nanollm_jax.config import ModelConfig, resolve_dtype
 from nanollm_jax.errors import CheckpointError, ConfigError, RequestError, TokenizerError
@@ -36,7 +39,8 @@ class Defaults:
 class Model:
     """Everything that generate and chat need. tokenizer and chat_template are None where the checkpoint brings none.
 
-    Model(config, params) makes one of any config and parameters. Raises CheckpointError where the two do not match.
+    Model(config, params) makes one of any config and parameters. On a mesh the config is that of what the devices hold:
+    its num_kv_heads counts repeated heads. Raises CheckpointError where the two do not match.
     """
 
     config: ModelConfig
@@ -46,17 +50,35 @@ class Model:
     chat_template: ChatTemplate | None = None
 
     def __post_init__(self) -> None:
-        parameters.check_params(self.params, self.config)
+        tp = 1 if self.mesh is None else self.mesh.shape["tp"]
+        parameters.check_params(self.params, self.config, sharding.stored_sizes(self.config, tp))
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh that the parameters are on, None on a single device."""
+        return sharding.mesh_of(self.params)
+
+    @property
+    def dp(self) -> int:
+        """Over how many devices rows are split."""
+        return 1 if self.mesh is None else self.mesh.shape["dp"]
 
     def __repr__(self) -> str:
         return f"Model({self.config}, {parameters.count(self.config):,} parameters, tokenizer={self.tokenizer})"
 
 
-def load(source: str | os.PathLike[str] | None = None, *, dtype: Any = "auto", revision: str | None = None) -> Model:
+def load(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    dtype: Any = "auto",
+    revision: str | None = None,
+    mesh: Mesh | None = None,
+) -> Model:
     """Load a model: the bundled one, a folder in checkpoint form, or a hub id such as "openai-community/gpt2".
 
     dtype: "auto" (float32 on CPU, bfloat16 on GPU and TPU), "float32", "bfloat16" or "float16".
     revision: a branch, tag or commit of a hub id.
+    mesh: from make_mesh, the devices that share the model; each reads its own part of the files.
     A checkpoint without tokenizer files loads with tokenizer None. Nothing in a checkpoint is ever executed or unpickled.
     Raises ConfigError, CheckpointError or TokenizerError, each naming the file, what was found and what was expected.
     """
@@ -73,11 +95,21 @@ def load(source: str | os.PathLike[str] | None = None, *, dtype: Any = "auto", r
     chat_template = None if tokenizer is None else load_chat_template(folder, tokenizer)
     defaults = read_defaults(config_json, folder, config)
     check_tied(folder, config, family)
+    stored = config if mesh is None else sharding.arrange(config, mesh.shape["tp"])
+    spread = None if mesh is None else partial(sharding.spread, dtype=dtype, config=config, mesh=mesh)
     flat = load_params(
         folder, family.table(config), parameters.layout(config), config.sizes, dtype,
-        ignore=family.ignored(config), prefixes=family.PREFIXES,
+        ignore=family.ignored(config), prefixes=family.PREFIXES, spread=spread,
     )  # fmt: skip
-    return Model(config, parameters.nest(flat), tokenizer, defaults, chat_template)
+    return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template)
+
+
+def shard(model: Model, mesh: Mesh) -> Model:
+    """A model that was made or loaded in one place, spread over a mesh. Raises ConfigError where it does not divide."""
+    if model.mesh is not None:
+        raise ConfigError(f"this model is on a mesh of {dict(model.mesh.shape)} already; load it again with the other.")
+    config, params = sharding.shard_params(model.params, model.config, mesh)
+    return dataclasses.replace(model, config=config, params=params)
 
 
 def check_tied(folder: Path, config: ModelConfig, family: ModuleType) -> None:

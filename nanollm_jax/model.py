@@ -17,7 +17,7 @@ from nanollm_jax import cache as kv
 from nanollm_jax.cache import KVCache
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.ops import attention, embedding, mlp, moe, norm, rope
-from nanollm_jax.ops.linear import linear
+from nanollm_jax.ops.linear import linear, linear_sum
 from nanollm_jax.params import Params
 
 Outcome = tuple[jax.Array, KVCache]  # [B T D], and the cache with what was seen
@@ -59,7 +59,7 @@ def hidden_states(
     x = embedding.embed(params["embedding"]["tokens"], tokens)
     x = x * jnp.asarray(config.embedding_scale, x.dtype)  # rounded to its dtype, as the reference does
     if "positions" in params["embedding"]:
-        x = x + embedding.embed(params["embedding"]["positions"], positions)
+        x = x + embedding.look_up(params["embedding"]["positions"], positions)
     x = tag(x, "embedding")
     for layer, p in enumerate(params["layers"]):
         x, cache = (parallel_block if config.parallel_residual else block)(p, x, new, cache, layer, config)
@@ -69,7 +69,7 @@ def hidden_states(
 def logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
     """Score the vocabulary.  x [B T D] -> [B T V] float32. Without a table of its own the embedding's serves."""
     table = params["unembedding"] if "unembedding" in params else params["embedding"]
-    scores = config.logit_scale * embedding.unembed(table["tokens"], x)
+    scores = config.logit_scale * embedding.unembed(table["tokens"], x, config.vocab_size)
     return tag(attention.soft_cap(scores, config.logit_softcap), "logits")
 
 
@@ -112,7 +112,7 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, layer: int, config
     weights = attention.weights(q, keys, mask, config.attention_scale(layer), diagonal, config.attention_softcap)
     weights = tag(weights, f"{name}.weights")
     mixed = tag(attention.mix(weights, values, diagonal).astype(h.dtype), f"{name}.mixed")
-    return linear(mixed, p["wo"], p.get("bo")), cache
+    return linear_sum(mixed, p["wo"], p.get("bo")), cache
 
 
 def feed_forward(p: Params, h: jax.Array, config: ModelConfig) -> jax.Array:

@@ -60,9 +60,9 @@ def layout(config: ModelConfig) -> dict[str, str]:
     return traverse_util.flatten_dict(tree, sep=".")
 
 
-def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter: {path: sizes}. Allocates nothing."""
-    sizes = config.sizes
+def shapes(config: ModelConfig, sizes: dict[str, int] | None = None) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter: {path: sizes}, with the config's own sizes or others. Allocates nothing."""
+    sizes = config.sizes if sizes is None else sizes
     return {path: tuple(sizes[letter] for letter in letters.split()) for path, letters in layout(config).items()}
 
 
@@ -96,7 +96,7 @@ def draw(key: jax.Array, mean: float, deviation: float, shape: tuple[int, ...], 
     return (mean + deviation * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
-def nest(flat: dict[str, jax.Array]) -> Params:
+def nest(flat: dict[str, Any]) -> Params:
     """{path: array} -> the tree, with params["layers"] a tuple of one dict per layer."""
     tree = traverse_util.unflatten_dict(flat, sep=".")
     return {**tree, "layers": tuple(tree["layers"][str(layer)] for layer in range(len(tree["layers"])))}
@@ -109,14 +109,14 @@ def flatten(params: Params) -> dict[str, jax.Array]:
     )
 
 
-def check_params(params: Params, config: ModelConfig) -> None:
+def check_params(params: Params, config: ModelConfig, sizes: dict[str, int] | None = None) -> None:
     """Raise CheckpointError unless the tree has exactly the parameters of layout(config), in their shapes."""
     if not isinstance(params, dict) or not isinstance(params.get("layers"), tuple | list):
         raise CheckpointError(
             f"params is {type(params).__name__} without a tuple of layers; expected a tree as init_params makes it."
         )
     found = {path: np.shape(array) for path, array in flatten(params).items()}
-    expected = shapes(config)
+    expected = shapes(config, sizes)
     wrong = [f"{path}: found {found.get(path)}, expected {expected.get(path)}"
              for path in sorted(found | expected) if found.get(path) != expected.get(path)]  # fmt: skip
     if wrong:

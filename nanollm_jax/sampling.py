@@ -176,7 +176,7 @@ def kept_best(distance: jax.Array, weight: jax.Array, limit: jax.Array) -> jax.A
         before = jnp.sum(jnp.where(bits < more[:, None], weight, 0), axis=-1)
         return jnp.where(before < limit, more, kept)
 
-    return bits <= jax.lax.fori_loop(0, 31, settle, jnp.zeros(distance.shape[:1], jnp.int32))[:, None]
+    return bits <= jax.lax.fori_loop(0, 31, settle, jnp.zeros_like(bits[:, 0]))[:, None]
 
 
 def cut(logits: jax.Array, sampling: Sampling) -> jax.Array:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nanollm_jax import buckets
+from nanollm_jax.collectives import whole
 from nanollm_jax.config import check_count
 from nanollm_jax.decode import read_scores
 from nanollm_jax.errors import ConfigError, RequestError
@@ -161,10 +162,11 @@ def run(model: Model, texts: list[tuple[list[int], int]], window: int, stride: i
     for first in range(0, len(windows), batch):
         part = windows[first : first + batch]
         T = buckets.text(part[0].end - part[0].start, model.config.max_positions + 1)
-        tokens = np.zeros((batch if len(windows) > batch else len(part), T), np.int32)
+        rows = batch if len(windows) > batch else len(part)
+        tokens = np.zeros((model.dp * -(-rows // model.dp), T), np.int32)
         for row, one in enumerate(part):
             tokens[row, : one.end - one.start] = texts[one.row][0][one.start : one.end]
-        scores, hits = map(np.asarray, read_scores(model.params, tokens, config=model.config))
+        scores, hits = map(whole, read_scores(model.params, tokens, config=model.config))
         for row, one in enumerate(part):
             wanted = slice(one.scored - one.start - 1, one.end - one.start - 1)
             logprobs[one.row][one.scored : one.end] = scores[row, wanted]

@@ -68,14 +68,14 @@ def warmup(
             f"{prompt_tokens} prompt tokens + {max_new_tokens} new tokens are more than the model's "
             f"{config.max_positions} positions; ask for fewer."
         )
-    B = buckets.rows(batch)
+    B = buckets.rows(batch, model.dp)
     sampling = model.defaults.sampling.rows(B, config.vocab_size)
     chunks = (CHUNK, STREAM_CHUNK) if chunk is None else (chunk,)
     lengths, capacities = buckets.listed(config.max_positions, B)
     last = min(prompt_tokens + max_new_tokens + max(chunks), config.max_positions)
     longest = max(buckets.pieces(prompt_tokens, B))
     dtype = model.params["embedding"]["tokens"].dtype
-    empty = lambda capacity: init_state(init_cache(config, B, capacity, dtype), config)  # noqa: E731
+    empty = lambda capacity: init_state(init_cache(config, B, capacity, dtype, model.mesh), config)  # noqa: E731
     with CompileWatch() as watch:
         for T in (T for T in lengths if longest >= T):
             tokens, count = np.zeros((B, T), np.int32), np.ones(B, np.int32)

@@ -242,7 +242,7 @@ def test_an_engine_that_computes_something_else_is_refused(peers):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"shape": ["none"]}, "there is no file .*none.json; in configs/ are gpt2-124m"),
+        ({"shape": ["none"]}, "there is no file .*none.json; in configs/ are gpt2-1.5b, gpt2-124m"),
         ({"engine": ["other"]}, "engine 'other' is not known"),
         ({"measure": ["decode-0"]}, "measure 'decode-0' is not known"),
         ({"measure": ["speed"]}, "measure 'speed' is not known"),

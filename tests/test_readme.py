@@ -34,10 +34,15 @@ def test_library_examples():
     assert space["values"]["layers.3.attention.weights"].shape[-1] == 128
 
 
-@pytest.mark.parametrize("line", re.findall(r"^nanollm (.*)$", README, re.MULTILINE))
+LINES = re.findall(r"^nanollm (.*)$", README.replace("\\\n", ""), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "hosts" not in line])
 def test_commands_are_understood(line, capsys, tmp_path):
     """Those of the bundled model and of configs/ run as they stand; the others are parsed up to the missing checkpoint."""
-    words = shlex.split(line.partition("<")[0])
+    words = shlex.split(line.partition("<")[0], comments=True)
+    if "--devices" in words:
+        words[words.index("--devices") + 1] = "8"  # this process has them already
     if "--model" in words:
         source = words.index("--model") + 1
         words[source] = "no/such/folder"
@@ -47,6 +52,13 @@ def test_commands_are_understood(line, capsys, tmp_path):
     found = capsys.readouterr()
     assert (code, "no/such/folder" in found.err) == ((2, True) if "--model" in words else (0, False)), found.err
     assert found.out or code
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "hosts" in line])
+def test_commands_of_several_hosts_are_understood(line, capsys):
+    """Up to where they would wait for the others."""
+    assert run([*shlex.split(line, comments=True), "--num-processes", "2", "--process-id", "2"]) == 2
+    assert "--process-id 2 of 2 processes" in capsys.readouterr().err
 
 
 def test_make_targets():

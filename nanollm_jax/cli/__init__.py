@@ -1,13 +1,13 @@
-"""The command line, `nanollm`: generate, chat, score, tokenize, info, bench, profile. Arguments in, text out; no mathematics.
+"""The command line, `nanollm`: arguments in, text out; no mathematics.
 
 Answers go to standard output and what they cost to standard error, so that output can be piped. An error is one line,
 `nanollm: what is wrong`, and exit code 2. Ctrl-C is exit code 130, and a reader that went away ends a command quietly.
 Commands import what they need when they run: nothing in this folder keeps --help and --version waiting.
 
-    generate.py  chat.py  score.py  tokenize.py  info.py  bench.py  profile.py    one command each
-    session.py  reading.py     what is typed in a conversation, and where it comes from
-    options.py                 what commands share of what they take
-    printing.py  plot.py       what they share of what they print, and their pictures
+    generate.py  chat.py  score.py  tokenize.py  info.py  bench.py  profile.py  plan.py  mesh.py    one command each
+    session.py  reading.py                   what is typed in a conversation, and where it comes from
+    options.py  devices.py  settings.py      what commands share of what they take, and where it may come from
+    printing.py  plot.py                     what they share of what they print, and their pictures
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -23,10 +24,13 @@ from nanollm_jax.cli.bench import bench
 from nanollm_jax.cli.chat import chat
 from nanollm_jax.cli.generate import generate
 from nanollm_jax.cli.info import info
+from nanollm_jax.cli.mesh import mesh
 from nanollm_jax.cli.options import INTERRUPTED
+from nanollm_jax.cli.plan import plan
 from nanollm_jax.cli.printing import harmless
 from nanollm_jax.cli.profile import profile
 from nanollm_jax.cli.score import score
+from nanollm_jax.cli.settings import read_settings
 from nanollm_jax.cli.tokenize import tokenize
 from nanollm_jax.errors import NanoLLMError
 
@@ -87,12 +91,23 @@ def print_version(wanted: bool) -> None:
 VERSION = typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
 
 
+SETTINGS = typer.Option(
+    metavar="FILE", help="TOML with values for options that are not given; configs/runs has examples."
+)
+
+
 @app.callback(invoke_without_command=True)
-def nanollm(context: typer.Context, version: Annotated[bool, VERSION] = False) -> None:
-    """Transformer language-model inference in JAX: GPT-2, LLaMA and Mistral checkpoints on CPU, GPU and TPU."""
+def nanollm(
+    context: typer.Context,
+    version: Annotated[bool, VERSION] = False,
+    settings: Annotated[Path | None, SETTINGS] = None,
+) -> None:
+    """Transformer language-model inference in JAX: GPT-2, LLaMA, Mistral and many more, on CPU, GPU and TPU."""
+    if settings is not None:
+        context.default_map = read_settings(settings, context.command.commands)  # type: ignore[attr-defined]
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
-for command in (generate, chat, score, tokenize, info, bench, profile):
+for command in (generate, chat, score, tokenize, info, bench, profile, plan, mesh):
     app.command()(command)

@@ -14,6 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nanollm_jax.cli.devices import (
+    Coordinator,
+    Devices,
+    Distributed,
+    Dp,
+    Processes,
+    ProcessId,
+    Tp,
+    join,
+    mesh_for,
+)  # fmt: skip
 from nanollm_jax.cli.options import (
     INTERRUPTED,
     STDIN,
@@ -62,6 +73,13 @@ def generate(
     presence_penalty: Presence = None,
     frequency_penalty: Frequency = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt in front of the answer.")] = False,
+    dp: Dp = 1,
+    tp: Tp = 1,
+    devices: Devices = None,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    num_processes: Processes = None,
+    process_id: ProcessId = None,
     compile_cache: KeepCompiled = True,
     as_json: AsJson = False,
 ) -> None:
@@ -70,6 +88,9 @@ def generate(
     Sampling settings that are not given are the checkpoint's own, which nanollm info shows. Where these are greedy,
     --top-k, --top-p and --min-p bring --temperature 1 with them; beside --temperature 0 they are an error.
     """
+    join(distributed, coordinator, num_processes, process_id)
+    import jax
+
     import nanollm_jax as nano
 
     if echo and as_json:
@@ -80,7 +101,7 @@ def generate(
     )  # fmt: skip
     text = read_text(prompt)
     keep_compiled(compile_cache)
-    loaded = nano.load(model, dtype=dtype, revision=revision)
+    loaded = nano.load(model, dtype=dtype, revision=revision, mesh=mesh_for(dp, tp, devices))
     bos = None if loaded.tokenizer is None else loaded.tokenizer.bos_id
     answer = nano.stream(
         loaded,
@@ -91,15 +112,18 @@ def generate(
         seed=seed,
         stop=stop or (),
     )
+    first = jax.process_index() == 0  # of several processes, the one that prints
     with noted_interrupts() as interrupts:
-        if echo:
+        if echo and first:
             show(text)
         for piece in answer:
-            if not as_json:
+            if first and not as_json:
                 show(piece)
             if interrupts:
                 break
-    if as_json:
+    if not first:
+        pass
+    elif as_json:
         print_json(report(text, answer))
     else:
         show("\n")

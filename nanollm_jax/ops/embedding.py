@@ -1,14 +1,15 @@
-"""From ids to vectors at the bottom, and from vectors to logits at the top."""
+"""From ids to vectors at the bottom, and from vectors to logits at the top. A mesh splits the vocabulary of both."""
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
+from nanollm_jax import collectives
 from nanollm_jax.ops.linear import product
 
 
-@jax.named_scope("embedding")
-def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
+def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Look up one vector per id.  table [V D] (or [P D]), ids [B T] -> [B T D]
 
     Ids past the table read its last row: padding positions may lie there, and nobody looks at what they compute.
@@ -16,8 +17,23 @@ def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
     return table.at[ids].get(mode="clip")
 
 
+@jax.named_scope("embedding")
+def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """look_up in a table whose rows a mesh may split: who has the row gives it, the others zeros, and they are summed."""
+    if not collectives.split():
+        return look_up(table, ids)
+    V = table.shape[0]
+    own = ids - collectives.index() * V
+    found = jnp.where(((own >= 0) & (own < V))[:, :, None], look_up(table, own), 0)
+    return collectives.psum(found)
+
+
 @jax.named_scope("logits")
-def unembed(table: jax.Array, x: jax.Array) -> jax.Array:
-    """Score every entry of the vocabulary.  table [V D], x [B T D] -> [B T V] float32"""
+def unembed(table: jax.Array, x: jax.Array, vocab_size: int | None = None) -> jax.Array:
+    """Score every entry of the vocabulary.  table [V D], x [B T D] -> [B T V] float32
+
+    Rows of the table past vocab_size are padding, and their scores are cut off.
+    """
     B, T, D = x.shape
-    return product(x.reshape(B * T, D), table).reshape(B, T, table.shape[0])
+    scores = collectives.all_gather(product(x.reshape(B * T, D), table))[:, :vocab_size]
+    return scores.reshape(B, T, scores.shape[1])

@@ -11,6 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from nanollm_jax import collectives
+
 MANY = 256  # rows
 
 
@@ -33,6 +35,19 @@ def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> ja
     outputs = weight.shape[: weight.ndim - len(inputs)]
     I, O = math.prod(inputs), math.prod(outputs)  # noqa: E741
     y = product(x.reshape(B * T, I), weight.reshape(O, I)).reshape(B, T, *outputs)
+    if bias is not None:
+        y = y + bias.astype(jnp.float32)[None, None]
+    return y.astype(x.dtype)
+
+
+def linear_sum(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """linear where a mesh splits what is contracted: the members' products are summed, and the bias added once, after it.
+
+    x [B T *I], weight [O *I], bias [O] -> [B T O]; each member holds a part of the first of the axes I.
+    """
+    B, T, *inputs = x.shape
+    O, I = weight.shape[0], math.prod(inputs)  # noqa: E741
+    y = collectives.psum(product(x.reshape(B * T, I), weight.reshape(O, I))).reshape(B, T, O)
     if bias is not None:
         y = y + bias.astype(jnp.float32)[None, None]
     return y.astype(x.dtype)

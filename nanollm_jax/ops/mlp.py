@@ -7,7 +7,7 @@ from functools import partial
 
 import jax
 
-from nanollm_jax.ops.linear import linear
+from nanollm_jax.ops.linear import linear, linear_sum
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -28,4 +28,4 @@ def mlp(p: dict[str, jax.Array], x: jax.Array, activation: str) -> jax.Array:
     act = ACTIVATIONS[activation]
     wide = linear(x, p["up"], p.get("up_bias"))  # [B T U F]
     hidden = act(wide[:, :, 0]) if wide.shape[2] == 1 else act(wide[:, :, 0]) * wide[:, :, 1]
-    return linear(hidden, p["down"], p.get("down_bias"))
+    return linear_sum(hidden, p["down"], p.get("down_bias"))

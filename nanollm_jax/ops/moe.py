@@ -3,7 +3,8 @@ Shazeer et al. 2017, arXiv:1701.06538; Fedus et al. 2021, arXiv:2101.03961.
 
 dense and grouped compute the same. dense is the definition and takes every expert for every token; grouped sorts the
 tokens by expert and takes each expert for its own tokens only. JAX cannot vmap a product by groups yet (0.10.2): give
-several requests as rows of one batch.
+several requests as rows of one batch. A mesh splits every expert's width, as it does that of an MLP: every device has a
+part of all experts, and none waits for another's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from nanollm_jax import collectives
 from nanollm_jax.ops.linear import contract, product
 from nanollm_jax.ops.mlp import ACTIVATIONS
 
@@ -23,7 +25,8 @@ def moe(p: Experts, x: jax.Array, activation: str, top_k: int, renormalize: bool
     B, T, D = x.shape
     rows = x.reshape(B * T, D)
     weight, expert = route(p["router"], rows, top_k, renormalize)
-    return grouped(p, rows, weight, expert, activation).reshape(B, T, D)
+    given = collectives.psum(grouped(p, rows, weight, expert, activation))
+    return given.reshape(B, T, D).astype(x.dtype)
 
 
 def route(router: jax.Array, x: jax.Array, top_k: int, renormalize: bool) -> tuple[jax.Array, jax.Array]:
@@ -37,16 +40,16 @@ def route(router: jax.Array, x: jax.Array, top_k: int, renormalize: bool) -> tup
 
 
 def dense(p: Experts, x: jax.Array, weight: jax.Array, expert: jax.Array, activation: str) -> jax.Array:
-    """Every expert for every row, and most of it times zero.  x [R D], weight and expert [R k] -> [R D]"""
+    """Every expert for every row, and most of it times zero.  x [R D], weight and expert [R k] -> [R D] float32"""
     E = p["up"].shape[0]
     wide = contract("RD,EUMD->REUM", x, p["up"]).astype(x.dtype)
     share = jnp.sum(weight[:, :, None] * jax.nn.one_hot(expert, E), axis=1)  # [R E]
     given = contract("REM,EDM->RED", bend(wide, activation), p["down"])
-    return contract("RE,RED->RD", share, given).astype(x.dtype)
+    return contract("RE,RED->RD", share, given)
 
 
 def grouped(p: Experts, x: jax.Array, weight: jax.Array, expert: jax.Array, activation: str) -> jax.Array:
-    """dense, each expert for the rows that chose it.  x [R D], weight and expert [R k] -> [R D]
+    """dense, each expert for the rows that chose it.  x [R D], weight and expert [R k] -> [R D] float32
 
     Rows 0 1 2 with experts 1 0, 1 2, 0 2: in order of experts 0 0 1 1 2 2 these are rows 0 2 0 1 1 2.
     """
@@ -56,7 +59,7 @@ def grouped(p: Experts, x: jax.Array, weight: jax.Array, expert: jax.Array, acti
     wide = by_group(x[order // k], p["up"].reshape(E, U * M, D), sizes).astype(x.dtype)
     given = by_group(bend(wide.reshape(R * k, U, M), activation), p["down"], sizes)
     given = given * weight.reshape(R * k)[order][:, None]
-    return jnp.zeros((R, D), jnp.float32).at[order // k].add(given).astype(x.dtype)
+    return jnp.zeros((R, D), jnp.float32).at[order // k].add(given)
 
 
 def bend(wide: jax.Array, activation: str) -> jax.Array:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from nanollm_jax import collectives
+
 
 @jax.named_scope("norm")
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
@@ -16,6 +18,8 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) ->
     """
     x32 = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x32), axis=tuple(range(-scale.ndim, 0)), keepdims=True)
+    if scale.ndim > 1:
+        mean_square = collectives.pmean(mean_square)  # a mesh splits the heads
     return (x32 * jax.lax.rsqrt(mean_square + eps) * (along_last(scale, x) + offset)).astype(x.dtype)
 
 

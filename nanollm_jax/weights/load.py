@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def load_params(
     ignore: Sequence[str] = (),
     prefixes: Sequence[str] = ("",),
     progress: bool | None = None,
+    spread: Callable[[Callable[[tuple[slice, ...]], np.ndarray], str], jax.Array] | None = None,
 ) -> dict[str, jax.Array]:
-    """A checkpoint's folder -> {path: array} for every path of `layout`, in `dtype`, on the default device.
+    """A checkpoint's folder -> {path: array} for every path of `layout`, in `dtype`, on the default device or as spread has it.
 
     rows      the family's table; a row whose path is not in `layout` is not used
     layout    {path: "D N H"}, sizes {letter: size}: which parameters there are, and their shapes
@@ -45,6 +47,9 @@ def load_params(
     prefixes  what may stand before the rows' names ("transformer."); the one that finds most names is taken,
               and the bare name serves where the prefixed one is missing
     progress  a bar on stderr: True always, False never, None on a terminal once loading took two seconds
+
+    spread    places one parameter on several devices: it is given a function from an index to that part of the
+              parameter, read from the file when it is called, and the parameter's letters
 
     Every name, shape and dtype is checked before the first tensor is read. Raises CheckpointError where files are
     damaged (see open_checkpoint), tensors or parameters are left over, or a shape, a dtype or a value does not fit.
@@ -63,7 +68,11 @@ def load_params(
     with progress_bar(len(layout), progress) as advance:
         for path, letters in layout.items():
             pieces = [(row, checkpoint.read(name)) for row, name in pairs if row.path == path]
-            params[path] = place(pieces, tuple(sizes[letter] for letter in letters.split()), sizes, dtype)
+            shape = tuple(sizes[letter] for letter in letters.split())
+            if spread is None:
+                params[path] = place(pieces, shape, sizes, dtype)
+            else:
+                params[path] = jax.block_until_ready(spread(partial(assemble, pieces, sizes, dtype), letters))
             advance()
     return params
 
@@ -121,16 +130,31 @@ def place(
     # On CPU, device_put takes over aligned row-major memory instead of copying it, whatever may_alias says (seen in
     # jax 0.10.2), and weights must not change with their file: what is put together, cast, or row-major already is
     # copied here. The rest device_put transposes straight from the mapped file, several times faster than NumPy.
-    views = [(row.piece(), rearrange(tensor[row.cut()], row.axes, sizes)) for row, tensor in pieces]
-    if len(views) == 1 and views[0][1].dtype == dtype and not views[0][1].flags.c_contiguous:
-        return jax.block_until_ready(jax.device_put(views[0][1]))
-    parameter = empty_aligned(shape, dtype)
-    for (row, tensor), (piece, view) in zip(pieces, views, strict=True):
-        with np.errstate(over="ignore"):  # looked for here
-            parameter[piece] = view
-        if dtype == np.float16 and tensor.dtype != dtype and not np.isfinite(parameter[piece]).all():
-            raise CheckpointError(f"tensor {row.name!r} has values beyond float16's 65504; load it in another dtype.")
+    if len(pieces) == 1 and pieces[0][1].dtype == dtype:
+        row, tensor = pieces[0]
+        view = rearrange(tensor[row.cut()], row.axes, sizes)
+        if not view.flags.c_contiguous:
+            return jax.block_until_ready(jax.device_put(view))
+    parameter = assemble(pieces, sizes, dtype, tuple(slice(0, size) for size in shape))
     return jax.block_until_ready(jax.device_put(parameter))
+
+
+def assemble(
+    pieces: Sequence[tuple[Row, np.ndarray]], sizes: dict[str, int], dtype: np.dtype, index: tuple[slice, ...]
+) -> np.ndarray:
+    """One part of a parameter, copied from its tensors: of each only what the index, slices from a to b, asks for.
+
+    Axes along which tensors are put together (Row.into) are asked for whole. Raises CheckpointError for a value that float16
+    cannot hold.
+    """
+    parameter = empty_aligned(tuple(cut.stop - cut.start for cut in index), dtype)
+    for row, tensor in pieces:
+        asked = tuple(slice(None) if axis in row.places() else cut for axis, cut in enumerate(index))
+        with np.errstate(over="ignore"):  # looked for here
+            parameter[row.piece()] = rearrange(tensor[row.cut()], row.axes, sizes)[asked]
+        if dtype == np.float16 and tensor.dtype != dtype and not np.isfinite(parameter[row.piece()]).all():
+            raise CheckpointError(f"tensor {row.name!r} has values beyond float16's 65504; load it in another dtype.")
+    return parameter
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

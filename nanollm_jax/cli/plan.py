@@ -1,0 +1,70 @@
+"""`nanollm plan`: what a model would need on a mesh, and how fast it could be, from its config alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nanollm_jax.cli.devices import Dp, Tp
+from nanollm_jax.cli.options import AsJson, Revision
+from nanollm_jax.cli.printing import harmless, plural, print_json, print_table
+from nanollm_jax.errors import ConfigError
+
+MODEL = "A folder in checkpoint form, a file in the form of config.json, or a hub id. Left out: the bundled model."
+BATCH = "Rows that are generated together."
+CONTEXT = "Positions of a row, prompt and answer. Left out: all that the model has."
+DEVICE = "Show the limits of this device too: a100, h100, h200, v5e, v5p, v6e, or cpu, which is this machine."
+
+
+def plan(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=MODEL)] = None,
+    revision: Revision = None,
+    dp: Dp = 1,
+    tp: Tp = 1,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help=BATCH)] = 1,
+    context: Annotated[int | None, typer.Option(metavar="N", min=1, help=CONTEXT)] = None,
+    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16.")] = "bfloat16",
+    device: Annotated[str | None, typer.Option(metavar="NAME", help=DEVICE)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what each device of a mesh would hold, and the limits of decoding and of reading prompts.
+
+    Closed forms of the shapes in config.json: nothing else is downloaded, and nothing allocated.
+    """
+    from nanollm_jax.config import resolve_dtype
+    from nanollm_jax.families import read_config
+    from nanollm_jax.loading import find, read_json
+    from nanollm_jax.plan import device as look_up
+    from nanollm_jax.plan import make_plan
+
+    if device == "cpu" and dp * tp > 1:
+        raise ConfigError("cpu is this machine, one device; leave out --dp and --tp.")
+    limits = None if device is None else look_up(device)
+    file = Path(model or "").expanduser()
+    path = file if revision is None and file.is_file() else find(model, revision, weights=False) / "config.json"
+    config, _ = read_config(read_json(path), str(path))
+    made = make_plan(config, dp=dp, tp=tp, batch=batch, context=context, dtype=resolve_dtype(dtype))
+    report: dict[str, Any] = dataclasses.asdict(made) | {"total": made.total}
+    if limits is not None:
+        report |= {
+            "device": device,
+            "fits": made.total <= limits.memory,
+            "decode_limit": made.decode_limit(limits),
+            "prefill_limit": made.prefill_limit(limits),
+        }
+    if as_json:
+        return print_json(report)
+    print(f"{harmless(str(path))}\n{plural(dp * tp, 'device')}: dp={dp}, tp={tp}; {plural(made.rows, 'row')}\n")
+    parts = ("weights", "cache", "state", "temporaries", "total")
+    print_table(("bytes of each device", "GB"), [(name, f"{report[name] / 1e9:.3f}") for name in parts], right=1)
+    if limits is not None:
+        verdict = "fits" if report["fits"] else "does NOT fit"
+        rows = [
+            (f"memory ({verdict})", f"{limits.memory / 1e9:.0f} GB"),
+            ("decode, at most", f"{report['decode_limit']:,.0f} tok/s"),
+            ("prefill, at most", f"{report['prefill_limit']:,.0f} tok/s"),
+        ]
+        print_table((f"limits of {dp * tp} x {device}", ""), rows, right=1)

@@ -1,0 +1,43 @@
+"""`nanollm --settings FILE COMMAND`: values for the options of a command, from a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nanollm_jax.errors import RequestError
+
+
+def read_settings(file: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{command: {parameter: value}} of a file, for click's default_map: the command line wins, then the file.
+
+    Keys are the options' long names without their dashes. Above all tables they are for every command that has them, in a
+    table for the command of that name. Raises RequestError for what no command, or not that one, has.
+    """
+    try:
+        content = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise RequestError(f"{file} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{file} is not TOML: {error}.") from None
+    options = {name: names_of(command) for name, command in commands.items()}
+    shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    for key in shared:
+        if not any(key in names for names in options.values()):
+            raise RequestError(f"{file}: no command has an option --{key}.")
+    found = {}
+    for name, names in options.items():
+        given = {key: value for key, value in shared.items() if key in names} | content.get(name, {})
+        if unknown := [key for key in given if key not in names]:
+            raise RequestError(f"{file}: nanollm {name} has no option --{unknown[0]}; it has {', '.join(names)}.")
+        found[name] = {names[key]: value for key, value in given.items()}
+    if unknown := [name for name, value in content.items() if isinstance(value, dict) and name not in options]:
+        raise RequestError(f"{file}: there is no command {unknown[0]}; there are {', '.join(options)}.")
+    return found
+
+
+def names_of(command: Any) -> dict[str, str]:
+    """{what it is called on the command line: the parameter's own name} of a command."""
+    return {word.lstrip("-"): parameter.name for parameter in command.params for word in parameter.opts}

@@ -1,0 +1,136 @@
+"""What a model needs on a mesh and how fast it can be at best: closed forms of shapes. Nothing is allocated or compiled.
+
+Decoding a token reads the weights and the filled cache once, so memory's bandwidth bounds it; reading a prompt multiplies
+every weight with every token, so arithmetic bounds it. A real run stays below both.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nanollm_jax import cache, params, roofline
+from nanollm_jax.config import ModelConfig, check_count
+from nanollm_jax.errors import ConfigError, RequestError
+from nanollm_jax.sharding import RULE, arrange, stored_sizes
+
+VOCABULARIES = 5  # arrays [B V] float32 that sampling has at the same time; what a layer needs fits in their place
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the maker says of one device: memory in bytes, bandwidth in bytes/s, dense bfloat16 arithmetic in FLOP/s."""
+
+    memory: float
+    bandwidth: float
+    flops: float
+
+
+# From the makers' data sheets: SXM boards, dense figures; a TPU's are per chip.
+DEVICES = {
+    "a100": Device(80e9, 2.039e12, 312e12),
+    "h100": Device(80e9, 3.35e12, 989e12),
+    "h200": Device(141e9, 4.8e12, 989e12),
+    "v5e": Device(16e9, 0.819e12, 197e12),
+    "v5p": Device(95e9, 2.765e12, 459e12),
+    "v6e": Device(32e9, 1.64e12, 918e12),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes of one device, and what one decode step of all rows moves and computes there.
+
+    weights, cache, and the rest: the logits of the rows, their history and their sampling settings (state), and what a
+    decode step needs beside them (temporaries). read are the bytes of the weights that a step reads, products the FLOPs
+    of one token of every row against them, attention those against a full cache.
+    """
+
+    weights: int
+    cache: int
+    state: int
+    temporaries: int
+    read: float
+    products: float
+    attention: float
+    rows: int
+
+    @property
+    def total(self) -> int:
+        """All bytes of one device."""
+        return self.weights + self.cache + self.state + self.temporaries
+
+    def decode_limit(self, device: Device) -> float:
+        """Tokens per second of all rows together, at most: bandwidth, or arithmetic where many rows share a weight."""
+        seconds = max((self.read + self.cache) / device.bandwidth, (self.products + self.attention) / device.flops)
+        return self.rows / seconds
+
+    def prefill_limit(self, device: Device) -> float:
+        """Prompt tokens per second of all rows together, at most, attention's own products left out."""
+        return self.rows * device.flops / self.products
+
+
+def make_plan(
+    config: ModelConfig,
+    *,
+    dp: int = 1,
+    tp: int = 1,
+    batch: int = 1,
+    context: int | None = None,
+    dtype: Any = "bfloat16",
+) -> Plan:
+    """What one device of a dp x tp mesh holds and does for `batch` rows of up to `context` positions (None: the model's).
+
+    The cache has the weights' dtype. Raises ConfigError where the mesh does not divide the model, RequestError for rows
+    that dp does not divide and for more positions than the model has.
+    """
+    context = config.max_positions if context is None else context
+    for name, value in (("dp", dp), ("tp", tp), ("batch", batch), ("context", context)):
+        check_count(name, value)
+    if batch % dp:
+        raise RequestError(
+            f"batch {batch} is not a multiple of dp={dp}; take {dp * -(-batch // dp)}, as generate fills it up."
+        )
+    if context > config.max_positions:
+        raise RequestError(f"context {context} is more than the model's {config.max_positions} positions.")
+    config = arrange(config, tp)
+    sizes, size = stored_sizes(config, tp), np.dtype(dtype).itemsize
+    own = {
+        path: math.prod(sizes[letter] // (tp if RULE.get(letter) == "tp" else 1) for letter in letters.split())
+        for path, letters in params.layout(config).items()
+    }
+    rows, V = batch // dp, config.vocab_size
+    buffers = sum(math.prod(shape) for shape in cache.shapes(config, rows, context)) // tp
+    E, k = max(config.num_experts, 1), config.experts_per_token
+    multiplied = read = 0.0
+    for path, letters in params.layout(config).items():
+        if path == "embedding.positions" or (path == "embedding.tokens" and not config.tie_embeddings):
+            continue  # looked up
+        experts = "E" in letters.split() and not path.endswith("router")
+        multiplied += own[path] * (k / E if experts else 1)
+        read += own[path] * (1 - (1 - k / E) ** rows if experts else 1)  # expected, where all are chosen alike
+    return Plan(
+        weights=size * sum(own.values()),
+        cache=2 * size * buffers,
+        state=rows * V * (4 + 1 + 4 + 4),  # logits, two histories, the logit bias
+        temporaries=rows * V * 4 * VOCABULARIES,
+        read=size * read,
+        products=2.0 * multiplied * rows,
+        # two products with each of G queries for every key and value vector, which are the numbers in buffers
+        attention=4.0 * buffers * sizes["G"],
+        rows=batch,
+    )
+
+
+def device(name: str) -> Device:
+    """The device of this name; "cpu" is this machine's, measured now. Raises ConfigError naming all that are known."""
+    if name == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return Device(memory, roofline.read_rate(), roofline.product_rate(np.float32))
+    if name not in DEVICES:
+        raise ConfigError(f"device {name!r} is not known; known: {', '.join(DEVICES)}, cpu.")
+    return DEVICES[name]

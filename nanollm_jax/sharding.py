@@ -1,0 +1,291 @@
+"""Many devices: one mesh, one rule from axis letters to it, one shard_map around the same functions.
+
+A mesh has two axes. Rows are split along "dp". Along "tp" every device holds some heads, a part of the MLP and a part of
+the vocabulary, and runs the model's own text on them: sizes come from arrays, so nothing there knows that they are parts.
+
+What does not divide by tp: key/value heads are repeated, each copy serving its share of the query heads, which changes
+no number that the model computes; the vocabulary is padded with rows that are cut off again before anyone sees a logit;
+anything else is a ConfigError that names the sizes that would do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from nanollm_jax import model, params
+from nanollm_jax.cache import KVCache, check_room
+from nanollm_jax.config import ModelConfig, check_count
+from nanollm_jax.errors import ConfigError, RequestError
+from nanollm_jax.params import Params
+
+AXES = ("dp", "tp")
+RULE = {"B": "dp", "K": "tp", "N": "tp", "F": "tp", "M": "tp", "V": "tp"}
+ROWS, HEADS = PartitionSpec("dp"), PartitionSpec(("dp", "tp"))  # [B ...], [B*K ...]
+
+Part = Callable[[tuple[slice, ...]], np.ndarray]  # from an index to that part of a parameter
+
+
+def make_mesh(dp: int = 1, tp: int = 1) -> Mesh:
+    """dp x tp devices: rows are split over dp, the model over tp.
+
+    The first dp * tp devices that JAX has, of all processes. Raises ConfigError where there are fewer.
+    """
+    check_count("dp", dp)
+    check_count("tp", tp)
+    found = jax.devices()
+    if dp * tp > len(found):
+        hint = "; on CPU `nanollm --devices` or jax_num_cpu_devices makes more" if found[0].platform == "cpu" else ""
+        raise ConfigError(
+            f"a mesh of dp={dp} x tp={tp} needs {dp * tp} devices, found {len(found)}; "
+            f"choose sizes whose product is at most {len(found)}{hint}."
+        )
+    used = found[: dp * tp]
+    if idle := jax.process_count() - len({device.process_index for device in used}):
+        raise ConfigError(
+            f"a mesh of dp={dp} x tp={tp} has no device of {idle} of the {jax.process_count()} processes; "
+            f"start fewer, or choose sizes whose product is {len(found)}, the devices that they have."
+        )
+    return jax.make_mesh((dp, tp), AXES, axis_types=(AxisType.Auto,) * 2, devices=used)
+
+
+def spec(letters: str) -> PartitionSpec:
+    """How an array with these axes is split.  "K Q H D" -> PartitionSpec("tp", None, None, None)"""
+    return PartitionSpec(*(RULE.get(letter) for letter in letters.split()))
+
+
+def arrange(config: ModelConfig, tp: int) -> ModelConfig:
+    """The architecture as tp devices hold it: the same, but for key/value heads that are repeated until they divide.
+
+    Raises ConfigError where query heads or MLP width cannot be split, naming every tp that can.
+    """
+    if not splits(config, tp):
+        able = [size for size in range(1, config.num_heads + 1) if splits(config, size)]
+        raise ConfigError(
+            f"tp={tp} does not divide this model: {config.num_heads} query heads over {config.num_kv_heads} key/value "
+            f"heads, MLP width {' and '.join(map(str, widths(config)))}; tp may be {', '.join(map(str, able))}."
+        )
+    return dataclasses.replace(config, num_kv_heads=math.lcm(config.num_kv_heads, tp))
+
+
+def splits(config: ModelConfig, tp: int) -> bool:
+    """Can tp devices share this model?"""
+    return config.num_heads % math.lcm(config.num_kv_heads, tp) == 0 and not any(size % tp for size in widths(config))
+
+
+def widths(config: ModelConfig) -> list[int]:
+    """The widths of the MLPs of a model, experts' included."""
+    letters = {letter for axes in params.layout(config).values() for letter in axes.split()}
+    return [config.sizes[letter] for letter in ("F", "M") if letter in letters]
+
+
+def stored_sizes(config: ModelConfig, tp: int) -> dict[str, int]:
+    """How long each axis letter is in memory: an arranged config's sizes, the vocabulary rounded up to a multiple of tp."""
+    return config.sizes | {"V": -(-config.vocab_size // tp) * tp}
+
+
+def spread(part: Part, letters: str, dtype: Any, config: ModelConfig, mesh: Mesh) -> jax.Array:
+    """One parameter onto its devices, each of which asks for its own part only.
+
+    part(index) gives that part of the parameter as `config`, not arranged, has it, in dtype. Query groups are cut and
+    keys and values repeated here, and the vocabulary is padded with zeros.
+    """
+    tp = mesh.shape["tp"]
+    arranged, names = arrange(config, tp), letters.split()
+    sizes = stored_sizes(arranged, tp)
+    shape = tuple(sizes[letter] for letter in names)
+    copies = arranged.num_kv_heads // config.num_kv_heads
+
+    def piece(index: tuple[slice, ...]) -> np.ndarray:
+        ranges = [slice(*cut.indices(size)) for cut, size in zip(index, shape, strict=True)]
+        if names[0] == "V":
+            rows = ranges[0]
+            last = min(rows.stop, config.vocab_size)
+            found = part((slice(min(rows.start, last), last), *ranges[1:]))
+            return np.pad(found, [(0, rows.stop - rows.start - len(found)), *[(0, 0)] * (len(shape) - 1)])
+        if names[0] != "K" or copies == 1:
+            return part(tuple(ranges))
+        heads = ranges[0]
+        first, end = heads.start // copies, -(-heads.stop // copies)
+        if "Q" in names:
+            whole = slice(0, config.sizes["Q"])
+            found = repeat_heads(part((slice(first, end), whole, *ranges[2:])), copies)
+        else:  # a norm's scale
+            found = np.repeat(part((slice(first, end), *ranges[1:])), copies, axis=0)
+        return found[heads.start - first * copies : heads.stop - first * copies]
+
+    def own(index: Any) -> np.ndarray:
+        return np.ascontiguousarray(piece(index), dtype)
+
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, spec(letters)), own)
+
+
+def repeat_heads(wqkv: np.ndarray, copies: int) -> np.ndarray:
+    """Each key/value head `copies` times, each time with the next share of its query heads.  [K G+2 ...] -> [K*r G/r+2 ...]
+
+    G = 4, r = 2: the head (q0 q1 q2 q3 k v) becomes (q0 q1 k v) and (q2 q3 k v).
+    """
+    K, Q, *rest = wqkv.shape
+    queries = wqkv[:, :-2].reshape(K * copies, (Q - 2) // copies, *rest)
+    return np.concatenate([queries, np.repeat(wqkv[:, -2:], copies, axis=0)], axis=1)
+
+
+def shard_params(whole: Params, config: ModelConfig, mesh: Mesh) -> tuple[ModelConfig, Params]:
+    """Parameters that are in one place -> the config as the mesh holds it, and the parameters on it.
+
+    For parameters made in memory; load(..., mesh=mesh) never holds the whole. Raises ConfigError where the mesh does
+    not divide the model, CheckpointError where config and parameters do not match.
+    """
+    arranged = arrange(config, mesh.shape["tp"])
+    params.check_params(whole, config)
+    letters, flat = params.layout(config), params.flatten(whole)
+
+    def placed(path: str) -> jax.Array:
+        array = np.asarray(flat[path])
+        return spread(lambda index: array[index], letters[path], array.dtype, config, mesh)
+
+    return arranged, params.nest({path: placed(path) for path in letters})
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh that parameters, a cache or a state are on, None without one. Of traced arrays only a cache knows."""
+    for leaf in jax.tree.leaves(tree, is_leaf=is_cache):
+        if is_cache(leaf):
+            if leaf.mesh is not None:
+                return leaf.mesh
+        elif not isinstance(leaf, jax.core.Tracer):
+            sharding = getattr(leaf, "sharding", None)
+            if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == AXES:
+                return sharding.mesh  # type: ignore[return-value]  # of an array it is never abstract
+    return None
+
+
+def is_cache(tree: Any) -> bool:
+    """Is this a KVCache?"""
+    return isinstance(tree, KVCache)
+
+
+def specs(tree: Any, config: ModelConfig) -> Any:
+    """The PartitionSpec of every leaf: parameters by their letters, caches by rows and heads, all else by rows."""
+    if isinstance(tree, dict):
+        return params.nest({path: spec(letters) for path, letters in params.layout(config).items()})
+
+    def rows(leaf: Any) -> Any:
+        if not is_cache(leaf):
+            return ROWS
+        buffers = (HEADS,) * len(leaf.k)
+        return dataclasses.replace(leaf, k=buffers, v=buffers, length=ROWS)
+
+    return jax.tree.map(rows, tree, is_leaf=is_cache)
+
+
+def on_mesh(tree: Any, config: ModelConfig, mesh: Mesh) -> Any:
+    """Arguments of a program, moved to where it expects them; what is there already, parameters above all, is left alone.
+
+    Raises RequestError for rows that dp does not divide, and for a cache that was filled somewhere else.
+    """
+    if isinstance(tree, dict):
+        return tree
+    dp = mesh.shape["dp"]
+
+    def ours(leaf: Any) -> Any:
+        if is_cache(leaf) and leaf.mesh is None:
+            if isinstance(leaf.length, jax.core.Tracer) or np.asarray(leaf.length).any():
+                raise RequestError(
+                    "this cache was not made for the mesh that the parameters are on; "
+                    "make it with init_cache(..., mesh=model.mesh)."
+                )
+            return dataclasses.replace(leaf, mesh=mesh)
+        return leaf
+
+    def placed(leaf: Any, partition: PartitionSpec) -> Any:
+        if leaf.shape[0] % (dp if partition == ROWS else mesh.size):
+            raise RequestError(
+                f"an array of {leaf.shape[0]} rows or heads cannot be split over dp={dp}, tp={mesh.shape['tp']}; "
+                f"make the rows a multiple of {dp}, and the cache with the model's own config."
+            )
+        sharding = NamedSharding(mesh, partition)
+        if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
+            return leaf  # the compiler moves it, or there is nothing to move
+        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
+        host = np.asarray(leaf)  # of several processes, each has all of it and places its own part
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    tree = jax.tree.map(ours, tree, is_leaf=is_cache)
+    return jax.tree.map(placed, tree, specs(tree, config))
+
+
+def parallelize(function: Callable[..., Any], mesh: Mesh | None, config: ModelConfig) -> Callable[..., Any]:
+    """The same function on every device of the mesh, each with its rows and its part of the model; as it is without one.
+
+    function takes parameters, caches, states and arrays whose first axis is B; what it returns is split alike.
+    """
+    if mesh is None:
+        return function
+
+    def call(*args: Any) -> Any:
+        made = jax.eval_shape(function, *args)  # for its structure: which of the results are caches
+        inside = tuple(specs(arg, config) for arg in args)
+        return jax.shard_map(function, mesh=mesh, in_specs=inside, out_specs=specs(made, config), check_vma=True)(*args)
+
+    return call
+
+
+def program(*, static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """A decorator: compile a function of (arrays, *, config, static...), for one device or for the mesh of its arguments.
+
+    static are the names of further keywords that are compiled in, donate those of the arguments that are used up.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def everywhere(*args: Any, mesh: Mesh | None, config: ModelConfig, **settings: Any) -> Any:
+            return parallelize(partial(function, config=config, **settings), mesh, config)(*args)
+
+        # in traces, logs and the compiled text, the program and its arguments are called as the function's are
+        everywhere.__name__ = function.__name__
+        mesh_too = inspect.Parameter("mesh", inspect.Parameter.KEYWORD_ONLY)
+        everywhere.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [*inspect.signature(function).parameters.values(), mesh_too]
+        )
+        compiled = jax.jit(everywhere, static_argnames=("mesh", "config", *static), donate_argnames=donate)
+
+        @wraps(function)
+        def call(*args: Any, **settings: Any) -> Any:
+            args, mesh = ready(args, settings["config"])
+            return compiled(*args, mesh=mesh, **settings)
+
+        def lower(*args: Any, **settings: Any) -> Any:
+            args, mesh = ready(args, settings["config"])
+            return compiled.lower(*args, mesh=mesh, **settings)
+
+        call.lower = lower  # type: ignore[attr-defined]  # as a function under jit has it
+        return call
+
+    return decorate
+
+
+def ready(args: tuple[Any, ...], config: ModelConfig) -> tuple[tuple[Any, ...], Mesh | None]:
+    """A program's arguments where it expects them, and the mesh that it runs on."""
+    mesh = mesh_of(args)
+    return (args, None) if mesh is None else (tuple(on_mesh(arg, config, mesh) for arg in args), mesh)
+
+
+forward_on_mesh = program()(model.forward)
+
+
+@wraps(model.forward)
+def forward(params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelConfig) -> tuple[jax.Array, KVCache]:
+    """model.forward, compiled and on the mesh of its arguments if they are on one."""
+    if mesh_of((cache, params)) is None:
+        return model.forward(params, tokens, cache, config=config)
+    check_room(cache, tokens, tokens.shape[-1], config)
+    return forward_on_mesh(params, tokens, cache, config=config)

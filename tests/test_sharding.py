@@ -1,0 +1,312 @@
+"""Many devices give what one gives, and the compiled programs say to each other only what they must."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import FURTHER, GPT2, LLAMA, MISTRAL, random_model
+
+import nanollm_jax as nano
+from nanollm_jax import params as parameters
+from nanollm_jax.cli import run
+from nanollm_jax.decode import write_tokens
+from nanollm_jax.sharding import arrange, repeat_heads, spread
+
+# eight query heads and an MLP width that eight divides; few key/value heads, odd vocabularies, biases where a family has them
+SHAPES = {
+    "llama": LLAMA | {"num_attention_heads": 8, "head_dim": 6},
+    "mistral": MISTRAL | {"num_attention_heads": 8, "intermediate_size": 56},
+    "gpt2": GPT2 | {"n_embd": 40, "n_head": 8, "n_inner": 56},
+}
+MESHES = [(dp, tp) for dp in (1, 2, 4) for tp in (1, 2, 4, 8) if dp * tp <= 8]
+QUICK = {
+    "llama": [(1, 2), (1, 8), (2, 4), (4, 1)],
+    "mistral": [(2, 4)],
+    "gpt2": [(2, 4)],
+}  # compiling is all that they cost
+GREEDY_AND_SAMPLED = nano.Sampling(
+    temperature=[0.0, 0.0, 1.3, 0.9], top_k=[0, 0, 40, 0], top_p=[1, 1, 0.95, 1], repetition_penalty=[1, 1.1, 1.2, 1]
+)
+PROMPTS = np.asarray([[5, 0, 0, 0], [7, 3, 9, 11], [1, 2, 88, 0], [0, 0, 0, 0]], np.int32)
+LENGTHS = np.asarray([1, 4, 3, 2], np.int32)
+SEEDS = np.asarray([1, 2, 3, 2**32 - 1], np.uint32)
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def whole(request):
+    config, _ = nano.read_config(SHAPES[request.param])
+    return nano.Model(config, nano.init_params(config, jax.random.key(5), jnp.float32))
+
+
+def start(model):
+    """Four rows whose prompts are read."""
+    cache = nano.init_cache(model.config, 4, 128, jnp.float32, model.mesh)
+    return nano.prefill(model.params, PROMPTS, LENGTHS, cache, config=model.config)
+
+
+def answer(model):
+    """Logits after the prompts, 64 tokens of four rows (two greedy, two sampled), their logprobs, and the last state."""
+    state = start(model)
+    logits = np.asarray(state.logits)
+    sampling = GREEDY_AND_SAMPLED.rows(4, model.config.vocab_size)
+    tokens, logprobs, state = nano.decode(model.params, state, sampling, SEEDS, config=model.config, steps=64)
+    return logits, np.asarray(tokens), np.asarray(logprobs), state
+
+
+@pytest.fixture(scope="module")
+def expected(whole):
+    return answer(whole)
+
+
+@pytest.mark.parametrize(
+    ("whole", "dp", "tp"),
+    [
+        pytest.param(family, dp, tp, marks=[] if (dp, tp) in QUICK[family] else pytest.mark.parity)
+        for family in SHAPES
+        for dp, tp in MESHES
+    ],
+    indirect=["whole"],
+)
+def test_a_mesh_gives_what_one_device_gives(whole, expected, dp, tp):
+    model = nano.shard(whole, nano.make_mesh(dp, tp))
+    logits, tokens, logprobs, state = answer(model)
+    assert logits.shape == (4, whole.config.vocab_size) and tokens.shape == (4, 64)
+    np.testing.assert_allclose(logits, expected[0], atol=1e-4, rtol=0)
+    np.testing.assert_array_equal(tokens, expected[1])
+    np.testing.assert_allclose(logprobs, expected[2], atol=1e-4, rtol=0)
+    # the cache stays where its rows and heads are
+    heads = model.config.num_kv_heads
+    assert heads == np.lcm(whole.config.num_kv_heads, tp)
+    assert {shard.data.shape[0] for buffer in state.cache.k for shard in buffer.addressable_shards} == {
+        4 * heads // (dp * tp)
+    }
+
+
+# a norm over all heads, experts beside a plain MLP, halves side by side; every other family is in no part unlike these
+SPECIAL = [(family, 2, 4) for family in ("olmo2", "qwen3_moe", "gpt_neox")]
+EVERY = [(family, dp, tp) for family in FURTHER for dp, tp in ((1, 2), (2, 4)) if (family, dp, tp) not in SPECIAL]
+
+
+@pytest.mark.parametrize(
+    ("family", "dp", "tp"), SPECIAL + [pytest.param(*one, marks=pytest.mark.parity) for one in EVERY]
+)
+def test_every_further_family_on_a_mesh(family, dp, tp):
+    """Logits after two prompts, one past rope's original length, and 40 tokens of a greedy and a sampled row."""
+    one = random_model(family)
+    tokens = np.random.default_rng(0).integers(0, one.config.vocab_size, (2, 40)).astype(np.int32)
+    sampling = nano.Sampling(temperature=[0, 1.1], top_k=[0, 40], repetition_penalty=[1, 1.2])
+    found = []
+    for model in (one, nano.shard(one, nano.make_mesh(dp, tp))):
+        cache = nano.init_cache(model.config, 2, 96, jnp.float32, model.mesh)
+        state = nano.prefill(model.params, tokens, np.asarray([40, 9]), cache, config=model.config)
+        logits = np.asarray(state.logits)
+        rows = sampling.rows(2, model.config.vocab_size)
+        drawn, _, _ = nano.decode(model.params, state, rows, SEEDS[:2], config=model.config, steps=40)
+        found.append((logits, np.asarray(drawn)))
+    np.testing.assert_allclose(found[1][0], found[0][0], atol=1e-4, rtol=0)
+    np.testing.assert_array_equal(found[1][1], found[0][1])
+
+
+@pytest.fixture(scope="module")
+def model(whole):
+    return nano.shard(whole, nano.make_mesh(2, 4))
+
+
+@pytest.mark.parametrize("whole", ["llama"], indirect=True)
+def test_forward_on_a_mesh(whole, model):
+    """The public function as it stands, and under jit with parameters that are traced; then a second piece."""
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, whole.config.vocab_size, (2, 14)), jnp.int32)
+    plain, _ = nano.forward(
+        whole.params, tokens, nano.init_cache(whole.config, 2, 20, jnp.float32), config=whole.config
+    )
+    forward = jax.jit(nano.forward, static_argnames="config")
+    cache = nano.init_cache(model.config, 2, 20, jnp.float32, model.mesh)
+    first, cache = forward(model.params, tokens[:, :9], cache, config=model.config)
+    second, cache = forward(model.params, tokens[:, 9:], cache, config=model.config)
+    np.testing.assert_allclose(jnp.concatenate([first, second], 1), plain, atol=1e-4, rtol=0)
+    assert cache.mesh == model.mesh and cache.length.tolist() == [14, 14]
+    unplaced = nano.init_cache(model.config, 2, 20, jnp.float32)
+    first_again, _ = nano.forward(model.params, tokens[:, :9], unplaced, config=model.config)
+    np.testing.assert_allclose(first_again, plain[:, :9], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("whole", ["llama"], indirect=True)
+def test_generate_on_a_mesh(whole, model):
+    """Three prompts on two rows of devices: the fourth row, which fills up, is seen by nobody."""
+    prompts = [[5], [7, 3, 9, 11, 2], list(range(1, 20))]
+    sampling = nano.Sampling(temperature=[0.0, 1.1, 1.3], top_p=0.95)
+    one, many = (
+        nano.generate(m, prompts, max_new_tokens=20, sampling=sampling, seed=[3, 4, 5]) for m in (whole, model)
+    )
+    assert [row.token_ids for row in many] == [row.token_ids for row in one] and len(many) == 3
+    pieces = nano.stream(model, prompts[1], max_new_tokens=6)
+    assert (
+        list(pieces) == []
+        and pieces.generation.token_ids == nano.generate(whole, prompts[1], max_new_tokens=6).token_ids
+    )  # without a tokenizer there are ids and no text
+
+
+def test_a_token_costs_two_sums_a_layer(model):
+    """Read from the compiled program: two sums a layer, one for the embedding, one gather for the logits; all over tp."""
+    state, sampling = start(model), GREEDY_AND_SAMPLED.rows(4, model.config.vocab_size)
+    program = write_tokens.lower(model.params, state, sampling, SEEDS, config=model.config, steps=4).compile()
+    text = program.as_text()
+    kinds = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
+    found = {kind: re.findall(rf"= (\S+) {kind}(?:-start)?\((.*)", text) for kind in kinds}
+    counts = {kind: len(lines) for kind, lines in found.items() if lines}
+    assert counts == {"all-reduce": 2 * model.config.num_layers + 1, "all-gather": 1}
+    assert all("replica_groups={{0,1,2,3},{4,5,6,7}}" in line or "[2,4]<=[8]" in line
+               for lines in found.values() for _, line in lines)  # fmt: skip
+    padded = -(-model.config.vocab_size // 4) * 4
+    ((shape, _),) = found["all-gather"]
+    assert shape.startswith(f"f32[2,{padded}]")  # this device's rows, every token: no weight, no cache
+    assert all(
+        shape.startswith(f"f32[2,{model.config.hidden_size}]")
+        or shape.startswith(f"f32[2,1,{model.config.hidden_size}]")
+        for shape, _ in found["all-reduce"]
+    )
+    # donated: the bytes of this device's share of the state are used again
+    own = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    assert program.memory_analysis().alias_size_in_bytes == own
+    before = jax.tree.leaves(state)
+    nano.decode(model.params, state, sampling, SEEDS, config=model.config, steps=4)
+    assert all(leaf.is_deleted() for leaf in before)
+
+
+def test_weights_are_read_once_and_where_they_are_needed():
+    """A device asks for its own part; repeated heads and padding are made of it; the whole is what was put in."""
+    config, _ = nano.read_config(SHAPES["llama"])  # K = 2, G = 4, V = 101
+    mesh, asked = nano.make_mesh(1, 8), []
+    rng = np.random.default_rng(0)
+    for letters in ("K Q H D", "K Q H", "V D", "D N H", "U F D", "D F", "D"):
+        array = rng.normal(size=[config.sizes[letter] for letter in letters.split()]).astype(np.float32)
+
+        def part(index, array=array):
+            asked.append(array[index].nbytes)
+            return array[index]
+
+        asked.clear()
+        stored = np.asarray(spread(part, letters, np.float32, config, mesh))
+        if letters.startswith("K"):
+            assert max(asked) == array.nbytes // 2  # one of two heads, for the device that has a fourth of its queries
+            np.testing.assert_array_equal(stored, repeat_heads(array, 4))
+            for copy in range(8):  # the worked row of repeat_heads
+                np.testing.assert_array_equal(stored[copy, 0], array[copy // 4, copy % 4])
+                np.testing.assert_array_equal(stored[copy, 1:], array[copy // 4, 4:])
+        elif letters == "V D":
+            assert sum(asked) == array.nbytes and stored.shape == (104, config.hidden_size)
+            np.testing.assert_array_equal(stored[:101], array)
+            assert not stored[101:].any()
+        else:
+            assert sum(asked) == array.nbytes
+            np.testing.assert_array_equal(stored, array)
+
+
+def test_load_onto_a_mesh():
+    """The bundled model from its file to its shards, and its text."""
+    mesh = nano.make_mesh(2, 2)
+    model, whole = nano.load(dtype="float32", mesh=mesh), nano.load(dtype="float32")
+    expected = parameters.flatten(nano.shard(whole, mesh).params)
+    found = parameters.flatten(model.params)
+    for path, array in found.items():
+        np.testing.assert_array_equal(array, expected[path])
+        assert array.sharding == expected[path].sharding, path
+    wqkv = found["layers.0.attention.wqkv"]
+    assert wqkv.addressable_shards[0].data.nbytes * 2 == wqkv.nbytes
+    one, many = (nano.generate(m, "Once upon a time", max_new_tokens=24) for m in (whole, model))
+    assert one.text == many.text and len(many.token_ids) == 24
+
+
+def test_what_cannot_be_split_is_refused(whole, model):
+    config = whole.config
+    with pytest.raises(nano.ConfigError, match=r"tp=3 does not divide this model: 8 query heads.*tp may be 1, 2, 4, 8"):
+        arrange(config, 3)
+    with pytest.raises(nano.ConfigError, match="dp=4 x tp=4 needs 16 devices, found 8"):
+        nano.make_mesh(4, 4)
+    with pytest.raises(nano.ConfigError, match="tp is 0"):
+        nano.make_mesh(1, 0)
+    with pytest.raises(nano.ConfigError, match=r"on a mesh of .* already"):
+        nano.shard(model, model.mesh)
+    with pytest.raises(nano.RequestError, match="make the rows a multiple of 2"):
+        nano.init_cache(model.config, 3, 8, jnp.float32, model.mesh)
+    cache = nano.init_cache(model.config, 4, 16, jnp.float32)
+    filled = cache.replace(length=jnp.ones(4, jnp.int32))
+    with pytest.raises(nano.RequestError, match="not made for the mesh"):
+        nano.prefill(model.params, PROMPTS, LENGTHS, filled, config=model.config)
+    with pytest.raises(nano.RequestError, match="cannot be split over dp=2"):
+        odd = nano.init_cache(model.config, 3, 16, jnp.float32)
+        nano.prefill(model.params, PROMPTS[:3], LENGTHS[:3], odd, config=model.config)
+    with pytest.raises(nano.RequestError, match=f"expected 0 to {config.vocab_size - 1}"):
+        tokens = np.full((4, 4), config.vocab_size)  # an id that only the padding has
+        nano.prefill(model.params, tokens, LENGTHS, cache, config=model.config)
+
+
+def test_the_command_line_on_a_mesh(capsys):
+    """--dp and --tp give the same text; devices that are missing, or come too late, are an error of one line."""
+    words = ["generate", "Once upon a time", "--max-new-tokens", "8", "--dtype", "float32"]
+    assert run(words) == 0
+    one = capsys.readouterr().out
+    assert run([*words, "--dp", "2", "--tp", "2", "--devices", "8"]) == 0
+    assert capsys.readouterr().out == one and len(one) > 10
+    words = ["mesh", "--tp", "2", "--picture"]
+    assert run([*words, "layers.0.mlp.down"]) == 0
+    text = capsys.readouterr().out
+    assert "layers.0.mlp.down [D F] of 256 x 688, split over tp along F" in text and "CPU 1" in text
+    assert run([*words, "layers.0.mlp.gate"]) == 2
+    assert "there is no parameter 'layers.0.mlp.gate'; this model has embedding.tokens" in capsys.readouterr().err
+
+
+def test_a_mesh_of_the_command_line_that_cannot_be(capsys):
+    words = ["generate", "Once upon a time", "--max-new-tokens", "8", "--dtype", "float32"]
+    for more, message in [
+        (["--devices", "4"], "--devices 4 comes too late: this process has 8"),
+        (["--dp", "4", "--tp", "4"], "needs 16 devices, found 8"),
+        (["--tp", "8"], "tp may be 1, 2, 4"),
+    ]:
+        assert run([*words, *more]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_mesh_command(capsys):
+    """The bundled model, D = 256, V = 2048, on dp=2 x tp=2: its parts, what a step exchanges, and the same logits."""
+    words = ["mesh", "--dp", "2", "--tp", "2", "--dtype", "float32"]
+    assert run([*words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    config = nano.load().config
+    assert report["exchanges"] == {
+        "all-reduce": [2 * config.num_layers + 1, (2 * config.num_layers + 1) * 256 * 4],
+        "all-gather": [1, 2048 * 4],
+    }
+    assert 0 < report["largest_logit_difference"] < 1e-4
+    assert report["parameters"]["layers.5.mlp.down"] == {
+        "axes": "D F", "split": "F", "shape": [256, 344], "bytes": 256 * 344 * 4
+    }  # fmt: skip
+    norms = (2 * config.num_layers + 1) * 256 * 4  # each device has them whole
+    assert report["bytes_per_device"] == (4 * parameters.count(config) - norms) // 2 + norms
+    assert run(["mesh"]) == 2
+    assert "give --dp or --tp" in capsys.readouterr().err
+
+
+def test_virtual_devices_of_a_new_process():
+    """As a user starts it: two virtual devices, one of them too few for the mesh in the second call."""
+    words = [
+        sys.executable,
+        "-c",
+        "from nanollm_jax.cli import main; main()",
+        "generate",
+        "Once",
+        "--max-new-tokens",
+        "4",
+    ]
+    good = subprocess.run([*words, "--tp", "2", "--devices", "2"], capture_output=True, text=True, check=False)
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.rstrip("\n") == nano.generate(nano.load(), "Once", max_new_tokens=4).text
+    bad = subprocess.run([*words, "--tp", "4", "--devices", "2"], capture_output=True, text=True, check=False)
+    assert bad.returncode == 2 and "needs 4 devices, found 2" in bad.stderr
