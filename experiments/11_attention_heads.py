@@ -285,7 +285,7 @@ save(figure, "11_reach")
 #   value. `nanollm_jax.ops.attention.split_heads` takes them apart.
 # - `nanollm_jax.ops.attention.weights` groups the queries by reshaping N into K and G; keys and values stay as they
 #   are.
-# - The last line of `multi_head` is `nanollm_jax.ops.linear.linear` with a weight `[D N H]`; heads and their numbers
+# - The last line of `multi_head` is `nanollm_jax.ops.linear.linear_sum` with a weight `[D N H]`; heads and their numbers
 #   are summed together.
 #
 # ## Exercises
