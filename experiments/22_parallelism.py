@@ -336,13 +336,32 @@ save(figure, "22_scaling")
 # with tensor parallelism, and many such groups work on different texts.*
 #
 # ## In the engine
-# - `nanollm_jax.params.layout` stores weights so that they can be cut: `wqkv` along K, so that each device has whole
-#   groups of heads, and `up` along F, so that gate and up of a number stay together.
-# - `nanollm_jax.forward` is a pure function of its arguments. That is what makes this chapter possible: `jax.jit`,
-#   `jax.vmap` and `jax.shard_map` take such a function as it is.
-# - The cache of chapter 20 is cut like the heads, `nanollm_jax.cache.shapes`: each device keeps the keys and values of
-#   its own heads, and nobody else ever needs them.
-#
+# - `nanollm_jax.make_mesh` makes a mesh with the axes "dp" (data parallel) and "tp" (tensor parallel), and
+#   `nanollm_jax.load` with this mesh reads each device's part of the weights from the file. All else is called as before:
+#   `nanollm_jax.generate` runs where the parameters are.
+# - `nanollm_jax.sharding.RULE` is our `SPECS` for letters instead of names: B along "dp"; K, F and V along "tp". So
+#   `nanollm_jax.params.layout` says how each parameter is cut: `wqkv` along K, in whole groups of heads, and `up` along
+#   F, so that gate and up of a number stay together. `nanollm_jax.sharding.parallelize` has the only `shard_map`.
+# - The sums stand where ours do: `nanollm_jax.ops.linear.linear_sum` behind attention and MLP, which adds a bias after
+#   the sum, once, and `nanollm_jax.ops.embedding.embed`. They call `nanollm_jax.collectives.psum`, which without a mesh
+#   hands its argument back. So `nanollm_jax.model.forward` is one text for one device and for many. At the top the
+#   parts of the logits are put together, since sampling needs all of them.
+# - Each device keeps the keys and values of its own heads in a cache of its own (chapter 20). With more devices than key
+#   and value heads, `nanollm_jax.sharding.arrange` repeats those, and each copy serves a part of its queries.
+# - `nanollm mesh` shows who holds what, counts the exchanges in the compiled program, and compares with one device.
+#   `nanollm plan` does what our model of scaling does, for published sizes and devices.
+
+# %%
+mesh = nano.make_mesh(dp=2, tp=4)
+spread = nano.load(dtype="float32", mesh=mesh)
+heads = spread.config.num_kv_heads
+cache = nano.init_cache(spread.config, batch=4, capacity=4, dtype="float32", mesh=mesh)
+theirs = nano.forward(spread.params, np.array(ids), cache, config=spread.config)[0]  # [B T V]
+same(
+    f"the engine on 2 x 4 devices, with {heads} key and value heads for {model.config.num_kv_heads}", theirs, ours, 1e-3
+)
+
+# %% [markdown]
 # ## Exercises
 # 1. Why is the first weight of an MLP cut by outputs, and not by inputs?
 # 2. How many devices does a model with 8 key and value heads allow for tensor parallelism, without copies?
