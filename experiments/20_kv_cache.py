@@ -132,7 +132,7 @@ def clock(tokens, memory):
 
 lengths = np.unique(np.linspace(1, LENGTH, 4 if quick() else 9).astype(int))
 with_memory, measured = np.full(LENGTH, np.inf), np.full(len(lengths), np.inf)
-for _ in range(1 if quick() else 4):  # by turns, and the fastest of each counts: other programs only ever add time
+for _ in range(1 if quick() else 3):  # by turns, and the fastest of each counts: other programs only ever add time
     memory = empty()
     for t in range(LENGTH):
         spent, memory = clock(text[t : t + 1], memory)
