@@ -36,6 +36,7 @@ from chapter import check, predict, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax.ops import linear
+from nanollm_jax.ops.mlp import ACTIVATIONS
 
 random = np.random.default_rng(0)
 
@@ -199,6 +200,7 @@ def gelu_by_hand(x):
     return 0.5 * x * (1 + jnp.tanh(0.79788456 * (x + 0.044715 * x * x * x)))
 
 
+same("the library's activation of this name", gelu_by_hand(tokens), ACTIVATIONS["gelu_tanh"](tokens))
 written = len(jax.make_jaxpr(gelu_by_hand)(jnp.ones(1000)).eqns)
 compiled = jax.jit(gelu_by_hand).lower(jnp.ones(1000)).compile().as_text()
 entry = compiled[compiled.index("ENTRY") :]

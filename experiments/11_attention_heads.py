@@ -125,7 +125,7 @@ STORY = (
     "Lily saw a boy named Tom. Tom was sad because he did not have a toy. Lily gave the ball to Tom and he was happy. "
     "They played with the ball all day. Then Lily and her mom went home. Lily was happy because she had a new friend."
 )
-story = model.tokenizer.encode(STORY)
+story = model.tokenizer.encode(STORY)[: T if quick() else None]
 
 
 def surprise(change=None):
@@ -221,7 +221,7 @@ predict(
 )
 
 # %% tags=["answer"]
-text = story[:32]
+text = model.tokenizer.encode(STORY)[:32]
 
 
 def reach(window, step):
@@ -285,7 +285,7 @@ save(figure, "11_reach")
 #   value. `nanollm_jax.ops.attention.split_heads` takes them apart.
 # - `nanollm_jax.ops.attention.weights` groups the queries by reshaping N into K and G; keys and values stay as they
 #   are.
-# - The last line of `multi_head` is `nanollm_jax.ops.linear.linear` with a weight `[D N H]`; heads and their numbers
+# - The last line of `multi_head` is `nanollm_jax.ops.linear.linear_sum` with a weight `[D N H]`; heads and their numbers
 #   are summed together.
 #
 # ## Exercises

@@ -81,7 +81,7 @@ def add_positions_loops(x, positions, table):
 
 x, table_of_positions = random.normal(size=(T, H)), random.normal(size=(32, H))  # [T D], [P D]
 positions = np.arange(20, 20 + T)  # [T]
-added = jnp.float32(x) + embedding.embed(jnp.float32(table_of_positions), jnp.asarray(positions))
+added = jnp.float32(x) + embedding.look_up(jnp.float32(table_of_positions), jnp.asarray(positions))
 same("learned positions: the library's lookup", added, add_positions_loops(x, positions, table_of_positions))
 try:
     add_positions_loops(x, positions + 10, table_of_positions)

@@ -224,7 +224,7 @@ STORY = (
     "The ball rolled down the hill and into the water. Lily was sad. A big dog saw the ball. He jumped into the water and "
     "brought it back. Lily was very happy. She gave the dog a hug and they played all day."
 )
-story = jnp.asarray([model.tokenizer.encode(STORY)])[:, : 40 if quick() else None]  # [1 T]
+story = jnp.asarray([model.tokenizer.encode(STORY)])[:, : len(ids) if quick() else None]  # [1 T]
 
 
 def loss_without(*parts):
@@ -281,8 +281,9 @@ save(figure, "14_parts")
 # the bar of the first MLP is cut off.*
 #
 # ## In the engine
-# - `nanollm_jax.model.block` is the block of this chapter, line for line, for every family of models. What differs
-#   between families is read from the parameters and the config.
+# - `nanollm_jax.model.block` is the block of this chapter, line for line. What differs between families of models is read
+#   from the parameters and the config. Only where both halves read the same stream, `nanollm_jax.model.parallel_block`
+#   takes its place.
 # - `nanollm_jax.model.attend` writes keys and values into a cache and reads all earlier ones from there, so that a
 #   token that was read is never computed again (chapter 20).
 # - The layers stand in a Python loop in `nanollm_jax.model.hidden_states`. When the program is compiled, the loop is

@@ -95,7 +95,8 @@ for word in ("dog", "red", "she", "was"):
 # %% [markdown]
 # Now everything between. The settings of a family, and one function that reads them. It works in float64, on one
 # text, and takes the engine's weights: `wqkv` is `[K Q H D]`, where K key and value heads each come behind the G query
-# heads that they serve (Q = G + 2), and `up` is `[U F D]`, gate and up of an MLP that is F numbers wide, or up alone.
+# heads that they serve (Q = G + 2), and `up` is `[U F D]`: gate and up (U = 2) of an MLP that is F numbers wide, or up
+# alone (U = 1).
 
 
 # %%
@@ -314,16 +315,9 @@ published = {"bundled": model.config} | published
 def parts(config):
     """How many parameters lie where: {part: count}"""
     counts = dict.fromkeys(("embedding", "attention", "MLP", "norms"), 0)
+    words = {"norm": "norms", "embedding": "embedding", ".mlp.": "MLP"}  # in this order
     for path, shape in shapes(config).items():
-        part = (
-            "norms"
-            if "norm" in path
-            else "embedding"
-            if "embedding" in path
-            else "MLP"
-            if ".mlp." in path
-            else "attention"
-        )
+        part = next((part for word, part in words.items() if word in path), "attention")
         counts[part] += math.prod(shape)
     return counts
 
@@ -370,8 +364,8 @@ save(figure, "17_parameters")
 # %% [markdown]
 # ![Shares of embedding, attention and MLP in six models](figures/17_parameters.png)
 #
-# *Small models are to a good part vocabulary. Large ones are mostly MLP, the more so where queries share keys and
-# values: Llama 2 7B does not, Mistral 7B and Llama 3.1 8B do.*
+# *Where a small model has a large vocabulary, as GPT-2 has, a good part of it is that table. Large models are mostly MLP,
+# the more so where queries share keys and values: Llama 2 7B does not, Mistral 7B and Llama 3.1 8B do.*
 #
 # ## In the engine
 # - `nanollm_jax.model.forward` is the function of this chapter for a batch of texts, and with a cache for keys and

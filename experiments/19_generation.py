@@ -21,8 +21,8 @@
 # the whole loop becomes a part of the program, with `jax.lax.scan`.
 #
 # ## From scratch
-# `next_token` is one pass over the whole text. No token looks at later ones (chapter 11), so what stands in the room
-# at the end does not matter.
+# `scores` is one pass over the whole text. No token looks at later ones (chapter 11), so what stands in the room
+# at the end does not matter: row n - 1 scores what comes after n tokens.
 
 # %%
 from __future__ import annotations
@@ -44,7 +44,7 @@ from nanollm_jax.profiling import CompileWatch
 model = nano.load(dtype="float32")
 config, tokenizer = model.config, model.tokenizer
 PROMPT = tokenizer.encode("Once upon a time, there was a little")
-ROOM = 32 if quick() else 128  # tokens of a text of fixed length
+ROOM = 128  # tokens of a text of fixed length
 
 
 def scores(params, tokens):
@@ -53,17 +53,19 @@ def scores(params, tokens):
     return nano.forward(params, tokens[None], cache, config=config)[0][0]
 
 
-@jax.jit
-def next_token(params, tokens, n):
-    """tokens [T], of which the first n are text -> the best next one"""
-    return jnp.argmax(scores(params, tokens)[n - 1])
+compiled = jax.jit(scores)  # once for each T
+
+
+def read(text):
+    """text [T] -> logits [T V], as an array of NumPy"""
+    return np.asarray(compiled(model.params, np.asarray(text, np.int32)))
 
 
 def growing(steps):
     """Every step has another shape."""
     text = list(PROMPT)
     for _ in range(steps):
-        text.append(int(next_token(model.params, jnp.asarray(text), len(text))))
+        text.append(int(read(text)[-1].argmax()))
     return text[len(PROMPT) :]
 
 
@@ -72,7 +74,7 @@ def with_room(steps):
     text, n = np.zeros(ROOM, np.int32), len(PROMPT)
     text[:n] = PROMPT
     for at in range(n, n + steps):
-        text[at] = next_token(model.params, jnp.asarray(text), at)
+        text[at] = read(text)[at - 1].argmax()
     return text[n : n + steps].tolist()
 
 
@@ -82,14 +84,14 @@ def scanned(params, tokens, n, steps):
 
     def step(carry, _):
         tokens, n = carry
-        token = next_token(params, tokens, n)
+        token = jnp.argmax(scores(params, tokens)[n - 1])
         return (tokens.at[n].set(token), n + 1), token
 
     return jax.lax.scan(step, (tokens, n), length=steps)[1]
 
 
 def with_scan(steps):
-    text = jnp.zeros(ROOM, jnp.int32).at[: len(PROMPT)].set(jnp.asarray(PROMPT))
+    text = np.pad(np.array(PROMPT, np.int32), (0, ROOM - len(PROMPT)))
     return scanned(model.params, text, len(PROMPT), steps).tolist()
 
 
@@ -99,46 +101,41 @@ def engine(steps):
 
 # %% [markdown]
 # `jax.lax.scan` calls a function again and again with a *carry*, here the text and its length, and collects what each
-# call returns. The function is compiled once, and the host is not asked between two tokens.
+# call returns. The function is compiled once, and the *host*, that is the Python program, is not asked between two
+# tokens.
 
 # %% tags=["question"]
 predict("how many programs are compiled by each of the three, and how many tokens per second do they write then?")
 
 # %% tags=["answer"]
-rows, answers, compiled = [], {}, {}
+rows, answers, programs = [], {}, {}
 for name, run, steps in (
-    ("growing text", growing, 2 if quick() else 6),
-    ("fixed length", with_room, 8 if quick() else 48),
-    ("fixed length, lax.scan", with_scan, 8 if quick() else 48),
-    ("the library", engine, 8 if quick() else 48),
+    ("growing text", growing, 2 if quick() else 4),
+    ("fixed length", with_room, 8 if quick() else 32),
+    ("fixed length, lax.scan", with_scan, 8 if quick() else 32),
+    ("the library", engine, 8 if quick() else 32),
 ):
     begun = time.perf_counter()
     with CompileWatch() as watch:
         answers[name] = run(steps)
     first = time.perf_counter() - begun
     again = seconds(run, steps, repeats=2)
-    compiled[name] = watch.programs
-    rows.append(
-        [
-            name,
-            steps,
-            watch.programs,
-            f"{first / steps * 1e3:.0f}",
-            f"{again / steps * 1e3:.1f}",
-            f"{steps / again:.0f}",
-        ]
-    )
+    programs[name] = watch.programs
+    rows.append([name, steps, watch.programs, f"{first / steps * 1e3:.0f}", f"{again / steps * 1e3:.1f}",
+                 f"{steps / again:.0f}"])  # fmt: skip
 table(
     "greedy text", ["", "tokens", "programs compiled", "ms a token, first time", "ms a token, then", "tokens/s"], rows
 )
 print("\n".join(textwrap.wrap("It writes: " + tokenizer.decode(PROMPT + answers["the library"]), 110)))
-for name, answer in answers.items():
-    check(f"{name}: the same tokens as the library", answer == answers["the library"][: len(answer)])
-check("a growing text compiles for every token", compiled["growing text"] >= len(answers["growing text"]))
-check("a fixed length does not", compiled["fixed length"] < len(answers["fixed length"]))
+for name in ("growing text", "fixed length", "fixed length, lax.scan"):
+    check(f"{name}: the same tokens as the library", answers[name] == answers["the library"][: len(answers[name])])
+check("a growing text compiles for every token", programs["growing text"] == len(answers["growing text"]))
+check("a fixed length, once", programs["fixed length"] == 1)
+check("the scan as well, for all of its tokens", programs["fixed length, lax.scan"] == 1)
 
 # %% [markdown]
-# Compiling for every token costs a hundred times what the token costs. The scan brings little here, because a pass
+# Compiling for every token costs far more than the token itself. (The library compiles one program that reads the
+# prompt, one that writes 16 tokens, and many small ones that fill arrays.) The scan brings little here, because a pass
 # over the whole text takes far longer than calling a program. What does a call cost? A program that does next to
 # nothing shows it.
 
@@ -175,10 +172,8 @@ if not quick():
 # %%
 def surprise(ids):
     """ids [T] -> -ln p of each token after the first, [T-1]; a loop that looks at one token at a time"""
-    ids = np.asarray(ids)
-    padded = np.zeros(max(ROOM, 1 << (len(ids) - 1).bit_length()), np.int32)  # few lengths, few programs
-    padded[: len(ids)] = ids
-    logits = np.asarray(read(model.params, jnp.asarray(padded)), np.float64)  # [T V]
+    text = np.pad(np.asarray(ids), (0, ROOM - len(ids)))  # one length, one program
+    logits = read(text).astype(np.float64)  # [T V]
     out = []
     for t in range(len(ids) - 1):
         largest = logits[t].max()
@@ -186,13 +181,12 @@ def surprise(ids):
     return np.array(out)
 
 
-read = jax.jit(scores)
 greedy = nano.generate(model, PROMPT, max_new_tokens=8 if quick() else 80, sampling=nano.Sampling(temperature=0.0))
 drawn = nano.generate(
     model, PROMPT, max_new_tokens=8 if quick() else 80, sampling=nano.Sampling(temperature=1.0), seed=1
 )
 ours = surprise(PROMPT + greedy.token_ids)[len(PROMPT) - 1 :]
-same("one pass, and the library's logprobs while it wrote", -ours, greedy.logprobs, tolerance=1e-3)
+same("one pass, and the library's ln p of each token while it wrote", -ours, greedy.logprobs, tolerance=1e-3)
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She had a red ball. One day, she went to the park with her mom. "
@@ -218,6 +212,7 @@ check("it prefers its own best text to a story", perplexity["its own text, greed
 check(
     "and a story to the same words in disorder", 5 * perplexity["a story"] < perplexity["the story, its words shuffled"]
 )
+check("there it would do better to guess blindly", perplexity["the story, its words shuffled"] > config.vocab_size)
 print("Perplexities of models with different vocabularies cannot be compared: longer tokens are harder to guess.")
 
 # %% tags=["figure"]
@@ -248,16 +243,16 @@ save(figure, "19_surprise")
 # not. The mean over all tokens is the loss.*
 #
 # ## Why greedy text repeats itself
-# Two texts of 400 tokens from the same beginning: one greedy, one drawn. The token that ends a text is forbidden (a
-# large negative number is added to its logit). A place is a *repetition* if its last eight tokens, in this order,
-# have occurred before.
+# Two texts of 240 tokens from the same beginning: one greedy, one drawn. The token that ends a text is forbidden: minus
+# infinity is added to its logit. A place is a *repetition* if the eight tokens that end there have occurred before, in
+# this order.
 
 # %% tags=["question"]
-predict("of the last hundred places of each text, how many are repetitions?")
+predict("of the last 80 places of each text, how many are repetitions?")
 
 # %% tags=["answer"]
-BEGINNING, LENGTH, LAST = "The dog ran and ran. The dog", 64 if quick() else 400, 16 if quick() else 100
-no_end = {token: -100.0 for token in model.defaults.eos_ids}
+BEGINNING, LENGTH, LAST = "The dog ran and ran. The dog", 64 if quick() else 240, 16 if quick() else 80
+no_end = {token: -math.inf for token in model.defaults.eos_ids}
 rows = {
     name: nano.generate(
         model,
@@ -265,7 +260,6 @@ rows = {
         max_new_tokens=LENGTH,
         sampling=nano.Sampling(temperature=t, logit_bias=no_end),
         seed=1,
-        chunk=32,
     )
     for name, t in (("greedy", 0.0), ("drawn", 1.0))
 }
@@ -294,7 +288,7 @@ check("drawing does not", share["drawn"] < 0.05)
 # look at how probable the tokens of each copy are.
 
 # %%
-COPIES = 3 if quick() else 8
+COPIES = 3 if quick() else 6
 SENTENCES = {
     "a sentence": "The dog ran to the big tree and found a shiny red key.",
     "its words shuffled": "key tree a found The shiny big to and the dog red ran.",
@@ -314,20 +308,22 @@ for name, row in probable.items():
     check(f"{name}: the last one is more probable still", row[-1] > row[1])
 
 # %% tags=["figure"]
-figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6))
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
 for (name, row), colour in zip(probable.items(), (BLUE, ORANGE), strict=True):
     left.plot(range(1, COPIES + 1), row, "o-", color=colour, label=name)
-left.set(xlabel="copy", yscale="log", ylim=(1e-4, 1), title="mean probability of a token, copy by copy")
-left.legend()
+left.set(xlabel="copy", ylabel="probability", yscale="log", ylim=(1e-4, 1), title="mean of a copy's tokens")
+left.set_xticks(range(1, COPIES + 1))
+left.legend(loc="center right", bbox_to_anchor=(1, 0.5))
 width = LAST // 4
+circle = repetitions(rows["greedy"].token_ids)
+right.fill_between(np.arange(LENGTH), 1, where=circle, step="mid", color=BLUE, alpha=0.15, linewidth=0,
+                   label="repetitions in greedy")  # fmt: skip
 for (name, answer), colour in zip(rows.items(), (BLUE, ORANGE), strict=True):
     p = np.exp(np.convolve(answer.logprobs, np.ones(width) / width, "valid"))
-    right.plot(np.arange(len(p)) + width, p, color=colour, label=name)
-circle = np.flatnonzero(repetitions(rows["greedy"].token_ids))
-right.plot(circle, np.full(len(circle), 1.05), "|", color=BLUE, markersize=5)
-right.text(len(rows["greedy"].token_ids), 0.97, "repetitions", color=BLUE, ha="right", va="center", size=9)
-right.set(xlabel="place in the text", ylim=(0, 1.1), title=f"mean probability of the last {width} tokens")
-right.legend(loc="lower right", bbox_to_anchor=(1, 0.35))
+    right.plot(np.arange(width - 1, LENGTH), p, color=colour, label=name)
+right.set(xlabel="place in the text", ylabel="probability", ylim=(0, 1), xlim=(0, LENGTH),
+          title=f"mean of the last {width} tokens")  # fmt: skip
+figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3)
 save(figure, "19_copies")
 
 # %% [markdown]
@@ -340,19 +336,21 @@ save(figure, "19_copies")
 #
 # ## In the engine
 # - `nanollm_jax.decode.write_tokens` is one `lax.scan` over tokens: it draws, runs the model on the one new token, and
-#   carries the logits and the cache. `nanollm_jax.generate.run` calls it for a few tokens at a time, and looks for the
-#   end of the text between two calls.
+#   carries the logits and the cache. `nanollm_jax.generate.write` calls it for a *chunk* of 16 tokens, and for the next
+#   chunk before anybody has looked at the first: while `nanollm_jax.generate.run` looks for the end of the text, the
+#   device goes on.
 # - `nanollm_jax.buckets` rounds prompts and caches up to a few lengths, so that few programs are ever compiled.
 # - `nanollm_jax.profiling.CompileWatch`, used above, counts compilations. The tests use it to show that a second
 #   request compiles nothing.
-# - The logprobs of `nanollm_jax.Generation` are those of the model itself, before temperature and cuts, so a
-#   perplexity can be computed from them.
+# - `nanollm_jax.Generation.logprobs` are ln p of each token that was written, by the model itself, before temperature
+#   and cuts. So a perplexity can be computed from them. `nanollm_jax.score` does it for a text that is
+#   there, and has bits per byte as well, which can be compared between vocabularies.
 #
 # ## Exercises
 # 1. What is the perplexity of a model that gives every token the same probability?
 # 2. Change one token in the room behind the text. Does the next token change? Why is that important?
-# 3. A chunk of the engine's loop is 16 tokens, and a text ends after 5 of them. What was wasted, and what would a
-#    chunk of 1 cost?
+# 3. A text ends after 5 tokens of a chunk of 16. How many tokens were computed for nothing, and what would a chunk of 1
+#    cost?
 
 # %% tags=["answer"]
 V = config.vocab_size
@@ -363,14 +361,14 @@ text = np.zeros(ROOM, np.int32)
 text[: len(PROMPT)] = PROMPT
 other = text.copy()
 other[len(PROMPT) :] = 99
-differ = np.abs(np.asarray(read(model.params, jnp.asarray(text)) - read(model.params, jnp.asarray(other)))).max(1)
+differ = np.abs(read(text) - read(other)).max(axis=1)
 same("not a logit of the text changes", differ[: len(PROMPT)], np.zeros(len(PROMPT)), tolerance=1e-5)
 check("behind it, they do", differ[len(PROMPT) :].max() > 0.1)
 print("So texts of different lengths can share one compiled program, and one batch.")
 
 # %% [markdown] tags=["answer"]
-# Eleven tokens were computed and thrown away. A chunk of 1 asks the host after every token: one call from Python more
-# for each, and the device waits meanwhile. How much that is was measured above, for a program that does nothing.
+# Eleven of this chunk, and the sixteen of the next, which was on its way already. With chunks of 1 it is one token, but
+# each token is a call from Python. What a call costs was measured above, for a program that does next to nothing.
 
 # %% [markdown]
 # [Previous: 18 · Sampling](18_sampling.py) · [Contents](README.md) · [Next: 20 · KV cache](20_kv_cache.py)

@@ -74,30 +74,43 @@ hidden = np.concatenate([silu(x @ mine) for mine in np.split(up, 4, axis=1)], ax
 same("nothing was lost in between: the hidden numbers side by side", hidden, silu(x @ up), tolerance=1e-12)
 
 # %% tags=["figure"]
-figure, axes = plt.subplots(1, 4, figsize=(10, 2.7), width_ratios=[1, 3, 3, 1])
-COLOURS = [BLUE, ORANGE, GREEN, RED]
-for ax, (rows, columns, title, cut) in zip(
-    axes,
-    ((5, 8, "x", None), (8, 24, "up", "columns"), (8, 24, "hidden", "columns"), (24, 8, "down", "rows")),
-    strict=True,
-):
-    rows = 5 if title == "hidden" else rows
-    for device, colour in enumerate(COLOURS):
-        if cut == "columns":
-            box = (device * columns / 4, 0, columns / 4, rows)
-        elif cut == "rows":
-            box = (0, device * rows / 4, columns, rows / 4)
-        else:
-            box, colour = (0, 0, columns, rows), "#c9ced6"
-        ax.add_patch(plt.Rectangle(box[:2], box[2] - 0.15, box[3] - 0.15, color=colour))
-    ax.set(xlim=(0, columns), ylim=(24, 0), title=f"{title} [{rows} {columns}]", aspect="equal")
-    ax.axis("off")
+figure, ax = plt.subplots(figsize=(10, 2.8))
+COLOURS, WHOLE = [BLUE, ORANGE, GREEN, RED], "#c9ced6"
+
+
+def draw(name, shape, left, cut=None):
+    """A matrix as a box, one unit for each number, cut into four along an axis or whole"""
+    height, width = shape
+    for device in range(4) if cut is not None else [None]:
+        colour = WHOLE if device is None else COLOURS[device]
+        part = (height, width) if cut is None else (height / 4, width) if cut == 0 else (height, width / 4)
+        corner = (left + (device or 0) * part[1] * (cut == 1), (device or 0) * part[0] * (cut == 0))
+        ax.add_patch(plt.Rectangle(corner, part[1] - 0.2, part[0] - 0.2, color=colour, linewidth=0))
+    ax.text(left, -1.2, f"{name} [{height} {width}]")
+
+
+draw("x", (5, 8), 0)
+draw("up", (8, 24), 13, cut=1)
+draw("hidden", (5, 24), 42, cut=1)
+draw("down", (24, 8), 71, cut=0)
+for device, colour in enumerate(COLOURS):
+    ax.add_patch(plt.Rectangle((84, 6.33 * device), 8, 4.8, color=colour, linewidth=0))
+    ax.text(88, 6.33 * device + 5.6, "+" if device < 3 else "", ha="center", va="center", size=13)
+ax.add_patch(plt.Rectangle((100, 0), 8, 4.8, color=WHOLE, linewidth=0))
+ax.text(84, -1.2, "parts [5 8]")
+ax.text(100, -1.2, "sum [5 8]")
+for place, sign in ((10.5, "@"), (39.5, "→"), (68.5, "@"), (81.5, "="), (96, "→")):
+    ax.text(place, 2.5, sign, ha="center", va="center", size=14)
+ax.text(39.5, 5.5, "silu", ha="center", va="center", size=9)
+ax.text(96, 5.5, "all-\nreduce", ha="center", va="center", size=9)
+ax.set(xlim=(0, 110), ylim=(24.5, -3.5), aspect="equal")
+ax.axis("off")
 save(figure, "22_split")
 
 # %% [markdown]
 # ![An MLP's weights cut into four parts](figures/22_split.png)
 #
-# *Each colour is one device; all of them have the grey input. A device needs only its own colour, from the input to its
+# *Each colour is one device; what is grey, all of them have. A device needs only its own colour, from the input to its
 # part of the sum.*
 #
 # ## shard_map
@@ -180,7 +193,8 @@ def on_mesh(data, tensor, config, params, total=add):
     mesh = Mesh(np.array(DEVICES).reshape(data, tensor), ("data", "tensor"))
     one = partial(forward, config=config, total=total if tensor > 1 else alone)  # a sum of one is no message
     return jax.jit(jax.shard_map(
-        one, mesh=mesh, in_specs=(specs(params), P("data")), out_specs=P("data", None, "tensor"), check_vma=False,
+        one, mesh=mesh, in_specs=(specs(params), P("data")), out_specs=P("data", None, "tensor"),
+        check_vma=False,  # JAX would notice a forgotten sum; here that is to be seen
     ))  # fmt: skip
 
 
@@ -307,7 +321,7 @@ talking = np.array([step_seconds(1, n) for n in sizes]) * 1e3 - reading
 places = range(len(sizes))
 right.bar(places, reading, color=BLUE, label="reading weights")
 right.bar(places, talking, bottom=reading, color=ORANGE, label="all-reduces")
-right.set(title="milliseconds a token, 1 text", xlabel="devices, tensor parallel")
+right.set(title="milliseconds a token, 1 text", xlabel="devices, tensor parallel", ylim=(0, 9))
 right.set_xticks(places, sizes)
 right.legend()
 for axis in (left.xaxis, left.yaxis):
@@ -322,13 +336,32 @@ save(figure, "22_scaling")
 # with tensor parallelism, and many such groups work on different texts.*
 #
 # ## In the engine
-# - `nanollm_jax.params.layout` stores weights so that they can be cut: `wqkv` along K, so that each device has whole
-#   groups of heads, and `up` along F, so that gate and up of a number stay together.
-# - `nanollm_jax.forward` is a pure function of its arguments. That is what makes this chapter possible: `jax.jit`,
-#   `jax.vmap` and `jax.shard_map` take such a function as it is.
-# - The cache of chapter 20 is cut like the heads, `nanollm_jax.cache.shapes`: each device keeps the keys and values of
-#   its own heads, and nobody else ever needs them.
-#
+# - `nanollm_jax.make_mesh` makes a mesh with the axes "dp" (data parallel) and "tp" (tensor parallel), and
+#   `nanollm_jax.load` with this mesh reads each device's part of the weights from the file. All else is called as before:
+#   `nanollm_jax.generate` runs where the parameters are.
+# - `nanollm_jax.sharding.RULE` is our `SPECS` for letters instead of names: B along "dp"; K, F and V along "tp". So
+#   `nanollm_jax.params.layout` says how each parameter is cut: `wqkv` along K, in whole groups of heads, and `up` along
+#   F, so that gate and up of a number stay together. `nanollm_jax.sharding.parallelize` has the only `shard_map`.
+# - The sums stand where ours do: `nanollm_jax.ops.linear.linear_sum` behind attention and MLP, which adds a bias after
+#   the sum, once, and `nanollm_jax.ops.embedding.embed`. They call `nanollm_jax.collectives.psum`, which without a mesh
+#   hands its argument back. So `nanollm_jax.model.forward` is one text for one device and for many. At the top the
+#   parts of the logits are put together, since sampling needs all of them.
+# - Each device keeps the keys and values of its own heads in a cache of its own (chapter 20). With more devices than key
+#   and value heads, `nanollm_jax.sharding.arrange` repeats those, and each copy serves a part of its queries.
+# - `nanollm mesh` shows who holds what, counts the exchanges in the compiled program, and compares with one device.
+#   `nanollm plan` does what our model of scaling does, for published sizes and devices.
+
+# %%
+mesh = nano.make_mesh(dp=2, tp=4)
+spread = nano.load(dtype="float32", mesh=mesh)
+heads = spread.config.num_kv_heads
+cache = nano.init_cache(spread.config, batch=4, capacity=4, dtype="float32", mesh=mesh)
+theirs = nano.forward(spread.params, np.array(ids), cache, config=spread.config)[0]  # [B T V]
+same(
+    f"the engine on 2 x 4 devices, with {heads} key and value heads for {model.config.num_kv_heads}", theirs, ours, 1e-3
+)
+
+# %% [markdown]
 # ## Exercises
 # 1. Why is the first weight of an MLP cut by outputs, and not by inputs?
 # 2. How many devices does a model with 8 key and value heads allow for tensor parallelism, without copies?

@@ -55,14 +55,27 @@ def run(
         if equation.primitive.name == "name":
             outputs = [changed(equation.params["name"], inputs[0], change)]
             values[equation.params["name"]] = outputs[0]
-        elif equation.primitive.name == "jit":
-            inner = equation.params["jaxpr"]
-            outputs = run(inner.jaxpr, inner.consts, inputs, change, values)
+        elif (inner := called(equation, inputs)) is not None:
+            graph, inputs = inner
+            outputs = run(graph.jaxpr, graph.consts, inputs, change, values)
         else:
             result = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
             outputs = result if equation.primitive.multiple_results else [result]
         known.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def called(equation: core.JaxprEqn, inputs: list[Any]) -> tuple[core.ClosedJaxpr, list[Any]] | None:
+    """The graph inside an equation and its inputs: of a jit, or of a cond whose branch is known; None for anything else.
+
+    A cond that is bound as it stands is compiled anew on each call, and each product with weights is one (ops/linear.py).
+    """
+    if equation.primitive.name == "jit":
+        return equation.params["jaxpr"], inputs
+    if equation.primitive.name == "cond" and not isinstance(inputs[0], jax.core.Tracer):
+        branches = equation.params["branches"]
+        return branches[min(max(int(inputs[0]), 0), len(branches) - 1)], inputs[1:]
+    return None
 
 
 def changed(name: str, value: jax.Array, change: Mapping[str, Change]) -> jax.Array:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from models import CONFIG_JSON, random_model
 
 import nanollm_jax as nano
+from nanollm_jax.profiling import CompileWatch
 
 TOKENS = jnp.asarray([[3, 14, 15, 9, 26]])
 PER_LAYER = ["attention_norm", "attention.q", "attention.k", "attention.v", "attention.weights", "attention.mixed",
@@ -69,6 +73,28 @@ def test_it_sees_through_jit_and_runs_inside_it(model):
     cache = nano.init_cache(model.config, 1, 8, jnp.float32)
     inside = jax.jit(lambda params, cache: nano.observe(nano.forward, params, TOKENS, cache, config=model.config)[1])
     np.testing.assert_allclose(inside(model.params, cache)["layers.0.out"], look(model)[1]["layers.0.out"], atol=1e-5)
+
+
+def test_a_second_look_compiles_nothing(model):
+    look(model)
+    with CompileWatch() as watch:
+        look(model)
+    assert watch.programs == 0
+
+
+def test_a_branch_that_is_taken_is_seen_and_no_other():
+    def function(choice, x):
+        return jax.lax.switch(choice, [partial(tag_of, name) for name in "abc"], x)
+
+    for choice, name in ((-1, "a"), (1, "b"), (7, "c")):  # as in lax.switch, beyond the ends is the last branch there
+        result, values = nano.observe(function, jnp.int32(choice), jnp.ones(2), change={name: lambda x: x * 3})
+        assert list(values) == [name] and result.tolist() == [6.0, 6.0]
+    inside = jax.jit(lambda choice: nano.observe(function, choice, jnp.ones(2))[0])
+    assert inside(jnp.int32(1)).tolist() == [2.0, 2.0]
+
+
+def tag_of(name, x):
+    return checkpoint_name(x + 1, name)
 
 
 def test_tags_leave_nothing_in_the_lowered_program(model):

@@ -45,8 +45,9 @@ def run(path: Path) -> NotebookNode:
 def render(notebook: NotebookNode, path: Path) -> str:
     """The HTML of one chapter, images embedded, links to other chapters turned into links inside the page."""
     exporter = HTMLExporter(template_name="chapter", extra_template_basedirs=[str(HERE)], embed_images=True)
-    exporter.anchor_link_text = ""
+    exporter.exclude_anchor_links = True
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(path.parent)}})
+    body = re.sub(r'(<h[1-6]) id="[^"]*"', r"\1", body)  # "The question" stands in each chapter, an id may only once
     body = re.sub(r'href="(\d\d_\w+)\.py"', r'href="#\1"', body)
     return body.replace('href="README.md"', 'href="#contents"')
 
