@@ -22,8 +22,8 @@ LETTERS = byte_letters()
 
 def byte_level_bytes(piece: str) -> bytes:
     """The bytes of a byte-level entry: "Ġthe" -> b" the". An entry with other characters is taken as plain text."""
-    if all(letter in LETTERS for letter in piece):
-        return bytes(LETTERS[letter] for letter in piece)
+    if LETTERS.keys() >= set(piece):
+        return bytes(map(LETTERS.__getitem__, piece))
     return piece.encode("utf-8")
 
 
