@@ -203,10 +203,10 @@ def rewind(cache: KVCache, length: int) -> KVCache | None:
     Slots past the length are never seen and are written again, so going back is counting back. A ring that has begun to
     overwrite what left its window cannot go back at all.
     """
-    held = np.asarray(cache.length)
-    if not 0 <= length <= held.min():
+    lengths = np.asarray(cache.length)
+    if not 0 <= length <= lengths.min():
         return None
     slots = min(buffer.shape[1] for buffer in cache.k)
-    if slots < cache.capacity and held.max() > max(slots, length):
+    if slots < cache.capacity and lengths.max() > max(slots, length):
         return None
     return dataclasses.replace(cache, length=jnp.full(cache.batch, length, jnp.int32))

@@ -217,9 +217,11 @@ class ModelConfig:
 
     @property
     def switch_length(self) -> int | None:
-        """The last length of a text that is read with the short factors of longrope; None without longrope."""
+        """The last length of a text that is read with longrope's short factors; None where every text is read alike."""
         scaling = self.rope_scaling
-        return scaling.original_max_positions if isinstance(scaling, LongRopeScaling) else None
+        if not isinstance(scaling, LongRopeScaling) or scaling.original_max_positions >= self.max_positions:
+            return None
+        return scaling.original_max_positions
 
     def window(self, layer: int) -> int | None:
         """How many positions a query of this layer sees, itself included; None for all."""

@@ -20,7 +20,7 @@ from nanollm_jax.cache import KVCache, init_cache, rewind
 from nanollm_jax.chat import check_messages
 from nanollm_jax.decode import State, init_state, write_tokens
 from nanollm_jax.errors import RequestError
-from nanollm_jax.generate import CHUNK, STREAM_CHUNK, Stream, read_behind, roomy, run, timed
+from nanollm_jax.generate import CHUNK, STREAM_CHUNK, Stream, read_behind, reread, roomy, run, timed
 from nanollm_jax.loading import Model
 from nanollm_jax.profiling import Timings
 from nanollm_jax.request import Request, check_request
@@ -173,19 +173,9 @@ class Conversation:
         seed = (self.seed + sum(message["role"] == "assistant" for message in self.messages)) % 2**32
         new, left = self.max_new_tokens, room(self.model, ids)
         new = min(new, left) if isinstance(new, int) else new  # what is no number is refused by its name
-        self.check_switch(len(ids), new)
         request = request_of(self.model, ids, new, self.sampling, seed, (), self.chunk)
         self.answering = Stream(request, self.answer(request, messages))
         return self.answering
-
-    def check_switch(self, prompt: int, new: Any) -> None:
-        """Raise RequestError where an answer could outgrow the length beyond which the model turns every position otherwise."""
-        length = self.model.config.switch_length
-        if length is not None and isinstance(new, int) and prompt <= length < prompt + new:
-            raise RequestError(
-                f"{prompt} tokens and {new} new ones pass the {length} beyond which this model reads a text otherwise, and the "
-                f"kept cache would be wrong; set max_new_tokens to {max(length - prompt, 1)} or fewer, or begin anew."
-            )
 
     def stop(self) -> None:
         """End the answer that is being written, if any, and keep what there is of it."""
@@ -245,7 +235,7 @@ class Conversation:
             cache, known = self.take_cache(prompt)
             state = read(self.model, prompt, known, cache, timings)
             while not request.answers[0].finish_reason:
-                state, tokens = write(self.model, request, state, len(prompt) + len(drawn))
+                state, tokens = write(self.model, request, state, prompt + drawn)
                 drawn += tokens
                 yield
         except BaseException as error:
@@ -263,7 +253,8 @@ class Conversation:
         # the last token is read in any case: the answer begins with its logits
         known = common_prefix(held, prompt[:-1])
         length = self.model.config.switch_length
-        switched = length is not None and len(held) <= length < len(prompt)  # read otherwise, all of it
+        # a text beyond longrope's original length has other keys, from its first token on
+        switched = length is not None and (len(held) > length) != (len(prompt) > length)
         back = None if cache is None or switched else rewind(cache, known)
         if back is not None:
             return back, known
@@ -285,15 +276,22 @@ def read(model: Model, prompt: list[int], known: int, cache: KVCache, timings: T
         return jax.block_until_ready(state)
 
 
-def write(model: Model, request: Request, state: State, positions: int) -> tuple[State, list[int]]:
-    """One chunk more of an answer, behind so many positions; what was drawn is also in the cache."""
+def write(model: Model, request: Request, state: State, text: list[int]) -> tuple[State, list[int]]:
+    """One chunk more behind a text that was read; what was drawn is also in the cache.
+
+    Where the text outgrows longrope's original length, the chunk ends and all of it is read again.
+    """
     answer, timings, config = request.answers[0], request.timings, model.config
+    left = (config.switch_length or 0) + 1 - len(text)
+    steps = min(request.chunk, left) if left > 0 else request.chunk
     with timed(timings, "decode_seconds"):
-        state = roomy(state, config, min(positions + request.chunk, config.max_positions))
+        state = roomy(state, config, min(len(text) + steps, config.max_positions))
         drawn, logprobs, state = write_tokens(
-            model.params, state, request.sampling, request.seeds, config=config, steps=request.chunk
+            model.params, state, request.sampling, request.seeds, config=config, steps=steps
         )
         tokens, scores = np.asarray(drawn)[0].tolist(), np.asarray(logprobs)[0].tolist()
+        if steps == left:
+            state = reread(model, [text + tokens], state)
     timings.first_token_seconds = timings.first_token_seconds or timings.prefill_seconds + timings.decode_seconds
     for token, logprob in zip(tokens, scores, strict=True):
         answer.push(token, logprob)

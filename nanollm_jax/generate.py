@@ -220,9 +220,14 @@ def chunks(
             for text, ids in zip(written, whole(tokens).tolist(), strict=False):  # not the added rows
                 text += ids
             if end in grown and end < request.max_new_tokens:
-                state = dataclasses.replace(read(model, written), past=state.past)
+                state = reread(model, written, state)
     if pending:
         yield pending
+
+
+def reread(model: Model, texts: list[list[int]], state: State) -> State:
+    """The state of rows with these texts, as if all of them had been read at once."""
+    return dataclasses.replace(read(model, texts), past=state.past)
 
 
 def padded(rows: np.ndarray, batch: int) -> np.ndarray:

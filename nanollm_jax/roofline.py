@@ -34,13 +34,13 @@ def step_bytes(config: ModelConfig, rows: int, length: int, itemsize: int) -> in
     """Bytes that decode has to move for one more token in each of `rows` rows that hold `length` positions.
 
     Every weight once (of an embedding that is only looked up, one vector per row), the keys and values in sight, and
-    the new ones.
+    the new ones. Of experts as many as there are choices, at most all: an upper bound, since rows may choose the same.
     """
-    shapes = parameters.shapes(config)
-    looked_up = [path for path in ("embedding.tokens", "embedding.positions") if path in shapes]
+    used = used_weights(config, min(config.num_experts, rows * config.experts_per_token))
+    looked_up = [path for path in ("embedding.tokens", "embedding.positions") if path in used]
     if config.tie_embeddings:
         looked_up.remove("embedding.tokens")
-    weights = sum(math.prod(shape) for path, shape in shapes.items() if path not in looked_up)
+    weights = sum(count for path, count in used.items() if path not in looked_up)
     seen = sum(min(length + 1, config.window(layer) or length + 1) for layer in range(config.num_layers))
     cached = 2 * config.num_kv_heads * config.head_dim * (seen + config.num_layers)
     return itemsize * (weights + rows * (cached + len(looked_up) * config.hidden_size))
@@ -49,15 +49,26 @@ def step_bytes(config: ModelConfig, rows: int, length: int, itemsize: int) -> in
 def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
     """FLOPs of the matrix products that read `rows` prompts of `length` tokens and score what follows each.
 
-    Two per weight and token; in attention, four per head width and pair of a query and a key that it sees.
+    Two per weight and token, of the experts those that the token chooses; in attention, four per head width and pair of
+    a query and a key that it sees.
     """
-    layout, shapes = parameters.layout(config), parameters.shapes(config)
+    layout, used = parameters.layout(config), used_weights(config, config.experts_per_token)
     products = [path for path, axes in layout.items() if path.startswith("layers.") and {"D", " "} <= set(axes)]
-    weights = sum(math.prod(shapes[path]) for path in products)
+    weights = sum(used[path] for path in products)
     windows = [config.window(layer) or length for layer in range(config.num_layers)]
     pairs = sum(sum(min(position + 1, window) for position in range(length)) for window in windows)
     attention = 4 * config.num_heads * config.head_dim * pairs
     return rows * (2 * length * weights + attention + 2 * config.vocab_size * config.hidden_size)
+
+
+def used_weights(config: ModelConfig, experts: int) -> dict[str, int]:
+    """{path: how many of its numbers are used} where only so many experts of each layer are."""
+    whole = config.sizes
+    chosen = whole | {"E": experts}
+    return {  # a router, which has no M, is used whole
+        path: math.prod((chosen if "M" in axes else whole)[letter] for letter in axes.split())
+        for path, axes in parameters.layout(config).items()
+    }
 
 
 def read_rate() -> float:

@@ -52,7 +52,9 @@ def warmup(
     batch            prompts at a time: any number up to `batch` that rounds up to the same power of two
     prompt_tokens    tokens of the longest prompt, max_new_tokens of the longest answer
     chunk            as in generate; None compiles for generate's own and for stream's
-    Afterwards such requests compile nothing, whatever their lengths, sampling settings, seeds and stops.
+    Afterwards such requests compile nothing, whatever their lengths, sampling settings, seeds and stops. With longrope, two
+    things are still compiled when they come up: a prompt longer than a piece, which is read at once all the same, and the
+    reading of a text anew where an answer outgrows the original length.
     Raises RequestError for what the model has no positions for.
     """
     config = model.config

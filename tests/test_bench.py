@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,20 @@ def test_bytes_of_a_step_are_the_weights_once_and_the_keys_and_values_in_sight()
     assert roofline.step_bytes(gpt2.config, 1, 8, 4) == 4 * (size[gpt2] - 256 * 36 + 36 + 2 * 2 * 3 * 12 * 10)
     # a window of 7: 7 seen however long the row is; 2 layers of 1 head of 14
     assert roofline.step_bytes(mistral.config, 1, 100, 4) == 4 * (size[mistral] - 97 * 40 + 40 + 2 * 2 * 14 * 8)
+
+
+def test_of_experts_only_those_that_are_chosen_count():
+    """Three layers, 0 and 2 with 5 experts of 12, of which 2 are chosen; layer 1 has none."""
+    config = random_model("qwen3_moe").config
+    expert = 2 * 3 * 12 * 32  # numbers of one expert in both layers: gate, up and down
+    one, two, three = (roofline.step_bytes(config, rows, 0, 1) for rows in (1, 2, 3))
+    row = 2 * config.num_kv_heads * config.head_dim * 2 * 3 + 32  # keys and values, seen and written, and the embedding
+    assert (two - one, three - two) == (2 * expert + row, expert + row)  # 4 experts of 5, then all
+    assert three == nano.params.count(config) - 83 * 32 + 3 * row
+    products = nano.params.count(config) - 2 * 83 * 32 - 3 * expert  # the embeddings, and the experts that are not chosen
+    products -= sum(math.prod(shape) for shape in nano.params.shapes(config).values() if len(shape) == 1)
+    keys = 4 * config.num_heads * config.head_dim * 3
+    assert roofline.prompt_flops(config, 1, 1) == 2 * products + keys + 2 * 83 * 32
 
 
 def test_flops_of_a_prompt_are_what_xla_counts_in_the_compiled_program():

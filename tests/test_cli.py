@@ -560,15 +560,23 @@ def test_info_counts_what_the_library_counts(run: Run, model: nano.Model) -> Non
     }
 
 
-def test_compiled_programs_are_kept_unless_told_otherwise(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(
+    "command", [["generate", "Once", "--max-new-tokens", "2"], ["score", "text"], ["chat", "--template", "text"]]
+)
+def test_compiled_programs_are_kept_unless_told_otherwise(
+    run: Run, typed: Callable[[bytes], None], tmp_path: Path, monkeypatch: Any, command: list[str]
+) -> None:
+    (tmp_path / "text").write_text("Once upon")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    typed(b"")
     kept = tmp_path / "nanollm_jax" / "compiled"
-    code, _, err = run("generate", "Once", "--max-new-tokens", "2", "--no-compile-cache")
+    code, _, err = run(*command, "--no-compile-cache")
     assert code == 0 and not kept.exists(), err
-    code, _, err = run("generate", "Once", "--max-new-tokens", "2")
+    code, _, err = run(*command)
     assert code == 0 and kept.stat().st_mode & 0o777 == 0o700, err
     kept.chmod(0o777)
-    code, out, err = run("generate", "Once", "--max-new-tokens", "2")
+    code, out, err = run(*command)
     assert (code, out) == (2, "") and "others may write to it" in err and "Traceback" not in err
 
 

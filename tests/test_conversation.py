@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import random_model
+from models import FURTHER, random_model
 
 import nanollm_jax as nano
 from nanollm_jax import cache as kv
@@ -317,6 +318,35 @@ def test_an_answer_ends_where_the_positions_end(model: nano.Model) -> None:
         conversation.ask("more?")
     conversation.undo()
     assert say(conversation, "more?").generation.text
+
+
+def test_a_conversation_grows_beyond_longropes_original_length_and_back(model: nano.Model) -> None:
+    """32 tokens: an answer ends at the first behind them, the next begins there; undo leads back, a question across."""
+    config, _ = nano.read_config(FURTHER["phi3"] | {"vocab_size": model.config.vocab_size, "num_hidden_layers": 1})
+    assert config.switch_length == 32
+    params = nano.init_params(config, jax.random.key(5), jnp.float32)
+    phi = nano.Model(config, params, model.tokenizer, chat_template=model.chat_template)
+    conversation = nano.Conversation(phi, sampling=nano.Sampling(temperature=0.0, repetition_penalty=1.3), chunk=4)
+
+    def ask(question: str, new: int) -> tuple[int, int]:
+        """Lengths of the text before and after an answer that is the same without the kept cache."""
+        conversation.max_new_tokens = new
+        messages = [*conversation.messages, {"role": "user", "content": question}]
+        alone = nano.chat(phi, messages, max_new_tokens=new, sampling=conversation.sampling, chunk=4)
+        answer = say(conversation, question).generation
+        assert answer.token_ids == alone.token_ids
+        np.testing.assert_allclose(answer.logprobs, alone.logprobs, atol=1e-4)
+        return answer.prompt_tokens, answer.prompt_tokens + len(answer.token_ids)
+
+    prompt, _ = ask("Who was Tim?", 4)
+    conversation.undo()
+    assert ask("Who was Tim?", 33 - prompt) == (prompt, 33)
+    assert min(ask("And then?", 4)) > 33
+    assert conversation.answering is not None and conversation.answering.timings.cached_tokens > 10
+    conversation.undo()
+    conversation.undo()
+    assert max(ask("Who was Tim?", 4)) < 32
+    assert min(ask("What did the little dog do then? " * 3, 4)) > 32
 
 
 # the cache

@@ -32,13 +32,13 @@ def test_linear_adds_its_bias_once():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, MANY - 1, MANY])
-@pytest.mark.parametrize("dtype,atol", [("float32", 1e-5), ("bfloat16", 1e-5)])
-def test_every_way_to_multiply_is_the_same_product(rows, dtype, atol):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_way_to_multiply_is_the_same_product(rows, dtype):
     """One row, a few and many go through different kernels; bfloat16 operands, but float32 sums."""
     x, w = jnp.asarray(random(rows, 33), dtype), jnp.asarray(random(17, 33), dtype)
     ours = jax.jit(product)(x, w)
     assert ours.dtype == jnp.float32
-    close(ours, np.asarray(x, float) @ np.asarray(w, float).T, atol)
+    close(ours, np.asarray(x, float) @ np.asarray(w, float).T)
 
 
 def test_linear_accumulates_in_float32():

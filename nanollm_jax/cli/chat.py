@@ -12,6 +12,7 @@ from nanollm_jax.cli.generate import given_settings, with_settings
 from nanollm_jax.cli.options import (
     Dtype,
     Frequency,
+    KeepCompiled,
     MaxNewTokens,
     MinP,
     Presence,
@@ -23,6 +24,7 @@ from nanollm_jax.cli.options import (
     TopK,
     TopP,
     decoded,
+    keep_compiled,
 )  # fmt: skip
 from nanollm_jax.cli.reading import Keyboard, Lines, Reader
 from nanollm_jax.cli.session import Session
@@ -53,6 +55,7 @@ def chat(
     frequency_penalty: Frequency = None,
     history: Annotated[Path, typer.Option(metavar="FILE", help=HISTORY)] = Path("~/.local/state/nanollm/history"),
     no_history: Annotated[bool, typer.Option("--no-history", help="Remember nothing.")] = False,
+    compile_cache: KeepCompiled = True,
 ) -> None:
     """Talk with a chat-tuned model. Type a question; /help lists the commands.
 
@@ -65,6 +68,7 @@ def chat(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
+    keep_compiled(compile_cache)
     loaded = nano.load(model, dtype=dtype, revision=revision)
     if template is not None:
         loaded = with_template(loaded, template.expanduser())

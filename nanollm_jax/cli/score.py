@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanollm_jax.cli.options import AsJson, Dtype, Revision, Source, decoded
+from nanollm_jax.cli.options import AsJson, Dtype, KeepCompiled, Revision, Source, decoded, keep_compiled
 from nanollm_jax.cli.printing import console, harmless, plural, print_json, print_table, spelled
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def score(
     window: Annotated[int | None, typer.Option(metavar="N", min=2, help=WINDOW)] = None,
     stride: Annotated[int | None, typer.Option(metavar="N", min=1, help=STRIDE)] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help=TOKENS)] = False,
+    compile_cache: KeepCompiled = True,
     as_json: AsJson = False,
 ) -> None:
     """Perplexity and bits per byte of a text.
@@ -43,6 +44,7 @@ def score(
 
     data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
     text = decoded(data, "standard input" if file == "-" else file)
+    keep_compiled(compile_cache)
     loaded = nano.load(model, dtype=dtype, revision=revision)
     result = nano.score(loaded, text, window=window, stride=stride)
     assert isinstance(result, nano.Score)
