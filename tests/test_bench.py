@@ -68,7 +68,9 @@ def test_of_experts_only_those_that_are_chosen_count():
     row = 2 * config.num_kv_heads * config.head_dim * 2 * 3 + 32  # keys and values, seen and written, and the embedding
     assert (two - one, three - two) == (2 * expert + row, expert + row)  # 4 experts of 5, then all
     assert three == nano.params.count(config) - 83 * 32 + 3 * row
-    products = nano.params.count(config) - 2 * 83 * 32 - 3 * expert  # the embeddings, and the experts that are not chosen
+    products = (
+        nano.params.count(config) - 2 * 83 * 32 - 3 * expert
+    )  # the embeddings, and the experts that are not chosen
     products -= sum(math.prod(shape) for shape in nano.params.shapes(config).values() if len(shape) == 1)
     keys = 4 * config.num_heads * config.head_dim * 3
     assert roofline.prompt_flops(config, 1, 1) == 2 * products + keys + 2 * 83 * 32

@@ -30,7 +30,7 @@ ROOT = Path(nano.__file__).parents[1]
 PROMPT = "Once upon a time"
 SETTINGS = ["--max-new-tokens", "8", "--temperature", "0.9", "--top-k", "40", "--seed", "5"]
 FIGURES = re.compile(
-    r"5 prompt tokens at \d+ tok/s · \d+ new tokens at [\d.]+ tok/s · first token [\d.]+ s( · compiled in [\d.]+ s)?\n"
+    r"5 prompt tokens at \d+ tok/s · \d+ new tokens? at [\d.]+ tok/s · first token [\d.]+ s( · compiled in [\d.]+ s)?\n"
 )
 
 Run = Callable[..., tuple[int, str, str]]
@@ -270,7 +270,7 @@ def test_ctrl_c_with_json(run: Run, interrupting: Callable[[int], None], answer:
     code, out, err = run("generate", PROMPT, *SETTINGS, "--json")
     report = strict_json(out)
     assert (code, err, report["finish_reason"]) == (130, "", "interrupted")
-    assert report["token_ids"] == answer.token_ids[:4] and answer.text.startswith(report["text"]) and report["text"]
+    assert report["token_ids"] == answer.token_ids[:1] and answer.text.startswith(report["text"]) and report["text"]
 
 
 def test_second_ctrl_c_ends_at_once(
