@@ -228,6 +228,31 @@ def test_16_bit_checkpoints(tmp_path, dtype):
     np.testing.assert_allclose(our_logits(model, tokens), reference_logits(reference, tokens), atol=1e-4, rtol=0)
 
 
+ONE_OF_EACH = {settings["model_type"]: name for name, settings in reversed(CASES.items())}
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH.values(), ids=ONE_OF_EACH)
+def test_bfloat16_is_as_near_to_float32_as_the_references(tmp_path, name):
+    """Run in bfloat16, logits stay within twice the reference's own distance from its float32 ones."""
+    import torch
+    import transformers
+
+    settings = dict(CASES[name])
+    if "moe_intermediate_size" in settings:
+        settings["moe_intermediate_size"] = 24  # the reference multiplies 16-bit experts by multiples of 8 only
+    write_reference(tmp_path, settings, seed=len(name)).to(torch.bfloat16).save_pretrained(tmp_path)
+    tokens = np.random.default_rng(1).integers(0, 90, (4, 100), dtype=np.int32)
+    exact, rounded = (
+        reference_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype), tokens)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    found = our_logits(nano.load(tmp_path, dtype="bfloat16"), tokens)
+    ours, theirs = np.abs(found - exact), np.abs(rounded - exact)
+    assert theirs.max() > 0
+    assert ours.max() <= 2 * theirs.max()
+    assert ours.mean() <= 2 * theirs.mean()
+
+
 def test_sharded_checkpoint(tmp_path):
     """Several files behind an index."""
     reference = write_reference(tmp_path / "one", LLAMA)

@@ -29,11 +29,18 @@ def llama() -> nano.Model:
     return random_model("llama")
 
 
+forward = jax.jit(nano.forward, static_argnames="config")
+
+
 def oracle(model: nano.Model, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Logprob of each token but the first after all before it, and whether it is the best, by plain forward."""
-    cache = nano.init_cache(model.config, 1, len(ids))
-    logits, _ = nano.forward(model.params, jnp.asarray([ids]), cache, config=model.config)
-    logprobs = np.asarray(jax.nn.log_softmax(logits[0, :-1], axis=-1))
+    """Logprob of each token but the first after all before it, and whether it is the best, by plain forward.
+
+    Zeros behind the text make few lengths to compile of many; nothing before them can see them.
+    """
+    size = 64 if len(ids) <= 64 else 256
+    tokens = jnp.asarray([ids + [0] * (size - len(ids))])
+    logits, _ = forward(model.params, tokens, nano.init_cache(model.config, 1, size), config=model.config)
+    logprobs = np.asarray(jax.nn.log_softmax(logits[0, : len(ids) - 1], axis=-1))
     return logprobs[np.arange(len(ids) - 1), ids[1:]], logprobs.argmax(-1) == ids[1:]
 
 
