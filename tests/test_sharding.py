@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -222,6 +224,23 @@ def test_load_onto_a_mesh():
     assert wqkv.addressable_shards[0].data.nbytes * 2 == wqkv.nbytes
     one, many = (nano.generate(m, "Once upon a time", max_new_tokens=24) for m in (whole, model))
     assert one.text == many.text and len(many.token_ids) == 24
+
+
+def test_a_conversation_on_a_mesh():
+    """Split over tp, two turns with a kept cache are those of one device; a single row cannot be split over dp."""
+    one = nano.load(dtype="float32")
+    text = "{{ bos_token }}{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    template = nano.ChatTemplate(Path("chat_template.jinja"), {"default": text}, one.tokenizer)
+    one = dataclasses.replace(one, chat_template=template)
+    turns = []
+    for model in (one, nano.shard(one, nano.make_mesh(1, 2))):
+        conversation = nano.Conversation(model, max_new_tokens=6)
+        turns.append([("".join(conversation.ask(question)), conversation.answering.timings.cached_tokens > 0)
+                      for question in ("Once upon a time", "The dog")])  # fmt: skip
+    assert turns[0] == turns[1] and [cached for _, cached in turns[1]] == [False, True]
+    rows = nano.Conversation(nano.shard(one, nano.make_mesh(2, 1)))
+    with pytest.raises(nano.RequestError, match=r"a cache of 1 rows .* make the rows a multiple of 2"):
+        "".join(rows.ask("Once"))
 
 
 def test_what_cannot_be_split_is_refused(whole, model):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nanollm_jax.cli.devices import Devices, Tp, mesh_for
 from nanollm_jax.cli.generate import given_settings, with_settings
 from nanollm_jax.cli.options import (
     Dtype,
@@ -55,6 +56,8 @@ def chat(
     frequency_penalty: Frequency = None,
     history: Annotated[Path, typer.Option(metavar="FILE", help=HISTORY)] = Path("~/.local/state/nanollm/history"),
     no_history: Annotated[bool, typer.Option("--no-history", help="Remember nothing.")] = False,
+    tp: Tp = 1,
+    devices: Devices = None,
     compile_cache: KeepCompiled = True,
 ) -> None:
     """Talk with a chat-tuned model. Type a question; /help lists the commands.
@@ -69,7 +72,7 @@ def chat(
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
     keep_compiled(compile_cache)
-    loaded = nano.load(model, dtype=dtype, revision=revision)
+    loaded = nano.load(model, dtype=dtype, revision=revision, mesh=mesh_for(1, tp, devices))
     if template is not None:
         loaded = with_template(loaded, template.expanduser())
     conversation = nano.Conversation(

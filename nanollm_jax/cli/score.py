@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nanollm_jax.cli.devices import Devices, Dp, Tp, mesh_for
 from nanollm_jax.cli.options import AsJson, Dtype, KeepCompiled, Revision, Source, decoded, keep_compiled
 from nanollm_jax.cli.printing import console, harmless, plural, print_json, print_table, spelled
 
@@ -32,6 +33,9 @@ def score(
     window: Annotated[int | None, typer.Option(metavar="N", min=2, help=WINDOW)] = None,
     stride: Annotated[int | None, typer.Option(metavar="N", min=1, help=STRIDE)] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help=TOKENS)] = False,
+    dp: Dp = 1,
+    tp: Tp = 1,
+    devices: Devices = None,
     compile_cache: KeepCompiled = True,
     as_json: AsJson = False,
 ) -> None:
@@ -45,7 +49,7 @@ def score(
     data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
     text = decoded(data, "standard input" if file == "-" else file)
     keep_compiled(compile_cache)
-    loaded = nano.load(model, dtype=dtype, revision=revision)
+    loaded = nano.load(model, dtype=dtype, revision=revision, mesh=mesh_for(dp, tp, devices))
     result = nano.score(loaded, text, window=window, stride=stride)
     assert isinstance(result, nano.Score)
     window = loaded.config.max_positions if window is None else window
