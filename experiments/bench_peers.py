@@ -208,7 +208,7 @@ ENGINES: dict[str, tuple[Callable[[Path], Engine], bool, float]] = {
     "nanollm": (lambda folder: Nano(folder, "float32"), True, 1e-4),
     "nanollm-bf16": (lambda folder: Nano(folder, "bfloat16"), False, 1e-1),
 }
-EXACT = 1e-4
+EXACT = 1e-3  # llama.cpp looks GELU up in a table of 16-bit numbers: 4e-4 in GPT-2
 REFERENCE = "transformers"
 COMMANDS = {
     "nanollm": ["generate", PROMPT, "--model", "{folder}", "--max-new-tokens", "1", "--temperature", "0"],

@@ -22,6 +22,13 @@ def data() -> Path:
     return Path(folder).resolve()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_end_with_their_file():
+    """Two thousand tests leave gigabytes of them."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def compiled_programs_are_kept_nowhere(monkeypatch, tmp_path_factory):
     """What the command line keeps goes to a folder of the tests, and the next test does not find it."""
