@@ -14,6 +14,7 @@ import pytest
 
 import nanollm_jax as nano
 from nanollm_jax import sampling as smp
+from nanollm_jax.families import FAMILIES
 
 pytestmark = pytest.mark.parity
 
@@ -48,7 +49,7 @@ STARCODER2 = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps
 NEOX = dict(model_type="gpt_neox", vocab_size=99, hidden_size=48, num_hidden_layers=3, num_attention_heads=3,
             intermediate_size=70, max_position_embeddings=256)  # fmt: skip
 MIXTRAL = LLAMA | dict(model_type="mixtral", num_local_experts=5, num_experts_per_tok=2)
-QWEN3_MOE = QWEN3 | dict(model_type="qwen3_moe", num_experts=7, num_experts_per_tok=3, moe_intermediate_size=20)
+QWEN3_MOE = QWEN3 | dict(model_type="qwen3_moe", num_experts=7, num_experts_per_tok=3, moe_intermediate_size=24)
 OLMOE = LLAMA | dict(model_type="olmoe", num_experts=6, num_experts_per_tok=2, intermediate_size=24, pad_token_id=0)
 
 CASES = {
@@ -129,6 +130,9 @@ CASES = {
     "gpt2-relu": GPT2 | dict(activation_function="relu"),
     "gpt2-scales": GPT2 | dict(scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True),
 }  # fmt: skip
+
+
+ONE_OF_EACH = {settings["model_type"]: name for name, settings in reversed(CASES.items())}
 
 
 def write_reference(folder, settings, seed=0):
@@ -226,6 +230,29 @@ def test_16_bit_checkpoints(tmp_path, dtype):
     model = nano.load(tmp_path, dtype="float32")
     tokens = np.arange(30, dtype=np.int32)[None]
     np.testing.assert_allclose(our_logits(model, tokens), reference_logits(reference, tokens), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH.values())
+def test_bfloat16_is_as_near_to_float32_as_the_references(tmp_path, name):
+    """Root mean square over all logits, of the same 16-bit weights: at most twice the reference's own."""
+    import torch
+    import transformers
+
+    write_reference(tmp_path, CASES[name], seed=len(name)).to(torch.bfloat16).save_pretrained(tmp_path)
+    tokens = np.random.default_rng(1).integers(0, 90, (4, 100), dtype=np.int32)
+    exact, theirs = (
+        reference_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype), tokens)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    model = nano.load(tmp_path, dtype="bfloat16")
+    cache = nano.init_cache(model.config, 4, 100, "bfloat16")
+    ours = jax.jit(nano.forward, static_argnames="config")(model.params, tokens, cache, config=model.config)[0]
+    distance, limit = (np.sqrt(np.mean((logits - exact) ** 2)) for logits in (np.asarray(ours), theirs))
+    assert 0 < distance < 2 * limit
+
+
+def test_every_family_has_a_case():
+    assert {FAMILIES[model_type] for model_type in ONE_OF_EACH} == set(FAMILIES.values())
 
 
 def test_sharded_checkpoint(tmp_path):
