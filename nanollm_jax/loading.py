@@ -93,7 +93,7 @@ def load(
             f"{config.vocab_size - 1}; these files belong to different models, or the embedding was not resized."
         )
     chat_template = None if tokenizer is None else load_chat_template(folder, tokenizer)
-    defaults = read_defaults(config_json, folder, config)
+    defaults = read_defaults(config_json, folder, config, None if tokenizer is None else tokenizer.eos_id)
     check_tied(folder, config, family)
     stored = config if mesh is None else sharding.arrange(config, mesh.shape["tp"])
     spread = None if mesh is None else partial(sharding.spread, dtype=dtype, config=config, mesh=mesh)
@@ -162,10 +162,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_defaults(config_json: dict[str, Any], folder: Path, config: ModelConfig) -> Defaults:
+def read_defaults(
+    config_json: dict[str, Any], folder: Path, config: ModelConfig, eos_id: int | None = None
+) -> Defaults:
     """End-of-sequence ids of both files, and generation_config.json's sampling where it says do_sample.
 
-    Raises ConfigError for a value that cannot be.
+    eos_id: the tokenizer's, which serves where neither file names one. Raises ConfigError for a value that cannot be.
     """
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
@@ -173,6 +175,8 @@ def read_defaults(config_json: dict[str, Any], folder: Path, config: ModelConfig
         *token_ids(config_json.get("eos_token_id"), f"{folder / 'config.json'}: eos_token_id"),
         *token_ids(generation.get("eos_token_id"), f"{path}: eos_token_id"),
     }
+    if not eos_ids and eos_id is not None:
+        eos_ids = {eos_id}
     ends = tuple(sorted(token for token in eos_ids if token < config.vocab_size))
     do_sample = generation.get("do_sample")
     if not isinstance(do_sample, bool | None):

@@ -227,6 +227,30 @@ def test_mistral_windows_are_the_same_in_every_layer(window, windows):
     assert read(MISTRAL, sliding_window=window).windows == windows
 
 
+# Gemma 3 with eyes
+
+
+def test_of_gemma_3_with_images_the_text_model_is_read():
+    """google/gemma-3-4b-it as it lies on the hub: 8 heads and 262,208 pieces go without saying. 3.88 billion parameters."""
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}  # fmt: skip
+    values = {
+        "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000,
+        "eos_token_id": [1, 106], "image_token_index": 262144, "initializer_range": 0.02, "mm_tokens_per_image": 256,
+        "model_type": "gemma3", "text_config": text, "torch_dtype": "bfloat16", "vision_config": {"hidden_size": 1152},
+    }  # fmt: skip
+    config = read(values)
+    assert params.count(config) == 3_880_263_168 and config.ropes[5] == (1e6, LinearScaling(8.0))
+    alone = text | {"vocab_size": 262208, "num_attention_heads": 8}
+    assert config == read(alone)
+    with pytest.raises(ConfigError, match=r"^config.json: text_config: not understood: magic = 1"):
+        read(values, text_config=text | {"magic": 1})
+    with pytest.raises(ConfigError, match=r"^config.json: text_config is 3; expected an object"):
+        read(values, text_config=3)
+    with pytest.raises(ConfigError, match=r"not understood: text_config"):
+        read(LLAMA, text_config=text)
+
+
 # rope, in both dialects
 
 ROPES = {

@@ -216,14 +216,9 @@ def test_a_cache_that_cannot_be(bare):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_16_bit_weights_say_the_same(model, dtype):
-    """Close to float32 and not equal to it, and the same greedy words."""
+    """The same greedy words, with chances close to float32's and not equal to them."""
     half = nano.load(dtype=dtype)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(half.params)} == {dtype}
-    ids = jnp.asarray([model.tokenizer.encode(STORY)])
-    exact, rounded = (
-        nano.forward(each.params, ids, nano.init_cache(each.config, 1, 16, dtype), config=each.config)[0]
-        for each in (model, half)
-    )
-    assert rounded.dtype == jnp.float32
-    assert 0 < jnp.sqrt(jnp.mean((exact - rounded) ** 2)) < 0.03  # of logits that reach 18
-    assert ask(half).text == ask(model).text
+    exact, rounded = ask(model), ask(half)
+    assert rounded.text == exact.text
+    assert 0 < np.sqrt(np.mean(np.subtract(exact.logprobs, rounded.logprobs) ** 2)) < 0.03  # logits reach 18

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -12,8 +13,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tokenizers
 from models import CONFIG_JSON, FURTHER, GPT2, LLAMA
 from safetensors.numpy import save_file
+from tokenizers_like import trained
 
 import nanollm_jax as nano
 from nanollm_jax import params
@@ -74,6 +77,18 @@ def same(model, flat, dtype):
     for path, array in flat.items():
         assert isinstance(loaded[path], jax.Array) and loaded[path].dtype == jnp.dtype(dtype), path
         np.testing.assert_array_equal(np.asarray(loaded[path]), array.astype(STORED[dtype]), err_msg=path)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_of_a_checkpoint_for_images_the_text_model_is_loaded(tmp_path, prefix):
+    """Both namings in the wild, beside tensors of the half that sees."""
+    text = FURTHER["gemma3_text"]
+    flat = draw(text)
+    tensors = in_their_names(text, flat, prefix)
+    eyes = "model." if prefix.startswith("model.") else ""
+    tensors |= {f"{eyes}vision_tower.x.weight": np.ones(3), f"{eyes}multi_modal_projector.y": np.ones(2)}
+    values = {"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 3}}
+    same(nano.load(write(tmp_path / "model", values, tensors), dtype="float32"), flat, "float32")
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -360,6 +375,35 @@ def test_end_ids_come_from_both_files(tmp_path, config, generation, ids):
     assert defaults(tmp_path, generation, **config).eos_ids == ids
 
 
+@pytest.mark.parametrize(
+    ("named", "settings", "ends"),
+    [
+        (
+            ["<|im_end|>", "<|endoftext|>"],
+            {},
+            {"<|im_end|>", "<|endoftext|>"},
+        ),  # a list, as chat-tuned checkpoints have
+        ([], {"eos_token": "<|im_end|>"}, {"<|im_end|>"}),  # only tokenizer_config.json says it
+        ([], {}, {"<|endoftext|>"}),  # nobody does: the usual one
+    ],
+)
+def test_a_turn_ends_in_generate_and_in_chat(tmp_path, named, settings, ends):
+    library = tokenizers.Tokenizer.from_str(trained("qwen"))
+    config = LLAMA | {"vocab_size": library.get_vocab_size(), "num_hidden_layers": 1}
+    generation = {"eos_token_id": [library.token_to_id(name) for name in named]}
+    files = {"tokenizer": trained("qwen"), "tokenizer_config": settings, "generation_config": generation}
+    model = nano.load(write(tmp_path / "model", config, **files))
+    template = nano.ChatTemplate(tmp_path, {"default": "{{ messages[0].content }}"}, model.tokenizer)
+    model = dataclasses.replace(model, chat_template=template)
+    for name in ("<|endoftext|>", "<|im_start|>", "<|im_end|>"):
+        drawn = nano.Sampling(temperature=0.0, logit_bias={library.token_to_id(name): 1e4})
+        for answer in (
+            nano.generate(model, "Hello", max_new_tokens=2, sampling=drawn),
+            nano.chat(model, [{"role": "user", "content": "Hello"}], max_new_tokens=2, sampling=drawn),
+        ):
+            assert (answer.finish_reason == "stop") == (len(answer.token_ids) == 1) == (name in ends), name
+
+
 @pytest.mark.parametrize("wrong", ["2", "</s>", 2.0, True, -1, [1, "2"], [[2]], {"id": 2}])
 def test_end_ids_that_are_none_are_refused_in_either_file(tmp_path, wrong):
     with pytest.raises(
@@ -449,6 +493,5 @@ def test_the_bundled_folder_is_whole():
 
 
 def test_every_family_is_tested_here():
-    assert PREFIX.keys() == FAMILIES.keys() and all(
-        prefix in FAMILIES[name].PREFIXES for name, prefix in PREFIX.items()
-    )
+    assert {FAMILIES[name] for name in PREFIX} == set(FAMILIES.values())
+    assert all(prefix in FAMILIES[name].PREFIXES for name, prefix in PREFIX.items())

@@ -14,6 +14,7 @@ import pytest
 
 import nanollm_jax as nano
 from nanollm_jax import sampling as smp
+from nanollm_jax.families import FAMILIES
 
 pytestmark = pytest.mark.parity
 
@@ -48,7 +49,7 @@ STARCODER2 = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps
 NEOX = dict(model_type="gpt_neox", vocab_size=99, hidden_size=48, num_hidden_layers=3, num_attention_heads=3,
             intermediate_size=70, max_position_embeddings=256)  # fmt: skip
 MIXTRAL = LLAMA | dict(model_type="mixtral", num_local_experts=5, num_experts_per_tok=2)
-QWEN3_MOE = QWEN3 | dict(model_type="qwen3_moe", num_experts=7, num_experts_per_tok=3, moe_intermediate_size=20)
+QWEN3_MOE = QWEN3 | dict(model_type="qwen3_moe", num_experts=7, num_experts_per_tok=3, moe_intermediate_size=24)
 OLMOE = LLAMA | dict(model_type="olmoe", num_experts=6, num_experts_per_tok=2, intermediate_size=24, pad_token_id=0)
 
 CASES = {
@@ -129,6 +130,9 @@ CASES = {
     "gpt2-relu": GPT2 | dict(activation_function="relu"),
     "gpt2-scales": GPT2 | dict(scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True),
 }  # fmt: skip
+
+
+ONE_OF_EACH = {settings["model_type"]: name for name, settings in reversed(CASES.items())}
 
 
 def write_reference(folder, settings, seed=0):
@@ -228,9 +232,6 @@ def test_16_bit_checkpoints(tmp_path, dtype):
     np.testing.assert_allclose(our_logits(model, tokens), reference_logits(reference, tokens), atol=1e-4, rtol=0)
 
 
-ONE_OF_EACH = {settings["model_type"]: name for name, settings in reversed(CASES.items())}
-
-
 @pytest.mark.parametrize("name", ONE_OF_EACH.values(), ids=ONE_OF_EACH)
 def test_bfloat16_is_as_near_to_float32_as_the_references(tmp_path, name):
     """Run in bfloat16, logits stay within twice the reference's own distance from its float32 ones."""
@@ -251,6 +252,10 @@ def test_bfloat16_is_as_near_to_float32_as_the_references(tmp_path, name):
     assert theirs.max() > 0
     assert ours.max() <= 2 * theirs.max()
     assert ours.mean() <= 2 * theirs.mean()
+
+
+def test_every_family_has_a_case():
+    assert {FAMILIES[model_type] for model_type in ONE_OF_EACH} == set(FAMILIES.values())
 
 
 def test_sharded_checkpoint(tmp_path):

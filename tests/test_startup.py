@@ -43,7 +43,7 @@ def test_public_names_are_functions_whatever_is_imported_first():
 def test_after_warmup_nothing_compiles(family, requests):
     """Requests of all kinds: lengths, compositions of the batch, sampling settings, seeds, stops by id; and streams."""
     model = random_model(family)
-    P, M = 100, 40
+    P, M = 50, 20
     compiled = {
         batch: nano.warmup(model, batch=batch, prompt_tokens=P, max_new_tokens=M, chunk=16) for batch in (1, 2, 4)
     }

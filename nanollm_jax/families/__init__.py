@@ -37,7 +37,7 @@ from nanollm_jax.families.reader import Reader
 
 FAMILIES: dict[str, ModuleType] = {
     "gpt2": gpt2, "llama": llama, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3, "phi3": phi3, "gemma": gemma,
-    "gemma2": gemma2, "gemma3_text": gemma3, "olmo2": olmo2, "granite": granite, "smollm3": smollm3,
+    "gemma2": gemma2, "gemma3": gemma3, "gemma3_text": gemma3, "olmo2": olmo2, "granite": granite, "smollm3": smollm3,
     "starcoder2": starcoder2, "gpt_neox": gpt_neox, "mixtral": mixtral, "qwen3_moe": qwen3_moe, "olmoe": olmoe,
 }  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""Gemma 3, text: Gemma 2 with q/k norms instead of soft caps, and another rope where a layer has a window.  arXiv:2503.19786"""
+"""Gemma 3, text: Gemma 2 with q/k norms instead of soft caps, and another rope where a layer has a window.  arXiv:2503.19786
+
+A checkpoint for images as well (model_type gemma3) is read without what sees them: text goes the same way through it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,34 @@ import dataclasses
 
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.families import gemma2
-from nanollm_jax.families.gemma2 import PREFIXES, ignored, table
+from nanollm_jax.families.gemma2 import table
 from nanollm_jax.families.reader import Reader
 
 __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
+PREFIXES = (*gemma2.PREFIXES, "language_model.model.", "model.language_model.")
+IMAGES = ("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
 
 
 def from_hf(reader: Reader) -> ModelConfig:
-    """config.json -> ModelConfig. rope_scaling, where given, is that of the layers without a window."""
+    """config.json -> ModelConfig. Of a model that sees images, what is under text_config, which names few sizes."""
+    if reader.get("text_config") is None:
+        return read(reader)
+    for key in IMAGES:
+        reader.get(key)
+    text = reader.object("text_config")
+    text.get("model_type")
+    config = read(text.having(**{"vocab_size": 262208, "num_attention_heads": 8} | text.values))
+    text.finish()
+    return config
+
+
+def ignored(config: ModelConfig) -> tuple[str, ...]:
+    """Patterns of tensors that are not needed: what sees images."""
+    return (*gemma2.ignored(config), r"(model\.)?(vision_tower|multi_modal_projector)\..*")
+
+
+def read(reader: Reader) -> ModelConfig:
+    """The text model. rope_scaling, where given, is that of the layers without a window."""
     ropes = reader.get("rope_parameters") or {}
     if not isinstance(ropes, dict) or not ropes.keys() <= {"full_attention", "sliding_attention"}:
         raise reader.error("rope_parameters", "an object with full_attention and sliding_attention")

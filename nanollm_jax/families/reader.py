@@ -104,6 +104,13 @@ class Reader:
             raise self.error(key, "a string")
         return value
 
+    def object(self, key: str) -> Reader:
+        """What stands in an object, to be read like a file."""
+        value = self.get(key)
+        if not isinstance(value, dict):
+            raise self.error(key, "an object")
+        return Reader(value, f"{self.where}: {key}")
+
     def optional(self, key: str, default: float | None = None) -> float | None:
         """A finite number above 0, or null for none."""
         return None if self.get(key, default) is None else self.number(key, default or 1.0)
