@@ -85,6 +85,7 @@ for file in sys.argv[1:]:
 """
 
 
+@pytest.mark.parity
 def test_every_run_works_on_virtual_devices():
     """A small model with as many heads as it takes, on the meshes of all runs."""
     command = [sys.executable, "-c", COMPILED, *map(str, RUNS)]

@@ -124,6 +124,7 @@ def write_large(folder):
     return end / 2**20
 
 
+@pytest.mark.parity
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_holds_its_own_part_only(tmp_path):
     """At its peak: its shards, twice the largest tensor, and 100 MB. And rows, prompts and scores over both processes."""

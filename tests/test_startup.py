@@ -39,10 +39,9 @@ def test_public_names_are_functions_whatever_is_imported_first():
         _ = nano.nothing
 
 
-@pytest.mark.parametrize(("family", "requests"), [("llama", 200), ("mistral", 50)])
-def test_after_warmup_nothing_compiles(family, requests):
-    """Requests of all kinds: lengths, compositions of the batch, sampling settings, seeds, stops by id; and streams."""
-    model = random_model(family)
+def test_after_warmup_nothing_compiles():
+    """200 requests: lengths, compositions of the batch, sampling settings, seeds, stops by id; and streams."""
+    model = random_model("llama")
     P, M = 50, 20
     compiled = {
         batch: nano.warmup(model, batch=batch, prompt_tokens=P, max_new_tokens=M, chunk=16) for batch in (1, 2, 4)
@@ -64,7 +63,7 @@ def test_after_warmup_nothing_compiles(family, requests):
         )
 
     with CompileWatch() as watch:
-        for _ in range(requests):
+        for _ in range(200):
             size = int(rng.integers(1, 5))
             prompts = [rng.integers(0, 80, rng.integers(1, P + 1)).tolist() for _ in range(size)]
             answers = nano.generate(
