@@ -17,7 +17,7 @@ demo: .venv/installed ## a story from the bundled model, printed as it is genera
 test: .venv/installed-test ## every test that needs no reference implementation; below 5 minutes on 2 cores
 	XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -m "not parity" -n auto --maxprocesses 4 --dist loadfile
 
-parity: .venv/installed-parity ## the same logits and tokens as transformers, and on every mesh; installs torch
+parity: .venv/installed-parity ## the same logits and tokens as transformers, and on meshes of every size; installs torch
 	$(BIN)/python -m pytest -m parity
 
 lint: .venv/installed-dev ## style and types
