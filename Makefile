@@ -18,7 +18,7 @@ test: .venv/installed-test ## every test that needs no reference implementation;
 	XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -m "not parity" -n auto --maxprocesses 4 --dist loadfile
 
 parity: .venv/installed-parity ## the same logits and tokens as transformers, and on meshes of every size; installs torch
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest -m parity -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/installed-dev ## style and types
 	$(BIN)/ruff check .
