@@ -378,11 +378,8 @@ def test_end_ids_come_from_both_files(tmp_path, config, generation, ids):
 @pytest.mark.parametrize(
     ("named", "settings", "ends"),
     [
-        (
-            ["<|im_end|>", "<|endoftext|>"],
-            {},
-            {"<|im_end|>", "<|endoftext|>"},
-        ),  # a list, as chat-tuned checkpoints have
+        # a list, as chat-tuned checkpoints have
+        (["<|im_end|>", "<|endoftext|>"], {}, {"<|im_end|>", "<|endoftext|>"}),
         ([], {"eos_token": "<|im_end|>"}, {"<|im_end|>"}),  # only tokenizer_config.json says it
         ([], {}, {"<|endoftext|>"}),  # nobody does: the usual one
     ],
