@@ -14,7 +14,7 @@ help: ## list these targets
 demo: .venv/installed ## a story from the bundled model, printed as it is generated
 	@$(BIN)/nanollm generate "Once upon a time" --echo --max-new-tokens 300 --temperature 0.7 --top-p 0.9 --seed 4
 
-test: .venv/installed-test ## every test that needs no reference implementation; below 5 minutes on 2 cores
+test: .venv/installed-test ## every test that needs no reference implementation; about 5 minutes on 2 cores
 	XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -m "not parity" -n auto --maxprocesses 4 --dist loadfile
 
 parity: .venv/installed-parity ## the same logits and tokens as transformers, and on meshes of every size; installs torch
