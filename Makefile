@@ -1,10 +1,12 @@
-# Tests are nearly all compilation: without LLVM's optimiser that takes half the time, and XLA's own passes are the same.
-# Parity runs with everything on, as users do.
+# Tests are nearly all compilation. Without LLVM's optimiser, with XLA's plain emitter of fusions, and in one piece per program,
+# that takes a fraction of the time. The flags are those of the version in constraints.txt. Tests that read a compiled program turn
+# the emitter on again (tests/programs.py), and parity runs with everything on, as users do.
 #
 # Everything runs in .venv, which is made on the first call from any Python 3.11 to 3.13: make PYTHON=python3.12 test
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+QUICK := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 
 .PHONY: help demo test parity lint bench bench-peers experiments clean
 
@@ -14,8 +16,8 @@ help: ## list these targets
 demo: .venv/installed ## a story from the bundled model, printed as it is generated
 	@$(BIN)/nanollm generate "Once upon a time" --echo --max-new-tokens 300 --temperature 0.7 --top-p 0.9 --seed 4
 
-test: .venv/installed-test ## every test that needs no reference implementation; about 5 minutes on 2 cores
-	XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -m "not parity" -n auto --maxprocesses 4 --dist loadfile
+test: .venv/installed-test ## every test that needs no reference implementation; below 4 minutes on 2 cores
+	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -m "not parity" -n auto --maxprocesses 4 --dist loadfile
 
 parity: .venv/installed-parity ## the same logits and tokens as transformers, and on meshes of every size; installs torch
 	$(BIN)/python -m pytest -m parity -n auto --maxprocesses 4 --dist loadfile

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import CONFIG_JSON, MISTRAL, random_model
+from programs import compiled
 
 import nanollm_jax as nano
 from nanollm_jax.cache import shapes
@@ -31,7 +32,7 @@ def written(model, batch, capacity=256, steps=4):
     """The compiled token loop."""
     sampling, seeds = arguments(model, batch)
     state = start(model, batch, capacity)
-    return write_tokens.lower(model.params, state, sampling, seeds, config=model.config, steps=steps).compile()
+    return compiled(write_tokens.lower(model.params, state, sampling, seeds, config=model.config, steps=steps))
 
 
 def start(model, batch, capacity=256, length=5):
@@ -84,8 +85,8 @@ def test_the_cache_is_donated(model, batch):
     tokens = jax.ShapeDtypeStruct((batch, 16), jnp.int32)
     state = init_state(nano.init_cache(model.config, batch, 256, jnp.float32), model.config)
     count = np.ones(batch, np.int32)
-    compiled = read_prompts.lower(model.params, tokens, count, state, config=model.config).compile()
-    assert compiled.memory_analysis().alias_size_in_bytes >= cache_bytes
+    program = compiled(read_prompts.lower(model.params, tokens, count, state, config=model.config))
+    assert program.memory_analysis().alias_size_in_bytes >= cache_bytes
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from models import GPT2, LLAMA, MISTRAL
+from programs import compiled
 
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
@@ -31,7 +32,7 @@ LARGER = {
 BATCH, CONTEXT = 4, 256
 
 
-def compiled(config, mesh):
+def step(config, mesh):
     """One decode step on a mesh, compiled from shapes alone: nothing is allocated."""
     stored = arrange(config, mesh.shape["tp"])
     shapes = parameters.shapes(stored, stored_sizes(stored, mesh.shape["tp"]))
@@ -45,7 +46,7 @@ def compiled(config, mesh):
     rows = lambda dtype: array((BATCH, config.vocab_size), dtype, ROWS)  # noqa: E731
     state = State(rows(jnp.float32), cache, History(rows(bool), rows(jnp.int32)))
     sampling, seeds = nano.Sampling().rows(BATCH, config.vocab_size), np.zeros(BATCH, np.uint32)
-    return write_tokens.lower(tree, state, sampling, seeds, config=stored, steps=1).compile()
+    return compiled(write_tokens.lower(tree, state, sampling, seeds, config=stored, steps=1))
 
 
 @pytest.mark.parametrize(("dp", "tp"), [(1, 1), (2, 2), (1, 8)])
@@ -53,7 +54,7 @@ def compiled(config, mesh):
 def test_the_compiled_program_needs_what_the_plan_says(family, dp, tp):
     config, _ = nano.read_config(LARGER[family])
     plan = make_plan(config, dp=dp, tp=tp, batch=BATCH, context=CONTEXT, dtype="float32")
-    program = compiled(config, nano.make_mesh(dp, tp))
+    program = step(config, nano.make_mesh(dp, tp))
     memory = program.memory_analysis()
     arguments = plan.weights + plan.cache + plan.state
     assert memory.argument_size_in_bytes == pytest.approx(arguments, rel=0.002)  # beside it: lengths, seeds, settings

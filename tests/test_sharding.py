@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import FURTHER, GPT2, LLAMA, MISTRAL, random_model
+from programs import compiled
 
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
@@ -152,7 +153,7 @@ def test_generate_on_a_mesh(whole, model):
 def test_a_token_costs_two_sums_a_layer(model):
     """Read from the compiled program: two sums a layer, one for the embedding, one gather for the logits; all over tp."""
     state, sampling = start(model), GREEDY_AND_SAMPLED.rows(4, model.config.vocab_size)
-    program = write_tokens.lower(model.params, state, sampling, SEEDS, config=model.config, steps=4).compile()
+    program = compiled(write_tokens.lower(model.params, state, sampling, SEEDS, config=model.config, steps=4))
     text = program.as_text()
     kinds = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
     found = {kind: re.findall(rf"= (\S+) {kind}(?:-start)?\((.*)", text) for kind in kinds}
