@@ -21,6 +21,8 @@ from nanollm_jax import collectives
 from nanollm_jax.config import ModelConfig, check_count, resolve_dtype
 from nanollm_jax.errors import RequestError
 
+ROWS, HEADS = PartitionSpec("dp"), PartitionSpec(("dp", "tp"))  # how a mesh splits [B ...], and [B*K S H]
+
 
 @flax.struct.dataclass
 class KVCache:
@@ -80,9 +82,8 @@ def init_cache(
     dtype = resolve_dtype(dtype)
     if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
         dtype = jnp.dtype(jnp.float32)
-    over = None if mesh is None else NamedSharding(mesh, PartitionSpec(("dp", "tp")))
-    rows = None if mesh is None else NamedSharding(mesh, PartitionSpec("dp"))
-    empty = lambda: tuple(jnp.zeros(shape, dtype, device=over) for shape in shapes(config, batch, capacity))  # noqa: E731
+    heads, rows = (None if mesh is None else NamedSharding(mesh, split) for split in (HEADS, ROWS))
+    empty = lambda: tuple(jnp.zeros(shape, dtype, device=heads) for shape in shapes(config, batch, capacity))  # noqa: E731
     return KVCache(k=empty(), v=empty(), length=jnp.zeros(batch, jnp.int32, device=rows), capacity=capacity, mesh=mesh)
 
 

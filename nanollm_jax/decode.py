@@ -1,7 +1,8 @@
-"""The compiled programs: one reads prompts, one writes tokens; the cache is donated to both, updated in place. A third scores.
+"""The compiled programs: one reads prompts, one writes tokens; the cache is donated to both, updated in place.
 
-prefill and decode check their arguments and call them. They are compiled once per config, batch, cache capacity, and
-padded prompt or chunk length; sampling settings, seeds and real prompt lengths are traced and never compile anything.
+prefill and decode check their arguments and call them. Smaller ones draw a first token, enlarge a cache and score a text.
+They are compiled once per config, mesh, batch, cache capacity, and padded prompt or chunk length; sampling settings,
+seeds and real prompt lengths are traced and never compile anything.
 """
 
 from __future__ import annotations

@@ -143,6 +143,12 @@ def find(source: str | os.PathLike[str] | None, revision: str | None = None, *, 
     return Path(str(resources.files("nanollm_jax"))) / "assets" / "nano-stories"
 
 
+def find_config(source: str | os.PathLike[str] | None, revision: str | None = None) -> Path:
+    """A file in the form of config.json: the source itself, or that of the model that it names."""
+    file = Path(source or "").expanduser()
+    return file if revision is None and file.is_file() else find(source, revision, weights=False) / "config.json"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ConfigError naming the file where there is none."""
     try:

@@ -99,22 +99,15 @@ def make_plan(
         raise RequestError(f"context {context} is more than the model's {config.max_positions} positions.")
     config = arrange(config, tp)
     sizes, size = stored_sizes(config, tp), np.dtype(dtype).itemsize
-    own = {
-        path: math.prod(sizes[letter] // (tp if RULE.get(letter) == "tp" else 1) for letter in letters.split())
-        for path, letters in params.layout(config).items()
-    }
+    own = {letter: length // (tp if RULE.get(letter) == "tp" else 1) for letter, length in sizes.items()}
     rows, V = batch // dp, config.vocab_size
     buffers = sum(math.prod(shape) for shape in cache.shapes(config, rows, context)) // tp
-    E, k = max(config.num_experts, 1), config.experts_per_token
-    multiplied = read = 0.0
-    for path, letters in params.layout(config).items():
-        if path == "embedding.positions" or (path == "embedding.tokens" and not config.tie_embeddings):
-            continue  # looked up
-        experts = "E" in letters.split() and not path.endswith("router")
-        multiplied += own[path] * (k / E if experts else 1)
-        read += own[path] * (1 - (1 - k / E) ** rows if experts else 1)  # expected, where all are chosen alike
+    multiplied, read = (
+        sum(roofline.used_weights(config, experts, own).values())
+        for experts in (config.experts_per_token, roofline.experts_read(config, rows))
+    )
     return Plan(
-        weights=size * sum(own.values()),
+        weights=size * sum(map(math.prod, params.shapes(config, own).values())),
         cache=2 * size * buffers,
         state=rows * V * (4 + 1 + 4 + 4),  # logits, two histories, the logit bias
         temporaries=rows * V * 4 * VOCABULARIES,

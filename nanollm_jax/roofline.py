@@ -34,13 +34,11 @@ def step_bytes(config: ModelConfig, rows: int, length: int, itemsize: int) -> in
     """Bytes that decode has to move for one more token in each of `rows` rows that hold `length` positions.
 
     Every weight once (of an embedding that is only looked up, one vector per row), the keys and values in sight, and
-    the new ones. Of experts as many as there are choices, at most all: an upper bound, since rows may choose the same.
+    the new ones. Of experts as many as are expected where all are chosen alike.
     """
-    used = used_weights(config, min(config.num_experts, rows * config.experts_per_token))
-    looked_up = [path for path in ("embedding.tokens", "embedding.positions") if path in used]
-    if config.tie_embeddings:
-        looked_up.remove("embedding.tokens")
-    weights = sum(count for path, count in used.items() if path not in looked_up)
+    used = used_weights(config, experts_read(config, rows))
+    looked_up = parameters.layout(config).keys() - used.keys()
+    weights = round(sum(used.values()))
     seen = sum(min(length + 1, config.window(layer) or length + 1) for layer in range(config.num_layers))
     cached = 2 * config.num_kv_heads * config.head_dim * (seen + config.num_layers)
     return itemsize * (weights + rows * (cached + len(looked_up) * config.hidden_size))
@@ -54,20 +52,31 @@ def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
     """
     layout, used = parameters.layout(config), used_weights(config, config.experts_per_token)
     products = [path for path, axes in layout.items() if path.startswith("layers.") and {"D", " "} <= set(axes)]
-    weights = sum(used[path] for path in products)
+    weights = round(sum(used[path] for path in products))
     windows = [config.window(layer) or length for layer in range(config.num_layers)]
     pairs = sum(sum(min(position + 1, window) for position in range(length)) for window in windows)
     attention = 4 * config.num_heads * config.head_dim * pairs
     return rows * (2 * length * weights + attention + 2 * config.vocab_size * config.hidden_size)
 
 
-def used_weights(config: ModelConfig, experts: int) -> dict[str, int]:
-    """{path: how many of its numbers are used} where only so many experts of each layer are."""
-    whole = config.sizes
-    chosen = whole | {"E": experts}
+def experts_read(config: ModelConfig, rows: int) -> float:
+    """How many of a layer's experts so many tokens choose together, expected where all are chosen alike."""
+    E, k = max(config.num_experts, 1), config.experts_per_token
+    return E * (1 - (1 - k / E) ** rows)
+
+
+def used_weights(config: ModelConfig, experts: float, sizes: dict[str, int] | None = None) -> dict[str, float]:
+    """{path: how many of its numbers are used} where so many experts of each layer are; without what is only looked up.
+
+    sizes: how long each axis letter is, where it is not the config's own: what one device of a mesh has.
+    """
+    whole = config.sizes if sizes is None else sizes
+    chosen: dict[str, float] = {**whole, "E": experts}
+    looked_up = {"embedding.positions"} | (set() if config.tie_embeddings else {"embedding.tokens"})
     return {  # a router, which has no M, is used whole
         path: math.prod((chosen if "M" in axes else whole)[letter] for letter in axes.split())
         for path, axes in parameters.layout(config).items()
+        if path not in looked_up
     }
 
 

@@ -22,14 +22,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nanollm_jax import model, params
-from nanollm_jax.cache import KVCache, check_room
+from nanollm_jax.cache import HEADS, ROWS, KVCache, check_room
 from nanollm_jax.config import ModelConfig, check_count
 from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.params import Params
 
 AXES = ("dp", "tp")
 RULE = {"B": "dp", "K": "tp", "N": "tp", "F": "tp", "M": "tp", "V": "tp"}
-ROWS, HEADS = PartitionSpec("dp"), PartitionSpec(("dp", "tp"))  # [B ...], [B*K ...]
 
 Part = Callable[[tuple[slice, ...]], np.ndarray]  # from an index to that part of a parameter
 

@@ -89,8 +89,6 @@ def print_version(wanted: bool) -> None:
 
 
 VERSION = typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
-
-
 SETTINGS = typer.Option(
     metavar="FILE", help="TOML with values for options that are not given; configs/runs has examples."
 )

@@ -56,12 +56,11 @@ def describe(source: str | None, revision: str | None, dtype_name: str) -> dict[
     from nanollm_jax import buckets, params
     from nanollm_jax.config import resolve_dtype
     from nanollm_jax.families import read_config
-    from nanollm_jax.loading import find, read_json
+    from nanollm_jax.loading import find_config, read_json
 
     dtype = resolve_dtype(dtype_name)
-    file = Path(source or "").expanduser()
-    alone = revision is None and file.is_file()
-    path = file if alone else find(source, revision, weights=False) / "config.json"
+    path = find_config(source, revision)
+    alone = path == Path(source or "").expanduser()
     config_json = read_json(path)
     config, _ = read_config(config_json, str(path))
     fields = dataclasses.asdict(config)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MODEL = "A folder in checkpoint form, or a hub id. Left out: the bundled model."
 PICTURE = "Draw which device holds what of this parameter, such as layers.0.mlp.up."
+MESSAGES = {"all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast"}
 TOKENS = 16  # of the prompt that both ways read
 
 
@@ -72,11 +73,11 @@ def draw(model: Model, over: Mesh, path: str) -> None:
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
+    from nanollm_jax import params
+
     found = parts(model)
     if path not in found:
         raise RequestError(f"there is no parameter {path!r}; this model has {', '.join(list(found)[:12])} and so on.")
-    from nanollm_jax import params
-
     letters, shape = found[path]["axes"].split(), params.flatten(model.params)[path].shape
     split = [size for letter, size in zip(letters, shape, strict=True) if letter == found[path]["split"]]
     down = split[0] if split else shape[0]
@@ -130,12 +131,14 @@ def step(model: Model, dp: int) -> str:
 
 def exchanges(text: str) -> dict[str, tuple[int, int]]:
     """Every kind of message between devices in a compiled program: how often, and the bytes of what comes out of it."""
-    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
+    from nanollm_jax import hlo
+
     found: dict[str, tuple[int, int]] = {}
-    for bits, sizes, kind in re.findall(rf"= [a-z]+(\d+)\[([\d,]*)\]\S* ({kinds})(?:-start)?\(", text):
-        count, nbytes = found.get(kind, (0, 0))
-        size = math.prod(int(number) for number in sizes.split(",") if number)
-        found[kind] = (count + 1, nbytes + size * int(bits) // 8)
+    for instruction in hlo.Program(text).instructions.values():
+        kind = instruction.opcode.removesuffix("-done")  # of a message in two halves, what comes out of the second
+        if kind in MESSAGES:
+            count, nbytes = found.get(kind, (0, 0))
+            found[kind] = (count + 1, nbytes + instruction.nbytes)
     return found
 
 

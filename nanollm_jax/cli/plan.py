@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from nanollm_jax.cli.devices import Dp, Tp
-from nanollm_jax.cli.options import AsJson, Revision
+from nanollm_jax.cli.options import AnyModel, AsJson, Revision
 from nanollm_jax.cli.printing import harmless, plural, print_json, print_table
 from nanollm_jax.errors import ConfigError
 
-MODEL = "A folder in checkpoint form, a file in the form of config.json, or a hub id. Left out: the bundled model."
 BATCH = "Rows that are generated together."
 CONTEXT = "Positions of a row, prompt and answer. Left out: all that the model has."
 DEVICE = "Show the limits of this device too: a100, h100, h200, v5e, v5p, v6e, or cpu, which is this machine."
 
 
 def plan(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=MODEL)] = None,
+    model: AnyModel = None,
     revision: Revision = None,
     dp: Dp = 1,
     tp: Tp = 1,
@@ -36,15 +34,14 @@ def plan(
     """
     from nanollm_jax.config import resolve_dtype
     from nanollm_jax.families import read_config
-    from nanollm_jax.loading import find, read_json
+    from nanollm_jax.loading import find_config, read_json
     from nanollm_jax.plan import device as look_up
     from nanollm_jax.plan import make_plan
 
     if device == "cpu" and dp * tp > 1:
         raise ConfigError("cpu is this machine, one device; leave out --dp and --tp.")
     limits = None if device is None else look_up(device)
-    file = Path(model or "").expanduser()
-    path = file if revision is None and file.is_file() else find(model, revision, weights=False) / "config.json"
+    path = find_config(model, revision)
     config, _ = read_config(read_json(path), str(path))
     made = make_plan(config, dp=dp, tp=tp, batch=batch, context=context, dtype=resolve_dtype(dtype))
     report: dict[str, Any] = dataclasses.asdict(made) | {"total": made.total}

@@ -9,6 +9,7 @@ from nanollm_jax import collectives
 from nanollm_jax.ops.linear import product
 
 
+@jax.named_scope("embedding")
 def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Look up one vector per id.  table [V D] (or [P D]), ids [B T] -> [B T D]
 

@@ -31,26 +31,28 @@ def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> ja
     "B T D" by "K Q H D" is the projection to heads, "B T N H" by "D N H" the one back: all of x's axes after B and T
     are contracted with the last axes of the weight.
     """
-    B, T, *inputs = x.shape
-    outputs = weight.shape[: weight.ndim - len(inputs)]
-    I, O = math.prod(inputs), math.prod(outputs)  # noqa: E741
-    y = product(x.reshape(B * T, I), weight.reshape(O, I)).reshape(B, T, *outputs)
-    if bias is not None:
-        y = y + bias.astype(jnp.float32)[None, None]
-    return y.astype(x.dtype)
+    return add(multiply(x, weight), bias).astype(x.dtype)
 
 
 def linear_sum(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """linear where a mesh splits what is contracted: the members' products are summed, and the bias added once, after it.
 
-    x [B T *I], weight [O *I], bias [O] -> [B T O]; each member holds a part of the first of the axes I.
+    x [B T *I], weight [*O *I], bias [*O] -> [B T *O]; each member holds a part of the first of the axes I.
     """
+    return add(collectives.psum(multiply(x, weight)), bias).astype(x.dtype)
+
+
+def multiply(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """The product of linear, for any number of axes.  x [B T *I], weight [*O *I] -> [B T *O] float32"""
     B, T, *inputs = x.shape
-    O, I = weight.shape[0], math.prod(inputs)  # noqa: E741
-    y = collectives.psum(product(x.reshape(B * T, I), weight.reshape(O, I))).reshape(B, T, O)
-    if bias is not None:
-        y = y + bias.astype(jnp.float32)[None, None]
-    return y.astype(x.dtype)
+    outputs = weight.shape[: weight.ndim - len(inputs)]
+    I, O = math.prod(inputs), math.prod(outputs)  # noqa: E741
+    return product(x.reshape(B * T, I), weight.reshape(O, I)).reshape(B, T, *outputs)
+
+
+def add(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """y plus a bias where there is one, in float32.  y [B T *O], bias [*O] -> [B T *O]"""
+    return y if bias is None else y + bias.astype(jnp.float32)[None, None]
 
 
 @jax.jit
