@@ -207,6 +207,7 @@ ENGINES: dict[str, tuple[Callable[[Path], Engine], bool, float]] = {
     "llama.cpp-q8_0": (lambda folder: LlamaCpp(folder, "q8_0"), False, 2e-1),
     "nanollm": (lambda folder: Nano(folder, "float32"), True, 1e-4),
     "nanollm-bf16": (lambda folder: Nano(folder, "bfloat16"), False, 1e-1),
+    "nanollm-int8": (lambda folder: Nano(folder, "int8"), False, 2e-1),
 }
 EXACT = 1e-4
 TABLE = 1e-3  # llama.cpp looks GELU up in a table of 16-bit numbers: 4e-4 in GPT-2

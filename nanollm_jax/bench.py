@@ -28,12 +28,13 @@ import numpy as np
 
 from nanollm_jax import params as parameters
 from nanollm_jax.cache import init_cache
-from nanollm_jax.config import check_count, resolve_dtype
+from nanollm_jax.config import check_count, resolve_weights
 from nanollm_jax.decode import decode, prefill
 from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.families import read_config
 from nanollm_jax.generate import stream
 from nanollm_jax.loading import Model, load, read_json
+from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.roofline import product_rate, prompt_flops, read_rate, step_bytes
 from nanollm_jax.sampling import Sampling
 
@@ -76,7 +77,7 @@ def bench(
         check_counts({"rows": number})
     if not rows:
         raise RequestError("rows is empty; give at least one number of rows.")
-    how: dict[str, Any] = {"source": source, "revision": revision, "dtype": str(resolve_dtype(dtype))}
+    how: dict[str, Any] = {"source": source, "revision": revision, "dtype": name_of(dtype)}
     model = open_model(**how)
     check_fits(model, max(rows), prompt_tokens + max(new_tokens, CHUNK))
     report: dict[str, Any] = {"model": describe(model, source), "machine": machine(), **counts}
@@ -85,6 +86,12 @@ def bench(
         report["start"] = start(how | {"prompt_tokens": prompt_tokens}, starts, progress)
         model = open_model(**how)
     return report | run(model, rows, prompt_tokens, new_tokens, repeats, progress)
+
+
+def name_of(dtype: Any) -> str:
+    """A dtype's own name, as another process can be told it. Raises ConfigError for one that weights cannot have."""
+    activations, in_8_bits = resolve_weights(dtype)
+    return "int8" if in_8_bits else activations.name
 
 
 def open_model(source: str | None, revision: str | None, dtype: Any) -> Model:
@@ -191,7 +198,7 @@ def run(
             times = seconds[kind, count][1:]
             entry: dict[str, Any] = {"rows": count, "tokens_per_second": summary([count * tokens / t for t in times])}
             if kind == "decode":
-                moved = step_bytes(config, count, middle, dtype.itemsize)
+                moved = step_bytes(config, count, middle, dtype.itemsize, in_8_bits(model))
                 rate = moved * new_tokens / statistics.median(times)
                 limit = limits["read_bytes_per_second"]["median"]
                 entry |= {"bytes_per_step": moved, "bytes_per_second": rate, "limit_share": rate / limit}
@@ -244,8 +251,13 @@ def peaks() -> dict[str, int | None]:
 
 
 def dtype_of(model: Model) -> np.dtype:
-    """The dtype of weights, activations and cache."""
+    """The dtype of activations and cache, and of weights that are not in 8 bits."""
     return np.dtype(model.params["embedding"]["tokens"].dtype)
+
+
+def in_8_bits(model: Model) -> bool:
+    """Are the matrices in 8 bits?"""
+    return isinstance(model.params["embedding"]["tokens"], Int8)
 
 
 def nbytes(model: Model) -> int:
@@ -257,7 +269,7 @@ def describe(model: Model, source: str | None) -> dict[str, Any]:
     """Which model was measured."""
     return {
         "source": source or "the bundled model", "parameters": parameters.count(model.config), "bytes": nbytes(model),
-        "dtype": dtype_of(model).name,
+        "dtype": "int8" if in_8_bits(model) else dtype_of(model).name,
     }  # fmt: skip
 
 

@@ -280,5 +280,14 @@ def resolve_dtype(dtype: Any) -> jnp.dtype:
     except TypeError:
         resolved = None
     if resolved is None or resolved.name not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is not supported; known: auto, {', '.join(DTYPES)}.")
+        raise ConfigError(f"dtype {dtype!r} is not supported; known: auto, {', '.join(DTYPES)}, and int8 for weights.")
     return resolved
+
+
+def resolve_weights(dtype: Any) -> tuple[jnp.dtype, bool]:
+    """The dtype of activations, and whether matrices are kept in 8 bits: "int8" is "auto" with matrices in 8 bits.
+
+    Raises ConfigError for what is neither "int8" nor known to resolve_dtype.
+    """
+    in_8_bits = dtype in ("int8", jnp.int8, jnp.dtype("int8"))
+    return resolve_dtype("auto" if in_8_bits else dtype), in_8_bits

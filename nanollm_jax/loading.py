@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from nanollm_jax import params as parameters
 from nanollm_jax import sharding
 from nanollm_jax.chat import ChatTemplate, load_chat_template
-from nanollm_jax.config import ModelConfig, resolve_dtype
+from nanollm_jax.config import ModelConfig, resolve_weights
 from nanollm_jax.errors import CheckpointError, ConfigError, RequestError, TokenizerError
 from nanollm_jax.families import read_config
 from nanollm_jax.params import Params
@@ -76,13 +76,14 @@ def load(
 ) -> Model:
     """Load a model: the bundled one, a folder in checkpoint form, or a hub id such as "openai-community/gpt2".
 
-    dtype: "auto" (float32 on CPU, bfloat16 on GPU and TPU), "float32", "bfloat16" or "float16".
+    dtype: of weights and activations: "auto" (float32 on CPU, bfloat16 on GPU and TPU), "float32", "bfloat16" or "float16";
+    or "int8": matrices in 8 bits, everything else as "auto" has it.
     revision: a branch, tag or commit of a hub id.
     mesh: from make_mesh, the devices that share the model; each reads its own part of the files.
     A checkpoint without tokenizer files loads with tokenizer None. Nothing in a checkpoint is ever executed or unpickled.
     Raises ConfigError, CheckpointError or TokenizerError, each naming the file, what was found and what was expected.
     """
-    dtype = resolve_dtype(dtype)
+    dtype, in_8_bits = resolve_weights(dtype)
     folder = find(source, revision)
     config_json = read_json(folder / "config.json")
     config, family = read_config(config_json, str(folder / "config.json"))
@@ -99,7 +100,7 @@ def load(
     spread = None if mesh is None else partial(sharding.spread, dtype=dtype, config=config, mesh=mesh)
     flat = load_params(
         folder, family.table(config), parameters.layout(config), config.sizes, dtype,
-        ignore=family.ignored(config), prefixes=family.PREFIXES, spread=spread,
+        ignore=family.ignored(config), prefixes=family.PREFIXES, spread=spread, finish=parameters.keeper(config, in_8_bits),
     )  # fmt: skip
     return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,8 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from nanollm_jax.config import ModelConfig, resolve_dtype
-from nanollm_jax.errors import CheckpointError
+from nanollm_jax.config import ModelConfig, resolve_weights
+from nanollm_jax.errors import CheckpointError, ConfigError
+from nanollm_jax.ops.int8 import Int8, quantize
 
 Params = dict[str, Any]
 
@@ -71,13 +73,29 @@ def count(config: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in shapes(config).values())
 
 
+def nbytes(
+    config: ModelConfig, itemsize: int, in_8_bits: bool = False, sizes: dict[str, int] | None = None
+) -> dict[str, int]:
+    """{path: bytes in memory} of numbers of itemsize bytes each; of what is kept in 8 bits, with its float32 scales.
+
+    sizes: how long each axis letter is, where it is not the config's own. Raises ConfigError where the model cannot be
+    kept in 8 bits.
+    """
+    eight, found = paths_in_8_bits(config) if in_8_bits else set(), {}
+    for path, shape in shapes(config, sizes).items():
+        scales = 4 * math.prod(shape[: outputs(path, len(shape))])
+        found[path] = math.prod(shape) + scales if path in eight else itemsize * math.prod(shape)
+    return found
+
+
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any = "auto") -> Params:
     """Random weights of the right shapes, biases and norm scales included, so that no parameter goes unnoticed in a test.
 
     Matrices are normal with deviation 1/sqrt(inputs); scales 1 + 0.1 normal; biases 0.1 normal. Each array depends on
-    the key and on its own path only. Raises ConfigError for an unknown dtype.
+    the key and on its own path only. dtype "int8" is as in load. Raises ConfigError for an unknown dtype.
     """
-    dtype = resolve_dtype(dtype)
+    dtype, in_8_bits = resolve_weights(dtype)
+    finish = keeper(config, in_8_bits)
     flat = {}
     for path, shape in shapes(config).items():
         name = path.rpartition(".")[2]
@@ -85,9 +103,38 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = "auto") -> Par
         if len(shape) == 1 or name in ("scale", "bqkv", "up_bias"):
             deviation = 0.1
         else:
-            deviation = math.prod(shape[1:] if name == "wo" else shape[-1:]) ** -0.5
-        flat[path] = draw(jax.random.fold_in(key, zlib.crc32(path.encode())), mean, deviation, shape, dtype)
+            deviation = math.prod(shape[outputs(path, len(shape)) :]) ** -0.5
+        array = draw(jax.random.fold_in(key, zlib.crc32(path.encode())), mean, deviation, shape, dtype)
+        flat[path] = finish(path, array)
     return nest(flat)
+
+
+def outputs(path: str, axes: int) -> int:
+    """How many of a matrix's axes count outputs; its inputs are the others: two of "wo", "D N H", one of any other."""
+    return 1 if path.endswith(".wo") else axes - 1
+
+
+def keeper(config: ModelConfig, in_8_bits: bool) -> Callable[[str, jax.Array], jax.Array | Int8]:
+    """What becomes of each parameter, by its path: the array itself, or of matrices and tables of tokens 8 bits.
+
+    Raises ConfigError where the model cannot be kept in 8 bits.
+    """
+    eight = paths_in_8_bits(config) if in_8_bits else set()
+
+    def keep(path: str, array: jax.Array) -> jax.Array | Int8:
+        return jax.block_until_ready(quantize(array, outputs(path, array.ndim))) if path in eight else array
+
+    return keep
+
+
+def paths_in_8_bits(config: ModelConfig) -> set[str]:
+    """The matrices and tables of tokens, which are nearly all of a model.
+
+    Raises ConfigError for experts: there is no product by groups for 8 bits.
+    """
+    if config.num_experts:
+        raise ConfigError("dtype int8 is not there for mixtures of experts; take bfloat16.")
+    return {path for path in layout(config) if path.rpartition(".")[2] in ("wqkv", "wo", "up", "down", "tokens")}
 
 
 @partial(jax.jit, static_argnames=("shape", "dtype"))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nanollm_jax import cache, params, roofline
-from nanollm_jax.config import ModelConfig, check_count
+from nanollm_jax.config import ModelConfig, check_count, resolve_weights
 from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.sharding import RULE, arrange, stored_sizes
 
@@ -85,8 +85,9 @@ def make_plan(
 ) -> Plan:
     """What one device of a dp x tp mesh holds and does for `batch` rows of up to `context` positions (None: the model's).
 
-    The cache has the weights' dtype. Raises ConfigError where the mesh does not divide the model, RequestError for rows
-    that dp does not divide and for more positions than the model has.
+    dtype is that of weights and cache; "int8" is matrices in 8 bits, everything else in bfloat16. Raises ConfigError for
+    an unknown dtype and where the mesh does not divide the model, RequestError for rows that dp does not divide and for
+    more positions than the model has.
     """
     context = config.max_positions if context is None else context
     for name, value in (("dp", dp), ("tp", tp), ("batch", batch), ("context", context)):
@@ -98,20 +99,21 @@ def make_plan(
     if context > config.max_positions:
         raise RequestError(f"context {context} is more than the model's {config.max_positions} positions.")
     config = arrange(config, tp)
-    sizes, size = stored_sizes(config, tp), np.dtype(dtype).itemsize
+    activations, in_8_bits = resolve_weights(dtype)
+    size = 2 if in_8_bits else activations.itemsize
+    sizes = stored_sizes(config, tp)
     own = {letter: length // (tp if RULE.get(letter) == "tp" else 1) for letter, length in sizes.items()}
     rows, V = batch // dp, config.vocab_size
     buffers = sum(math.prod(shape) for shape in cache.shapes(config, rows, context)) // tp
-    multiplied, read = (
-        sum(roofline.used_weights(config, experts, own).values())
-        for experts in (config.experts_per_token, roofline.experts_read(config, rows))
-    )
+    shapes, stored = params.shapes(config, own), params.nbytes(config, size, in_8_bits, own)
+    multiplied = sum(roofline.used_weights(config, config.experts_per_token, own).values())
+    read = roofline.used_weights(config, roofline.experts_read(config, rows), own)
     return Plan(
-        weights=size * sum(map(math.prod, params.shapes(config, own).values())),
+        weights=sum(stored.values()),
         cache=2 * size * buffers,
         state=rows * V * (4 + 1 + 4 + 4),  # logits, two histories, the logit bias
         temporaries=rows * V * 4 * VOCABULARIES,
-        read=size * read,
+        read=sum(stored[path] * used / math.prod(shapes[path]) for path, used in read.items()),
         products=2.0 * multiplied * rows,
         # two products with each of G queries for every key and value vector, which are the numbers in buffers
         attention=4.0 * buffers * sizes["G"],

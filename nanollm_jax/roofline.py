@@ -30,18 +30,20 @@ LARGE = (2**31, 8192)
 CALLS = 4
 
 
-def step_bytes(config: ModelConfig, rows: int, length: int, itemsize: int) -> int:
+def step_bytes(config: ModelConfig, rows: int, length: int, itemsize: int, in_8_bits: bool = False) -> int:
     """Bytes that decode has to move for one more token in each of `rows` rows that hold `length` positions.
 
     Every weight once (of an embedding that is only looked up, one vector per row), the keys and values in sight, and
-    the new ones. Of experts as many as are expected where all are chosen alike.
+    the new ones. Of experts as many as are expected where all are chosen alike. itemsize: of the bytes of every number,
+    or of those that are not in_8_bits.
     """
-    used = used_weights(config, experts_read(config, rows))
-    looked_up = parameters.layout(config).keys() - used.keys()
-    weights = round(sum(used.values()))
+    used, sizes = used_weights(config, experts_read(config, rows)), parameters.shapes(config)
+    stored = parameters.nbytes(config, itemsize, in_8_bits)
+    weights = sum(stored[path] * used[path] / math.prod(sizes[path]) for path in used)
+    vectors = sum(stored[path] // sizes[path][0] for path in stored.keys() - used.keys())
     seen = sum(min(length + 1, config.window(layer) or length + 1) for layer in range(config.num_layers))
     cached = 2 * config.num_kv_heads * config.head_dim * (seen + config.num_layers)
-    return itemsize * (weights + rows * (cached + len(looked_up) * config.hidden_size))
+    return round(weights) + rows * (itemsize * cached + vectors)
 
 
 def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:

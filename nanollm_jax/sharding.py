@@ -25,6 +25,7 @@ from nanollm_jax import model, params
 from nanollm_jax.cache import HEADS, ROWS, KVCache, check_room
 from nanollm_jax.config import ModelConfig, check_count
 from nanollm_jax.errors import ConfigError, RequestError
+from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.params import Params
 
 AXES = ("dp", "tp")
@@ -147,11 +148,19 @@ def shard_params(whole: Params, config: ModelConfig, mesh: Mesh) -> tuple[ModelC
     params.check_params(whole, config)
     letters, flat = params.layout(config), params.flatten(whole)
 
-    def placed(path: str) -> jax.Array:
-        array = np.asarray(flat[path])
-        return spread(lambda index: array[index], letters[path], array.dtype, config, mesh)
+    def placed(array: Any, axes: str) -> jax.Array:
+        array = np.asarray(array)
+        return spread(lambda index: array[index], axes, array.dtype, config, mesh)
 
-    return arranged, params.nest({path: placed(path) for path in letters})
+    return arranged, params.nest({path: by_letters(placed, flat[path], letters[path]) for path in letters})
+
+
+def by_letters(do: Callable[[Any, str], Any], leaf: Any, letters: str) -> Any:
+    """do(array, letters) for one parameter, or for both arrays of one in 8 bits, the scales having its outputs' letters."""
+    if not isinstance(leaf, Int8):
+        return do(leaf, letters)
+    ours = " ".join(letters.split()[: leaf.scale.ndim])
+    return dataclasses.replace(leaf, values=do(leaf.values, letters), scale=do(leaf.scale, ours))
 
 
 def mesh_of(tree: Any) -> Mesh | None:
@@ -175,7 +184,8 @@ def is_cache(tree: Any) -> bool:
 def specs(tree: Any, config: ModelConfig) -> Any:
     """The PartitionSpec of every leaf: parameters by their letters, caches by rows and heads, all else by rows."""
     if isinstance(tree, dict):
-        return params.nest({path: spec(letters) for path, letters in params.layout(config).items()})
+        flat, letters = params.flatten(tree), params.layout(config)
+        return params.nest({path: by_letters(lambda _, axes: spec(axes), flat[path], letters[path]) for path in flat})
 
     def rows(leaf: Any) -> Any:
         if not is_cache(leaf):

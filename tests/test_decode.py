@@ -18,9 +18,12 @@ from nanollm_jax.decode import init_state, read_prompts, write_tokens
 from nanollm_jax.profiling import CompileWatch
 
 
-@pytest.fixture(scope="module", params=CONFIG_JSON)
+@pytest.fixture(scope="module", params=[*CONFIG_JSON, "int8"])
 def model(request):
     """Every family; the one with windows gets one that is shorter than the caches here and larger than a small array."""
+    if request.param == "int8":
+        config = random_model("llama").config
+        return nano.Model(config, nano.init_params(config, jax.random.key(5), "int8"))
     if request.param != "mistral":
         return random_model(request.param)
     config, _ = nano.read_config(MISTRAL | {"sliding_window": 50})

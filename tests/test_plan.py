@@ -18,6 +18,7 @@ from nanollm_jax import params as parameters
 from nanollm_jax.cache import shapes as cache_shapes
 from nanollm_jax.cli import run
 from nanollm_jax.decode import State, write_tokens
+from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.plan import DEVICES, device, make_plan
 from nanollm_jax.sampling import History
 from nanollm_jax.sharding import HEADS, ROWS, arrange, spec, stored_sizes
@@ -63,6 +64,22 @@ def test_the_compiled_program_needs_what_the_plan_says(family, dp, tp):
     assert found == pytest.approx(plan.total, rel=0.05)
     if tp == 1:  # on more, sampling, which every device does for itself, is no longer small beside this little model
         assert program.cost_analysis()["flops"] == pytest.approx(plan.products + plan.attention, rel=0.05)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_plan_in_8_bits(tp):
+    """The weights of one device are as large as planned, and far below those in 16 bits."""
+    config, _ = nano.read_config(LARGER["llama"])
+    whole = nano.Model(config, nano.init_params(config, jax.random.key(0), "int8"))
+    flat = parameters.flatten(nano.shard(whole, nano.make_mesh(1, tp)).params)
+    own = lambda array: array.addressable_shards[0].data  # noqa: E731
+    eight = [part for array in flat.values() if isinstance(array, Int8) for part in (array.values, array.scale)]
+    others = [array for array in flat.values() if not isinstance(array, Int8)]
+    plan, wide = (make_plan(config, tp=tp, context=64, dtype=dtype) for dtype in ("int8", "bfloat16"))
+    assert plan.weights == sum(own(part).nbytes for part in eight) + sum(2 * own(array).size for array in others)
+    looked_up = jax.tree.leaves(flat["embedding.tokens"])
+    assert plan.read == plan.weights - sum(own(part).nbytes for part in looked_up)
+    assert plan.cache == wide.cache and 0.5 < plan.weights / wide.weights < 0.53
 
 
 def test_limits_of_a_published_model():

@@ -54,11 +54,11 @@ def info(
 def describe(source: str | None, revision: str | None, dtype_name: str) -> dict[str, Any]:
     """What --json prints. The config has to be right; what is wrong with other files is said in their place."""
     from nanollm_jax import buckets, params
-    from nanollm_jax.config import resolve_dtype
+    from nanollm_jax.config import resolve_weights
     from nanollm_jax.families import read_config
     from nanollm_jax.loading import find_config, read_json
 
-    dtype = resolve_dtype(dtype_name)
+    dtype, in_8_bits = resolve_weights(dtype_name)
     path = find_config(source, revision)
     alone = path == Path(source or "").expanduser()
     config_json = read_json(path)
@@ -67,17 +67,17 @@ def describe(source: str | None, revision: str | None, dtype_name: str) -> dict[
     if config.rope_scaling is not None:
         fields["rope_scaling"] = {"kind": config.rope_scaling.kind} | fields["rope_scaling"]
     shapes, count = params.shapes(config), params.count(config)
+    nbytes = params.nbytes(config, dtype.itemsize, in_8_bits)
     report = {
         "config_file": str(path),
         "config": {"model_type": config_json["model_type"]} | fields,
         "parameters": {
-            name: {"axes": axes, "shape": shapes[name], "count": math.prod(shapes[name]),
-                   "bytes": math.prod(shapes[name]) * dtype.itemsize}
+            name: {"axes": axes, "shape": shapes[name], "count": math.prod(shapes[name]), "bytes": nbytes[name]}
             for name, axes in params.layout(config).items()
         },
         "count": count,
-        "bytes": count * dtype.itemsize,
-        "dtype": dtype.name,
+        "bytes": sum(nbytes.values()),
+        "dtype": "int8" if in_8_bits else dtype.name,
         "compiled_for": dict(zip(("prompt_tokens", "capacities"), buckets.listed(config.max_positions), strict=True)),
     }  # fmt: skip
     return report if alone else report | {"checkpoint": describe_files(path.parent, config_json, config)}

@@ -15,7 +15,10 @@ from nanollm_jax.errors import RequestError
 INTERRUPTED = 130  # the exit code after Ctrl-C: what a shell shows for SIGINT
 MODEL = "A folder in checkpoint form, or a hub id such as openai-community/gpt2. Default: the bundled model."
 ANY_MODEL = "A folder in checkpoint form, a file in the form of config.json, or a hub id. Left out: the bundled model."
-DTYPE = "Of weights and activations: auto, float32, bfloat16 or float16; auto is float32 on CPU, else bfloat16."
+DTYPE = (
+    "Of weights and activations: auto, float32, bfloat16 or float16; auto is float32 on CPU, else bfloat16. "
+    "int8 is auto with the matrices in 8 bits."
+)
 KEEP_COMPILED = "Keep compiled programs in ~/.cache/nanollm_jax, or below $XDG_CACHE_HOME, for the next run."
 STDIN = "- reads it from standard input, as it is but for one newline at its end."
 

@@ -14,6 +14,7 @@ from nanollm_jax.errors import ConfigError
 
 BATCH = "Rows that are generated together."
 CONTEXT = "Positions of a row, prompt and answer. Left out: all that the model has."
+DTYPE = "float32, bfloat16 or float16; int8 is matrices in 8 bits and the rest in bfloat16."
 DEVICE = "Show the limits of this device too: a100, h100, h200, v5e, v5p, v6e, or cpu, which is this machine."
 
 
@@ -24,7 +25,7 @@ def plan(
     tp: Tp = 1,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help=BATCH)] = 1,
     context: Annotated[int | None, typer.Option(metavar="N", min=1, help=CONTEXT)] = None,
-    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(metavar="DTYPE", help=DTYPE)] = "bfloat16",
     device: Annotated[str | None, typer.Option(metavar="NAME", help=DEVICE)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -32,7 +33,6 @@ def plan(
 
     Closed forms of the shapes in config.json: nothing else is downloaded, and nothing allocated.
     """
-    from nanollm_jax.config import resolve_dtype
     from nanollm_jax.families import read_config
     from nanollm_jax.loading import find_config, read_json
     from nanollm_jax.plan import device as look_up
@@ -43,7 +43,7 @@ def plan(
     limits = None if device is None else look_up(device)
     path = find_config(model, revision)
     config, _ = read_config(read_json(path), str(path))
-    made = make_plan(config, dp=dp, tp=tp, batch=batch, context=context, dtype=resolve_dtype(dtype))
+    made = make_plan(config, dp=dp, tp=tp, batch=batch, context=context, dtype=dtype)
     report: dict[str, Any] = dataclasses.asdict(made) | {"total": made.total}
     if limits is not None:
         report |= {

@@ -6,20 +6,24 @@ import jax
 import jax.numpy as jnp
 
 from nanollm_jax import collectives
-from nanollm_jax.ops.linear import product
+from nanollm_jax.ops.int8 import Int8
+from nanollm_jax.ops.linear import Weight, product
 
 
 @jax.named_scope("embedding")
-def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+def look_up(table: Weight, ids: jax.Array) -> jax.Array:
     """Look up one vector per id.  table [V D] (or [P D]), ids [B T] -> [B T D]
 
     Ids past the table read its last row: padding positions may lie there, and nobody looks at what they compute.
     """
+    if isinstance(table, Int8):
+        values, scale = (part.at[ids].get(mode="clip") for part in (table.values, table.scale))
+        return (values * scale[..., None]).astype(table.dtype)
     return table.at[ids].get(mode="clip")
 
 
 @jax.named_scope("embedding")
-def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
+def embed(table: Weight, ids: jax.Array) -> jax.Array:
     """look_up in a table whose rows a mesh may split: who has the row gives it, the others zeros, and they are summed."""
     if not collectives.split():
         return look_up(table, ids)
@@ -30,7 +34,7 @@ def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 @jax.named_scope("logits")
-def unembed(table: jax.Array, x: jax.Array, vocab_size: int | None = None) -> jax.Array:
+def unembed(table: Weight, x: jax.Array, vocab_size: int | None = None) -> jax.Array:
     """Score every entry of the vocabulary.  table [V D], x [B T D] -> [B T V] float32
 
     Rows of the table past vocab_size are padding, and their scores are cut off.

@@ -37,7 +37,8 @@ def load_params(
     prefixes: Sequence[str] = ("",),
     progress: bool | None = None,
     spread: Callable[[Callable[[tuple[slice, ...]], np.ndarray], str], jax.Array] | None = None,
-) -> dict[str, jax.Array]:
+    finish: Callable[[str, jax.Array], Any] = lambda path, array: array,
+) -> dict[str, Any]:
     """A checkpoint's folder -> {path: array} for every path of `layout`, in `dtype`, on the default device or as spread has it.
 
     rows      the family's table; a row whose path is not in `layout` is not used
@@ -50,6 +51,7 @@ def load_params(
 
     spread    places one parameter on several devices: it is given a function from an index to that part of the
               parameter, read from the file when it is called, and the parameter's letters
+    finish    what becomes of each parameter, by its path, once it is placed
 
     Every name, shape and dtype is checked before the first tensor is read. Raises CheckpointError where files are
     damaged (see open_checkpoint), tensors or parameters are left over, or a shape, a dtype or a value does not fit.
@@ -70,9 +72,10 @@ def load_params(
             pieces = [(row, checkpoint.read(name)) for row, name in pairs if row.path == path]
             shape = tuple(sizes[letter] for letter in letters.split())
             if spread is None:
-                params[path] = place(pieces, shape, sizes, dtype)
+                placed = place(pieces, shape, sizes, dtype)
             else:
-                params[path] = jax.block_until_ready(spread(partial(assemble, pieces, sizes, dtype), letters))
+                placed = jax.block_until_ready(spread(partial(assemble, pieces, sizes, dtype), letters))
+            params[path] = finish(path, placed)
             advance()
     return params
 

@@ -1,0 +1,185 @@
+"""Weights in 8 bits: their rounding is the only error, whatever the number of rows, the family and the mesh."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import CONFIG_JSON, FURTHER, random_model
+
+import nanollm_jax as nano
+from nanollm_jax import params as parameters
+from nanollm_jax.cli import run
+from nanollm_jax.errors import ConfigError
+from nanollm_jax.ops.embedding import look_up
+from nanollm_jax.ops.int8 import Int8, digits, quantize
+from nanollm_jax.ops.linear import linear, product
+
+DENSE = [name for name in CONFIG_JSON | FURTHER if name not in ("mixtral", "qwen3_moe", "olmoe")]
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def whole(weight: Int8) -> np.ndarray:
+    """The weight that it stands for, in float64."""
+    scale = np.asarray(weight.scale, np.float64)
+    return np.asarray(weight.values, np.float64) * scale.reshape(scale.shape + (1,) * (weight.ndim - scale.ndim))
+
+
+@pytest.mark.parametrize(("shape", "outputs"), [((6, 10), 1), ((2, 3, 4, 10), 3), ((6, 5, 4), 1)])
+def test_a_weight_is_rounded_to_the_nearest_step_of_its_output(shape, outputs):
+    weight = normal(*shape)
+    weight[0, ..., 0] *= 100  # one output's outlier is not the others'
+    rounded = quantize(jnp.asarray(weight), outputs)
+    assert rounded.values.dtype == jnp.int8 and rounded.shape == shape and rounded.scale.shape == shape[:outputs]
+    inputs = tuple(range(outputs, len(shape)))
+    np.testing.assert_allclose(rounded.scale, np.abs(weight).max(inputs) / 127, rtol=1e-6)
+    step = np.asarray(rounded.scale).reshape(shape[:outputs] + (1,) * len(inputs))
+    assert (np.abs(whole(rounded) - weight) <= 0.5001 * step).all()
+
+
+def test_an_output_of_zeros_stays_zero():
+    rounded = quantize(jnp.zeros((3, 4)).at[1, 2].set(5.0), 1)
+    np.testing.assert_allclose(whole(rounded), [[0, 0, 0, 0], [0, 0, 5, 0], [0, 0, 0, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(product(jnp.zeros((2, 4)), rounded), np.zeros((2, 3)))
+
+
+def test_two_digits_hold_a_row_to_1_64516_of_its_largest_number():
+    x = normal(5, 300) * np.array([[1e-6], [1], [1e6], [0], [3]], np.float32)
+    found, unit = digits(jnp.asarray(x))
+    higher, lower = np.split(np.asarray(found, np.float64), 2)
+    assert found.dtype == jnp.int8 and np.abs(found).max() == 127
+    error = np.abs(np.asarray(unit, np.float64) * (higher + lower / 254) - x)
+    assert (error <= np.abs(x).max(1, keepdims=True) * (1 / 64516 + 1e-7)).all()  # and float32's own rounding
+    assert error.max() > 0
+
+
+@pytest.mark.parametrize("outputs", [1, 70, 256, 512, 600])
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 50])
+def test_the_product_is_that_of_the_weights_it_stands_for(rows, outputs):
+    """In digits and by blocks of 256 outputs."""
+    weight, x = quantize(jnp.asarray(normal(outputs, 96)), 1), normal(rows, 96, seed=1)
+    expected = x.astype(np.float64) @ whole(weight).T
+    error = np.abs(jax.jit(product)(jnp.asarray(x), weight) - expected)
+    # a row's error: that of its digits, as a random walk over 96 weights, six deviations far
+    largest = np.abs(x).max(1, keepdims=True)
+    assert (error <= 6 * largest / 64516 / math.sqrt(3) * np.sqrt((whole(weight) ** 2).sum(1))[None] + 1e-5).all()
+
+
+def test_a_number_that_is_none_stays_none():
+    """What overflowed is seen in the product, as it is without 8 bits."""
+    x = jnp.asarray(normal(3, 8)).at[1, 2].set(jnp.nan).at[2, 0].set(jnp.inf)
+    found = np.asarray(product(x, quantize(jnp.asarray(normal(4, 8)), 1)))
+    assert np.isfinite(found[0]).all() and not np.isfinite(found[1:]).any()
+
+
+def test_linear_and_look_up_take_many_axes():
+    x, weight, bias = normal(2, 3, 10), quantize(jnp.asarray(normal(4, 5, 10)), 2), normal(4, 5)
+    expected = np.einsum("BTI,NHI->BTNH", x, whole(weight)) + bias
+    np.testing.assert_allclose(linear(jnp.asarray(x), weight, jnp.asarray(bias)), expected, atol=2e-3)
+    table, ids = quantize(jnp.asarray(normal(7, 10)), 1), np.array([[0, 6], [3, 3]])
+    np.testing.assert_allclose(look_up(table, ids), whole(table)[ids], rtol=1e-6)
+
+
+def in_8_bits(config, key=7):
+    """A random model in 8 bits, and the same with its rounded weights in float32."""
+    params = nano.init_params(config, jax.random.key(key), "int8")
+    plain = {path: jnp.asarray(whole(array), jnp.float32) if isinstance(array, Int8) else array
+             for path, array in parameters.flatten(params).items()}  # fmt: skip
+    return nano.Model(config, params), nano.Model(config, parameters.nest(plain))
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_a_model_computes_what_its_rounded_weights_say(family):
+    eight, plain = in_8_bits(random_model(family).config)
+    kept = [path for path, array in parameters.flatten(eight.params).items() if isinstance(array, Int8)]
+    names = ("wqkv", "wo", "up", "down", "tokens")
+    assert kept == [path for path in parameters.layout(eight.config) if path.endswith(names)]
+    tokens = np.random.default_rng(0).integers(0, eight.config.vocab_size, (2, 20), dtype=np.int32)
+
+    def scores(model):
+        cache = nano.init_cache(model.config, 2, 64, "float32")
+        found, cache = nano.forward(model.params, tokens, cache, config=model.config)
+        return np.asarray(found), np.asarray(nano.forward(model.params, tokens[:, :1], cache, config=model.config)[0])
+
+    for ours, theirs in zip(scores(eight), scores(plain), strict=True):
+        assert np.abs(theirs).max() > 0.1
+        np.testing.assert_allclose(ours, theirs, atol=2e-3 * max(1, np.abs(theirs).max()))
+
+
+def test_the_bundled_model_in_8_bits():
+    """A quarter of the bytes, each weight the nearest, and a text nearly as likely."""
+    eight, whole_model = nano.load(dtype="int8"), nano.load(dtype="float32")
+    found, expected = parameters.flatten(eight.params), parameters.flatten(whole_model.params)
+    for path, array in found.items():
+        rounded = quantize(expected[path], 1 if path.endswith(".wo") else expected[path].ndim - 1)
+        jax.tree.map(np.testing.assert_array_equal, array, rounded if isinstance(array, Int8) else expected[path])
+    nbytes = [sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)) for model in (eight, whole_model)]
+    assert 0.25 < nbytes[0] / nbytes[1] < 0.27
+    assert nbytes[0] == sum(parameters.nbytes(eight.config, 4, in_8_bits=True).values())
+    text = "Once upon a time there was a little dog. He liked to play in the park with his red ball."
+    surprise = [-np.mean(nano.score(model, [text])[0].logprobs[1:]) for model in (eight, whole_model)]
+    assert surprise[0] == pytest.approx(surprise[1], rel=0.02) and surprise[0] != surprise[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_on_a_mesh(family):
+    """The same tokens, one of Mistral's key/value heads repeated, and every scale where its outputs are."""
+    eight, _ = in_8_bits(random_model(family).config)
+    config = eight.config
+    over = nano.shard(eight, nano.make_mesh(2, 2))
+    prompts = [[5, 6, 7, 8], [9, 10]]
+    one, many = (nano.generate(model, prompts, max_new_tokens=12) for model in (eight, over))
+    assert [row.token_ids for row in one] == [row.token_ids for row in many]
+    up, down = (over.params["layers"][0]["mlp"][name] for name in ("up", "down"))
+    F = config.intermediate_size // 2
+    assert {part.data.shape[1] for part in up.values.addressable_shards} == {F}
+    assert {part.data.shape[1] for part in up.scale.addressable_shards} == {F}
+    assert {part.data.shape for part in down.scale.addressable_shards} == {(config.hidden_size,)}
+
+
+def test_loading_onto_a_mesh_gives_what_sharding_gives():
+    mesh = nano.make_mesh(1, 2)
+    loaded, sharded = nano.load(dtype="int8", mesh=mesh), nano.shard(nano.load(dtype="int8"), mesh)
+
+    def same(ours, theirs):
+        assert ours.sharding.is_equivalent_to(theirs.sharding, ours.ndim)
+        np.testing.assert_array_equal(ours, theirs)
+
+    jax.tree.map(same, loaded.params, sharded.params)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
+def test_experts_are_refused(family):
+    config = random_model(family).config
+    for refused in (
+        lambda: nano.init_params(config, jax.random.key(0), "int8"),
+        lambda: parameters.nbytes(config, 4, in_8_bits=True),
+    ):
+        with pytest.raises(ConfigError, match="int8 is not there for mixtures of experts"):
+            refused()
+
+
+def test_a_cache_in_8_bits_is_refused():
+    with pytest.raises(
+        ConfigError, match="'int8' is not supported; known: auto, float32, bfloat16, float16, and int8 for"
+    ):
+        nano.init_cache(random_model("llama").config, 1, 16, "int8")
+
+
+def test_commands(capsys):
+    assert run(["info", "--dtype", "int8", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    weights = nano.load(dtype="int8").params
+    assert report["dtype"] == "int8" and report["bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
+    assert report["parameters"]["layers.0.attention.wo"]["bytes"] == sum(
+        leaf.nbytes for leaf in jax.tree.leaves(weights["layers"][0]["attention"]["wo"])
+    )
+    assert run(["generate", "Once upon a time", "--dtype", "int8", "--max-new-tokens", "5", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == ", there was a little\n"
