@@ -46,6 +46,7 @@ import nanollm_jax as nano
 from nanollm_jax import params as parameters
 from nanollm_jax import roofline
 from nanollm_jax.decode import init_state
+from nanollm_jax.ops import int8
 
 model = nano.load(dtype="float32")
 config = model.config
@@ -275,6 +276,12 @@ restored = (q * scale).reshape(w.shape)
 print(f"{w.nbytes:,} bytes become {q.nbytes + scale.nbytes:,}")
 check("no weight is off by more than half a step", (np.abs(restored - w) <= scale[:, 0] / 2 * 1.0001).all())
 check("all of the range is used in each row", (np.abs(q).max(axis=(1, 2)) == 127).all())
+theirs = int8.quantize(jnp.asarray(w), 1)
+apart = np.abs(np.asarray(theirs.values, int) - q[:, 0])
+check(
+    "nanollm_jax.ops.int8.quantize: the same integers, but for a few halfway", apart.max() <= 1 and apart.mean() < 1e-3
+)
+same("and the same scales", theirs.scale, scale[:, 0, 0], tolerance=1e-8)
 
 x = random.normal(size=(3, F)).astype(np.float32)
 qx, scale_x = quantise(x)  # the vectors as well: then the product is one of integers
@@ -356,6 +363,11 @@ table(
 )
 check("8 bits change the perplexity by less than 2%", abs(found["8 bits, a scale a row"][1] / base[1] - 1) < 0.02)
 check("at a quarter of the bytes, nearly", base[0] / found["8 bits, a scale a row"][0] > 3.9)
+in_8_bits = perplexity(nano.load(dtype="int8").params)
+check(
+    "so does the library's own model in 8 bits, by as much",
+    math.isclose(in_8_bits, found["8 bits, a scale a row"][1], rel_tol=1e-3),
+)
 check("2 bits a row ruin it", found["2 bits, a scale a row"][1] > 5 * base[1])
 check("groups help there", found["2 bits, groups of 16"][1] < found["2 bits, a scale a row"][1] / 5)
 
@@ -388,7 +400,10 @@ save(figure, "21_bits")
 #   share of the roofline that they reach.
 # - `nanollm_jax.roofline` has the two measured rates and the counts of this chapter.
 # - `nanollm_jax.generate` takes a list of prompts as one batch. `nanollm_jax.config.resolve_dtype` says which weights
-#   are used: float32 on a CPU, 16 bits on a GPU. The engine has no int8; this chapter shows what it would bring.
+#   are used: float32 on a CPU, 16 bits on a GPU.
+# - `nanollm_jax.load` with dtype "int8" keeps the matrices in 8 bits, with a scale a row. The vectors lose less than
+#   here: `nanollm_jax.ops.int8.digits` writes each as two integers, one for what the other leaves over, and the product
+#   of both with the matrix is still one of integers.
 #
 # ## Exercises
 # 1. A GPU reads 2,000 GB/s. How many tokens per second can Llama 3.1 8B write for one text of 1,000 tokens, with 16
