@@ -17,7 +17,7 @@ from nanollm_jax.cli import run
 from nanollm_jax.errors import ConfigError
 from nanollm_jax.ops.embedding import look_up
 from nanollm_jax.ops.int8 import Int8, digits, quantize
-from nanollm_jax.ops.linear import linear, product
+from nanollm_jax.ops.linear import int8_product, linear, product
 
 DENSE = [name for name in CONFIG_JSON | FURTHER if name not in ("mixtral", "qwen3_moe", "olmoe")]
 
@@ -70,6 +70,16 @@ def test_the_product_is_that_of_the_weights_it_stands_for(rows, outputs):
     # a row's error: that of its digits, as a random walk over 96 weights, six deviations far
     largest = np.abs(x).max(1, keepdims=True)
     assert (error <= 6 * largest / 64516 / math.sqrt(3) * np.sqrt((whole(weight) ** 2).sum(1))[None] + 1e-5).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_other_devices_multiply_the_same_numbers(dtype):
+    """Whole numbers up to 127 are exact in every dtype, and so are the sums in float32."""
+    weight, x = quantize(jnp.asarray(normal(70, 96)), 1), jnp.asarray(normal(5, 96, seed=1), dtype)
+    exact = np.asarray(x, np.float64) @ np.asarray(weight.values, np.float64).T
+    found = int8_product(x, weight.values)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
 
 
 def test_a_number_that_is_none_stays_none():

@@ -65,8 +65,7 @@ def product(x: jax.Array, weight: Weight) -> jax.Array:
     """Every row of x with every row of weight.  x [R I], weight [O I] -> [R O] float32"""
     if isinstance(weight, Int8):
         values, scale = weight.values, weight.scale
-        plain = lambda x, values: contract("RI,OI->RO", x, values.astype(x.dtype))  # noqa: E731
-        return scale[None] * jax.lax.platform_dependent(x, values, cpu=int8_product_on_cpu, default=plain)
+        return scale[None] * jax.lax.platform_dependent(x, values, cpu=int8_product_on_cpu, default=int8_product)
     return jax.lax.platform_dependent(x, weight, cpu=product_on_cpu, default=lambda x, w: contract("RI,OI->RO", x, w))
 
 
@@ -85,8 +84,16 @@ def product_on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
     return contract("RI,OI->RO", jax.lax.optimization_barrier(rows), weight)[:R]
 
 
-def int8_product_on_cpu(x: jax.Array, values: jax.Array) -> jax.Array:
+def int8_product(x: jax.Array, values: jax.Array) -> jax.Array:
     """product with whole numbers in 8 bits, before their scale.  x [R I], values [O I] int8 -> [R O] float32
+
+    They are exact in every dtype of x; a GPU or TPU converts them as it reads them.
+    """
+    return contract("RI,OI->RO", x, values.astype(x.dtype))
+
+
+def int8_product_on_cpu(x: jax.Array, values: jax.Array) -> jax.Array:
+    """int8_product, in the words for which XLA on CPU has its fast kernels.  x [R I], values [O I] int8 -> [R O] float32
 
     XLA on CPU multiplies int8 by int8 fast, from two rows on (jax 0.10.2), and knows no product of int8 and float32. So x
     goes in as digits, whose sums are exact. For many rows it is quicker to convert the weight, in blocks that the
@@ -101,14 +108,13 @@ def int8_product_on_cpu(x: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def by_blocks(x: jax.Array, values: jax.Array) -> jax.Array:
-    """int8_product_on_cpu for many rows.  x [R I], values [O I] int8 -> [R O] float32"""
+    """int8_product for many rows, a block of outputs after the other.  x [R I], values [O I] int8 -> [R O] float32"""
     R, O = x.shape[0], values.shape[0]  # noqa: E741
     size = min(BLOCK, O)
     full = (O - 1) // size  # blocks before the last, which ends where the outputs end and may overlap the one before
 
     def block(begin: jax.Array) -> jax.Array:
-        some = jax.lax.dynamic_slice_in_dim(values, begin, size)
-        return contract("RI,OI->RO", x.astype(jnp.float32), some.astype(jnp.float32))
+        return int8_product(x.astype(jnp.float32), jax.lax.dynamic_slice_in_dim(values, begin, size))
 
     found = jax.lax.map(block, jnp.minimum(size * jnp.arange(full + 1), O - size))  # [full + 1 R size]
     last = found[-1, :, size - (O - full * size) :]
