@@ -75,7 +75,8 @@ def test_generate_until(pair: tuple[Any, Any]) -> None:
     ours, theirs = pair
     for rest in (
         {"until": ["zzzz"], "max_gen_toks": 12},
-        {"until": ["e", "a"], "max_gen_toks": 20, "do_sample": False},
+        # letters of no special token's name: the harness also ends a batch at those, which are not in the texts that it returns
+        {"until": ["p", "m"], "max_gen_toks": 20, "do_sample": False},
     ):
         asked = requests("generate_until", [(text, rest) for text in TEXTS])
         assert ours.generate_until(asked) == theirs.generate_until(asked, disable_tqdm=True)
