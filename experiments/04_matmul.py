@@ -237,8 +237,8 @@ save(figure, "04_intensity")
 # memory: all weights have to be read for every piece.
 #
 # ## In the engine
-# - `nanollm_jax.ops.linear.contract` is the only place where the library multiplies matrices. Those with weights come
-#   through `nanollm_jax.ops.linear.product`, `[R I]` by `[O I]`.
+# - `nanollm_jax.ops.linear.contract` is where the library multiplies matrices; only experts and weights in 8 bits have
+#   products of their own. Those with weights come through `nanollm_jax.ops.linear.product`, `[R I]` by `[O I]`.
 # - `nanollm_jax.decode.prefill` and `nanollm_jax.decode.decode` are two programs, because their limits are different.
 # - Several prompts in one batch share the weights that were read: `nanollm_jax.generate` takes lists. Chapter 06 has
 #   more on it.

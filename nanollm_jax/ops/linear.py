@@ -15,8 +15,7 @@ from nanollm_jax import collectives
 from nanollm_jax.ops.int8 import LOWER, Int8, digits
 
 MANY = 256  # rows
-MANY_OF_INT8 = 16
-BLOCK = 256  # outputs that are converted together
+MANY_OF_INT8, BLOCK = 16, 256  # rows, and outputs that are converted together
 
 Weight = jax.Array | Int8
 
@@ -64,8 +63,8 @@ def add(y: jax.Array, bias: jax.Array | None) -> jax.Array:
 def product(x: jax.Array, weight: Weight) -> jax.Array:
     """Every row of x with every row of weight.  x [R I], weight [O I] -> [R O] float32"""
     if isinstance(weight, Int8):
-        values, scale = weight.values, weight.scale
-        return scale[None] * jax.lax.platform_dependent(x, values, cpu=int8_product_on_cpu, default=int8_product)
+        found = jax.lax.platform_dependent(x, weight.values, cpu=int8_product_on_cpu, default=int8_product)
+        return weight.scale[None] * found
     return jax.lax.platform_dependent(x, weight, cpu=product_on_cpu, default=lambda x, w: contract("RI,OI->RO", x, w))
 
 
