@@ -42,7 +42,8 @@ CHUNK = 4  # tokens of a first answer: one call of the compiled loop, as in stre
 STARTING = """
 import json, sys, time
 begun = time.perf_counter()
-import nanollm_jax
+import nanollm_jax as nano
+nano.load, nano.stream  # names are imported when they are first used
 imported = time.perf_counter() - begun
 from nanollm_jax.bench import first_answer
 print(json.dumps({"import": imported} | first_answer(**json.loads(sys.argv[1]))))
