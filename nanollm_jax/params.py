@@ -7,8 +7,8 @@
     Q = G + 2: the query heads of one key/value head, then its key and its value
     U = 2: gate and up, or 1 in a model without a gate
 
-Weights are stored outputs first. What is multiplied by the same vector lies in one array, cut where it also divides
-among devices: wqkv [K Q H D] along K, up [U F D] along F.
+Each is one array, or one Int8 in its place. Weights are stored outputs first. What is multiplied by the same vector lies
+in one array, cut where it also divides among devices: wqkv [K Q H D] along K, up [U F D] along F.
 A path such as "layers.3.attention.wo" names one array in the tree: params["layers"][3]["attention"]["wo"].
 """
 
@@ -149,8 +149,8 @@ def nest(flat: dict[str, Any]) -> Params:
     return {**tree, "layers": tuple(tree["layers"][str(layer)] for layer in range(len(tree["layers"])))}
 
 
-def flatten(params: Params) -> dict[str, jax.Array]:
-    """The tree -> {path: array}; the inverse of nest."""
+def flatten(params: Params) -> dict[str, Any]:
+    """The tree -> {path: array, or Int8}; the inverse of nest."""
     return traverse_util.flatten_dict(
         {**params, "layers": {str(layer): block for layer, block in enumerate(params["layers"])}}, sep="."
     )

@@ -1,4 +1,4 @@
-"""Weights in 8 bits: their rounding is the only error, whatever the number of rows, the family and the mesh."""
+"""Weights in 8 bits: what is computed is what the rounded weights say, whatever the number of rows, the family and the mesh."""
 
 from __future__ import annotations
 
