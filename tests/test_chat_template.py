@@ -256,7 +256,10 @@ def test_a_role_that_the_template_does_not_write_is_refused(folder: Path) -> Non
         ("{{ 'a' * 10 ** 10 }}", TokenizerError, r"it needs more than \d+ MB of memory"),
         (DOUBLING, TokenizerError, r"it needs more than \d+ MB of memory"),
         ("{{ 'ab' * 9000000 }}", TokenizerError, "it wrote 18,000,000 characters; at most 10,000,000"),
-        ("(" * 20 + "{{" + "(" * 2000 + "1" + ")" * 2000 + "}}", TokenizerError, "chat template"),
+        ("{{" + "(" * 2000 + "1" + ")" * 2000 + "}}", TokenizerError, "chat template cannot be read: it .* nested too deeply"),
+        ("{{ " + "9" * 5000 + " }}", TokenizerError, "chat template cannot be read: ValueError: Exceeds the limit"),
+        ("{% if x %}" * 90 + "{% endif %}" * 90, TokenizerError, "chat template fails .*: SyntaxError: too many"),
+        (r"{{ '\ud800' }}", TokenizerError, "chat template fails on this conversation: UnicodeEncodeError"),
     ],
 )  # fmt: skip
 def test_templates_that_fail(folder: Path, template: str, kind: type[Exception], match: str) -> None:

@@ -4,8 +4,9 @@ A template comes with a checkpoint, and a checkpoint from anywhere. jinja2's imm
 anything, but not from looping for ever or from building a string of any length: only a process can be stopped then.
 This file runs by its path and imports nothing of the package.
 
-in   {"template": "...", "variables": {"messages": [...], ...}}
-out  {"text": "..."}, or {"error": "...", "kind": "refused" (the template said no), "broken" or "memory"}
+in   {"template": "...", "variables": {"messages": [...], ...}}, or {"template": "..."} to be looked into only
+out  {"text": "..."}, or {"literals": ["...", ...]}: every piece of text that stands in the template, as it is and as a
+     string; or {"error": "...", "kind": "refused" (the template said no), "broken" or "memory"}
 """
 
 import contextlib
@@ -68,16 +69,26 @@ def environment() -> ImmutableSandboxedEnvironment:
     return made
 
 
-def answer(request: dict[str, Any], jinja: ImmutableSandboxedEnvironment) -> dict[str, str]:
-    """Render one conversation."""
+def literals(template: str, jinja: ImmutableSandboxedEnvironment) -> list[str]:
+    """What text a template has in it. Nothing of it is executed."""
+    tree = jinja.parse(template)
+    strings = {node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)}
+    return sorted(strings | {node.data for node in tree.find_all(jinja2.nodes.TemplateData)})
+
+
+def answer(request: dict[str, Any], jinja: ImmutableSandboxedEnvironment) -> dict[str, Any]:
+    """Render one conversation, or look into a template."""
     try:
+        if "variables" not in request:
+            return {"literals": literals(request["template"], jinja)}
         text = jinja.from_string(request["template"]).render(**request["variables"])
+        text.encode("utf-8")  # half a character (a lone surrogate) is no text
     except Refusal as refusal:
         return {"kind": "refused", "error": str(refusal)}
     except MemoryError:
         return {"kind": "memory", "error": f"it needs more than {MEMORY >> 20} MB of memory"}
     except RecursionError:
-        return {"kind": "broken", "error": "it calls itself without end"}
+        return {"kind": "broken", "error": "it calls itself without end, or is nested too deeply"}
     except jinja2.TemplateSyntaxError as error:
         return {"kind": "broken", "error": f"line {error.lineno}: {error.message}"}
     except Exception as error:  # whatever Python raises inside a template: TypeError, ZeroDivisionError, ...

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanollm_jax.chat.renderer import Renderer
-from nanollm_jax.errors import RequestError, TokenizerError
+from nanollm_jax.errors import RequestError
 from nanollm_jax.tokenizer import Tokenizer
 from nanollm_jax.tokenizer.parts import Part, PartsEncoder
 
@@ -87,7 +87,7 @@ class ChatTemplate:
             known = ", ".join(sorted(self.sources))
             raise RequestError(f"{self.path}: there is no chat template {name!r}; name one with template=: {known}.")
         if name not in self.programs:
-            self.programs[name] = Program(self.path, self.sources[name], self.tokenizer)
+            self.programs[name] = Program(self.path, self.sources[name], self.tokenizer, self.renderer)
         return self.programs[name]
 
     @cached_property
@@ -106,10 +106,10 @@ class ChatTemplate:
 class Program:
     """One template made ready: its text, the tokens that it may write, and how its output is encoded."""
 
-    def __init__(self, path: Path, source: str, tokenizer: Tokenizer) -> None:
-        """Raises TokenizerError for a template that jinja2 cannot read."""
+    def __init__(self, path: Path, source: str, tokenizer: Tokenizer, renderer: Renderer) -> None:
+        """Raises TokenizerError for a template that jinja2 cannot read within the renderer's limits."""
         self.source = source
-        self.literals = literals(path, source)
+        self.literals = renderer.literals(str(path), source)
         self.markers = {
             name: token
             for name, token in tokenizer.added.items()
@@ -117,24 +117,6 @@ class Program:
             or (not name.isspace() and any(name in literal for literal in self.literals))
         }
         self.encode_parts: PartsEncoder = tokenizer.parts_encoder(frozenset(self.markers.values()))
-
-
-def literals(path: Path, source: str) -> set[str]:
-    """Every piece of text that stands in a template, as it is and as a string. Nothing is executed."""
-    import jinja2
-    import jinja2.nodes
-
-    from nanollm_jax.chat.sandbox import environment
-
-    try:
-        tree = environment().parse(source)
-    except jinja2.TemplateSyntaxError as error:
-        found = f"line {error.lineno}: {error.message}"
-        raise TokenizerError(f"{path}: the chat template cannot be read: {found}; copy it again.") from None
-    except RecursionError:
-        raise TokenizerError(f"{path}: the chat template is nested too deeply to be read; use another.") from None
-    strings = {node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)}
-    return strings | {node.data for node in tree.find_all(jinja2.nodes.TemplateData)}
 
 
 class Guard:
