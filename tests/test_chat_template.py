@@ -258,7 +258,7 @@ def test_a_role_that_the_template_does_not_write_is_refused(folder: Path) -> Non
         ("{{ 'ab' * 9000000 }}", TokenizerError, "it wrote 18,000,000 characters; at most 10,000,000"),
         ("{{" + "(" * 2000 + "1" + ")" * 2000 + "}}", TokenizerError, "chat template cannot be read: it .* nested too deeply"),
         ("{{ " + "9" * 5000 + " }}", TokenizerError, "chat template cannot be read: ValueError: Exceeds the limit"),
-        ("{% if x %}" * 90 + "{% endif %}" * 90, TokenizerError, "chat template fails .*: SyntaxError: too many"),
+        ("{% for x in [] %}" * 30 + "{% endfor %}" * 30, TokenizerError, "chat template fails .*: SyntaxError: too many"),
         (r"{{ '\ud800' }}", TokenizerError, "chat template fails on this conversation: UnicodeEncodeError"),
     ],
 )  # fmt: skip
