@@ -88,7 +88,7 @@ ARROWS = {
         "sampling",
     },
 }
-ANYTHING = {"cli", "integrations", "__init__"}
+ANYTHING = {"cli", "integrations", "__init__", "__main__"}
 
 
 def room(name):

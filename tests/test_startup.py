@@ -39,6 +39,11 @@ def test_public_names_are_functions_whatever_is_imported_first():
         _ = nano.nothing
 
 
+def test_the_package_runs_as_the_command_does():
+    done = subprocess.run([sys.executable, "-m", "nanollm_jax", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"nanollm {nano.__version__}\n", "")
+
+
 def test_after_warmup_nothing_compiles():
     """200 requests: lengths, compositions of the batch, sampling settings, seeds, stops by id; and streams."""
     model = random_model("llama")
