@@ -9,7 +9,6 @@ Precision policy, written here once and followed everywhere:
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,11 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nanollm_jax.errors import ConfigError
+from nanollm_jax.errors import ConfigError, shown
 
 NORMS = ("rms_norm", "layer_norm")
 QK_NORMS = (None, "head", "width")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+MOST = 2**31 - 1  # of anything that is counted: an array's axis has an index of 32 bits
+MOST_LAYERS = 10_000  # the deepest model that was published has 126; each is a piece of the compiled program
+MOST_FLOAT, LEAST_FLOAT = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
@@ -141,6 +143,8 @@ class ModelConfig:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
                      "intermediate_size", "max_positions"):  # fmt: skip
             check_count(name, getattr(self, name))
+        if self.num_layers > MOST_LAYERS:
+            raise ConfigError(f"num_layers is {self.num_layers}; expected a whole number of at most {MOST_LAYERS}.")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: "
@@ -233,15 +237,17 @@ class ModelConfig:
 
 
 def check_count(name: str, value: Any) -> None:
-    """Raise ConfigError unless value is a whole number of at least 1."""
+    """Raise ConfigError unless value is a whole number of at least 1, and below 2**31."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ConfigError(f"{name} is {value!r}; expected a whole number of at least 1.")
+        raise ConfigError(f"{name} is {shown(value)}; expected a whole number of at least 1.")
+    if value > MOST:
+        raise ConfigError(f"{name} is {shown(value)}; expected a whole number of at most {MOST}.")
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raise ConfigError unless value is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-        raise ConfigError(f"{name} is {value!r}; expected a finite number above 0.")
+    """Raise ConfigError unless value is a number above 0 that is one in float32 too, neither infinite nor 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST_FLOAT <= value <= MOST_FLOAT:
+        raise ConfigError(f"{name} is {shown(value)}; expected a finite number above 0 (in float32).")
 
 
 def check_rope_scaling(scaling: RopeScaling) -> None:

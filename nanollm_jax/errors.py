@@ -3,9 +3,27 @@
 Every message says what was found, what was expected, and what to do about it.
 """
 
+from typing import Any
+
+LONGEST = 2000  # characters of a message: what was found may be a file
+
 
 class NanoLLMError(Exception):
     """Root of every error that this library raises on purpose."""
+
+    def __init__(self, message: str = "") -> None:
+        """A message that is too long to be read loses its middle."""
+        half = LONGEST // 2
+        super().__init__(message if len(message) <= LONGEST else f"{message[:half]} ... {message[-half:]}")
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """How a value looks in a message: its beginning, where it is long, and its type, where Python cannot write it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of 5,000 digits, a list of lists of lists ...
+        return f"a {type(value).__name__} too long to be written"
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 class ConfigError(NanoLLMError):

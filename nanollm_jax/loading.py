@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from nanollm_jax import files, sharding
 from nanollm_jax import params as parameters
-from nanollm_jax import sharding
 from nanollm_jax.chat import ChatTemplate, load_chat_template
 from nanollm_jax.config import ModelConfig, resolve_weights
 from nanollm_jax.errors import CheckpointError, ConfigError, RequestError, TokenizerError
@@ -95,6 +94,7 @@ def load(
         )
     chat_template = None if tokenizer is None else load_chat_template(folder, tokenizer)
     defaults = read_defaults(config_json, folder, config, None if tokenizer is None else tokenizer.eos_id)
+    check_claims(folder, config)
     check_tied(folder, config, family)
     stored = config if mesh is None else sharding.arrange(config, mesh.shape["tp"])
     spread = None if mesh is None else partial(sharding.spread, dtype=dtype, config=config, mesh=mesh)
@@ -111,6 +111,18 @@ def shard(model: Model, mesh: Mesh) -> Model:
         raise ConfigError(f"this model is on a mesh of {dict(model.mesh.shape)} already; load it again with the other.")
     config, params = sharding.shard_params(model.params, model.config, mesh)
     return dataclasses.replace(model, config=config, params=params)
+
+
+def check_claims(folder: Path, config: ModelConfig) -> None:
+    """Raise CheckpointError where the config speaks of far more than the files hold, before anything is done for each."""
+    checkpoint = open_checkpoint(folder)
+    held = sum(file.stat().st_size for file in {info.file for info in checkpoint.tensors.values()})
+    # whatever the format, a layer has a tensor, and a parameter a bit
+    if config.num_layers > len(checkpoint.tensors) or parameters.count(config) > 8 * held:
+        raise CheckpointError(
+            f"{folder}: config.json describes {config.num_layers:,} layers of width {config.hidden_size:,}, the files have "
+            f"{len(checkpoint.tensors):,} tensors in {held:,} bytes; check that config.json belongs to these weights."
+        )
 
 
 def check_tied(folder: Path, config: ModelConfig, family: ModuleType) -> None:
@@ -146,27 +158,15 @@ def find(source: str | os.PathLike[str] | None, revision: str | None = None, *, 
 
 def find_config(source: str | os.PathLike[str] | None, revision: str | None = None) -> Path:
     """A file in the form of config.json: the source itself, or that of the model that it names."""
-    file = Path(source or "").expanduser()
-    return file if revision is None and file.is_file() else find(source, revision, weights=False) / "config.json"
+    file = Path(os.path.expanduser(source or ""))
+    return file if revision is None and os.path.isfile(file) else find(source, revision, weights=False) / "config.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ConfigError naming the file where there is none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path} not found; expected a checkpoint folder with config.json and *.safetensors."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
-        raise ConfigError(f"{path} is not JSON: {error}; download it again.") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: found {type(values).__name__}, expected a JSON object.")
-    return values
+    if not files.present(path):
+        raise ConfigError(f"{path} not found; expected a checkpoint folder with config.json and *.safetensors.")
+    return files.read_json(path, ConfigError)
 
 
 def read_defaults(
@@ -177,7 +177,7 @@ def read_defaults(
     eos_id: the tokenizer's, which serves where neither file names one. Raises ConfigError for a value that cannot be.
     """
     path = folder / "generation_config.json"
-    generation = read_json(path) if path.exists() else {}
+    generation = read_json(path) if files.present(path) else {}
     eos_ids = {
         *token_ids(config_json.get("eos_token_id"), f"{folder / 'config.json'}: eos_token_id"),
         *token_ids(generation.get("eos_token_id"), f"{path}: eos_token_id"),

@@ -34,11 +34,18 @@ def test_sizes_are_whole_numbers_of_at_least_one(name, value):
         config(**{name: value})
 
 
+@pytest.mark.parametrize("value", [2**31, 10**309, 10**5000], ids=["2^31", "309", "5000"])
+@pytest.mark.parametrize("name", COUNTS)
+def test_sizes_are_below_two_to_the_31(name, value):
+    with pytest.raises(ConfigError, match=f"^{name} is .*expected a whole number of at most"):
+        config(**{name: value})
+
+
 def test_sizes_from_numpy_are_whole_numbers_too():
     assert config(vocab_size=np.int32(11)) == config() and hash(config(vocab_size=np.int32(11))) == hash(config())
 
 
-@pytest.mark.parametrize("value", [0, -1e-5, math.nan, math.inf, 10**400, "1e-5", True, [1.0]])
+@pytest.mark.parametrize("value", [0, -1e-5, math.nan, math.inf, 10**400, 1e39, 1e-39, "1e-5", True, [1.0]])
 @pytest.mark.parametrize("name", ["norm_eps", "rope_theta"])
 def test_epsilon_and_theta_are_finite_and_positive(name, value):
     with pytest.raises(ConfigError, match=f"^{name} is .*expected a finite number above 0"):

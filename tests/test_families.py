@@ -473,7 +473,16 @@ def test_counts_are_whole_numbers_of_at_least_one(family, key, wrong):
         read(CONFIG_JSON[family], **{key: wrong})
 
 
-@pytest.mark.parametrize("wrong", [0, -1e-5, math.nan, math.inf, 10**400, "1e-5", True, [1.0], {}])
+@pytest.mark.parametrize(("family", "key"), of_every_family(COUNTS))
+def test_counts_are_bounded_before_anything_is_made_of_so_many(family, key):
+    with pytest.raises(ConfigError, match=f"config.json: {key} is 10{{50}}.*expected a whole number of at most"):
+        read(CONFIG_JSON[family], **{key: 10**309})
+    for layers in {"num_hidden_layers", "n_layer"} & {key}:
+        with pytest.raises(ConfigError, match=f"config.json: {layers} is 1000000; expected a whole number of at most"):
+            read(CONFIG_JSON[family], **{key: 1_000_000})
+
+
+@pytest.mark.parametrize("wrong", [0, -1e-5, math.nan, math.inf, 10**400, 1e39, 1e-39, "1e-5", True, [1.0], {}])
 @pytest.mark.parametrize(("family", "key"), of_every_family(NUMBERS))
 def test_numbers_are_finite_and_positive(family, key, wrong):
     with pytest.raises(ConfigError, match=f"config.json: {key} is .*expected a finite number above 0"):

@@ -178,16 +178,23 @@ def test_a_folder_without_config(tmp_path):
 
 
 BROKEN = {
-    "empty": (b"", "is not JSON"),
-    "half": (b'{"model_type": "llama",', "is not JSON"),
-    "html": (b"<html>404</html>", "is not JSON"),
-    "deep": (b"[" * 200_000, "is not JSON"),
-    "long number": (b'{"vocab_size": ' + b"1" * 5000 + b"}", "is not JSON"),
-    "list": (b'["llama"]', "found list, expected a JSON object"),
-    "null": (b"null", "found NoneType, expected a JSON object"),
-    "text": (b'"llama"', "found str, expected a JSON object"),
-    "utf-16": ('{"model_type": "llama"}'.encode("utf-16"), "cannot be read"),
-    "latin-1": ('{"name": "é"}'.encode("latin-1"), "cannot be read"),
+    "empty": (b"", "the file is empty"),
+    "half": (b'{"model_type": "llama",', "is not valid JSON"),
+    "html": (b"<html>404</html>", "is not valid JSON"),
+    "deep": (b"[" * 200_000, "is not valid JSON"),
+    "long number": (b'{"vocab_size": ' + b"1" * 5000 + b"}", "is not valid JSON"),
+    "list": (b'["llama"]', "found a JSON list, expected an object"),
+    "null": (b"null", "found a JSON NoneType, expected an object"),
+    "text": (b'"llama"', "found a JSON str, expected an object"),
+    "utf-16": ('{"model_type": "llama"}'.encode("utf-16"), "is not valid JSON .'utf-8' codec"),
+    "latin-1": ('{"name": "é"}'.encode("latin-1"), "is not valid JSON .'utf-8' codec"),
+    "deep, but not for Python": (
+        b'{"name": ' + b"[" * 80 + b"]" * 80 + b"}",
+        "is not valid JSON .it is nested more than 64",
+    ),
+    "one key, two values": (b'{"name": 1, "name": 2}', "is not valid JSON .'name' is there twice"),
+    "half a character": (b'{"name": "\\ud800"}', "is not valid JSON .*surrogates not allowed"),
+    "beyond any size": (b'{"name": "%b"}' % (b"x" * 2**24), "has more than 16,777,216 bytes"),
 }
 
 
@@ -206,8 +213,43 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path, file):
     write(tmp_path, LLAMA)
     (tmp_path / file).unlink(missing_ok=True)
     (tmp_path / file).mkdir()
-    with pytest.raises(nano.ConfigError, match=rf"^{tmp_path}/{file} cannot be read"):
+    with pytest.raises(nano.ConfigError, match=rf"^{tmp_path}/{file}: cannot be read"):
         nano.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_pipe_or_an_endless_device_among_the_files_is_named(tmp_path, file):
+    write(tmp_path, LLAMA, config=LLAMA | {"vocab_size": 999}, tokenizer=trained("llama2"), tokenizer_config={})
+    for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path)):
+        (tmp_path / file).unlink(missing_ok=True)
+        make(tmp_path / file)
+        with pytest.raises(nano.NanoLLMError, match=rf"^{tmp_path}/{file}: is a pipe, a socket or a device"):
+            nano.load(tmp_path)
+
+
+def test_a_link_that_leads_nowhere_is_no_missing_file(tmp_path):
+    """As from a cache that lost its files: without this the model would load without its tokenizer."""
+    write(tmp_path, LLAMA)
+    (tmp_path / "tokenizer.json").symlink_to("tokenizer.json")
+    with pytest.raises(
+        nano.TokenizerError, match=r"tokenizer\.json: cannot be read \(Too many levels of symbolic links"
+    ):
+        nano.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "~nobody-has-this-name/x", "a\0b", "\ud800"])
+def test_a_name_that_no_folder_can_have(name):
+    with pytest.raises(nano.CheckpointError):
+        nano.load(name)
+
+
+def test_a_config_that_claims_more_than_the_files_hold_is_refused_before_any_work_in_proportion(tmp_path, monkeypatch):
+    write(tmp_path, LLAMA)
+    monkeypatch.setattr(FAMILIES["llama"], "table", lambda config: pytest.fail("a row was made for every claim"))
+    for claims in ({"num_hidden_layers": 9_999}, {"vocab_size": 2**31 - 1}, {"intermediate_size": 2**30}):
+        (tmp_path / "config.json").write_text(json.dumps(LLAMA | claims))
+        with pytest.raises(nano.CheckpointError, match=r"layers of width .* tensors in .* check that config"):
+            nano.load(tmp_path)
 
 
 def test_a_folder_in_place_of_the_weights_is_named(tmp_path):

@@ -158,7 +158,7 @@ def test_half_a_pair_and_a_broken_vocabulary_are_refused(tmp_path: Path) -> None
     for vocab, message in (
         ('{"a": "0"}', "expected entries and their ids"),
         ('{"b": 0}', "'a' encodes to nothing; expected a vocabulary"),
-        ("[]", "holds a JSON list; expected an object"),
+        ("[]", "found a JSON list, expected an object"),
     ):
         (tmp_path / "vocab.json").write_text(vocab)
         with pytest.raises(TokenizerError, match=rf"vocab.json: {message}"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from nanollm_jax.chat.template import ChatTemplate
 from nanollm_jax.errors import TokenizerError
+from nanollm_jax.files import present
 from nanollm_jax.tokenizer import Tokenizer
 from nanollm_jax.tokenizer.files import read, read_json
 
@@ -19,11 +20,11 @@ def load_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | Non
     """
     path, config_path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     sources: dict[str, str] = {}
-    if path.exists():
+    if present(path):
         sources["default"] = read_template(path)
     for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         sources[file.stem] = read_template(file)
-    if not sources and config_path.exists():
+    if not sources and present(config_path):
         path = config_path
         sources = named(path, read_json(path).get("chat_template"))
     return ChatTemplate(path, sources, tokenizer) if sources else None

@@ -6,16 +6,27 @@ Both dialects in the wild are read: rope_theta with rope_scaling (transformers 4
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
-from nanollm_jax.config import LinearScaling, Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling
-from nanollm_jax.errors import ConfigError
+from nanollm_jax.config import (
+    LEAST_FLOAT,
+    MOST,
+    MOST_FLOAT,
+    MOST_LAYERS,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeScaling,
+    YarnScaling,
+)
+from nanollm_jax.errors import ConfigError, shown
 
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_python": "gelu", "gelu_accurate": "gelu_tanh", "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu",
 }  # fmt: skip
+
+LAYERS = ("num_hidden_layers", "n_layer")  # the keys that count them
 
 # Keys that never change what a decoder computes from given weights: where it came from, how it was or will be trained,
 # how another program runs it, and what generate() does by default (read from generation_config.json instead).
@@ -57,7 +68,7 @@ class Reader:
 
     def error(self, key: str, expected: str) -> ConfigError:
         """The error for a key with a wrong value."""
-        found = repr(self.values[key]) if key in self.values else "missing"
+        found = shown(self.values[key]) if key in self.values else "missing"
         return ConfigError(f"{self.where}: {key} is {found}; expected {expected}.")
 
     def having(self, **changes: Any) -> Reader:
@@ -67,19 +78,25 @@ class Reader:
         return other
 
     def count(self, key: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number of at least `least`; a null counts as missing; without a default it has to be there."""
+        """A whole number of at least `least`; a null counts as missing; without a default it has to be there.
+
+        It is bounded here and not only in ModelConfig, because a family makes lists with one entry a layer.
+        """
         value = self.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise self.error(key, f"a whole number of at least {least}")
+        most = MOST_LAYERS if key in LAYERS else MOST
+        if value > most:
+            raise self.error(key, f"a whole number of at most {most}")
         return value
 
     def number(self, key: str, default: float) -> float:
         """A finite number above 0; a null counts as missing."""
         value = self.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-            raise self.error(key, "a finite number above 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST_FLOAT <= value <= MOST_FLOAT:
+            raise self.error(key, "a finite number above 0 (in float32)")
         return float(value)
 
     def numbers(self, key: str) -> list[float]:
@@ -171,7 +188,7 @@ class Reader:
             if key not in self.read and key not in HARMLESS and value not in (None, False, [], {})
         }
         if unread:
-            listed = ", ".join(f"{key} = {value!r}" for key, value in unread.items())
+            listed = ", ".join(f"{key} = {shown(value)}" for key, value in unread.items())
             raise ConfigError(
                 f"{self.where}: not understood: {listed}. The model may compute something else with it; "
                 "if you know that it does not, remove it from the file."

@@ -1,12 +1,15 @@
 """Reading tokenizer files, and the small JSON files beside them that say which tokens are special."""
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nanollm_jax.errors import TokenizerError
+from nanollm_jax import files
+from nanollm_jax.errors import TokenizerError, shown
+
+MOST = 100_000_000  # bytes of one file; the largest that was published, of 262,144 tokens, has 33 million
 
 # Which token begins and ends a text, where no file says so: the first of these that is among the special tokens.
 USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")
@@ -17,26 +20,12 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 
 def read(path: Path) -> bytes:
     """The bytes of a file. Raises TokenizerError where it cannot be read, is empty, or is not the file itself."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read ({error.strerror}); copy it from the checkpoint.") from None
-    if not data.strip():
-        raise TokenizerError(f"{path}: the file is empty; copy it again from the checkpoint.")
-    if data.startswith(b"version https://git-lfs"):
-        raise TokenizerError(f"{path}: is a git-lfs pointer, not the file; run `git lfs pull` where it came from.")
-    return data
+    return files.read(path, TokenizerError, MOST)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises TokenizerError for anything else."""
-    try:
-        value = json.loads(read(path))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path}: is not valid JSON ({error}); copy it again from the checkpoint.") from None
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: holds a JSON {type(value).__name__}; expected an object.")
-    return value
+    return files.read_json(path, TokenizerError, MOST)
 
 
 class AddedToken(NamedTuple):
@@ -92,14 +81,14 @@ class Settings:
 def read_settings(folder: Path) -> Settings:
     """The Settings of a folder; both files may be absent. Raises TokenizerError for a value of the wrong kind."""
     path, map_path = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    said = read_json(map_path) if map_path.exists() else {}
-    if path.exists():
+    said = read_json(map_path) if files.present(map_path) else {}
+    if files.present(path):
         said |= {key: value for key, value in read_json(path).items() if value not in (None, "")}
 
     def value(key: str, kind: type, default: Any = None, entries: Mapping[str, Any] = said) -> Any:
         found = entries.get(key)
         if found is not None and not isinstance(found, kind):
-            raise TokenizerError(f"{path}: {key} is {found!r}; expected {kind.__name__}.")
+            raise TokenizerError(f"{path}: {key} is {shown(found)}; expected {kind.__name__}.")
         return default if found is None else found
 
     def name(key: str) -> str | None:
@@ -109,8 +98,10 @@ def read_settings(folder: Path) -> Settings:
 
     added = {}
     for token_id, entry in value("added_tokens_decoder", dict, {}).items():
-        if not (token_id.isdecimal() and isinstance(entry, dict) and isinstance(entry.get("content"), str)):
-            found = f"{token_id!r}: {entry!r}"
+        if not (
+            re.fullmatch("[0-9]{1,9}", token_id) and isinstance(entry, dict) and isinstance(entry.get("content"), str)
+        ):
+            found = f"{shown(token_id)}: {shown(entry)}"
             raise TokenizerError(f"{path}: added_tokens_decoder has {found}; expected an id and its content.")
         added[int(token_id)] = AddedToken(entry["content"], value("special", bool, False, entry))
     return Settings(

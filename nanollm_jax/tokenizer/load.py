@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from nanollm_jax.errors import TokenizerError
+from nanollm_jax.files import present
 from nanollm_jax.tokenizer.bpe_files import from_ranks, from_vocab_and_merges, is_ranks
 from nanollm_jax.tokenizer.files import read, read_settings
 from nanollm_jax.tokenizer.interface import Tokenizer
@@ -14,7 +15,7 @@ FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether there is any file here that `load_tokenizer` would open."""
-    return any((folder / name).exists() for name in FILES)
+    return any(present(folder / name) for name in FILES)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -29,9 +30,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     settings = read_settings(folder)
     json_path, model_path = folder / "tokenizer.json", folder / "tokenizer.model"
     tokenizer: Tokenizer
-    if json_path.exists():
+    if present(json_path):
         tokenizer = from_tokenizer_json(json_path, settings)
-    elif model_path.exists():
+    elif present(model_path):
         data = read(model_path)
         tokenizer = (from_ranks if is_ranks(data) else from_sentencepiece)(model_path, data, settings)
     else:

@@ -10,8 +10,8 @@ memory but the pages that are in use, and they go back when the last view of it 
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from nanollm_jax.errors import CheckpointError
+from nanollm_jax import files
+from nanollm_jax.errors import CheckpointError, shown
 
 FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_HEADER = 25_000_000  # bytes; the format allows 100 million, and 140,000 tensors need 20
+MAX_INDEX = 100_000_000  # bytes
+MAX_AXES = 32  # of one tensor
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 AGAIN = "download or copy it again"
@@ -77,22 +80,25 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Touches no tensor. Raises CheckpointError where files are missing, damaged, or disagree with each other.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(f"{folder}: folder not found; expected one with {SINGLE} or {INDEX}.")
-    if (folder / SINGLE).is_file():
+    if files.present(folder / SINGLE):
         return Checkpoint(folder, read_header(folder / SINGLE))
-    if not (folder / INDEX).is_file():
+    if not files.present(folder / INDEX):
         raise no_safetensors(folder)
     weight_map = read_index(folder / INDEX)
     tensors: dict[str, TensorInfo] = {}
-    for shard in sorted(set(weight_map.values())):
-        if not (folder / shard).is_file():
+    promised: dict[str, list[str]] = {}
+    for name, shard in weight_map.items():
+        promised.setdefault(shard, []).append(name)
+    for shard in sorted(promised):
+        if not files.present(folder / shard):
             raise CheckpointError(f"{folder / INDEX}: names the shard {shard}, which is not there; download it.")
         found = read_header(folder / shard)
         if twice := sorted(found.keys() & tensors.keys()):
             both = f"{tensors[twice[0]].file.name} and {shard}"
             raise CheckpointError(f"{folder}: {both} both hold {listed(twice)}, expected each tensor once; {AGAIN}.")
-        if lost := sorted(name for name, file in weight_map.items() if file == shard and name not in found):
+        if lost := sorted(name for name in promised[shard] if name not in found):
             raise CheckpointError(f"{folder / shard}: lacks {listed(lost)}, which {INDEX} says it holds; {AGAIN}.")
         tensors |= found
     return Checkpoint(folder, tensors)
@@ -100,11 +106,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def read_index(path: Path) -> dict[str, str]:
     """model.safetensors.index.json -> {tensor name: shard's file name}."""
-    try:
-        index = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}; {AGAIN}.") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    weight_map = files.read_json(path, CheckpointError, MAX_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(s, str) for s in weight_map.values()):
         raise CheckpointError(f"{path}: expected a weight_map of tensor names to file names; {AGAIN}.")
     # A plain name cannot leave the folder; "../x", "/x" and "c:x" are none. The file itself may be a symbolic link.
@@ -115,6 +117,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Read the header of one safetensors file and check it against the file's size."""
+    files.check_regular(path, CheckpointError)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -129,8 +132,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         limits = f"expected 8 and a header of {length} (1 to {MAX_HEADER})"
         raise CheckpointError(f"{path}: found {size} bytes, {limits}; {AGAIN}.")
     try:
-        entries = json.loads(header.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        entries = files.parse(header)
+    except ValueError as error:
         raise CheckpointError(f"{path}: the header is not JSON: {error}; {AGAIN}.") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path}: the header is {type(entries).__name__}, expected a JSON object; {AGAIN}.")
@@ -144,7 +147,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         nbytes = math.prod(shape) * FLOATS[dtype].itemsize if dtype in FLOATS else max(stop - begin, 0)
         if (begin, stop) != (end, end + nbytes):
             offsets = f"offsets {begin}:{stop}, expected {end}:{end + nbytes}"
-            raise CheckpointError(f"{path}: tensor {name!r} {dtype} {shape} has {offsets}; {AGAIN}.")
+            raise CheckpointError(f"{path}: tensor {name!r} {dtype} {shown(shape)} has {offsets}; {AGAIN}.")
         tensors[name] = TensorInfo(path, dtype, tuple(shape), 8 + length + begin)
         end = stop
     if size != 8 + length + end:
@@ -153,17 +156,20 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def is_entry(entry: Any) -> bool:
-    """Whether a header's entry has a dtype, a shape and two offsets, of the right JSON types."""
+    """Whether a header's entry has a dtype, a shape and two offsets, of the right JSON types and sizes."""
     match entry:
-        case {"dtype": str(), "shape": list(shape), "data_offsets": [begin, stop]}:
-            return all(type(number) is int and number >= 0 for number in (*shape, begin, stop))
+        case {"dtype": str(), "shape": list(shape), "data_offsets": [begin, stop]} if len(shape) <= MAX_AXES:
+            return all(type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, stop))
     return False
 
 
 def no_safetensors(folder: Path) -> CheckpointError:
     """The error for a folder without weights that we read; names what is there instead."""
     suffixes = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
+    try:
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
+    except OSError as error:
+        return CheckpointError(f"{folder}: cannot be read ({error.strerror}), expected {SINGLE} or {INDEX}.")
     remedy = "point to a checkpoint's folder in Hugging Face form"
     if any(name.endswith((".bin", ".pt", ".pth")) for name in others):
         remedy = (

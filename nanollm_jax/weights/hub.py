@@ -28,11 +28,11 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None, *, weig
     folder = Path(os.path.expanduser(text))
     if not text.strip():
         raise CheckpointError("the model's name is empty; expected a folder or a hub id 'owner/name'.")
-    if folder.is_dir():
+    if os.path.isdir(folder):  # Path.is_dir raises for a name of 300 letters
         if revision is not None:
             raise CheckpointError(f"{folder}: is a folder, which has no revision {revision!r}; leave revision out.")
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise CheckpointError(f"{folder}: is a file, expected a checkpoint's folder; pass {folder.parent}.")
     if not isinstance(source, str) or text.startswith((".", "~")) or folder.is_absolute() or text.count("/") > 1:
         raise CheckpointError(f"{folder}: folder not found; expected an existing one, or a hub id 'owner/name'.")

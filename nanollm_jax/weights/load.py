@@ -64,12 +64,16 @@ def load_params(
     takers: dict[str, list[Row]] = {}
     for row, name in pairs:
         takers.setdefault(name, []).append(row)
+    shapes = {name: stored_shape(sharing, sizes) for name, sharing in takers.items()}
     for row, name in pairs:
-        check(checkpoint, row, name, layout[row.path], sizes, stored_shape(takers[name], sizes))
+        check(checkpoint, row, name, layout[row.path], sizes, shapes[name])
+    sources: dict[str, list[tuple[Row, str]]] = {}
+    for row, name in pairs:
+        sources.setdefault(row.path, []).append((row, name))
     params = {}
     with progress_bar(len(layout), progress) as advance:
         for path, letters in layout.items():
-            pieces = [(row, checkpoint.read(name)) for row, name in pairs if row.path == path]
+            pieces = [(row, checkpoint.read(name)) for row, name in sources[path]]
             shape = tuple(sizes[letter] for letter in letters.split())
             if spread is None:
                 placed = place(pieces, shape, sizes, dtype)

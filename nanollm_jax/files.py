@@ -1,0 +1,99 @@
+"""Reading the files of a checkpoint, which may come from anywhere: regular files of bounded size, JSON of bounded depth."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from nanollm_jax.errors import NanoLLMError
+
+LARGE = 1 << 24  # bytes; a config has thousands, one with the names of 150,000 classes 6 million
+DEEPEST = 64  # objects and lists inside each other; a tokenizer has ten
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # may begin half a character, spelled as an escape
+
+
+def present(path: Path) -> bool:
+    """Whether there is anything of this name, even a link that leads nowhere: a file that is there and cannot be read is
+    an error, and never taken for one that is missing. A name that no file can have is not there.
+    """
+    return os.path.lexists(path)
+
+
+def read(path: Path, error: type[NanoLLMError], most: int = LARGE) -> bytes:
+    """The bytes of a regular file. Raises `error` where it cannot be read, is empty, or has more than `most` bytes."""
+    check_regular(path, error)
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as found:
+        raise error(f"{path}: cannot be read ({found.strerror}); copy it from the checkpoint.") from None
+    if len(data) > most:
+        raise error(f"{path}: has more than {most:,} bytes, which no file of this name needs; do not trust it.")
+    if not data.strip():
+        raise error(f"{path}: the file is empty; copy it again from the checkpoint.")
+    if data.startswith(b"version https://git-lfs"):
+        raise error(f"{path}: is a git-lfs pointer, not the file; run `git lfs pull` where it came from.")
+    return data
+
+
+def check_regular(path: Path, error: type[NanoLLMError]) -> None:
+    """Raise `error` unless there is a regular file: a pipe would be waited for, and a device may never end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as found:  # ValueError: a name that no file can have
+        reason = getattr(found, "strerror", None) or found
+        raise error(f"{path}: cannot be read ({reason}); copy it from the checkpoint.") from None
+    if stat.S_ISDIR(mode):
+        raise error(f"{path}: cannot be read (Is a directory); copy it from the checkpoint.")
+    if not stat.S_ISREG(mode):
+        raise error(f"{path}: is a pipe, a socket or a device, expected a file; copy it from the checkpoint.")
+
+
+def read_json(path: Path, error: type[NanoLLMError], most: int = LARGE) -> dict[str, Any]:
+    """The object in a JSON file. Raises `error` for anything else."""
+    data = read(path, error, most)
+    try:
+        value = parse(data)
+    except ValueError as found:
+        raise error(f"{path}: is not valid JSON ({found}); copy it again from the checkpoint.") from None
+    if not isinstance(value, dict):
+        raise error(f"{path}: found a JSON {type(value).__name__}, expected an object.")
+    return value
+
+
+def parse(data: bytes) -> Any:
+    """JSON in UTF-8 -> its value. Raises ValueError, also for what two readers may understand in two ways or not survive:
+
+    one key with two values, half a character (a lone surrogate), nesting without end.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if HALF.search(data):
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ] if isinstance(value, dict | list) else []  # fmt: skip
+        if not level:
+            return value
+    raise ValueError(f"it is nested more than {DEEPEST} deep")
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a key with two values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if found[key] != value:
+                raise ValueError(f"{key!r} is there twice, with different values")
+    return found
