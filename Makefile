@@ -11,7 +11,7 @@ TESTS := $(BIN)/python -m pytest -m "not parity" -n auto --maxprocesses 4 --dist
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
-.PHONY: help demo test test-portable parity lint bench bench-peers experiments clean
+.PHONY: help demo test test-portable parity lint bench bench-peers gpu experiments clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ bench-peers: export CMAKE_ARGS = -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAVA_BUILD
 bench-peers: export CMAKE_BUILD_PARALLEL_LEVEL = $(shell getconf _NPROCESSORS_ONLN)
 bench-peers: .venv/installed-peers ## the same beside transformers and llama.cpp, which it installs and compiles
 	$(BIN)/python experiments/bench_peers.py
+
+gpu: $(if $(SMALL),.venv/installed-plot) ## measure the GPU of this machine with its own Python, below 5 minutes; SMALL=1 tries it on a CPU
+	PYTHONPATH=. $(if $(SMALL),$(BIN)/python,$(PYTHON)) experiments/on_a_gpu.py $(if $(SMALL),--small) --out gpu-results
 
 experiments: .venv/installed-experiments ## run every chapter of experiments/ and build experiments/index.html
 	$(BIN)/python experiments/page/build.py

@@ -9,11 +9,9 @@ which is that of memory.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import nanollm_jax
 from nanollm_jax import params as parameters
 from nanollm_jax.cache import init_cache
 from nanollm_jax.config import check_count, resolve_weights
@@ -242,11 +241,17 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def peaks() -> dict[str, int | None]:
-    """The most memory this process has had, in bytes; None for a device that has none of its own."""
-    unit = 1 if sys.platform == "darwin" else 1024
+    """The most memory this process has had, in bytes; None where the system does not say, or the device has none of its own."""
+    try:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    except ImportError:  # Windows
+        host = None
     stats = jax.devices()[0].memory_stats()
     return {
-        "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "host_peak_bytes": host,
         "device_peak_bytes": stats["peak_bytes_in_use"] if stats else None,
     }
 
@@ -286,5 +291,5 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu, "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": device.device_kind, "devices": jax.device_count(), "python": platform.python_version(),
-        "jax": jax.__version__, "nanollm_jax": importlib.metadata.version("nanollm_jax"),
+        "jax": jax.__version__, "nanollm_jax": nanollm_jax.__version__,
     }  # fmt: skip

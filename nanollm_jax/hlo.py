@@ -191,6 +191,11 @@ class Program:
                 sizes[index] = sum(user.nbytes for user in users) if users and looked_up else whole
         return self.touched(one, sizes, body)
 
+    def in_place(self, one: Instruction) -> bool:
+        """Does an instruction only write a few numbers into a buffer that it was given?"""
+        body = self.inside.get(self.called(one), []) if one.opcode == "fusion" else [one]
+        return any(each.opcode in ("scatter", "dynamic-update-slice") and each.nbytes == one.nbytes for each in body)
+
     def touched(self, one: Instruction, sizes: list[int], body: list[Instruction]) -> int:
         """The bytes of one instruction whose operands have these sizes."""
         written = [each for each in body if each.opcode in ("scatter", "dynamic-update-slice")]

@@ -106,15 +106,21 @@ def module_name(text: str) -> str:
 
 
 def read_trace(file: Path, module: str) -> list[Run]:
-    """When each instruction of a program ran, in order of beginning."""
-    runs = []
+    """When each instruction of a program ran, in order of beginning.
+
+    A GPU's own lines are its streams; others beside them may tell the same again, as the host's may.
+    """
+    found: dict[bool, list[Run]] = {True: [], False: []}
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
-        for line in plane.lines:
+        lines = list(plane.lines)
+        streams = [line for line in lines if line.name.startswith("Stream")]
+        for line in streams or lines:
             for event in line.events:
                 stats = dict(event.stats)
                 if stats.get("hlo_module") == module and "hlo_op" in stats:
-                    runs.append(Run(str(stats["hlo_op"]), event.start_ns, event.start_ns + event.duration_ns))
-    return sorted(runs, key=lambda run: run.begun)
+                    run = Run(str(stats["hlo_op"]), event.start_ns, event.start_ns + event.duration_ns)
+                    found[plane.name.startswith("/device")].append(run)
+    return sorted(found[True] or found[False], key=lambda run: run.begun)
 
 
 def shares(runs: Iterable[Run]) -> tuple[dict[str, float], float]:
