@@ -15,6 +15,7 @@ from nanollm_jax.decode import prefill as prefill
 from nanollm_jax.errors import CheckpointError as CheckpointError
 from nanollm_jax.errors import ConfigError as ConfigError
 from nanollm_jax.errors import NanoLLMError as NanoLLMError
+from nanollm_jax.errors import NanoLLMWarning as NanoLLMWarning
 from nanollm_jax.errors import RequestError as RequestError
 from nanollm_jax.errors import TokenizerError as TokenizerError
 from nanollm_jax.families import read_config as read_config

@@ -1,4 +1,4 @@
-"""The library's own exceptions: one root, one child for each door that bad input can come through.
+"""The library's own exceptions: one root, one child for each door that bad input can come through; and its warning.
 
 Every message says what was found, what was expected, and what to do about it.
 """
@@ -40,3 +40,7 @@ class TokenizerError(NanoLLMError):
 
 class RequestError(NanoLLMError):
     """A call whose arguments cannot be honoured: prompts, counts, sampling settings, stops, seeds."""
+
+
+class NanoLLMWarning(UserWarning):
+    """Something in a model's files that is left aside: nothing that is computed depends on it, or it is said what does."""

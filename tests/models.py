@@ -56,6 +56,10 @@ FURTHER = {
     "olmoe": {"num_experts": 5, "num_experts_per_tok": 2, "clip_qkv": 4.0},
 }  # fmt: skip
 FURTHER = {name: SHARED | special | {"model_type": name} for name, special in FURTHER.items()}
+# models that see, whose text is read
+COMPOSITE = {
+    "gemma3": {"model_type": "gemma3", "text_config": FURTHER["gemma3_text"], "vision_config": {"hidden_size": 3}},
+}
 INVARIANT = CONFIG_JSON | {name: FURTHER[name] for name in ("gemma3_text", "gpt_neox", "qwen3_moe")}
 
 

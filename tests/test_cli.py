@@ -604,6 +604,10 @@ def test_info_of_a_config_alone(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(config))
     report = strict_json(run("info", str(path), "--json")[1])
+    path.write_text(json.dumps(config | {"use_magic": True}))
+    code, out, err = run("info", str(path), "--json")
+    assert (code, strict_json(out)) == (0, report)
+    assert err == f"nanollm: {path}: the reference does not read use_magic = True, and neither do we.\n"
     assert "checkpoint" not in report
     assert report["config"]["rope_scaling"] == {"kind": "linear", "factor": 2.5}
     assert report["count"] == params.count(nano.read_config(config)[0])

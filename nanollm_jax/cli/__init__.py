@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -32,7 +34,7 @@ from nanollm_jax.cli.profile import profile
 from nanollm_jax.cli.score import score
 from nanollm_jax.cli.settings import read_settings
 from nanollm_jax.cli.tokenize import tokenize
-from nanollm_jax.errors import NanoLLMError
+from nanollm_jax.errors import NanoLLMError, NanoLLMWarning
 
 FAILED, BROKEN_PIPE = 2, 141  # 141 is what a shell shows for SIGPIPE
 
@@ -52,6 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run one command. Returns the exit code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", NanoLLMWarning)
+        warnings.showwarning = partial(mention, warnings.showwarning)
+        return dispatch(arguments)
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run one command, and turn what it raises into an exit code."""
     try:
         # not app(): it has its own ways with usage errors (a box of five lines), interrupts and broken pipes
         with typer.main.get_command(app).make_context("nanollm", arguments) as context:
@@ -77,6 +87,16 @@ def complain(message: str) -> int:
     """One line on standard error. Returns the exit code of an error."""
     print("nanollm:", harmless(" ".join(message.split())), file=sys.stderr)
     return FAILED
+
+
+def mention(
+    plainly: Callable[..., None], message: Warning | str, kind: type[Warning], *where: Any, **more: Any
+) -> None:
+    """One line on standard error for a warning of ours, which is about files and not about a line of code."""
+    if issubclass(kind, NanoLLMWarning):
+        complain(str(message))
+    else:
+        plainly(message, kind, *where, **more)
 
 
 def print_version(wanted: bool) -> None:

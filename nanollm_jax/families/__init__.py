@@ -9,11 +9,12 @@ A family's module has
 
 from __future__ import annotations
 
+import warnings
 from types import ModuleType
 from typing import Any
 
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.errors import ConfigError
+from nanollm_jax.errors import ConfigError, NanoLLMWarning
 from nanollm_jax.families import (
     gemma,
     gemma2,
@@ -45,22 +46,32 @@ FAMILIES: dict[str, ModuleType] = {
 def read_config(config_json: dict[str, Any], where: str = "config.json") -> tuple[ModelConfig, ModuleType]:
     """A parsed config.json -> the architecture, and the family's module. `where` names the file in errors.
 
-    Raises ConfigError for an unknown model_type, a value that is not supported, and a key that nobody read.
+    Raises ConfigError for an unknown model_type, a value that is not supported, and a key that nobody read and that may
+    matter. Keys that do not are named in one NanoLLMWarning.
     """
     if not isinstance(config_json, dict):
         raise ConfigError(f"{where}: found {type(config_json).__name__}, expected a JSON object.")
-    reader = Reader(config_json, where)
-    model_type = reader.text("model_type")
+    model_type = Reader(config_json, where).text("model_type")
+    reader = Reader(config_json, where, model_type)
+    reader.get("model_type")
     if model_type not in FAMILIES:
         raise ConfigError(
             f"{where}: model_type {model_type!r} is not supported; known: {', '.join(FAMILIES)}. "
             "A new family is one file under nanollm_jax/families; nanollm_jax/families/README.md shows how."
         )
     family = FAMILIES[model_type]
+    if reader.get("is_causal", True) is not True or reader.flag("is_encoder_decoder", False):
+        raise reader.error("is_encoder_decoder" if reader.get("is_encoder_decoder") else "is_causal", "a decoder's")
     try:
         config = family.from_hf(reader)
     except ConfigError as error:
         # what ModelConfig itself refuses does not know its file
         raise error if where in str(error) else ConfigError(f"{where}: {error}") from None
     reader.finish()
+    if reader.ignored:
+        listed, more = ", ".join(reader.ignored[:12]), len(reader.ignored[12:])
+        listed += f" and {more} more" if more else ""
+        warnings.warn(
+            f"{where}: the reference does not read {listed}, and neither do we.", NanoLLMWarning, stacklevel=2
+        )
     return config, family

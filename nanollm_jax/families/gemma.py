@@ -22,7 +22,6 @@ def from_hf(reader: Reader) -> ModelConfig:
 def read(reader: Reader, **settings: Any) -> ModelConfig:
     """What all Gemmas share, in llama.read's words."""
     bias = reader.flag("attention_bias", False)
-    reader.get("hidden_act")  # Gemma 2 and 3 compute what hidden_activation says
     if reader.flag("use_bidirectional_attention", False):
         raise reader.error("use_bidirectional_attention", "false: this is a decoder")
     return llama.read(

@@ -19,7 +19,6 @@ NORMS = {
 
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig. Without layer_types, layers 0, 2, 4 ... have the window."""
-    reader.get("cache_implementation")  # how another program keeps keys
     return read(
         reader, every=2, default_max_positions=8192, attention_softcap=reader.optional("attn_logit_softcapping", 50.0),
         logit_softcap=reader.optional("final_logit_softcapping", 30.0),

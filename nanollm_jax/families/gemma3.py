@@ -14,18 +14,19 @@ from nanollm_jax.families.reader import Reader
 
 __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
 PREFIXES = (*gemma2.PREFIXES, "language_model.model.", "model.language_model.")
-IMAGES = ("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
 
 
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig. Of a model that sees images, what is under text_config, which names few sizes."""
     if reader.get("text_config") is None:
+        reader.family = "gemma3_text"
         return read(reader)
-    for key in IMAGES:
-        reader.get(key)
-    text = reader.object("text_config")
+    text = reader.object("text_config", "gemma3_text")
     text.get("model_type")
-    config = read(text.having(**{"vocab_size": 262208, "num_attention_heads": 8} | text.values))
+    text.get("tie_word_embeddings")  # the reference ties what the whole says
+    tied = reader.flag("tie_word_embeddings", True)
+    sizes = {"vocab_size": 262208, "num_attention_heads": 8} | text.values
+    config = read(text.having(**sizes | {"tie_word_embeddings": tied}))
     text.finish()
     return config
 
@@ -41,9 +42,10 @@ def read(reader: Reader) -> ModelConfig:
     if not isinstance(ropes, dict) or not ropes.keys() <= {"full_attention", "sliding_attention"}:
         raise reader.error("rope_parameters", "an object with full_attention and sliding_attention")
     local_theta = reader.number("rope_local_base_freq", 10000.0)
-    every = reader.count("_sliding_window_pattern", reader.count("sliding_window_pattern", 6))
-    reader.get("cache_implementation")  # how another program keeps keys
-    reader.get("attn_logit_softcapping")  # the reference reads it and does nothing with it
+    every = reader.count("sliding_window_pattern", 6)
+    # the reference writes this name and does not read it: layer_types, written beside it, says where the windows are
+    if reader.count("_sliding_window_pattern", every) != every and reader.get("layer_types") is None:
+        raise reader.error("_sliding_window_pattern", f"{every}, or layer_types beside it")
     config = gemma2.read(
         reader.having(rope_parameters=ropes.get("full_attention")), every=every, default_max_positions=131072,
         default_theta=1e6, qk_norm="head",

@@ -14,6 +14,12 @@ PREFIXES = ("transformer.", "")
 
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig."""
+    reader = reader.renamed(
+        n_layer="num_hidden_layers", n_head="num_attention_heads", n_embd="hidden_size",
+        n_positions="max_position_embeddings",
+    )  # fmt: skip
+    if reader.flag("add_cross_attention", False):
+        raise reader.error("add_cross_attention", "false: there is nobody else to attend to")
     layers, heads, width = (reader.count(key) for key in ("n_layer", "n_head", "n_embd"))
     if width % heads:
         raise reader.error("n_embd", f"a multiple of n_head {heads}")
@@ -21,7 +27,6 @@ def from_hf(reader: Reader) -> ModelConfig:
     scale = H**-0.5 if reader.flag("scale_attn_weights", True) else 1.0
     by_layer = reader.flag("scale_attn_by_inverse_layer_idx", False)
     positions = reader.count("n_positions", 1024)
-    reader.get("n_ctx")  # an older name of n_positions, written next to it
     return ModelConfig(
         vocab_size=reader.count("vocab_size"),
         hidden_size=width,

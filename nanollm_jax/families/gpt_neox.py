@@ -16,10 +16,11 @@ PREFIXES = ("gpt_neox.", "")
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig."""
     heads, bias = reader.count("num_attention_heads"), reader.flag("attention_bias", True)
-    reader = reader.having(num_key_value_heads=heads)
+    theta, partial = reader.number("rotary_emb_base", 10000.0), reader.number("rotary_pct", 0.25)
+    # the reference reads these two here under the older names only
+    reader = reader.having(num_key_value_heads=heads, rope_theta=theta, partial_rotary_factor=partial)
     return llama.read(
-        reader, default_max_positions=2048, default_theta=reader.number("rotary_emb_base", 10000.0),
-        default_partial=reader.number("rotary_pct", 0.25), eps=("layer_norm_eps", 1e-5), norm="layer_norm",
+        reader, default_max_positions=2048, default_partial=1.0, eps=("layer_norm_eps", 1e-5), norm="layer_norm",
         activation=("hidden_act", "gelu"), gated_mlp=False, qkv_bias=bias, attention_out_bias=bias, mlp_bias=True,
         parallel_residual=reader.flag("use_parallel_residual", True),
     )  # fmt: skip

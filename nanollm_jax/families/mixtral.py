@@ -13,11 +13,11 @@ __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
 
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig."""
-    reader.get("router_jitter_noise")  # training only
+    reader = reader.renamed(num_local_experts="num_experts")
     window = reader.count("sliding_window") if reader.get("sliding_window") is not None else None
     return llama.read(
         reader, default_max_positions=4096 * 32, default_kv_heads=8, default_theta=1e6, eps=("rms_norm_eps", 1e-5),
-        window=window, num_experts=reader.count("num_local_experts", reader.count("num_experts", 8)),
+        window=window, num_experts=reader.count("num_local_experts", 8),
         experts_per_token=reader.count("num_experts_per_tok", 2), expert_size=reader.count("intermediate_size"),
     )  # fmt: skip
 

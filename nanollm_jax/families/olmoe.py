@@ -13,6 +13,7 @@ __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
 
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig."""
+    reader = reader.renamed(num_experts="num_local_experts")
     bias = reader.flag("attention_bias", False)
     return llama.read(
         reader, default_max_positions=4096, eps=("rms_norm_eps", 1e-5), qk_norm="width", qkv_bias=bias,

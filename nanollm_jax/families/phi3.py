@@ -21,7 +21,9 @@ def from_hf(reader: Reader) -> ModelConfig:
         scaling = reader.get(key)
         if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) in ("su", "yarn"):
             reader = reader.having(**{key: scaling | {"rope_type": "longrope"}})
-    reader.get("original_max_position_embeddings")  # says nothing without longrope
+    # a field of its own in the reference, whose default stands before what the scaling says
+    original = reader.count("original_max_position_embeddings", 4096)
+    reader = reader.having(original_max_position_embeddings=original)
     if reader.get("embd_layer") not in (None, "default"):
         raise reader.error("embd_layer", "nothing or 'default'")
     window = reader.count("sliding_window") if reader.get("sliding_window") is not None else None

@@ -13,17 +13,17 @@ __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
 
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig. The window, where used, is in every layer; max_window_layers changes nothing."""
+    reader = reader.renamed(num_experts="num_local_experts")
     layers, step = reader.count("num_hidden_layers"), reader.count("decoder_sparse_step", 1)
     named = reader.get("mlp_only_layers") or []
     if not isinstance(named, list) or any(not isinstance(layer, int) for layer in named):
         raise reader.error("mlp_only_layers", "a list of layers")
-    reader.get("max_window_layers")
     window = reader.count("sliding_window", 4096) if reader.get("sliding_window", 4096) is not None else None
     bias = reader.flag("attention_bias", False)
     return llama.read(
         reader, default_max_positions=32768, default_kv_heads=4, qk_norm="head",
         qkv_bias=bias, attention_out_bias=bias, window=window if reader.flag("use_sliding_window", False) else None,
-        num_experts=reader.count("num_experts", reader.count("num_local_experts", 128)),
+        num_experts=reader.count("num_experts", 128),
         experts_per_token=reader.count("num_experts_per_tok", 8),
         expert_size=reader.count("moe_intermediate_size", 768),
         renormalize_experts=reader.flag("norm_topk_prob", False),

@@ -1,4 +1,4 @@
-"""Reading config.json so that nothing is dropped: every key is read by a family, or is known not to matter, or is an error.
+"""Reading config.json so that nothing is dropped in silence: every key is read by a family, or is what keys.py says of it.
 
 Both dialects in the wild are read: rope_theta with rope_scaling (transformers 4) and rope_parameters (transformers 5).
 """
@@ -20,6 +20,7 @@ from nanollm_jax.config import (
     YarnScaling,
 )
 from nanollm_jax.errors import ConfigError, shown
+from nanollm_jax.families.keys import QUANTISED, is_inert, switches_nothing_on, why_ignored
 
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_python": "gelu", "gelu_accurate": "gelu_tanh", "gelu_new": "gelu_tanh",
@@ -28,38 +29,17 @@ ACTIVATIONS = {
 
 LAYERS = ("num_hidden_layers", "n_layer")  # the keys that count them
 
-# Keys that never change what a decoder computes from given weights: where it came from, how it was or will be trained,
-# how another program runs it, and what generate() does by default (read from generation_config.json instead).
-HARMLESS = frozenset(
-    """
-    _name_or_path _commit_hash architectures dtype torch_dtype transformers_version model_max_length name
-    initializer_range initializer_factor use_cache gradient_checkpointing problem_type task_specific_params id2label
-    label2id num_labels finetuning_task tokenizer_class return_dict return_dict_in_generate output_attentions
-    output_hidden_states output_scores torchscript use_bfloat16 is_decoder
-    attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout embedding_dropout residual_dropout classifier_dropout
-    output_router_logits router_aux_loss_coef
-    chunk_size_feed_forward
-    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
-    do_sample temperature top_k top_p typical_p repetition_penalty length_penalty num_beams num_beam_groups
-    num_return_sequences max_length max_new_tokens min_length no_repeat_ngram_size early_stopping diversity_penalty
-    encoder_no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id
-    forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
-    pretraining_tp _attn_implementation attn_implementation _attn_implementation_autoset use_flash_attention
-    unsloth_version unsloth_fixed transformers.js_config reorder_and_upcast_attn
-    _num_labels output_past predict_special_tokens max_sequence_length is_llama_config _flash_attn_2_enabled
-    """.split()
-)
-
 
 class Reader:
     """A parsed config.json that remembers which keys were read. Every method raises ConfigError naming file and key."""
 
-    def __init__(self, values: dict[str, Any], where: str) -> None:
-        """values: the JSON object. where: its file, for messages."""
+    def __init__(self, values: dict[str, Any], where: str, family: str = "") -> None:
+        """values: the JSON object. where: its file, for messages. family: whose keys they are."""
         self.values = values
         self.where = where
+        self.family = family
         self.read: set[str] = set()
+        self.ignored: list[str] = []  # what finish found and a warning should name
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value, or the default where the key is missing."""
@@ -73,9 +53,13 @@ class Reader:
 
     def having(self, **changes: Any) -> Reader:
         """The same file as if it said so, remembering together what was read."""
-        other = Reader(self.values | changes, self.where)
-        other.read = self.read
+        other = Reader(self.values | changes, self.where, self.family)
+        other.read, other.ignored = self.read, self.ignored
         return other
+
+    def renamed(self, **names: str) -> Reader:
+        """The same file where keys have second names: renamed(n_embd="hidden_size"). As in the reference, the second wins."""
+        return self.having(**{key: self.get(other) for key, other in names.items() if self.get(other) is not None})
 
     def count(self, key: str, default: int | None = None, least: int = 1) -> int:
         """A whole number of at least `least`; a null counts as missing; without a default it has to be there.
@@ -121,12 +105,18 @@ class Reader:
             raise self.error(key, "a string")
         return value
 
-    def object(self, key: str) -> Reader:
-        """What stands in an object, to be read like a file."""
+    def object(self, key: str, family: str = "") -> Reader:
+        """What stands in an object, to be read like a file; `family` where it is a whole config of its own."""
         value = self.get(key)
         if not isinstance(value, dict):
             raise self.error(key, "an object")
-        return Reader(value, f"{self.where}: {key}")
+        return self.inside(value, key, family)
+
+    def inside(self, values: dict[str, Any], key: str, family: str = "") -> Reader:
+        """A part of the file to be read like a file, whose ignored keys are named with the others."""
+        inner = Reader(values, f"{self.where}: {key}", family)
+        inner.ignored = self.ignored
+        return inner
 
     def optional(self, key: str, default: float | None = None) -> float | None:
         """A finite number above 0, or null for none."""
@@ -136,6 +126,8 @@ class Reader:
         """One window per layer out of layer_types, which may be missing: then `types`. () where no layer has one."""
         found = self.get("layer_types")
         found = types if found is None else found
+        if isinstance(found, list):  # an older word
+            found = ["full_attention" if kind == "attention" else kind for kind in found]
         known = ("full_attention", "sliding_attention")
         if not isinstance(found, list) or len(found) != len(types) or any(kind not in known for kind in found):
             raise self.error("layer_types", f"a list of {len(types)} of {' and '.join(known)}")
@@ -166,7 +158,7 @@ class Reader:
         if old and new and old != new:
             raise ConfigError(f"{self.where}: rope_scaling and rope_parameters disagree; keep one of the two.")
         key = "rope_parameters" if new else "rope_scaling"
-        inner = Reader(new or old or {}, f"{self.where}: {key}")
+        inner = self.inside(new or old or {}, key, "rope")
         theta = inner.number("rope_theta", self.number("rope_theta", default_theta))
         # a key beside the object wins over the one in it, as in the reference
         original = self.count("original_max_position_embeddings", inner.count(
@@ -181,18 +173,37 @@ class Reader:
         return theta, scaling, partial
 
     def finish(self) -> None:
-        """Raise for keys that nobody read and that are not known to be harmless. null, false and empty switch nothing on."""
+        """Raise for keys that nobody read and that may matter, and note those that do not. See keys.py."""
         unread = {
             key: value
             for key, value in self.values.items()
-            if key not in self.read and key not in HARMLESS and value not in (None, False, [], {})
+            if key not in self.read and not is_inert(self.family, key) and not switches_nothing_on(value)
         }
-        if unread:
-            listed = ", ".join(f"{key} = {shown(value)}" for key, value in unread.items())
+        for key, value in unread.items():
+            if QUANTISED.search(key.lower()):
+                raise ConfigError(
+                    f"{self.where}: {key} says {method(value)}: quantised weights of that kind are not read. Take the original "
+                    'checkpoint; --dtype int8 (in Python dtype="int8") keeps it in a quarter of the memory.'
+                )
+        reasons = {key: why_ignored(self.family, key) for key in unread}
+        if refused := [f"{key} = {shown(unread[key])}" for key, reason in reasons.items() if reason is None]:
             raise ConfigError(
-                f"{self.where}: not understood: {listed}. The model may compute something else with it; "
+                f"{self.where}: not understood: {', '.join(refused)}. The model may compute something else with it; "
                 "if you know that it does not, remove it from the file."
             )
+        self.ignored += [
+            f"{key} = {shown(unread[key])}{f' ({reason})' if reason else ''}" for key, reason in reasons.items()
+        ]
+
+
+def method(quantisation: Any) -> str:
+    """What a quantisation config calls its kind: "GPTQ", "MODELOPT NVFP4", "4 bits"."""
+    if not isinstance(quantisation, dict):
+        return shown(quantisation)
+    names = [quantisation.get(key) for key in ("quant_method", "quant_algo", "format", "mode")]
+    named = [name.upper() for name in names if isinstance(name, str)]
+    bits = quantisation.get("bits", quantisation.get("num_bits"))
+    return " ".join(named) or (f"{bits} bits" if bits else "something unknown")
 
 
 def read_scaling(inner: Reader, kind: Any, original: int, max_positions: int) -> RopeScaling | None:

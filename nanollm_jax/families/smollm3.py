@@ -23,7 +23,6 @@ def from_hf(reader: Reader) -> ModelConfig:
     window = reader.count("sliding_window") if reader.get("sliding_window") is not None else None
     window = window if reader.flag("use_sliding_window", False) else None
     types = ["sliding_attention" if window and not rotates[layer] else "full_attention" for layer in range(layers)]
-    reader.get("max_window_layers")  # not read by the reference either
     bias = reader.flag("attention_bias", False)
     config = llama.read(
         reader, default_max_positions=32768, default_kv_heads=4, default_theta=2e6, default_tied=True, qkv_bias=bias,
