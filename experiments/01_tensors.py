@@ -264,7 +264,7 @@ same("backwards", read(memory, (12,), (-1,), offset=11), memory[::-1])
 # %% tags=["answer"]
 print("Axes are compared from the last: 4 meets 3. The sums need an axis of size 1 at the end, [3 1].")
 row_sums = x.sum(axis=1)  # [3]
-same("now every row sums to 1", (x / row_sums[:, None]).sum(axis=1), np.ones(3), tolerance=1e-6)
+same("now every row sums to 1", (x / row_sums[:, None]).sum(axis=1), np.ones(3))
 
 # %% [markdown]
 # [Contents](README.md) · [Next: 02 · Operations](02_operations.py)

@@ -94,12 +94,11 @@ for equation, name in equations.items():
         for letters in equation.split("->")[0].split(",")
     )
     ours = einsum(equation, a, b)
-    same(f"{equation:18} as one batched product, against NumPy", ours, np.einsum(equation, a, b), tolerance=1e-4)
+    same(f"{equation:18} as one batched product, against NumPy", ours, np.einsum(equation, a, b))
     same(
         f"{equation:18} against the library",
         linear.contract(equation, jnp.asarray(a), jnp.asarray(b)),
         ours,
-        tolerance=1e-4,
     )
     groups = kinds(equation)
     total = math.prod(sizes[x] for group in groups.values() for x in group)
@@ -131,13 +130,13 @@ with safe_open(Path(nano.__file__).parent / "assets/nano-stories/model.safetenso
 K, H, D = config.num_kv_heads, config.head_dim, config.hidden_size
 weight = stored.T.reshape(D, K, H)  # [D K H]
 v = einsum("BTD,DKH->BTKH", seen["attention_norm"], weight)  # [B T K H]
-same("the values v of the first layer", v, seen["attention.v"], tolerance=1e-4)
+same("the values v of the first layer", v, seen["attention.v"])
 
 weights = seen["attention.weights"]  # [B K G T S]: how much of each remembered piece each new piece takes
 mixed = einsum("BKGTS,BSKH->BTKGH", weights, v)  # [B T K G H]
 mixed = mixed.reshape(*v.shape[:2], config.num_heads, H)  # [B T N H]
-same("the mixed values of the first layer", mixed, seen["attention.mixed"], tolerance=1e-4)
-same("and the library's function", attention.mix(weights, jnp.asarray(v.swapaxes(1, 2))), mixed, tolerance=1e-4)
+same("the mixed values of the first layer", mixed, seen["attention.mixed"])
+same("and the library's function", attention.mix(weights, jnp.asarray(v.swapaxes(1, 2))), mixed)
 
 # %% [markdown]
 # ## Which products gain from a batch
@@ -152,7 +151,7 @@ own = jax.random.normal(jax.random.key(0), (batches[-1], S, width))  # [B S H], 
 with_shared = jax.jit(lambda x, w: linear.contract("BD,DF->BF", x, w))
 with_own = jax.jit(lambda q, k: linear.contract("BH,BSH->BS", q, k))
 x = jnp.asarray(random.normal(size=(batches[-1], width)), jnp.float32)  # [B D]
-same("a batch gives each text what it gets alone", with_own(x, own)[3:4], with_own(x[3:4], own[3:4]), tolerance=1e-2)
+same("a batch gives each text what it gets alone", with_own(x, own)[3:4], with_own(x[3:4], own[3:4]))
 
 # %% tags=["question"]
 predict(

@@ -66,7 +66,7 @@ x = random.normal(0, 3, size=12)  # [n]
 total = math.fsum(math.exp(value) for value in x)
 same("the formula, with math.exp and an exact sum", softmax_naive(x), [math.exp(value) / total for value in x], 1e-12)
 same("with the maximum subtracted", softmax(x), softmax_naive(x), 1e-12)
-same("jax.numpy", softmax_arrays(jnp.float32(x)), softmax(x), 1e-6)
+same("jax.numpy", softmax_arrays(jnp.float32(x)), softmax(x))
 same("only differences count", softmax(x + 5), softmax(x), 1e-12)
 same(
     "a score larger by 1 weighs e times as much",
@@ -108,9 +108,9 @@ scores = np.array([1.0, 2.0, 3.0], np.float32)
 with np.errstate(over="ignore", invalid="ignore"):
     lost = softmax_naive(scores + np.float32(100))
 check("100 more on every score: the naive form is nan", np.isnan(lost).all())
-same("the stable form has not changed", softmax(scores + np.float32(100)), softmax(scores), 1e-6)
-same("nor has it on arrays", softmax_arrays(jnp.float32(scores + 100)), softmax(scores), 1e-6)
-same("nor has jax.nn.softmax", jax.nn.softmax(scores + 100), softmax(scores), 1e-6)
+same("the stable form has not changed", softmax(scores + np.float32(100)), softmax(scores))
+same("nor has it on arrays", softmax_arrays(jnp.float32(scores + 100)), softmax(scores))
+same("nor has jax.nn.softmax", jax.nn.softmax(scores + 100), softmax(scores))
 
 # %% [markdown]
 # With the maximum subtracted, every power lies between 0 and 1, so nothing overflows. Powers of very low scores
@@ -157,15 +157,15 @@ check("already this small model would overflow float16", max(*largest, logits.ma
 nothing = np.full(4, -np.inf, np.float32)
 check("all -inf: nan", np.isnan(jax.nn.softmax(nothing)).all())
 lowest = np.finfo(np.float32).min
-same("all lowest: equal weights", jax.nn.softmax(np.full(4, lowest)), [0.25] * 4, 1e-7)
-same("some lowest: no weight, as with -inf", jax.nn.softmax(np.float32([1, 2, lowest])), softmax([1, 2, -np.inf]), 1e-7)
+same("all lowest: equal weights", jax.nn.softmax(np.full(4, lowest)), [0.25] * 4)
+same("some lowest: no weight, as with -inf", jax.nn.softmax(np.float32([1, 2, lowest])), softmax([1, 2, -np.inf]))
 for layer in range(model.config.num_layers):
     weights = np.asarray(values[f"layers.{layer}.attention.weights"][0]).reshape(N, T, T)  # [K G T S] -> [N T S]
     same(
         f"layer {layer}: softmax by hand gives the model's own weights",
         softmax_arrays(jnp.float32(scores_of(layer))),
         weights,
-        1e-5,
+        1e-4,
     )
 
 # %% [markdown]
@@ -187,12 +187,11 @@ with np.errstate(divide="ignore"):
     after = np.log(softmax(extreme))  # [3]
 print("log(softmax):", after, "  log_softmax:", log_softmax(extreme))
 check("log after softmax has lost the last one", np.isneginf(after[-1]))
-same("log_softmax has not", log_softmax(extreme), [0, -50, -200], 1e-5)
+same("log_softmax has not", log_softmax(extreme), [0, -50, -200])
 same(
     "jax.nn.log_softmax, on the model's logits",
     [log_softmax(row) for row in np.float64(logits[0])],
     jax.nn.log_softmax(logits[0]),
-    1e-4,
 )
 
 # %% [markdown]
@@ -341,7 +340,7 @@ check("equal scores, equal weights", (softmax([0.0] * 4) == 0.25).all() and soft
 print(f"t = 0.01: {softmax(x / 0.01).max():.3f} for the best, all others nothing. t = 1000: all close to 1/{x.size}.")
 print("t is the temperature of chapter 18.")
 check("cold picks the best", softmax(x / 0.01).argmax() == x.argmax() and softmax(x / 0.01).max() > 0.99)
-same("hot forgets the scores", softmax(x / 1e6), np.full(x.size, 1 / x.size), 1e-5)
+same("hot forgets the scores", softmax(x / 1e6), np.full(x.size, 1 / x.size), 1e-4)
 
 # %% tags=["answer"]
 a, b, c = blocks[:3]

@@ -137,7 +137,7 @@ x, positions = random.normal(size=(5, H)), np.array([0, 1, 7, 100, 500])  # [T H
 by_loops = np.array([rotate_loops(vector, position, freqs) for vector, position in zip(x, positions, strict=True)])
 same("jax.numpy", rotate_arrays(jnp.float32(x), jnp.float32(positions), jnp.float32(freqs)), by_loops, 1e-4)
 library_freqs, factor = rope.frequencies(H, THETA)
-same("frequencies: the library", library_freqs, freqs, 1e-7)
+same("frequencies: the library", library_freqs, freqs, size=freqs)
 cos, sin = rope.turns(jnp.asarray(positions)[None], library_freqs, factor)  # [B T 1 H/2] each
 same("rotated: the library", rope.rotate(jnp.float32(x)[None, :, None], cos, sin)[0, :, 0], by_loops, 1e-4)
 
@@ -224,7 +224,7 @@ moved = {
 (moved_logits, _), _ = nano.observe(
     nano.forward, model.params, ids, empty(config, ids.shape[1]), change=moved, config=config
 )
-same("the story told from position 100 on", moved_logits, plain_logits, 2e-3)
+same("the story told from position 100 on", moved_logits, plain_logits, 1e-4)
 
 # %% [markdown]
 # ## Longer texts
@@ -277,7 +277,7 @@ SCALINGS = {
     "yarn": (yarn_scaling(freqs, FACTOR, ORIGINAL, THETA), YarnScaling(FACTOR, ORIGINAL, attention_factor=hotter)),
 }
 for name, (by_hand, setting) in SCALINGS.items():
-    same(f"{name}: the library's frequencies", rope.frequencies(H, THETA, setting)[0], by_hand, 1e-6)
+    same(f"{name}: the library's frequencies", rope.frequencies(H, THETA, setting)[0], by_hand, size=by_hand)
 check(
     "llama3 keeps the fastest pair and slows the slowest",
     SCALINGS["llama3"][0][0] == freqs[0] and np.isclose(SCALINGS["llama3"][0][-1] * FACTOR, freqs[-1]),

@@ -323,7 +323,7 @@ same(
 # %% tags=["answer"]
 print("No: (x @ gate) * (x @ up) is quadratic. Twice the input gives four times the output.")
 once, twice = (gated(factor * x32, gate32, up32, down32, lambda a: a) for factor in (1, 2))
-same("four times", twice, 4 * once, 1e-3)
+same("four times", twice, 4 * once)
 
 # %% [markdown]
 # [Previous: 12 · Positions](12_positions.py) · [Contents](README.md) · [Next: 14 · Residual stream](14_residual_stream.py)

@@ -116,7 +116,7 @@ rows = []
 for name, (scores, setting) in BY_HAND.items():
     ours = shape_logits(jnp.asarray(logits)[None], setting.rows(1, V), nothing)[0]
     check(f"{name}: the library keeps the same pieces", np.array_equal(np.isfinite(ours), np.isfinite(scores)))
-    same(f"{name}: the same probabilities", jax.nn.softmax(ours), softmax(scores), tolerance=1e-6)
+    same(f"{name}: the same probabilities", jax.nn.softmax(ours), softmax(scores))
     rows.append([name, np.isfinite(scores).sum(), *(f"{p:.1%}" for p in softmax(scores)[best])])
 table("what is left", ["setting", "pieces left", *(model.tokenizer.piece(int(i)) for i in best)], rows)
 left_over = softmax(logits)[np.isfinite(BY_HAND["top-p 0.9"][0])]
@@ -218,7 +218,7 @@ for penalties in (
     hand = penalize(logits, prompt, written, **penalties)
     setting = nano.Sampling(**{f"{name}_penalty": value for name, value in penalties.items()})
     name = ", ".join(f"{name} {value}" for name, value in penalties.items())
-    same(f"{name}: the library", smp.penalize(jnp.asarray(logits)[None], setting.rows(1, V), past)[0], hand, 1e-5)
+    same(f"{name}: the library", smp.penalize(jnp.asarray(logits)[None], setting.rows(1, V), past)[0], hand)
     rows.append([name, *(f"{p:.1%}" for p in softmax(hand)[best])])
 table(
     "the best pieces; the first has occurred 3 times in the answer, the second once",
@@ -262,7 +262,9 @@ drawn = {
     "by the library": draw(jnp.tile(jnp.float32(few), (N, 1)), many, nothing_said, seeds, positions)[0],
 }
 for name, tokens in drawn.items():
-    same(f"drawn {name}, {N:,} times", np.bincount(np.asarray(tokens), minlength=6) / N, softmax(few), tolerance)
+    same(
+        f"drawn {name}, {N:,} times", np.bincount(np.asarray(tokens), minlength=6) / N, softmax(few), tolerance, size=1
+    )
 
 # %% [markdown]
 # The random numbers of the library come from two integers: the seed of the request, and the position of the token in
@@ -394,7 +396,7 @@ print(
 )
 check("the repetition penalty is not blind to a shift", abs(moved[0] - moved[1]) > 0.001)
 shifts = [softmax(penalize(logits + shift, prompt, written, presence=1.0, frequency=0.5)) for shift in (0, 10)]
-same("the other two are", shifts[0], shifts[1], 1e-6)
+same("the other two are", shifts[0], shifts[1])
 
 # %% [markdown]
 # [Previous: 17 · Forward pass](17_forward_pass.py) · [Contents](README.md) · [Next: 19 · Generation](19_generation.py)

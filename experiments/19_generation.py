@@ -152,7 +152,7 @@ def called():
 
 
 together = jax.jit(lambda x: jax.lax.scan(lambda x, _: (x * 0.999, None), x, length=STEPS)[0])
-same("both count the same", called(), together(jnp.float32(1)), tolerance=1e-6)
+same("both count the same", called(), together(jnp.float32(1)))
 by_call, by_scan = seconds(called) / STEPS, seconds(together, jnp.float32(1)) / STEPS
 print(f"a step that is called from Python: {by_call * 1e6:.2f} microseconds; a step of a scan: {by_scan * 1e6:.3f}")
 if not quick():
@@ -186,7 +186,7 @@ drawn = nano.generate(
     model, PROMPT, max_new_tokens=8 if quick() else 80, sampling=nano.Sampling(temperature=1.0), seed=1
 )
 ours = surprise(PROMPT + greedy.token_ids)[len(PROMPT) - 1 :]
-same("one pass, and the library's ln p of each token while it wrote", -ours, greedy.logprobs, tolerance=1e-3)
+same("one pass, and the library's ln p of each token while it wrote", -ours, greedy.logprobs, tolerance=1e-4)
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She had a red ball. One day, she went to the park with her mom. "
@@ -361,9 +361,8 @@ text = np.zeros(ROOM, np.int32)
 text[: len(PROMPT)] = PROMPT
 other = text.copy()
 other[len(PROMPT) :] = 99
-differ = np.abs(read(text) - read(other)).max(axis=1)
-same("not a logit of the text changes", differ[: len(PROMPT)], np.zeros(len(PROMPT)), tolerance=1e-5)
-check("behind it, they do", differ[len(PROMPT) :].max() > 0.1)
+same("not a logit of the text changes", read(other)[: len(PROMPT)], read(text)[: len(PROMPT)])
+check("behind it, they do", np.abs(read(other) - read(text))[len(PROMPT) :].max() > 0.1)
 print("So texts of different lengths can share one compiled program, and one batch.")
 
 # %% [markdown] tags=["answer"]

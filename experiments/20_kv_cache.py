@@ -100,15 +100,15 @@ room = nano.init_cache(config, batch=1, capacity=len(ids), dtype="float32")
 read = jax.jit(nano.forward, static_argnames="config")
 reference, filled = read(model.params, jnp.asarray(ids)[None], room, config=config)  # [1 T V]
 whole, at_once = forward(ids, empty())
-same("all at once: the last logits are the library's", whole, reference[0, -1], tolerance=1e-3)
-memory = empty()
-for t, token in enumerate(ids):
+same("all at once: the last logits are the library's", whole, reference[0, -1], tolerance=1e-4)
+memory, one_by_one = empty(), []
+for token in ids:
     logits, memory = forward(np.array([token]), memory)
-    assert np.abs(logits - reference[0, t]).max() < 1e-3, f"token {t} differs"
-same("one by one with a memory: the same", logits, whole, tolerance=1e-3)
+    one_by_one.append(logits)
+same("one by one with a memory: the same, for every token", one_by_one, reference[0], tolerance=1e-4)
 keys, values = kv.heads(filled, 3, 1)  # layer 3, [1 K S H] twice
-same("the keys that the library keeps in layer 3", np.swapaxes(keys[0], 0, 1), memory[3][0], tolerance=1e-3)
-same("and the values", np.swapaxes(values[0], 0, 1), memory[3][1], tolerance=1e-3)
+same("the keys that the library keeps in layer 3", np.swapaxes(keys[0], 0, 1), memory[3][0], tolerance=1e-4)
+same("and the values", np.swapaxes(values[0], 0, 1), memory[3][1], tolerance=1e-4)
 
 # %% [markdown]
 # ## What is saved
@@ -266,13 +266,12 @@ distance = np.arange(T)[:, None] - np.arange(T)[None]
 windowed = attend(q, k, v, (distance >= 0) & (distance < S))  # [T N H], with everything kept
 
 slots, ring_k, ring_v = np.full(S, -1), np.zeros((S, K, H), np.float32), np.zeros((S, K, H), np.float32)
-history = []
+history, out = [], []
 for p in range(T):
     slots[p % S], ring_k[p % S], ring_v[p % S] = p, k[p], v[p]
     history.append(slots.copy())
-    out = attend(q[p : p + 1], ring_k, ring_v, (slots >= 0)[None])
-    assert np.abs(out[0] - windowed[p]).max() < 1e-5, f"position {p} differs"
-same("a ring of 8 slots is a window of 8", out[0], windowed[-1], tolerance=1e-5)
+    out.append(attend(q[p : p + 1], ring_k, ring_v, (slots >= 0)[None])[0])
+same("a ring of 8 slots is a window of 8", out, windowed)
 ours = np.array(history)  # [T S]
 theirs = np.asarray(kv.held(jnp.arange(1, T + 1), S))  # [T S], negative where nothing is
 same("which slot holds which position: nanollm_jax.cache.held", np.maximum(theirs, -1), ours, tolerance=0)
@@ -326,7 +325,7 @@ check("one token more would not fit", cache_bytes(c, left_over // cache_bytes(c,
 # %% tags=["answer"]
 _, first = forward(ids[:9], empty())
 pieces, _ = forward(ids[9:], first)
-same("two pieces, the same logits", pieces, whole, tolerance=1e-3)
+same("two pieces, the same logits", pieces, whole, tolerance=1e-4)
 
 # %% [markdown]
 # [Previous: 19 · Generation](19_generation.py) · [Contents](README.md) · [Next: 21 · Profiling](21_profiling.py)

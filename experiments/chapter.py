@@ -16,6 +16,7 @@ import jax
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from agreement import difference
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -48,15 +49,15 @@ def check(claim: str, holds: Any) -> None:
     print(f"ok   {claim}")
 
 
-def same(claim: str, ours: Any, reference: Any, tolerance: float = 1e-5) -> None:
-    """Print the largest difference of two arrays of one shape; AssertionError if it is above the tolerance, or not a number."""
-    ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
-    if ours.shape != reference.shape:
-        raise AssertionError(f"{claim}: shape {ours.shape} is not {reference.shape}")
-    difference = np.abs(ours - reference).max()
-    if not difference <= tolerance:
-        raise AssertionError(f"{claim}: they differ by {difference:.2g}, more than {tolerance:.2g}")
-    print(f"ok   {claim}: largest difference {difference:.1e}")
+def same(claim: str, ours: Any, reference: Any, tolerance: float = 1e-5, size: Any = None) -> None:
+    """Print how far two arrays are apart, as a share of their size; AssertionError if that is above the tolerance.
+
+    agreement.py says what the size is and which tolerance is for what.
+    """
+    apart = difference(ours, reference, size)
+    if not apart <= tolerance:
+        raise AssertionError(f"{claim}: they differ by {apart:.2g} of the largest number, more than {tolerance:.2g}")
+    print(f"ok   {claim}: largest difference {apart:.1e} of the size")
 
 
 def predict(question: str) -> None:
