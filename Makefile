@@ -11,7 +11,7 @@ TESTS := $(BIN)/python -m pytest -m "not parity" -n auto --maxprocesses 4 --dist
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
-.PHONY: help demo test test-portable parity lint bench bench-peers gpu experiments clean
+.PHONY: help demo test test-portable parity lint bench bench-peers gpu experiments figures clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -49,8 +49,11 @@ gpu: $(if $(SMALL),.venv/installed-plot) ## measure the GPU of this machine with
 experiments: .venv/installed-experiments ## run every chapter of experiments/ and build experiments/index.html
 	$(BIN)/python experiments/page/build.py
 
+figures: .venv/installed-experiments ## the same, then renew the committed figures; on a machine with nothing else to do
+	$(BIN)/python experiments/page/build.py --renew
+
 clean: ## remove .venv and what tools left behind
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis experiments/run experiments/index.html
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14) and "nanollm_jax needs Python 3.11 to 3.13, found %d.%d; try make PYTHON=python3.12 ..." % v)'

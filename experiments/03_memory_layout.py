@@ -30,7 +30,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, GREY, ORANGE, check, predict, quick, same, save, seconds, table
+from chapter import BLUE, GREY, ORANGE, check, check_time, predict, quick, same, save, seconds, table
 
 import nanollm_jax as nano
 
@@ -110,8 +110,7 @@ print(f"all {large.size:,} numbers: {everything * 1e3:.1f} ms = {large.nbytes / 
 print(
     f"every 16th: {sixteenth * 1e3:.1f} ms, {everything / sixteenth:.1f} times faster and not 16: it fetches the same lines"
 )
-if not quick():
-    check("less than half of the sixteenfold was gained", everything / sixteenth < 8)
+check_time("less than half of the sixteenfold was gained", everything / sixteenth < 8)
 
 # %% [markdown]
 # ## Measured: the size
@@ -138,9 +137,8 @@ table(
     [(f"{size / 1024:,.0f} kB", f"{o:.2f}", f"{r:.2f}", f"{r / o:.1f}x")
      for size, o, r in list(zip(sizes, ordered_ns, random_ns, strict=True))[::2]],
 )  # fmt: skip
-if not quick():
-    check("a step of 16 costs more per number than a step of 1", per_read[16] > 2 * per_read[1])
-    check("random reads of a large table cost more than of a small one", random_ns[-1] > 2 * random_ns[0])
+check_time("a step of 16 costs more per number than a step of 1", per_read[16] > 2 * per_read[1])
+check_time("random reads of a large table cost more than of a small one", random_ns[-1] > 2 * random_ns[0])
 
 # %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, check, predict, quick, same, save, seconds, table
+from chapter import BLUE, GREEN, GREY, ORANGE, check_time, predict, quick, same, save, seconds, table
 
 from nanollm_jax.ops import linear
 
@@ -166,11 +166,10 @@ table(
     ],
 )
 print(f"The loops are {limit / rates['three loops in Python']:,.0f} times slower than the limit.")
-if not quick():
-    check("vectors beat single numbers by more than 10", rates["sums of rows"] > 10 * rates["three loops in Python"])
-    check("rows beat scattered columns", rates["row times row"] > rates["row times column"])
-    check("blocking beats passing over everything", rates["blocked"] > rates["outer products"])
-    check("XLA beats every version written here", rates["XLA"] > 2 * rates[f"blocked, {CORES} threads"])
+check_time("vectors beat single numbers by more than 10", rates["sums of rows"] > 10 * rates["three loops in Python"])
+check_time("rows beat scattered columns", rates["row times row"] > rates["row times column"])
+check_time("blocking beats passing over everything", rates["blocked"] > rates["outer products"])
+check_time("XLA beats every version written here", rates["XLA"] > 2 * rates[f"blocked, {CORES} threads"])
 
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(8, 4))

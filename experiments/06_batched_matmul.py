@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, ORANGE, check, predict, quick, same, save, seconds, table
+from chapter import BLUE, ORANGE, check, check_time, predict, quick, same, save, seconds, table
 from safetensors import safe_open
 
 import nanollm_jax as nano
@@ -169,11 +169,9 @@ table(
     [(name, *(f"{t * 1e3:.2f}" for t in times), f"{times[-1] / times[0]:.1f}x") for name, times in took.items()],
 )
 growth = {name: times[-1] / times[0] for name, times in took.items()}
-if not quick():
-    check(
-        "the shared weight gains more from a batch than the own keys",
-        1.5 * growth["shared weight"] < growth["own keys"],
-    )
+check_time(
+    "the shared weight gains more from a batch than the own keys", 1.5 * growth["shared weight"] < growth["own keys"]
+)
 
 # %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))

@@ -23,13 +23,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import sentencepiece
-from chapter import BLUE, FIGURES, GREY, ORANGE, check, predict, quick, save, table
+from chapter import BLUE, GREY, ORANGE, REPOSITORY, check, predict, quick, save, table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import nanollm_jax as nano
 from nanollm_jax import tokenizer as library
 
-LICENCE = (FIGURES.parents[1] / "LICENSE").read_text()  # an English text that every copy of this repository has
+LICENCE = (REPOSITORY / "LICENSE").read_text()  # an English text that every copy of this repository has
 TOKENIZER_MODEL = Path(nano.__file__).parent / "assets/nano-stories/tokenizer.model"
 HARD = [
     "", " ", "  two  spaces  ", "tabs\tand\nlines\r\n\n", "don't we'll I'm they'd he's", "12,345.67 + x²=½",

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, ORANGE, check, predict, quick, same, save, seconds, table
+from chapter import BLUE, ORANGE, check, check_time, predict, quick, same, save, seconds, table
 
 import nanollm_jax as nano
 from nanollm_jax.profiling import CompileWatch
@@ -155,8 +155,7 @@ together = jax.jit(lambda x: jax.lax.scan(lambda x, _: (x * 0.999, None), x, len
 same("both count the same", called(), together(jnp.float32(1)))
 by_call, by_scan = seconds(called) / STEPS, seconds(together, jnp.float32(1)) / STEPS
 print(f"a step that is called from Python: {by_call * 1e6:.2f} microseconds; a step of a scan: {by_scan * 1e6:.3f}")
-if not quick():
-    check("a call costs more than ten steps of a scan", by_call > 10 * by_scan)
+check_time("a call costs more than ten steps of a scan", by_call > 10 * by_scan)
 
 # %% [markdown]
 # The last line of the first table, the library, is many times faster than all of ours. It does not read the whole text

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, predict, quick, same, save, table
+from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, check_time, predict, quick, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax import cache as kv
@@ -147,14 +147,10 @@ print(
 print(f"seconds in all: {without.sum():.1f} without, {with_memory.sum():.1f} with", end=", ")
 print(f"{without.sum() / with_memory.sum():.1f} times longer")
 check("the sum of 1 to n", passes == sum(range(1, LENGTH + 1)))
-if not quick():
-    check("it takes several times longer without", without.sum() > 3 * with_memory.sum())
-    check("a token at the end costs more than one in the middle", without[-1] > 1.4 * without[LENGTH // 2])
-    half = LENGTH // 2
-    check(
-        "with memory, two halves cost nearly the same",
-        np.min(with_memory[half:]) < 2 * np.min(with_memory[:half]),
-    )
+half = LENGTH // 2
+check_time("it takes several times longer without", without.sum() > 3 * with_memory.sum())
+check_time("a token at the end costs more than one in the middle", without[-1] > 1.4 * without[half])
+check_time("with memory, two halves cost nearly the same", min(with_memory[half:]) < 2 * min(with_memory[:half]))
 
 # %% [markdown]
 # The factor in seconds is smaller than that in tokens. Many tokens in one pass are cheaper than as many passes,

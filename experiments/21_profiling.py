@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, predict, quick, same, save, seconds, table
+from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, check_time, predict, quick, same, save, seconds, table
 
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
@@ -112,7 +112,7 @@ for name, (T, S) in CASES.items():
     fastest = {part: min(one[part] for one in runs) for part in clock.spent}  # other programs only ever add time
     profiles[name] = {part: s / sum(fastest.values()) for part, s in fastest.items()}
     print(f"{name}: {1e3 * sum(fastest.values()):.1f} ms")
-    check("in the last run, the clock has missed less than half", sum(clock.spent.values()) > 0.5 * spent)
+    check_time("in the last run, the clock has missed less than half", sum(clock.spent.values()) > 0.5 * spent)
 table(
     "share of the time",
     ["part", *profiles],
@@ -122,7 +122,7 @@ table(
 products = {name: sum(p[part] for part in p if "weights" in part or part == "logits") for name, p in profiles.items()}
 for name, share in products.items():
     print(f"{name}: {share:.0%} for products with weights, of which the logits are one")
-    check("they take the largest part", quick() or share > profiles[name]["attention, scores and mixing"])
+    check_time("they take the largest part", share > profiles[name]["attention, scores and mixing"])
 
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(8.5, 2.4))
@@ -183,7 +183,7 @@ for c, rows, length, width in ((config, 1, 100, 4), (config, 7, 31, 2), (LLAMA_8
 check("FLOPs of a text of 1: the library", step_flops(config, 3, 0) == roofline.prompt_flops(config, 3, 1))
 flops, moved = step_flops(config, 1, 100), step_bytes(config, 1, 100, 4)
 print(f"one token: {flops / 1e6:.1f} MFLOP, {moved / 1e6:.1f} MB, {flops / moved:.2f} FLOPs for each byte")
-check("decode of one text is far on the side of memory", quick() or flops / moved < peak / bandwidth)
+check_time("decode of one text is far on the side of memory", flops / moved < peak / bandwidth)
 
 # %% [markdown]
 # ## Batching
@@ -222,8 +222,8 @@ table(
     ],
 )  # fmt: skip
 if not quick():
-    check("16 texts do not take 16 times as long", took[16] < 12 * took[1])
-    check("64 texts write more tokens per second than 4", 64 / took[64] > 4 / took[4])
+    check_time("16 texts do not take 16 times as long", took[16] < 12 * took[1])
+    check_time("64 texts write more tokens per second than 4", 64 / took[64] > 4 / took[4])
 
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(8, 4))

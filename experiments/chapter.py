@@ -15,14 +15,17 @@ from typing import Any
 import jax
 import matplotlib
 import matplotlib.pyplot as plt
-import numpy as np
 from agreement import difference
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-FIGURES = Path(__file__).parent / "figures"
+REPOSITORY = Path(__file__).parents[1]
+# What a run draws. The committed figures that the text shows are renewed from it by make figures alone.
+DRAWN = REPOSITORY / "experiments" / "run"
+# How the line of a claim about time begins that did not hold.
+SLOW = "SLOW"
 
 # Five colours that stay apart in print, for the colour-blind, and when a dark page inverts the figure's lightness.
 BLUE, ORANGE, GREEN, RED, GREY = "#2b6cb0", "#dd7a1f", "#2f8f5b", "#c0392b", "#8a8f98"
@@ -38,7 +41,7 @@ matplotlib.rcParams.update({
 
 
 def quick() -> bool:
-    """Was the chapter started with --quick? Then sizes are small, nothing that depends on time is checked."""
+    """Was the chapter started with --quick? Then sizes are small, and nothing that depends on time is checked."""
     return "--quick" in sys.argv[1:]
 
 
@@ -47,6 +50,13 @@ def check(claim: str, holds: Any) -> None:
     if not bool(holds):
         raise AssertionError(claim)
     print(f"ok   {claim}")
+
+
+def check_time(claim: str, holds: Any) -> None:
+    """Print a claim about measured times, and whether it holds here. Nothing is raised: a busy machine, or another one, may
+    refute it, and the chapter goes on. With --quick nothing is said: its sizes are too small to show anything."""
+    if not quick():
+        print(f"{'ok  ' if bool(holds) else SLOW} {claim}")
 
 
 def same(claim: str, ours: Any, reference: Any, tolerance: float = 1e-5, size: Any = None) -> None:
@@ -93,10 +103,11 @@ def table(title: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> N
 
 
 def save(figure: plt.Figure, name: str) -> None:
-    """Write figures/NAME.png, which a text cell then shows. With --quick it is drawn but the file stays as it is."""
+    """Write run/NAME.png, which the page shows; a text cell shows the committed figures/NAME.png. With --quick: no file."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     plt.close(figure)
     if not quick():
         # 128 colours look the same and take a third of the bytes
-        Image.open(drawn).convert("RGB").quantize(128).save(FIGURES / f"{name}.png", optimize=True)
+        DRAWN.mkdir(exist_ok=True)
+        Image.open(drawn).convert("RGB").quantize(128).save(DRAWN / f"{name}.png", optimize=True)

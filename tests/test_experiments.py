@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import base64
 import importlib
 import re
 import runpy
 import sys
 from pathlib import Path
 
+import chapter
 import jax
 import jupytext
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -25,8 +28,7 @@ every_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: pa
 
 @pytest.fixture(autouse=True)
 def as_a_reader_runs_it(monkeypatch):
-    """chapter.py beside the chapter, --quick, and JAX's usual promotion of ranks instead of the tests' strict mode."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    """--quick, and JAX's usual promotion of ranks instead of the tests' strict mode."""
     monkeypatch.setattr(sys, "argv", ["chapter", "--quick"])
     with jax.numpy_rank_promotion("allow"):
         yield
@@ -203,26 +205,63 @@ def test_the_table_of_chapters():
     assert "experiments/README.md" in (ROOT / "README.md").read_text()
 
 
-def test_the_page(tmp_path, monkeypatch):
-    """A small chapter as a page: output, folded answer, embedded figure, links inside it. A failure or a warning stops it."""
+def test_the_page(tmp_path, capsys):
+    """Output, folded answer, this run's figure, links inside; a failure is named, ends its own chapter and loses nothing."""
     build = runpy.run_path(str(EXPERIMENTS / "page" / "build.py"))
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures/01_dot.png").write_bytes((EXPERIMENTS / "figures/01_views.png").read_bytes())
-    chapter = tmp_path / "01_small.py"
-    chapter.write_text(
-        "# %% [markdown]\n# # 01 · Small\n# [Next](02_other.py) ![dot](figures/01_dot.png)\n"
+    dot, other = ((EXPERIMENTS / f"figures/{name}.png").read_bytes() for name in ("01_views", "02_contraction"))
+    for folder in ("figures", "run"):
+        (tmp_path / folder).mkdir()
+    for name in ("01_dot", "02_dot"):
+        (tmp_path / f"figures/{name}.png").write_bytes(dot)
+    draw = "import base64; open('run/{}.png', 'wb').write(base64.b64decode({!r}))"
+    (tmp_path / "01_small.py").write_text(
+        "# %% [markdown]\n# # 01 · Small\n# [Next](02_broken.py) ![dot](figures/01_dot.png)\n"
         "# %% tags=['question']\nprint('Predict: 6 < 7?')\n# %% tags=['answer']\nprint(6 * 7, '<b>')\n"
-        "# %% tags=['figure']\nprint('drawn')\n"
+        f"# %% tags=['figure']\n{draw.format('01_dot', base64.b64encode(other))}; print('drawn')\n"
     )
-    notebook = build["run"](chapter)
-    assert build["title"](notebook) == "01 · Small"
-    body = build["render"](notebook, chapter)
-    assert 'href="#02_other"' in body and 'src="data:image/png;base64,' in body
-    assert "Predict: 6 &lt; 7?" in body and "print('Predict" not in body
-    answer, figure = body.split("<details>")[1:]
+    (tmp_path / "02_broken.py").write_text(
+        "# %% [markdown]\n# # 02 · Broken\n# ![dot](figures/02_dot.png)\n# %%\nprint('before')\n"
+        "import warnings; warnings.warn('take care')\n"
+        "# %%\nprint('SLOW lightning is slower')\n# %%\nassert False, '<7> is 6'\n"
+        f"# %%\n{draw.format('02_dot', base64.b64encode(other))}; print('behind')\n"
+    )
+    assert build["main"](["--renew"], tmp_path) == 1
+    said = capsys.readouterr().out
+    assert "AssertionError: <7> is 6" in said and "take care" in said and "1 failed: 02_broken" in said
+    assert "did not hold in this run, on this machine: lightning is slower" in said
+
+    first, second = (tmp_path / "index.html").read_text().split("<article ")[1:]
+    png = [base64.b64encode(image).decode() for image in (dot, other)]
+    assert (
+        'id="01_small"' in first and 'href="#02_broken"' in first and f'src="data:image/png;base64,{png[1]}"' in first
+    )
+    assert "Predict: 6 &lt; 7?" in first and "print('Predict" not in first
+    answer, figure = first.split("<details>")[1:]
     assert "42 &lt;b&gt;" in answer.partition("</details>")[0]
-    assert "drawn" in figure.partition("</details>")[0] and "drawn" in figure.partition("</details>")[2]
-    for line in ("assert False", "import warnings; warnings.warn('!')"):
-        chapter.write_text(f"# %%\n{line}\n")
-        with pytest.raises(Exception, match=r"AssertionError|error stream"):
-            build["run"](chapter)
+    assert "import" in figure.partition("</details>")[0] and "drawn" in figure.partition("</details>")[2]
+    assert "failed" not in first and "This run of the chapter failed" in second and "lightning is slower." in second
+    assert "before\n" in second and second.count("AssertionError: &lt;7&gt; is 6") == 2 and "behind\n" not in second
+    assert png[0] in second  # not drawn in this run: the committed one
+    assert (tmp_path / "figures/01_dot.png").read_bytes() == other
+    assert (tmp_path / "figures/02_dot.png").read_bytes() == dot
+
+    # run again alone, the chapter takes its place among the others
+    (tmp_path / "02_broken.py").write_text("# %% [markdown]\n# # 02 · Mended\n")
+    assert build["main"]([str(tmp_path / "02_broken.py")], tmp_path) == 0
+    page = (tmp_path / "index.html").read_text()
+    assert "Mended" in page and "42 &lt;b&gt;" in page and "failed" not in page
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_claims_about_time_are_reported_and_not_raised(monkeypatch, capsys, quick):
+    monkeypatch.setattr(sys, "argv", ["chapter"] + ["--quick"] * quick)
+    chapter.check_time("light is fast", 3e8 > 1)
+    chapter.check_time("snails are fast", np.bool_(False))
+    assert capsys.readouterr().out == ("" if quick else "ok   light is fast\nSLOW snails are fast\n")
+
+
+def test_what_does_not_hold_is_raised():
+    with pytest.raises(AssertionError, match="two is one: they differ by 1 of the largest number, more than 1e-05"):
+        chapter.same("two is one", [2.0], [1.0])
+    with pytest.raises(AssertionError, match="up is down"):
+        chapter.check("up is down", np.bool_(False))
