@@ -32,10 +32,11 @@ from nanollm_jax.decode import decode, prefill
 from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.families import read_config
 from nanollm_jax.generate import stream
-from nanollm_jax.loading import Model, load, read_json
+from nanollm_jax.loading import Model, load
 from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.roofline import product_rate, prompt_flops, read_rate, step_bytes
 from nanollm_jax.sampling import Sampling
+from nanollm_jax.source import read_json
 
 CHUNK = 4  # tokens of a first answer: one call of the compiled loop, as in stream
 STARTING = """

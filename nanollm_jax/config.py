@@ -12,8 +12,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from nanollm_jax.errors import ConfigError, shown
@@ -24,7 +23,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 MOST = 2**31 - 1  # of anything that is counted: an array's axis has an index of 32 bits
 MOST_LAYERS = 10_000  # the deepest model that was published has 126; each is a piece of the compiled program
 MOST_FLOAT, LEAST_FLOAT = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -274,26 +273,33 @@ def check_rope_scaling(scaling: RopeScaling) -> None:
         )
 
 
-def resolve_dtype(dtype: Any) -> jnp.dtype:
+def resolve_dtype(dtype: Any) -> np.dtype:
     """The dtype of weights and activations for "auto", a name, or a dtype. Raises ConfigError for any other.
 
     "auto" is float32 on CPU, where 16-bit products are converted one by one, and bfloat16 on GPU and TPU.
     """
     if isinstance(dtype, str) and dtype == "auto":
-        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-    try:
-        resolved = jnp.dtype(dtype) if dtype is not None else None
-    except TypeError:
-        resolved = None
+        import jax  # nothing else here asks what devices there are
+
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    resolved = None if dtype is None else as_dtype(dtype)
     if resolved is None or resolved.name not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not supported; known: auto, {', '.join(DTYPES)}, and int8 for weights.")
     return resolved
 
 
-def resolve_weights(dtype: Any) -> tuple[jnp.dtype, bool]:
+def resolve_weights(dtype: Any) -> tuple[np.dtype, bool]:
     """The dtype of activations, and whether matrices are kept in 8 bits: "int8" is "auto" with matrices in 8 bits.
 
     Raises ConfigError for what is neither "int8" nor known to resolve_dtype.
     """
-    in_8_bits = dtype in ("int8", jnp.int8, jnp.dtype("int8"))
+    in_8_bits = dtype is not None and as_dtype(dtype) == np.dtype("int8")
     return resolve_dtype("auto" if in_8_bits else dtype), in_8_bits
+
+
+def as_dtype(dtype: Any) -> np.dtype | None:
+    """NumPy's dtype of what is one, or names one; None for anything else."""
+    try:
+        return np.dtype(ml_dtypes.bfloat16 if isinstance(dtype, str) and dtype == "bfloat16" else dtype)
+    except TypeError:
+        return None

@@ -6,7 +6,6 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,8 +21,10 @@ from nanollm_jax.errors import CheckpointError, ConfigError, RequestError, Token
 from nanollm_jax.families import read_config
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import Sampling
+from nanollm_jax.source import find, read_json
 from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
-from nanollm_jax.weights import load_params, open_checkpoint, resolve
+from nanollm_jax.weights import open_checkpoint
+from nanollm_jax.weights.load import load_params
 
 
 @dataclass(frozen=True)
@@ -142,31 +143,6 @@ def check_tied(folder: Path, config: ModelConfig, family: ModuleType) -> None:
             f"{folder}: config.json ties the embeddings, or leaves them tied, but {' and '.join(both)} are different; "
             "set tie_word_embeddings to false to use both."
         )
-
-
-def find(source: str | os.PathLike[str] | None, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The folder of a model: None is the one that ships with the library, a hub id is downloaded.
-
-    weights False leaves the tensors of a hub model where they are. Raises CheckpointError where there is no such model.
-    """
-    if source is not None:
-        return resolve(source, revision, weights=weights)
-    if revision is not None:
-        raise CheckpointError("revision was given without a hub id; the bundled model has only one.")
-    return Path(str(resources.files("nanollm_jax"))) / "assets" / "nano-stories"
-
-
-def find_config(source: str | os.PathLike[str] | None, revision: str | None = None) -> Path:
-    """A file in the form of config.json: the source itself, or that of the model that it names."""
-    file = Path(os.path.expanduser(source or ""))
-    return file if revision is None and os.path.isfile(file) else find(source, revision, weights=False) / "config.json"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ConfigError naming the file where there is none."""
-    if not files.present(path):
-        raise ConfigError(f"{path} not found; expected a checkpoint folder with config.json and *.safetensors.")
-    return files.read_json(path, ConfigError)
 
 
 def read_defaults(

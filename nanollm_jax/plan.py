@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from nanollm_jax import cache, params, roofline
+from nanollm_jax import layout, roofline
 from nanollm_jax.config import ModelConfig, check_count, resolve_weights
 from nanollm_jax.errors import ConfigError, RequestError
-from nanollm_jax.sharding import RULE, arrange, stored_sizes
+from nanollm_jax.partition import RULE, arrange, stored_sizes
 
 VOCABULARIES = 5  # arrays [B V] float32 that sampling has at the same time; what a layer needs fits in their place
 
@@ -104,8 +104,9 @@ def make_plan(
     sizes = stored_sizes(config, tp)
     own = {letter: length // (tp if RULE.get(letter) == "tp" else 1) for letter, length in sizes.items()}
     rows, V = batch // dp, config.vocab_size
-    buffers = sum(math.prod(shape) for shape in cache.shapes(config, rows, context)) // tp
-    shapes, stored = params.shapes(config, own), params.nbytes(config, size, in_8_bits, own)
+    slots = sum(min(context, config.window(layer) or context) for layer in range(config.num_layers))
+    buffers = rows * config.num_kv_heads // tp * slots * config.head_dim
+    shapes, stored = layout.shapes(config, own), layout.nbytes(config, size, in_8_bits, own)
     multiplied = sum(roofline.used_weights(config, config.experts_per_token, own).values())
     read = roofline.used_weights(config, roofline.experts_read(config, rows), own)
     return Plan(

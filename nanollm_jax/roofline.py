@@ -5,7 +5,7 @@
     reading      bytes per second of the sum of a large array
     arithmetic   FLOP per second of a large matrix product, float32 in full precision
 
-Both rates are those of the device that runs the model, with all its cores.
+Both rates are those of the device that runs the model, with all its cores. Only measuring them needs jax.
 Williams, Waterman & Patterson 2009, "Roofline: An Insightful Visual Performance Model for Multicore Architectures".
 """
 
@@ -17,11 +17,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from nanollm_jax import params as parameters
+from nanollm_jax import layout
 from nanollm_jax.config import ModelConfig
 
 # bytes of the array, width of the matrices: beyond a CPU's caches; on others long enough that the call does not count
@@ -37,8 +35,8 @@ def step_bytes(config: ModelConfig, rows: int, length: int, itemsize: int, in_8_
     the new ones. Of experts as many as are expected where all are chosen alike. itemsize: of the bytes of every number,
     or of those that are not in_8_bits.
     """
-    used, sizes = used_weights(config, experts_read(config, rows)), parameters.shapes(config)
-    stored = parameters.nbytes(config, itemsize, in_8_bits)
+    used, sizes = used_weights(config, experts_read(config, rows)), layout.shapes(config)
+    stored = layout.nbytes(config, itemsize, in_8_bits)
     weights = sum(stored[path] * used[path] / math.prod(sizes[path]) for path in used)
     vectors = sum(stored[path] // sizes[path][0] for path in stored.keys() - used.keys())
     seen = sum(min(length + 1, config.window(layer) or length + 1) for layer in range(config.num_layers))
@@ -52,8 +50,8 @@ def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
     Two per weight and token, of the experts those that the token chooses; in attention, four per head width and pair of
     a query and a key that it sees.
     """
-    layout, used = parameters.layout(config), used_weights(config, config.experts_per_token)
-    products = [path for path, axes in layout.items() if path.startswith("layers.") and {"D", " "} <= set(axes)]
+    letters, used = layout.layout(config), used_weights(config, config.experts_per_token)
+    products = [path for path, axes in letters.items() if path.startswith("layers.") and {"D", " "} <= set(axes)]
     weights = round(sum(used[path] for path in products))
     windows = [config.window(layer) or length for layer in range(config.num_layers)]
     pairs = sum(sum(min(position + 1, window) for position in range(length)) for window in windows)
@@ -77,7 +75,7 @@ def used_weights(config: ModelConfig, experts: float, sizes: dict[str, int] | No
     looked_up = {"embedding.positions"} | (set() if config.tie_embeddings else {"embedding.tokens"})
     return {  # a router, which has no M, is used whole
         path: math.prod((chosen if "M" in axes else whole)[letter] for letter in axes.split())
-        for path, axes in parameters.layout(config).items()
+        for path, axes in layout.layout(config).items()
         if path not in looked_up
     }
 
@@ -88,6 +86,9 @@ def read_rate() -> float:
     On CPU the array is NumPy's, which JAX takes as it is when it begins at a multiple of 64 bytes: NumPy asks for huge
     pages and XLA does not, and reading from them is faster (2 cores: 51 instead of 42 GB/s in one run).
     """
+    import jax
+    import jax.numpy as jnp
+
     size, _ = SIZES.get(jax.default_backend(), LARGE)
     memory = np.ones(size // 4 + 16, np.float32)
     first = -memory.ctypes.data % 64 // 4
@@ -97,14 +98,19 @@ def read_rate() -> float:
 
 def product_rate(dtype: Any) -> float:
     """FLOP per second of the product of two large square matrices, accumulated in float32."""
+    import jax
+    import jax.numpy as jnp
+
     _, width = SIZES.get(jax.default_backend(), LARGE)
     matrix = jnp.ones((width, width), dtype)
     product = partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
     return 2 * width**3 / shortest(lambda: product(matrix, matrix))
 
 
-def shortest(call: Callable[[], jax.Array]) -> float:
+def shortest(call: Callable[[], Any]) -> float:
     """Seconds of the fastest of CALLS calls, after one that compiles: what the machine can do when nothing disturbs it."""
+    import jax
+
     jax.block_until_ready(call())
     seconds = []
     for _ in range(CALLS):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
@@ -27,9 +26,9 @@ from nanollm_jax.config import ModelConfig, check_count
 from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.params import Params
+from nanollm_jax.partition import RULE, arrange, stored_sizes
 
 AXES = ("dp", "tp")
-RULE = {"B": "dp", "K": "tp", "N": "tp", "F": "tp", "M": "tp", "V": "tp"}
 
 Part = Callable[[tuple[slice, ...]], np.ndarray]  # from an index to that part of a parameter
 
@@ -60,36 +59,6 @@ def make_mesh(dp: int = 1, tp: int = 1) -> Mesh:
 def spec(letters: str) -> PartitionSpec:
     """How an array with these axes is split.  "K Q H D" -> PartitionSpec("tp", None, None, None)"""
     return PartitionSpec(*(RULE.get(letter) for letter in letters.split()))
-
-
-def arrange(config: ModelConfig, tp: int) -> ModelConfig:
-    """The architecture as tp devices hold it: the same, but for key/value heads that are repeated until they divide.
-
-    Raises ConfigError where query heads or MLP width cannot be split, naming every tp that can.
-    """
-    if not splits(config, tp):
-        able = [size for size in range(1, config.num_heads + 1) if splits(config, size)]
-        raise ConfigError(
-            f"tp={tp} does not divide this model: {config.num_heads} query heads over {config.num_kv_heads} key/value "
-            f"heads, MLP width {' and '.join(map(str, widths(config)))}; tp may be {', '.join(map(str, able))}."
-        )
-    return dataclasses.replace(config, num_kv_heads=math.lcm(config.num_kv_heads, tp))
-
-
-def splits(config: ModelConfig, tp: int) -> bool:
-    """Can tp devices share this model?"""
-    return config.num_heads % math.lcm(config.num_kv_heads, tp) == 0 and not any(size % tp for size in widths(config))
-
-
-def widths(config: ModelConfig) -> list[int]:
-    """The widths of the MLPs of a model, experts' included."""
-    letters = {letter for axes in params.layout(config).values() for letter in axes.split()}
-    return [config.sizes[letter] for letter in ("F", "M") if letter in letters]
-
-
-def stored_sizes(config: ModelConfig, tp: int) -> dict[str, int]:
-    """How long each axis letter is in memory: an arranged config's sizes, the vocabulary rounded up to a multiple of tp."""
-    return config.sizes | {"V": -(-config.vocab_size // tp) * tp}
 
 
 def spread(part: Part, letters: str, dtype: Any, config: ModelConfig, mesh: Mesh) -> jax.Array:

@@ -23,8 +23,9 @@ from nanollm_jax import cli, params
 from nanollm_jax.cli.generate import figures
 from nanollm_jax.cli.info import flat, in_words, tree_rows
 from nanollm_jax.cli.printing import harmless, spelled
-from nanollm_jax.loading import Defaults, find
+from nanollm_jax.loading import Defaults
 from nanollm_jax.profiling import Timings
+from nanollm_jax.source import find
 
 ROOT = Path(nano.__file__).parents[1]
 PROMPT = "Once upon a time"
@@ -581,7 +582,8 @@ def test_compiled_programs_are_kept_unless_told_otherwise(
 
 
 def test_info_in_a_table(run: Run, model: nano.Model) -> None:
-    code, out, err = run("info")
+    assert "parameters, 9.8 MB in bfloat16\n" in run("info")[1]  # as the config says that they are stored
+    code, out, err = run("info", "--dtype", "float32")
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines()[1:])) <= 80
     assert "4,877,568 parameters, 19.5 MB in float32\n" in out

@@ -21,7 +21,7 @@ from tokenizers_like import trained
 import nanollm_jax as nano
 from nanollm_jax import params
 from nanollm_jax.families import FAMILIES
-from nanollm_jax.loading import find
+from nanollm_jax.source import find
 from nanollm_jax.weights.rows import rearrange
 
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

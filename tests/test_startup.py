@@ -44,6 +44,20 @@ def test_the_package_runs_as_the_command_does():
     assert (done.returncode, done.stdout, done.stderr) == (0, f"nanollm {nano.__version__}\n", "")
 
 
+def test_commands_that_need_no_device_do_not_wait_for_jax():
+    commands = [
+        ["--help"], ["generate", "--help"], ["--version"], ["nope"], ["tokenize", "Once upon a time"],
+        ["plan", "--tp", "2", "--device", "h100"], ["plan", "/no/where"], ["tokenize", "x", "--model", "/no/where"],
+    ]  # fmt: skip
+    code = (
+        "import sys; from nanollm_jax.cli import run\n"
+        f"for command in {commands!r}: print(run(command), 'jax' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    found = [line for line in done.stderr.splitlines() if not line.startswith("nanollm: ")]
+    assert found == [f"{status} False" for status in (0, 0, 0, 2, 0, 0, 2, 2)]
+
+
 def test_after_warmup_nothing_compiles():
     """200 requests: lengths, compositions of the batch, sampling settings, seeds, stops by id; and streams."""
     model = random_model("llama")

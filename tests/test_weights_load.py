@@ -10,7 +10,8 @@ from rich.progress import Progress
 from safetensors.numpy import save_file
 
 from nanollm_jax.errors import CheckpointError
-from nanollm_jax.weights import Row, load, load_params
+from nanollm_jax.weights import Row, load
+from nanollm_jax.weights.load import load_params
 
 SIZES = {"V": 11, "D": 5, "N": 3, "K": 2, "H": 7}
 LAYOUT = {"embedding": "V D", "wq": "D N H", "wo": "N H D", "scale": "D"}

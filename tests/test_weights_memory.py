@@ -11,7 +11,8 @@ PROGRAM = """
 import json, struct, sys
 from pathlib import Path
 import jax, numpy as np
-from nanollm_jax.weights import Row, load_params
+from nanollm_jax.weights import Row
+from nanollm_jax.weights.load import load_params
 
 folder, stored, dtype = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 count, A, B = map(int, sys.argv[4:])

@@ -8,15 +8,20 @@ import re
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from nanollm_jax.cli.options import AnyModel, AsJson, Dtype, Revision
+import typer
+
+from nanollm_jax.cli.options import AnyModel, AsJson, Revision
 from nanollm_jax.cli.printing import harmless, print_json, print_table, spelled
 from nanollm_jax.errors import NanoLLMError
 
 if TYPE_CHECKING:
     from nanollm_jax.config import ModelConfig
 
+DTYPE = (
+    "What to count bytes in: float32, bfloat16, float16, int8, or auto for this machine's. Left out: the config's own."
+)
 AXES = {
     "vocab_size": "V", "hidden_size": "D", "num_layers": "L", "num_heads": "N", "num_kv_heads": "K", "head_dim": "H",
     "intermediate_size": "F", "max_positions": "P",
@@ -26,12 +31,13 @@ AXES = {
 def info(
     model: AnyModel = None,
     revision: Revision = None,
-    dtype: Dtype = "auto",
+    dtype: Annotated[str | None, typer.Option(metavar="DTYPE", show_default=False, help=DTYPE)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's architecture, parameters and files.
 
-    No weight is loaded: shapes, counts and bytes follow from the config, the rest from the files' headers.
+    Nothing is computed and no weight loaded: shapes, counts and bytes follow from the config, the rest from the files'
+    headers.
     """
     from rich.filesize import decimal
 
@@ -51,29 +57,32 @@ def info(
         print_table(("checkpoint", ""), [(name, in_words(value)) for name, value in flat(report["checkpoint"])])
 
 
-def describe(source: str | None, revision: str | None, dtype_name: str) -> dict[str, Any]:
+def describe(source: str | None, revision: str | None, dtype_name: str | None) -> dict[str, Any]:
     """What --json prints. The config has to be right; what is wrong with other files is said in their place."""
-    from nanollm_jax import buckets, params
-    from nanollm_jax.config import resolve_weights
+    from nanollm_jax import buckets, layout
+    from nanollm_jax.config import DTYPES, resolve_weights
     from nanollm_jax.families import read_config
-    from nanollm_jax.loading import find_config, read_json
+    from nanollm_jax.source import find_config, read_json
 
-    dtype, in_8_bits = resolve_weights(dtype_name)
+    if dtype_name is not None:
+        resolve_weights(dtype_name)  # a wrong one is found before anything is looked for
     path = find_config(source, revision)
     alone = path == Path(source or "").expanduser()
     config_json = read_json(path)
     config, _ = read_config(config_json, str(path))
+    said = config_json.get("dtype", config_json.get("torch_dtype"))
+    dtype, in_8_bits = resolve_weights(dtype_name or (said if said in DTYPES else "float32"))
     fields = dataclasses.asdict(config)
     if config.rope_scaling is not None:
         fields["rope_scaling"] = {"kind": config.rope_scaling.kind} | fields["rope_scaling"]
-    shapes, count = params.shapes(config), params.count(config)
-    nbytes = params.nbytes(config, dtype.itemsize, in_8_bits)
+    shapes, count = layout.shapes(config), layout.count(config)
+    nbytes = layout.nbytes(config, dtype.itemsize, in_8_bits)
     report = {
         "config_file": str(path),
         "config": {"model_type": config_json["model_type"]} | fields,
         "parameters": {
             name: {"axes": axes, "shape": shapes[name], "count": math.prod(shapes[name]), "bytes": nbytes[name]}
-            for name, axes in params.layout(config).items()
+            for name, axes in layout.layout(config).items()
         },
         "count": count,
         "bytes": sum(nbytes.values()),

@@ -18,7 +18,7 @@ def tokenize(text: Text, model: Source = None, revision: Revision = None, as_jso
     Each has an id, a piece of text as the vocabulary spells it, and the bytes that it prints: none for special tokens.
     A BOS is in front where the model wants one.
     """
-    from nanollm_jax.loading import find
+    from nanollm_jax.source import find
     from nanollm_jax.tokenizer import load_tokenizer
 
     text = read_text(text)

@@ -2,11 +2,11 @@
 
 rows.py says how one tensor becomes one parameter, checkpoint.py what is in the files, load.py brings the two together,
 hub.py finds the folder. Nothing here knows a model family or its config: tables, layouts and sizes are handed in.
+Of these only load.py needs jax, and it is not imported here.
 """
 
 from nanollm_jax.weights.checkpoint import Checkpoint, open_checkpoint
 from nanollm_jax.weights.hub import resolve
-from nanollm_jax.weights.load import load_params
 from nanollm_jax.weights.rows import Row
 
-__all__ = ["Checkpoint", "Row", "load_params", "open_checkpoint", "resolve"]
+__all__ = ["Checkpoint", "Row", "open_checkpoint", "resolve"]

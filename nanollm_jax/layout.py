@@ -1,0 +1,102 @@
+"""The parameters: one string of axis letters each, from which shape, initialiser, count and checkpoint rule follow.
+
+    B batch rows     T new tokens in this call    S cache slots      L layers
+    D model width    V vocabulary                 P learned positions
+    N query heads    K key/value heads            G = N / K          H head width
+    F MLP width      E experts                    M width of one expert
+    Q = G + 2: the query heads of one key/value head, then its key and its value
+    U = 2: gate and up, or 1 in a model without a gate
+
+Each is one array, or one Int8 in its place. Weights are stored outputs first. What is multiplied by the same vector lies
+in one array, cut where it also divides among devices: wqkv [K Q H D] along K, up [U F D] along F.
+A path such as "layers.3.attention.wo" names one array in the tree: params["layers"][3]["attention"]["wo"].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.errors import ConfigError
+
+
+def layout(config: ModelConfig) -> dict[str, str]:
+    """Which parameters a model has: {path: axis letters}. The one place where that is decided."""
+    norm = {"scale": "D"} | ({"bias": "D"} if config.norm == "layer_norm" else {})
+    attention: dict[str, Any] = {"wqkv": "K Q H D", "wo": "D N H"}
+    if config.qkv_bias:
+        attention |= {"bqkv": "K Q H"}
+    if config.attention_out_bias:
+        attention |= {"bo": "D"}
+    if config.qk_norm is not None:
+        whole = config.qk_norm == "width"
+        attention |= {"q_norm": {"scale": "N H" if whole else "H"}, "k_norm": {"scale": "K H" if whole else "H"}}
+    mlp = {"up": "U F D", "down": "D F"}
+    if config.mlp_bias:
+        mlp |= {"up_bias": "U F", "down_bias": "D"}
+    experts = {"router": "E D", "up": "E U M D", "down": "E D M"}
+    norms = {f"{half}_norm": norm for half in ("attention", "mlp") if config.pre_norm}
+    norms |= {f"{half}_post_norm": norm for half in ("attention", "mlp") if config.post_norm}
+    dense = set(config.dense_layers) if config.num_experts else set(range(config.num_layers))
+    tree = {
+        "embedding": {"tokens": "V D"} | ({"positions": "P D"} if config.learned_positions else {}),
+        "layers": {
+            str(layer): norms | {"attention": attention, "mlp": mlp if layer in dense else experts}
+            for layer in range(config.num_layers)
+        },
+        "final_norm": norm,
+        "unembedding": {} if config.tie_embeddings else {"tokens": "V D"},
+    }
+    return dict(flat(tree))
+
+
+def shapes(config: ModelConfig, sizes: dict[str, int] | None = None) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter: {path: sizes}, with the config's own sizes or others. Allocates nothing."""
+    sizes = config.sizes if sizes is None else sizes
+    return {path: tuple(sizes[letter] for letter in letters.split()) for path, letters in layout(config).items()}
+
+
+def count(config: ModelConfig) -> int:
+    """How many numbers the model has, tied embeddings counted once."""
+    return sum(math.prod(shape) for shape in shapes(config).values())
+
+
+def nbytes(
+    config: ModelConfig, itemsize: int, in_8_bits: bool = False, sizes: dict[str, int] | None = None
+) -> dict[str, int]:
+    """{path: bytes in memory} of numbers of itemsize bytes each; of what is kept in 8 bits, with its float32 scales.
+
+    sizes: how long each axis letter is, where it is not the config's own. Raises ConfigError where the model cannot be
+    kept in 8 bits.
+    """
+    eight, found = paths_in_8_bits(config) if in_8_bits else set(), {}
+    for path, shape in shapes(config, sizes).items():
+        scales = 4 * math.prod(shape[: outputs(path, len(shape))])
+        found[path] = math.prod(shape) + scales if path in eight else itemsize * math.prod(shape)
+    return found
+
+
+def outputs(path: str, axes: int) -> int:
+    """How many of a matrix's axes count outputs; its inputs are the others: two of "wo", "D N H", one of any other."""
+    return 1 if path.endswith(".wo") else axes - 1
+
+
+def paths_in_8_bits(config: ModelConfig) -> set[str]:
+    """The matrices and tables of tokens, which are nearly all of a model.
+
+    Raises ConfigError for experts: there is no product by groups for 8 bits.
+    """
+    if config.num_experts:
+        raise ConfigError("dtype int8 is not there for mixtures of experts; take bfloat16.")
+    return {path for path in layout(config) if path.rpartition(".")[2] in ("wqkv", "wo", "up", "down", "tokens")}
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested dicts of axis letters -> (path, letters), in order."""
+    for name, inside in tree.items():
+        if isinstance(inside, str):
+            yield prefix + name, inside
+        else:
+            yield from flat(inside, f"{prefix}{name}.")
