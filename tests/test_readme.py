@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -32,6 +33,15 @@ def test_library_examples():
     assert all(answer.text in lines for answer in expected) and len(expected) == 2
     assert space["logits"].shape == (1, space["tokens"].shape[1], 2048)
     assert space["values"]["layers.3.attention.weights"].shape[-1] == 128
+
+
+def test_the_table_of_a_gpu_is_its_report(monkeypatch):
+    """README shows what make gpu measured, as the script itself prints it."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments" / "gpu"))
+    import shown
+
+    reports = sorted((ROOT / "experiments" / "gpu").glob("*.json"))
+    assert reports and all(shown.table(json.loads(report.read_text())).strip() in README for report in reports)
 
 
 LINES = re.findall(r"^nanollm (.*)$", README.replace("\\\n", ""), re.MULTILINE)
