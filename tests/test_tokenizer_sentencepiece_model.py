@@ -123,7 +123,9 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_models_are_refused(tmp_path: Path) -> None:
     for model in (b"garbage\n", b"\n\0", train()[:500]):
-        with pytest.raises(TokenizerError, match=r"tokenizer.model: is not a SentencePiece model, or is cut short"):
+        with pytest.raises(
+            TokenizerError, match=r"tokenizer.model: (is not a SentencePiece model|its library says: INTERNAL)"
+        ):
             load(tmp_path, model)
 
 

@@ -4,7 +4,9 @@ import base64
 import re
 from pathlib import Path
 
-from nanollm_jax.errors import TokenizerError
+from nanollm_jax.errors import TokenizerError, shown
+from nanollm_jax.tokenizer.checks import Checks
+from nanollm_jax.tokenizer.confined import says
 from nanollm_jax.tokenizer.files import Settings, read, read_json
 from nanollm_jax.tokenizer.pieces import LETTERS, byte_level_bytes
 from nanollm_jax.tokenizer.table import TableTokenizer
@@ -18,6 +20,7 @@ RANKS_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+LONGEST_RANK = 1024  # bytes of a token, every cut of which into two is looked at; the longest published has 128
 # The special tokens behind the ranks, by place, with the names of version 3.1; the rest of 256 are reserved.
 RANKS_SPECIAL = {
     0: "<|begin_of_text|>",
@@ -42,7 +45,8 @@ def from_vocab_and_merges(folder: Path, settings: Settings) -> TableTokenizer:
     if settings.tokenizer_class not in PLAIN_CLASSES:
         found = f"tokenizer_class {settings.tokenizer_class} has its own way to split text"
         raise TokenizerError(f"{settings.path}: {found}, which {path.name} does not store; use its tokenizer.json.")
-    vocab = read_json(path)
+    vocab, checks = read_json(path), Checks(path)
+    checks.ids([token_id for _, token_id in checks.vocabulary(vocab)])
     merges = []
     for number, line in enumerate(read(merges_path).decode("utf-8", errors="replace").split("\n"), 1):
         pair = line.rstrip("\r").split(" ")
@@ -52,10 +56,8 @@ def from_vocab_and_merges(folder: Path, settings: Settings) -> TableTokenizer:
             found = f"line {number} is {line!r}"
             raise TokenizerError(f"{merges_path}: {found}; expected two entries of {path.name} that join to a third.")
         merges.append((pair[0], pair[1]))
-    try:
+    with says(path):
         library = Tokenizer(models.BPE(vocab, merges))
-    except Exception as error:  # the library raises plain Exception
-        raise TokenizerError(f"{path}: expected entries and their ids ({error}); copy it again.") from None
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.add_prefix_space))
     if "<|endoftext|>" in vocab:
         library.add_special_tokens([AddedToken("<|endoftext|>", normalized=False, special=True)])
@@ -78,10 +80,13 @@ def from_ranks(path: Path, data: bytes, settings: Settings) -> TableTokenizer:
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(data.splitlines()):
         try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            encoded, rank = line.split()
+            token = base64.b64decode(encoded, validate=True)
+            if len(token) > LONGEST_RANK or len(rank) > 9:
+                raise ValueError
+            ranks[token] = int(rank)
         except ValueError:
-            found = f"line {number + 1} is {line!r}"
+            found = f"line {number + 1} is {shown(line)}"
             raise TokenizerError(f"{path}: {found}; expected a token in base64 and its rank.") from None
         if int(rank) != number or len(ranks) != number + 1:
             found = f"line {number + 1} has rank {int(rank)}"

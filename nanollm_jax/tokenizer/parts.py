@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanollm_jax.errors import TokenizerError
+from nanollm_jax.tokenizer.confined import changed, says
 
 if TYPE_CHECKING:
     import tokenizers
@@ -27,8 +28,6 @@ def with_secret_names(path: Path, library: "tokenizers.Tokenizer", markers: froz
     and text together, by the library's own rules for the text around a token, and text has no way to spell a marker.
     Raises TokenizerError where a marker is also the product of merges, and so cannot have another name.
     """
-    import tokenizers
-
     tree = json.loads(library.to_str())
     secret = secrets.token_hex(8)
     names = {token["id"]: f"\ue000{secret}{token['id']}\ue001" for token in tree["added_tokens"]}
@@ -47,7 +46,7 @@ def with_secret_names(path: Path, library: "tokenizers.Tokenizer", markers: froz
     if "unk_token" in model:
         model["unk_token"] = renamed.get(model["unk_token"], model["unk_token"])
     tree["post_processor"] = None  # its tokens go in front of a text, and a template has put its own there
-    hidden = tokenizers.Tokenizer.from_str(json.dumps(tree))
+    hidden = changed(path, library, tree)
     moved = [token_id for token_id, name in names.items() if hidden.token_to_id(name) != token_id]
     if moved or names.keys() != markers:
         found = sorted({*moved, *(markers - names.keys())})
@@ -55,7 +54,8 @@ def with_secret_names(path: Path, library: "tokenizers.Tokenizer", markers: froz
 
     def encode(parts: Sequence[Part]) -> list[int]:
         text = "".join(names[part] if isinstance(part, int) else part for part in parts)
-        return hidden.encode(text, add_special_tokens=False).ids
+        with says(path):
+            return hidden.encode(text, add_special_tokens=False).ids
 
     return encode
 

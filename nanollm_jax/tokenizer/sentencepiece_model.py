@@ -4,9 +4,11 @@ from collections.abc import Set
 from pathlib import Path
 
 from nanollm_jax.errors import TokenizerError
+from nanollm_jax.tokenizer.confined import says
 from nanollm_jax.tokenizer.files import Settings
 from nanollm_jax.tokenizer.parts import PartsEncoder, piece_by_piece
 from nanollm_jax.tokenizer.pieces import SPACE_MARK, marked_bytes
+from nanollm_jax.tokenizer.protobuf import PIECE, check_model, fields
 from nanollm_jax.tokenizer.table import TableTokenizer
 
 # What the sentencepiece library prints for the unknown piece. Text was lost there, and the reader should see it.
@@ -23,15 +25,13 @@ def from_sentencepiece(path: Path, data: bytes, settings: Settings) -> TableToke
     """
     import sentencepiece  # here, so that a program that needs no tokenizer starts without it
 
+    check_model(path, data)
     declared = settings.special_names()
-    try:
-        data = _as_control(data, declared)
+    data = _as_control(data, declared)
+    with says(path):
         model = sentencepiece.SentencePieceProcessor(model_proto=data)
-    except (RuntimeError, IndexError):
-        raise TokenizerError(f"{path}: is not a SentencePiece model, or is cut short; copy it again.") from None
-
-    ids, unknown = range(model.vocab_size()), model.unk_id()
-    pieces = [model.id_to_piece(i) for i in ids]
+        ids, unknown = range(model.vocab_size()), model.unk_id()
+        pieces = [model.id_to_piece(i) for i in ids]
     special = {i for i in ids if model.is_control(i) or (pieces[i] in declared and i != unknown)}
     spellings = [b"" if i in special else marked_bytes(pieces[i], byte_fallback=model.is_byte(i)) for i in ids]
     spellings[unknown] = UNKNOWN
@@ -76,34 +76,12 @@ def from_sentencepiece(path: Path, data: bytes, settings: Settings) -> TableToke
 
 
 def _user_defined(data: bytes) -> dict[str, int]:
-    """Text -> where the byte of its type stands, for the pieces of type USER_DEFINED, which are matched as a whole.
-
-    The file is a list of fields, tag and value; a piece is field 1, and inside it 0A <length> <text>, perhaps
-    15 <score, 4 bytes>, 18 <type>: 4 for these (sentencepiece_model.proto).
-    """
-    found, at = {}, 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte, at = data[at], at + 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while at < len(data):
-        tag = varint()
-        end = varint() + at if tag & 7 == 2 else at + {1: 8, 5: 4}.get(tag & 7, 0)
-        if tag & 7 == 0:
-            varint()
-            end = at
-        if tag == 0x0A and data[end - 2 : end] == b"\x18\x04":
-            at += 1
-            size = varint()
-            found[data[at : at + size].decode("utf-8", errors="replace")] = end - 1
-        at = end
+    """Text -> where the byte of its type stands, for the pieces of type USER_DEFINED, which are matched as a whole."""
+    found = {}
+    for number, begin, end in fields(data):
+        if number == PIECE and data[end - 2 : end] == b"\x18\x04":  # the type is the last field, if it is there
+            text = next(data[first:last] for inner, first, last in fields(data, begin, end) if inner == 1)
+            found[text.decode("utf-8", errors="replace")] = end - 1
     return found
 
 

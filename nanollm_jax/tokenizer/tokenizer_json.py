@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanollm_jax.errors import TokenizerError
+from nanollm_jax.tokenizer.confined import opened, says
 from nanollm_jax.tokenizer.files import Settings, read, read_json
 from nanollm_jax.tokenizer.parts import with_secret_names
 from nanollm_jax.tokenizer.pieces import SPACE_MARK, byte_level_bytes, marked_bytes
@@ -26,24 +27,12 @@ MARKED_STEPS: dict[str, dict[str, Any]] = {
 
 def from_tokenizer_json(path: Path, settings: Settings) -> TableTokenizer:
     """tokenizer.json -> its tokenizer. Raises TokenizerError for a damaged file, and by name for a kind not known."""
-    import tokenizers
-
     content = read_json(path)
-    try:
-        library = tokenizers.Tokenizer.from_buffer(read(path))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # plain Exception for most faults, but a panic in Rust is not even that
-        raise TokenizerError(f"{path}: is not a tokenizer ({error}); copy it again from the checkpoint.") from None
-    model = content["model"]
-    kind = model.get("type", "BPE" if "merges" in model else "without a name")
-    if kind not in ("BPE", "Unigram"):
-        raise TokenizerError(f"{path}: model type {kind} is not supported; known: BPE, Unigram.")
-    for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
-        if model.get(key):
-            raise TokenizerError(f"{path}: {key} {model[key]!r} is not supported; expected none.")
+    library = opened(path, read(path), content)
     spell, spell_added = _spelling(path, content.get("decoder"))
-    return adapt(path, library, settings, spell, spell_added=spell_added, spells_special=kind == "Unigram")
+    unigram = content["model"].get("type") == "Unigram"
+    with says(path):
+        return adapt(path, library, settings, spell, spell_added=spell_added, spells_special=unigram)
 
 
 def adapt(
@@ -74,7 +63,8 @@ def adapt(
     hidden = with_secret_names(path, library, frozenset(special.values())) if spells_special else None
 
     def encode(text: str) -> list[int]:
-        return library.encode(text, add_special_tokens=False).ids if hidden is None else hidden([text])
+        with says(path):
+            return library.encode(text, add_special_tokens=False).ids if hidden is None else hidden([text])
 
     text = library.encode("a", add_special_tokens=False).ids
     if not text:
@@ -124,6 +114,8 @@ def _add_tokens(library: "tokenizers.Tokenizer", settings: Settings) -> None:
 
 def _front(path: Path, whole: list[int], text: list[int]) -> int | None:
     """The token that the post-processor puts in front of a text.  whole, text: ids with and without its tokens."""
+    if text[0] not in whole:
+        raise TokenizerError(f"{path}: its post-processor leaves the text out; copy it again from the checkpoint.")
     count = whole.index(text[0])
     if count > 1:
         raise TokenizerError(f"{path}: puts {count} tokens in front of a text, {whole[:count]}; one is supported.")
@@ -139,7 +131,7 @@ def _spelling(path: Path, decoder: dict[str, Any] | None) -> tuple[Callable[[str
         return byte_level_bytes, str.encode
     for step in steps:
         expected = MARKED_STEPS.get(step["type"])
-        if expected is None or any(step[key] != value for key, value in expected.items()):
+        if expected is None or any(step.get(key) != value for key, value in expected.items()):
             known = f"ByteLevel, or a Sequence of {', '.join(MARKED_STEPS)} over {SPACE_MARK!r}"
             raise TokenizerError(f"{path}: decoder step {step} is not supported; known: {known}.")
     spell = partial(marked_bytes, byte_fallback="ByteFallback" in kinds)
