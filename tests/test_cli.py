@@ -292,9 +292,77 @@ def test_ctrl_c_while_loading_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch
     assert run("generate", "x") == (130, "", "")
 
 
-def start(*arguments: str) -> subprocess.Popen[bytes]:
+BREAKS = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == MOMENT:
+            os.kill(os.getpid(), signal.SIGINT)
+            try:
+                while True:
+                    signal.pause() if WAITS else None
+            except BaseException:
+                pass  # what some imports make of it
+sys.meta_path.insert(0, Finder())
+from nanollm_jax import cli
+"""
+
+MOMENTS = {
+    "an import that takes it for a missing module": BREAKS.replace("MOMENT", "'numpy'").replace("WAITS", "True"),
+    "Python code that never ends": BREAKS.replace("MOMENT", "'typer'").replace("WAITS", "False"),
+    "a call of C code, as a compilation is": """
+import hashlib, os, signal
+from nanollm_jax import cli
+def run(arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # an hour, and Python has no part in it
+cli.run = run
+""",
+    "a destructor at the end": """
+import os, signal
+from nanollm_jax import cli
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(10**12):
+            pass
+cli.run = lambda arguments: vars(cli).update(last=Last()) or 0
+import atexit
+atexit.register(lambda: vars(cli).pop("last"))
+""",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_ctrl_c_ends_the_process_at_any_moment(moment: str) -> None:
+    code = f"{MOMENTS[moment]}\ncli.main(['tokenize', 'x'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "nanollm: interrupted\n")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("command", [["generate", "Once"], ["chat"], ["score", "README.md"], ["bench"], ["mesh"]])
+def test_ctrl_c_wherever_it_comes_in_a_start(command: list[str], tmp_path: Path) -> None:
+    """Every fifth of a second, with nothing compiled before: the line of figures, or that of the end."""
+    for fifth in range(1, 40):
+        process = start(*command, XDG_CACHE_HOME=str(tmp_path / str(fifth)))
+        try:
+            out, err = process.communicate(timeout=fifth / 5)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+            assert (process.returncode, err.count(b"\n")) == (130, 1), (fifth, out, err)
+            assert err == b"nanollm: interrupted\n" or FIGURES.fullmatch(err.decode()), (fifth, err)
+        else:
+            break  # it was quicker
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[bytes]:
     program = [sys.executable, "-c", "from nanollm_jax.cli import main; main()", *arguments]
-    return subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+    return subprocess.Popen(
+        program, cwd=ROOT, stdin=nothing, stdout=pipe, stderr=pipe, env=os.environ | environment
+    )  # fmt: skip
 
 
 def test_a_real_ctrl_c_in_a_running_answer() -> None:
@@ -304,6 +372,8 @@ def test_a_real_ctrl_c_in_a_running_answer() -> None:
     process.send_signal(signal.SIGINT)
     rest, err = process.communicate(timeout=120)
     assert process.returncode == 130
+    if err == b"nanollm: interrupted\n":
+        return  # so slow a machine that its answer did not end in the second that it has
     assert first and rest.endswith(b"\n")
     figures_line = err.decode()
     assert FIGURES.fullmatch(figures_line), figures_line
@@ -425,9 +495,15 @@ def test_only_a_terminal_is_protected(
     assert out.startswith(shown)
 
 
-def exit_code(*arguments: str) -> Any:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
+def exit_code(*words: str) -> Any:
+    """What main exits with. It takes Ctrl-C for good, which here is given back."""
+    handler, wakeup = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words or None)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        signal.set_wakeup_fd(wakeup)
     return ended.value.code
 
 
@@ -454,9 +530,7 @@ def test_main_takes_the_process_arguments_and_exits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["nanollm", "--version"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert (ended.value.code, capsys.readouterr().out) == (0, f"nanollm {nano.__version__}\n")
+    assert (exit_code(), capsys.readouterr().out) == (0, f"nanollm {nano.__version__}\n")
     assert exit_code("nope") == 2
 
 

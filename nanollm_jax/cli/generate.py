@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,8 +20,8 @@ from nanollm_jax.cli.devices import (
     join,
     mesh_for,
 )  # fmt: skip
+from nanollm_jax.cli.interrupts import INTERRUPTED, noted
 from nanollm_jax.cli.options import (
-    INTERRUPTED,
     STDIN,
     AsJson,
     Dtype,
@@ -113,7 +108,7 @@ def generate(
         stop=stop or (),
     )
     first = jax.process_index() == 0  # of several processes, the one that prints
-    with noted_interrupts() as interrupts:
+    with noted() as interrupts:
         if echo and first:
             show(text)
         for piece in answer:
@@ -152,26 +147,6 @@ def with_settings(defaults: Any, settings: dict[str, Any]) -> Any:
     if defaults.temperature == 0 and cuts_of(settings):
         settings = {"temperature": 1.0} | settings
     return defaults.replace(**settings)
-
-
-@contextmanager
-def noted_interrupts(*, insist: bool = True) -> Iterator[list[int]]:
-    """Inside, Ctrl-C is put on the list that this yields; a second one ends the process at once, unless insist is False.
-
-    Raised, as usual, KeyboardInterrupt may pass through a compiled program, and then Python crashes at its end (jax 0.10.2).
-    """
-    interrupts: list[int] = []
-
-    def note(signal_number: int, frame: FrameType | None) -> None:
-        if interrupts and insist:
-            os._exit(INTERRUPTED)
-        interrupts.append(signal_number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def report(prompt: str, answer: Stream) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import typer
 
 from nanollm_jax.errors import RequestError
 
-INTERRUPTED = 130  # the exit code after Ctrl-C: what a shell shows for SIGINT
 MODEL = "A folder in checkpoint form, or a hub id such as openai-community/gpt2. Default: the bundled model."
 ANY_MODEL = "A folder in checkpoint form, a file in the form of config.json, or a hub id. Left out: the bundled model."
 DTYPE = (

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanollm_jax.cli.generate import cuts_of, figures, noted_interrupts
+from nanollm_jax.cli.generate import cuts_of, figures
+from nanollm_jax.cli.interrupts import noted
 from nanollm_jax.cli.printing import harmless, plural, show
 from nanollm_jax.cli.reading import Reader, read
 from nanollm_jax.errors import NanoLLMError, RequestError
@@ -84,7 +85,7 @@ class Session:
 
     def ask(self, question: str) -> None:
         """Put a question and print the answer as it is written; Ctrl-C stops it."""
-        with noted_interrupts(insist=False) as interrupts:
+        with noted(insist=False) as interrupts:
             answer = self.conversation.ask(question)
             for piece in answer:
                 show(piece)
