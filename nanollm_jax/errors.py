@@ -5,6 +5,7 @@ Every message says what was found, what was expected, and what to do about it.
 
 from typing import Any
 
+UNQUANTISED = 'take the original checkpoint; --dtype int8 (in Python dtype="int8") keeps it in a quarter of the memory'
 LONGEST = 2000  # characters of a message: what was found may be a file
 
 

@@ -23,7 +23,7 @@ from nanollm_jax.params import Params
 from nanollm_jax.sampling import Sampling
 from nanollm_jax.source import find, read_json
 from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
-from nanollm_jax.weights import open_checkpoint
+from nanollm_jax.weights import Checkpoint, open_checkpoint
 from nanollm_jax.weights.load import load_params
 
 
@@ -95,12 +95,13 @@ def load(
         )
     chat_template = None if tokenizer is None else load_chat_template(folder, tokenizer)
     defaults = read_defaults(config_json, folder, config, None if tokenizer is None else tokenizer.eos_id)
-    check_claims(folder, config)
-    check_tied(folder, config, family)
+    checkpoint = open_checkpoint(folder)
+    check_claims(checkpoint, config)
+    check_tied(checkpoint, config, family)
     stored = config if mesh is None else sharding.arrange(config, mesh.shape["tp"])
     spread = None if mesh is None else partial(sharding.spread, dtype=dtype, config=config, mesh=mesh)
     flat = load_params(
-        folder, family.table(config), parameters.layout(config), config.sizes, dtype,
+        checkpoint, family.table(config), parameters.layout(config), config.sizes, dtype,
         ignore=family.ignored(config), prefixes=family.PREFIXES, spread=spread, finish=parameters.keeper(config, in_8_bits),
     )  # fmt: skip
     return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template)
@@ -114,34 +115,29 @@ def shard(model: Model, mesh: Mesh) -> Model:
     return dataclasses.replace(model, config=config, params=params)
 
 
-def check_claims(folder: Path, config: ModelConfig) -> None:
+def check_claims(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Raise CheckpointError where the config speaks of far more than the files hold, before anything is done for each."""
-    checkpoint = open_checkpoint(folder)
     held = sum(file.stat().st_size for file in {info.file for info in checkpoint.tensors.values()})
     # whatever the format, a layer has a tensor, and a parameter a bit
     if config.num_layers > len(checkpoint.tensors) or parameters.count(config) > 8 * held:
         raise CheckpointError(
-            f"{folder}: config.json describes {config.num_layers:,} layers of width {config.hidden_size:,}, the files have "
-            f"{len(checkpoint.tensors):,} tensors in {held:,} bytes; check that config.json belongs to these weights."
+            f"{checkpoint.folder}: config.json describes {config.num_layers:,} layers of width {config.hidden_size:,}, the "
+            f"files have {len(checkpoint.tensors):,} tensors in {held:,} bytes; check that config.json belongs to them."
         )
 
 
-def check_tied(folder: Path, config: ModelConfig, family: ModuleType) -> None:
+def check_tied(checkpoint: Checkpoint, config: ModelConfig, family: ModuleType) -> None:
     """Raise CheckpointError where a table that the config ties is stored twice, with different numbers."""
     if not config.tie_embeddings:
         return
-    checkpoint = open_checkpoint(folder)
-    both = [
-        prefix + row.name
-        for row in family.table(dataclasses.replace(config, tie_embeddings=False))
-        if row.path in ("embedding.tokens", "unembedding.tokens")
-        for prefix in family.PREFIXES
-        if prefix + row.name in checkpoint.names()
-    ]
+    rows = family.table(dataclasses.replace(config, tie_embeddings=False))
+    tables = [row for row in rows if row.path in ("embedding.tokens", "unembedding.tokens") and not row.instead]
+    likely = [name for row in tables for prefix in family.PREFIXES for name in row.names(prefix)]
+    both = [name for name in dict.fromkeys(likely) if name in checkpoint.names()]
     if len(both) == 2 and not np.array_equal(checkpoint.read(both[0]), checkpoint.read(both[1])):
         raise CheckpointError(
-            f"{folder}: config.json ties the embeddings, or leaves them tied, but {' and '.join(both)} are different; "
-            "set tie_word_embeddings to false to use both."
+            f"{checkpoint.folder}: config.json ties the embeddings, or leaves them tied, but {' and '.join(both)} are "
+            "different; set tie_word_embeddings to false to use both."
         )
 
 

@@ -169,7 +169,7 @@ def test_all_refused_keys_are_in_one_error():
 def test_quantised_weights_are_refused_by_name_and_never_told_to_be_edited(key, value, name):
     with pytest.raises(ConfigError) as error:
         nano.read_config(LLAMA | {key: value, "use_magic": True, "some_scale": 3})
-    assert f"{key} says {name}: quantised weights of that kind are not read. Take the original" in str(error.value)
+    assert f"{key} says {name}: quantised weights of that kind are not read; take the original" in str(error.value)
     assert "--dtype int8" in str(error.value) and "remove" not in str(error.value)
 
 

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
-from models import CONFIG_JSON, FURTHER, GPT2, LLAMA
+from models import COMPOSITE, CONFIG_JSON, FURTHER, GPT2, LLAMA
 from safetensors.numpy import save_file
 from tokenizers_like import trained
 
@@ -39,15 +39,16 @@ def in_their_names(config_json, flat, prefix=None):
     """Our parameters -> the family's tensors, its table read backwards."""
     config, family = nano.read_config(config_json)
     prefix = PREFIX[config_json["model_type"]] if prefix is None else prefix
-    bare = ("lm_head.weight", "embed_out.weight")  # outside of the base model, so never prefixed
     tensors = {}
     for row in family.table(config):
+        if row.instead:
+            continue
         left, _, right = row.axes.partition("->")
         piece = flat[row.path][row.piece()]
         inner = [letter for letter in (right or left).split() if letter != "1"]  # our axes, those of length 1 left out
         piece = piece.reshape([config.sizes[letter] for letter in inner])
         tensor = rearrange(piece, f"{' '.join(inner)} -> {left}", config.sizes)
-        name = row.name if row.name in bare else prefix + row.name
+        name = row.name if row.outside else prefix + row.name
         # rows that take parts of one tensor stand in the order of their parts
         tensors[name] = tensor if name not in tensors else np.concatenate([tensors[name], tensor], axis=row.part[0])
     return tensors
@@ -162,6 +163,75 @@ def test_a_tied_table_stored_twice_with_different_numbers_is_refused(tmp_path, f
     write(tmp_path, values, tensors | {"lm_head.weight": copy[:-1]})
     with pytest.raises(nano.CheckpointError, match="are different"):
         nano.load(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma2"])
+def test_a_tied_table_may_be_stored_as_the_head_alone(tmp_path, family):
+    """As safetensors.torch.save_model writes it: of two names of one tensor, the first of the alphabet."""
+    values = (CONFIG_JSON | FURTHER)[family] | {"tie_word_embeddings": True}
+    tensors = in_their_names(values, draw(values))
+    embedding = next(name for name in tensors if re.search("wte|embed_tokens|embed_in", name))
+    head = "embed_out.weight" if family == "gpt_neox" else "lm_head.weight"
+    folder = write(tmp_path, values, tensors | {head: tensors[embedding]})
+    same(nano.load(folder, dtype="float32"), draw(values), "float32")
+    tensors[head] = tensors.pop(embedding)
+    same(nano.load(write(tmp_path, values, tensors), dtype="float32"), draw(values), "float32")
+    del tensors[head]
+    with pytest.raises(nano.CheckpointError, match=rf"1 param.*: embedding\.tokens \(tensor {embedding}\)\. Check"):
+        nano.load(write(tmp_path, values, tensors), dtype="float32")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("prefix", "name"),
+    [("language_model.model.", "language_model.lm_head.weight"), ("language_model.model.", "lm_head.weight"),
+     ("model.language_model.", "lm_head.weight"), ("model.", "lm_head.weight"), ("", "lm_head.weight")],
+)  # fmt: skip
+def test_the_head_of_a_model_for_images(tmp_path, tied, prefix, name):
+    text = FURTHER["gemma3_text"] | {"tie_word_embeddings": tied}
+    flat = draw(text)
+    tensors = in_their_names(text, flat, prefix)
+    tensors.pop("lm_head.weight", None)
+    tensors[name] = flat["embedding.tokens" if tied else "unembedding.tokens"]
+    values = COMPOSITE["gemma3"] | {"text_config": text, "tie_word_embeddings": tied}
+    same(nano.load(write(tmp_path, values, tensors), dtype="float32"), flat, "float32")
+
+
+def all_in_one(tensors, stack):
+    """A mixture's tensors with all experts of a layer in one. stack: (layer's name, gate, up, down) -> the new ones."""
+    found, rest = {}, {}
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(r"(.*)\.experts\.(\d+)\.(\w+)\.weight", name):
+            found.setdefault(match[1], {}).setdefault(match[3], []).append(tensor)
+        else:
+            rest[name] = tensor
+    for where, experts in found.items():
+        gate, up, down = (
+            np.stack(experts[kind]) for kind in sorted(experts, key=lambda kind: (kind in ("w2", "down_proj"), kind))
+        )
+        rest |= stack(where, gate, up, down)
+    return rest
+
+
+def by_transformers_5(where, gate, up, down):
+    where = where.replace("block_sparse_moe", "mlp")
+    return {f"{where}.experts.gate_up_proj": np.concatenate([gate, up], 1), f"{where}.experts.down_proj": down}
+
+
+def by_mlx(where, gate, up, down):
+    names = {"gate_proj": gate, "up_proj": up, "down_proj": down}
+    return {f"{where}.switch_mlp.{name}.weight": tensor for name, tensor in names.items()}
+
+
+@pytest.mark.parametrize("stack", [by_transformers_5, by_mlx])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
+def test_all_experts_may_lie_in_one_tensor(tmp_path, family, stack):
+    values = FURTHER[family]
+    tensors = all_in_one(in_their_names(values, draw(values)), stack)
+    if stack is by_transformers_5:
+        tensors = {name.replace("block_sparse_moe.gate", "mlp.gate"): tensor for name, tensor in tensors.items()}
+    assert not [name for name in tensors if re.search(r"experts\.\d", name)]
+    same(nano.load(write(tmp_path, values, tensors), dtype="float32"), draw(values), "float32")
 
 
 # files

@@ -8,7 +8,7 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from nanollm_jax.errors import CheckpointError
+from nanollm_jax.errors import CheckpointError, NanoLLMWarning
 from nanollm_jax.weights import open_checkpoint
 
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -212,7 +212,40 @@ def test_shards_may_be_links_out_of_the_folder_as_in_the_hubs_cache(tmp_path):
 
 def test_one_file_goes_before_an_index(tmp_path):
     sharded(tmp_path, {"x": "a.safetensors"}, a="x")
-    assert open_checkpoint(write(tmp_path, {"a": A}, bytes(8))).names() == {"a"}
+    write(tmp_path, {"a": A}, bytes(8))
+    with pytest.warns(NanoLLMWarning, match=r"model\.safetensors is read, and not model\.safetensors\.index\.json"):
+        assert open_checkpoint(tmp_path).names() == {"a"}
+    sharded(tmp_path, {"a": "model.safetensors"})  # an index of one file says the same
+    assert open_checkpoint(tmp_path).names() == {"a"}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_shards_without_an_index_are_read_by_their_numbers(tmp_path, first):
+    for n, name in enumerate("xyz"):
+        file = tmp_path / f"model-{n + first:05}-of-00003.safetensors"
+        save_file({name: np.full(2, n, np.float32)}, file)
+    checkpoint = open_checkpoint(tmp_path)
+    assert {name: checkpoint.read(name).tolist() for name in "xyz"} == {"x": [0, 0], "y": [1, 1], "z": [2, 2]}
+    save_file({"w": np.ones(2, np.float32)}, tmp_path / "other-00001-of-00001.safetensors")
+    refuse(tmp_path, "shards of model-...-of-3, other-...-of-1 and no model.safetensors.index.json", "keep one")
+    (tmp_path / "other-00001-of-00001.safetensors").unlink()
+    file.unlink()
+    refuse(tmp_path, f"has 2 shards of 3 (no {2 + first})", "download the rest")
+    save_file({"x": np.ones(2, np.float32)}, file)
+    refuse(tmp_path, "both hold x")
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-999999999.safetensors", "model-7-of-3.safetensors"])
+def test_a_number_of_shards_that_is_only_claimed(tmp_path, name):
+    save_file({"x": np.ones(2, np.float32)}, tmp_path / name)
+    refuse(tmp_path, "has 1 shards of")
+
+
+@pytest.mark.parametrize("name", ["hf_quant_config.json", "quantize_config.json", "quant_config.json"])
+def test_the_description_of_a_quantisation_is_refused_before_the_tensors(tmp_path, name):
+    write(tmp_path, {"a": A}, b"too short")
+    (tmp_path / name).write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+    refuse(tmp_path, f"{name}: describes quantised weights, which are not read", "--dtype int8")
 
 
 @pytest.mark.parametrize(

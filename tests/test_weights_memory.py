@@ -11,7 +11,7 @@ PROGRAM = """
 import json, struct, sys
 from pathlib import Path
 import jax, numpy as np
-from nanollm_jax.weights import Row
+from nanollm_jax.weights import Row, open_checkpoint
 from nanollm_jax.weights.load import load_params
 
 folder, stored, dtype = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -34,7 +34,7 @@ def status(key):
         return next(int(line.split()[1]) / 1024 for line in file if line.startswith(key))
 
 before = status("VmRSS")
-params = load_params(folder, rows, layout, {"A": A, "B": B}, dtype)
+params = load_params(open_checkpoint(folder), rows, layout, {"A": A, "B": B}, dtype)
 print(status("VmHWM") - before, sum(p.nbytes for p in params.values()) / 2**20)
 """
 

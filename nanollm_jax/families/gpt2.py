@@ -6,6 +6,7 @@ Its linear weights are stored [inputs, outputs], and queries, keys and values li
 from __future__ import annotations
 
 from nanollm_jax.config import ModelConfig
+from nanollm_jax.families import llama
 from nanollm_jax.families.reader import Reader
 from nanollm_jax.weights import Row
 
@@ -63,8 +64,7 @@ def table(config: ModelConfig) -> list[Row]:
         Row("final_norm.scale", "ln_f.weight", "D -> D"),
         Row("final_norm.bias", "ln_f.bias", "D -> D"),
     ]
-    if not config.tie_embeddings:
-        rows.append(Row("unembedding.tokens", "lm_head.weight", "V D -> V D"))
+    rows.append(llama.head(config, "lm_head.weight"))
     for layer in range(config.num_layers):
         ours, theirs = f"layers.{layer}", f"h.{layer}"
         rows += [

@@ -28,16 +28,15 @@ def from_hf(reader: Reader) -> ModelConfig:
 
 def ignored(config: ModelConfig) -> tuple[str, ...]:
     """Patterns of tensors that nobody needs: masks and rope's constants, a second copy of a tied table."""
-    buffers = r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"
-    return (buffers,) + (("embed_out.weight",) * config.tie_embeddings)
+    masks = r"(gpt_neox\.)?layers\.\d+\.attention\.(masked_)?bias"
+    return (masks, llama.ROPE_BUFFERS) + (("embed_out.weight",) * config.tie_embeddings)
 
 
 def table(config: ModelConfig) -> list[Row]:
     """One row per tensor."""
     rows = [Row("embedding.tokens", "embed_in.weight", "V D -> V D")]
     rows += llama.norm(config, "final_norm", "final_layer_norm")
-    if not config.tie_embeddings:
-        rows.append(Row("unembedding.tokens", "embed_out.weight", "V D -> V D"))
+    rows.append(llama.head(config, "embed_out.weight"))
     for layer in range(config.num_layers):
         name = f"layers.{layer}"  # in both
         rows += llama.norm(config, f"{name}.attention_norm", f"{name}.input_layernorm")

@@ -77,9 +77,13 @@ def read(
     )
 
 
+# under whatever name and wherever in the model: what rope turns by follows from the config
+ROPE_BUFFERS = r"(.*\.)?(rotary_(pos_)?emb(_local|_global)?|rope)\.(.*_)?(inv_freq|freqs|cos|sin|(cos|sin)_cached)"
+
+
 def ignored(config: ModelConfig) -> tuple[str, ...]:
     """Patterns of tensors that older files carry and nobody needs: rope's constants, a second copy of a tied table."""
-    return (r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",) + (("lm_head.weight",) * config.tie_embeddings)
+    return (ROPE_BUFFERS,) + ((r"(.*\.)?lm_head\.weight",) * config.tie_embeddings)
 
 
 def attention(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
@@ -131,8 +135,7 @@ def table(
 ) -> list[Row]:
     """One row per tensor. norms: our name of each norm of a layer -> theirs."""
     rows = [Row("embedding.tokens", "embed_tokens.weight", "V D -> V D"), *norm(config, "final_norm", "norm")]
-    if not config.tie_embeddings:
-        rows.append(Row("unembedding.tokens", "lm_head.weight", "V D -> V D"))
+    rows.append(head(config, "lm_head.weight"))
     for layer in range(config.num_layers):
         name = f"layers.{layer}"  # in both
         for ours, theirs in norms.items():
@@ -140,6 +143,13 @@ def table(
         rows += attention(config, f"{name}.attention", f"{name}.self_attn")
         rows += mlp(config, f"{name}.mlp", f"{name}.mlp")
     return rows
+
+
+def head(config: ModelConfig, name: str) -> Row:
+    """The row of the table that scores the vocabulary; a tied one may be stored under this name instead of the other."""
+    if config.tie_embeddings:
+        return Row("embedding.tokens", name, "V D -> V D", outside=True, instead=1)
+    return Row("unembedding.tokens", name, "V D -> V D", outside=True)
 
 
 def norm(config: ModelConfig, ours: str, theirs: str) -> list[Row]:

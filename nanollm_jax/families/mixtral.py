@@ -23,9 +23,22 @@ def from_hf(reader: Reader) -> ModelConfig:
 
 
 def experts(config: ModelConfig, ours: str, theirs: str, names: tuple[str, str, str]) -> list[Row]:
-    """The rows of one layer's router and experts; names are those of gate, up and down."""
-    rows = [Row(f"{ours}.router", f"{theirs}.gate.weight", "E D -> E D")]
+    """The rows of one layer's router and experts; names are those of gate, up and down.
+
+    Experts are a tensor each, or all of a layer lie in one: gate above up, as transformers 5 holds them (under the layer's
+    "mlp" in every family), or each by itself, as mlx-lm does.
+    """
     gate, up, down = names
+    rows = [
+        Row(f"{ours}.router", f"{theirs}.gate.weight", "E D -> E D"),
+        Row(f"{ours}.up", f"{ours}.experts.gate_up_proj", "E (U M) D -> E U M D", instead=1),
+        Row(f"{ours}.down", f"{ours}.experts.down_proj", "E D M", instead=1),
+        Row(f"{ours}.up", f"{theirs}.switch_mlp.gate_proj.weight", "E M D -> E 1 M D", (1, 0, 1), instead=2),
+        Row(f"{ours}.up", f"{theirs}.switch_mlp.up_proj.weight", "E M D -> E 1 M D", (1, 1, 2), instead=2),
+        Row(f"{ours}.down", f"{theirs}.switch_mlp.down_proj.weight", "E D M", instead=2),
+    ]
+    if theirs != ours:
+        rows.append(Row(f"{ours}.router", f"{ours}.gate.weight", "E D -> E D", instead=1))
     for e in range(config.num_experts):
         expert = f"{theirs}.experts.{e}"
         rows += [

@@ -19,7 +19,7 @@ from nanollm_jax.config import (
     RopeScaling,
     YarnScaling,
 )
-from nanollm_jax.errors import ConfigError, shown
+from nanollm_jax.errors import UNQUANTISED, ConfigError, shown
 from nanollm_jax.families.keys import QUANTISED, is_inert, switches_nothing_on, why_ignored
 
 ACTIVATIONS = {
@@ -182,8 +182,7 @@ class Reader:
         for key, value in unread.items():
             if QUANTISED.search(key.lower()):
                 raise ConfigError(
-                    f"{self.where}: {key} says {method(value)}: quantised weights of that kind are not read. Take the original "
-                    'checkpoint; --dtype int8 (in Python dtype="int8") keeps it in a quarter of the memory.'
+                    f"{self.where}: {key} says {method(value)}: quantised weights of that kind are not read; {UNQUANTISED}."
                 )
         reasons = {key: why_ignored(self.family, key) for key in unread}
         if refused := [f"{key} = {shown(unread[key])}" for key, reason in reasons.items() if reason is None]:

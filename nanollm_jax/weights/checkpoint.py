@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,28 @@ import ml_dtypes
 import numpy as np
 
 from nanollm_jax import files
-from nanollm_jax.errors import CheckpointError, shown
+from nanollm_jax.errors import UNQUANTISED, CheckpointError, NanoLLMWarning, shown
 
-FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+FLOATS = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype(np.float64),
+}
 MAX_HEADER = 25_000_000  # bytes; the format allows 100 million, and 140,000 tensors need 20
 MAX_INDEX = 100_000_000  # bytes
 MAX_AXES = 32  # of one tensor
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 AGAIN = "download or copy it again"
+NUMBERED = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})\.safetensors")
+# What other programs write beside weights that they have quantised, where config.json may not say a word of it
+QUANTISED_BESIDE = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quant_model_description.json")
+# ... and how they call what they keep beside them, or pack them into
+QUANTISED_TENSOR = re.compile(
+    r".*[._](qweight|qzeros|g_idx|scales|biases|zeros|absmax|quant_map|nested_\w+|quant_state\..+|SCB|codes|codebooks"
+    r"|(weight|input|output|k|v|q)_(scale|zero_point)(_inv|_2)?|(weight|scales)_(packed|shape|format)|blocks)"
+)
 
 
 @dataclass(frozen=True)
@@ -53,19 +68,27 @@ class Checkpoint:
         return set(self.tensors)
 
     def dtype(self, name: str) -> np.dtype:
-        """A tensor's NumPy dtype. Raises CheckpointError unless it is float32, float16 or bfloat16."""
+        """A tensor's NumPy dtype. Raises CheckpointError unless it is float32, float16, bfloat16 or float64."""
         info = self.tensors[name]
         if info.dtype not in FLOATS:
             raise CheckpointError(
                 f"{info.file}: tensor {name!r} has dtype {info.dtype}, expected one of {listed(list(FLOATS))}; "
-                "quantised checkpoints are not supported, take one in full or half precision."
+                f"quantised weights are not read: {UNQUANTISED}."
             )
         return FLOATS[info.dtype]
+
+    def quantised(self) -> list[str]:
+        """The tensors that only quantised weights have: scales and the like beside a weight, or a weight of few bits."""
+        return sorted(
+            name
+            for name, info in self.tensors.items()
+            if QUANTISED_TENSOR.fullmatch(name) or info.dtype.startswith(("F8", "F4", "F6"))
+        )
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, mapped read-only: its pages are read when touched, and freed with the last view of the array.
 
-        Raises CheckpointError for an unknown name and for a dtype other than float32, float16 and bfloat16.
+        Raises CheckpointError for an unknown name and for a dtype that `dtype` refuses.
         """
         if name not in self.tensors:
             raise CheckpointError(f"{self.folder}: has no tensor {name!r}; it has {listed(sorted(self.tensors))}.")
@@ -76,21 +99,32 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read and check the headers of model.safetensors, or of the shards that model.safetensors.index.json names.
+    """Read and check the headers of model.safetensors, or of the shards that model.safetensors.index.json names, or that
+    are numbered as all N of N.
 
-    Touches no tensor. Raises CheckpointError where files are missing, damaged, or disagree with each other.
+    Touches no tensor. Raises CheckpointError where files are missing, damaged, or disagree with each other, or beside them is
+    the description of a quantisation. Of two forms side by side the first is read, and a NanoLLMWarning says so.
     """
     if not os.path.isdir(folder):
         raise CheckpointError(f"{folder}: folder not found; expected one with {SINGLE} or {INDEX}.")
+    for name in QUANTISED_BESIDE:
+        if files.present(folder / name):
+            raise CheckpointError(f"{folder / name}: describes quantised weights, which are not read; {UNQUANTISED}.")
     if files.present(folder / SINGLE):
-        return Checkpoint(folder, read_header(folder / SINGLE))
-    if not files.present(folder / INDEX):
-        raise no_safetensors(folder)
-    weight_map = read_index(folder / INDEX)
-    tensors: dict[str, TensorInfo] = {}
+        whole = Checkpoint(folder, read_header(folder / SINGLE))
+        if files.present(folder / INDEX) and set(read_index(folder / INDEX).values()) != {SINGLE}:
+            message = f"{folder}: {SINGLE} is read, and not {INDEX} and its shards; take away what is not meant."
+            warnings.warn(message, NanoLLMWarning, stacklevel=2)
+        return whole
     promised: dict[str, list[str]] = {}
-    for name, shard in weight_map.items():
-        promised.setdefault(shard, []).append(name)
+    if files.present(folder / INDEX):
+        for name, shard in read_index(folder / INDEX).items():
+            promised.setdefault(shard, []).append(name)
+    else:
+        promised = {shard: [] for shard in numbered(folder)}
+    if not promised:
+        raise no_safetensors(folder)
+    tensors: dict[str, TensorInfo] = {}
     for shard in sorted(promised):
         if not files.present(folder / shard):
             raise CheckpointError(f"{folder / INDEX}: names the shard {shard}, which is not there; download it.")
@@ -102,6 +136,34 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             raise CheckpointError(f"{folder / shard}: lacks {listed(lost)}, which {INDEX} says it holds; {AGAIN}.")
         tensors |= found
     return Checkpoint(folder, tensors)
+
+
+def numbered(folder: Path) -> list[str]:
+    """The shards of a folder without an index, by their names: "model-00002-of-00003.safetensors". [] where there are none."""
+    found: dict[tuple[str, int], dict[int, str]] = {}
+    for name in names(folder):
+        if match := NUMBERED.fullmatch(name):
+            found.setdefault((match[1], int(match[3])), {})[int(match[2])] = name
+    if len(found) > 1:
+        sets = [f"{name}-...-of-{count}" for name, count in sorted(found)]
+        raise CheckpointError(f"{folder}: has shards of {listed(sets)} and no {INDEX}; keep one of them.")
+    for (_, count), shards in found.items():
+        first = 0 if 0 in shards else 1
+        if len(shards) != count or max(shards) - first != count - 1:
+            lost = [str(n) for n in range(first, first + min(count, 2 * len(shards) + 9)) if n not in shards]
+            raise CheckpointError(
+                f"{folder}: has {len(shards)} shards of {count} (no {', '.join(lost[:8])}); download the rest."
+            )
+        return list(shards.values())
+    return []
+
+
+def names(folder: Path) -> list[str]:
+    """The names of the files in a folder. Raises CheckpointError where it cannot be looked into."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror}), expected {SINGLE} or {INDEX}.") from None
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -165,11 +227,7 @@ def is_entry(entry: Any) -> bool:
 
 def no_safetensors(folder: Path) -> CheckpointError:
     """The error for a folder without weights that we read; names what is there instead."""
-    suffixes = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-    try:
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
-    except OSError as error:
-        return CheckpointError(f"{folder}: cannot be read ({error.strerror}), expected {SINGLE} or {INDEX}.")
+    others = [name for name in names(folder) if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".gguf"))]
     remedy = "point to a checkpoint's folder in Hugging Face form"
     if any(name.endswith((".bin", ".pt", ".pth")) for name in others):
         remedy = (

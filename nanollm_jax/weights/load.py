@@ -13,21 +13,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 
-from nanollm_jax.errors import CheckpointError
-from nanollm_jax.weights.checkpoint import FLOATS, Checkpoint, listed, open_checkpoint
+from nanollm_jax.errors import UNQUANTISED, CheckpointError
+from nanollm_jax.weights.checkpoint import FLOATS, Checkpoint, listed
 from nanollm_jax.weights.rows import Row, rearrange, stored_shape
 
+HELD = [dtype for dtype in FLOATS.values() if dtype.itemsize < 8]  # what parameters can be
 BAR_AFTER = 2.0  # seconds; a load that is quicker shows no progress bar
 
 
 def load_params(
-    folder: Path,
+    checkpoint: Checkpoint,
     rows: Sequence[Row],
     layout: dict[str, str],
     sizes: dict[str, int],
@@ -39,7 +40,7 @@ def load_params(
     spread: Callable[[Callable[[tuple[slice, ...]], np.ndarray], str], jax.Array] | None = None,
     finish: Callable[[str, jax.Array], Any] = lambda path, array: array,
 ) -> dict[str, Any]:
-    """A checkpoint's folder -> {path: array} for every path of `layout`, in `dtype`, on the default device or as spread has it.
+    """Tensors -> {path: array} for every path of `layout`, in `dtype`, on the default device or as spread has it.
 
     rows      the family's table; a row whose path is not in `layout` is not used
     layout    {path: "D N H"}, sizes {letter: size}: which parameters there are, and their shapes
@@ -53,13 +54,12 @@ def load_params(
               parameter, read from the file when it is called, and the parameter's letters
     finish    what becomes of each parameter, by its path, once it is placed
 
-    Every name, shape and dtype is checked before the first tensor is read. Raises CheckpointError where files are
-    damaged (see open_checkpoint), tensors or parameters are left over, or a shape, a dtype or a value does not fit.
+    Every name, shape and dtype is checked before the first tensor is read. Raises CheckpointError where tensors or parameters
+    are left over, or a shape, a dtype or a value does not fit.
     """
     dtype = np.dtype(dtype)
-    if dtype not in FLOATS.values():
+    if dtype not in HELD:
         raise CheckpointError(f"weights cannot be loaded as {dtype}; expected float32, bfloat16 or float16.")
-    checkpoint = open_checkpoint(folder)
     pairs = match(checkpoint, rows, layout, ignore, prefixes)
     takers: dict[str, list[Row]] = {}
     for row, name in pairs:
@@ -91,21 +91,30 @@ def match(
     found = checkpoint.names()
     wanted = [row for row in rows if row.path in layout]
     prefix = max(prefixes, key=lambda prefix: sum(prefix + row.name in found for row in wanted))
-    pairs = [(row, prefix + row.name if prefix + row.name in found else row.name) for row in wanted]
-    missing = [f"{row.path} (tensor {prefix}{row.name})" for row, name in pairs if name not in found]
-    missing += [f"{path} (no row in the family's table)" for path in layout.keys() - {row.path for row in wanted}]
+    ways: dict[str, dict[int, list[tuple[Row, str | None]]]] = {path: {} for path in layout}
+    for row in wanted:
+        name = next((name for name in row.names(prefix) if name in found), None)
+        ways[row.path].setdefault(row.instead, []).append((row, name))
+    pairs, missing = [], []
+    for path, stored in ways.items():
+        way = next((way for _, way in sorted(stored.items()) if all(name for _, name in way)), stored.get(0, []))
+        pairs += [(row, name) for row, name in way if name is not None]
+        missing += [f"{path} (tensor {row.names(prefix)[0]})" for row, name in way if name is None]
+        missing += [] if way else [f"{path} (no row in the family's table)"]
     unused = [
         name
         for name in sorted(found - {name for _, name in pairs})
         if not any(re.fullmatch(p, name) or re.fullmatch(p, name.removeprefix(prefix)) for p in ignore)
     ]
-    if missing or unused:
+    if not missing and not unused:
+        return pairs
+    if quantised := checkpoint.quantised():
         raise CheckpointError(
-            f"{checkpoint.folder}: {len(unused)} tensor(s) were not used: {listed(unused) or 'none'}; "
-            f"{len(missing)} parameter(s) have no tensor: {listed(missing) or 'none'}. "
-            "Check that config.json belongs to these weights."
+            f"{checkpoint.folder}: has {listed(quantised, 3)}, as quantised weights do, which are not read; {UNQUANTISED}."
         )
-    return pairs
+    wrong = [f"{len(unused)} tensor(s) were not used: {listed(unused)}"] if unused else []
+    wrong += [f"{len(missing)} parameter(s) have no tensor: {listed(missing)}"] if missing else []
+    raise CheckpointError(f"{checkpoint.folder}: {'; '.join(wrong)}. Check that config.json belongs to these weights.")
 
 
 def check(
@@ -132,7 +141,7 @@ def place(
 ) -> jax.Array:
     """Tensors as they lie in the file -> the parameter that they are the pieces of, in dtype, on the default device.
 
-    Raises CheckpointError for a value that float16 cannot hold.
+    Raises CheckpointError for a value that the dtype cannot hold.
     """
     # On CPU, device_put takes over aligned row-major memory instead of copying it, whatever may_alias says (seen in
     # jax 0.10.2), and weights must not change with their file: what is put together, cast, or row-major already is
@@ -151,16 +160,20 @@ def assemble(
 ) -> np.ndarray:
     """One part of a parameter, copied from its tensors: of each only what the index, slices from a to b, asks for.
 
-    Axes along which tensors are put together (Row.into) are asked for whole. Raises CheckpointError for a value that float16
-    cannot hold.
+    Axes along which tensors are put together (Row.into) are asked for whole. Raises CheckpointError for a value that the
+    dtype cannot hold.
     """
     parameter = empty_aligned(tuple(cut.stop - cut.start for cut in index), dtype)
     for row, tensor in pieces:
         asked = tuple(slice(None) if axis in row.places() else cut for axis, cut in enumerate(index))
         with np.errstate(over="ignore"):  # looked for here
             parameter[row.piece()] = rearrange(tensor[row.cut()], row.axes, sizes)[asked]
-        if dtype == np.float16 and tensor.dtype != dtype and not np.isfinite(parameter[row.piece()]).all():
-            raise CheckpointError(f"tensor {row.name!r} has values beyond float16's 65504; load it in another dtype.")
+        narrow = dtype == np.float16 or tensor.dtype == np.float64
+        if narrow and tensor.dtype != dtype and not np.isfinite(parameter[row.piece()]).all():
+            most = float(ml_dtypes.finfo(dtype).max)
+            raise CheckpointError(
+                f"tensor {row.name!r} has values beyond {dtype}'s {most:g}; load it in another dtype."
+            )
     return parameter
 
 

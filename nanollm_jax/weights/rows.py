@@ -25,6 +25,9 @@ class Row:
            Several of them for a piece along several axes: expert 3's gate of [E U M D] is ((0, 3, 4), (1, 0, 1)).
     part   (axis, start, stop): the piece of the tensor that this row takes, where several rows share one tensor;
            axes are then those of the piece. All pieces together are the whole tensor.
+    outside  the tensor is no part of the base model, so its name has no prefix, or a shorter one
+    instead  0, or the number of another way to store the same parameter: all rows of a path with this number serve where
+             those with a lower one are not all there
     """
 
     path: str
@@ -32,6 +35,15 @@ class Row:
     axes: str
     into: Piece | tuple[Piece, ...] | None = None
     part: Piece | None = None
+    outside: bool = False
+    instead: int = 0
+
+    def names(self, prefix: str) -> list[str]:
+        """What the tensor may be called, the likeliest name first. prefix: what stands before the base model's names."""
+        whole = prefix[
+            : prefix.rstrip(".").rfind(".") + 1
+        ]  # of the model around it: "language_model." of "language_model.model."
+        return [self.name, whole + self.name, prefix + self.name] if self.outside else [prefix + self.name, self.name]
 
     def places(self) -> dict[int, slice]:
         """The axes of the parameter along which the tensor fills a piece only, and which."""
