@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from nanollm_jax.errors import NumericsError
 from nanollm_jax.tokenizer import Tokenizer
 
 
@@ -14,7 +16,7 @@ class Generation:
     text            what was written, without the prompt, special tokens and the stop string
     token_ids       every token drawn, the one that ended it included
     logprobs        natural log-probability of each of them under the model's own distribution, before any setting
-    finish_reason   "stop" (an end-of-sequence id or a stop string) or "length" (max_new_tokens)
+    finish_reason   "stop" (an end-of-sequence id, a stop id or a stop string) or "length" (max_new_tokens)
     prompt_tokens   how many tokens the prompt had, BOS included
     """
 
@@ -50,9 +52,11 @@ class Answer:
         self.decoder = None if tokenizer is None else tokenizer.decoder(start=begins)
 
     def push(self, token: int, logprob: float) -> None:
-        """Take one more token, unless the answer has ended."""
+        """Take one more token, unless the answer has ended. Raises NumericsError where the model computed none."""
         if self.finish_reason:
             return
+        if math.isnan(logprob):
+            raise NumericsError(f"the logits of token {len(self.token_ids)} of the answer")
         self.token_ids.append(token)
         self.logprobs.append(logprob)
         known = len(self.text)

@@ -27,15 +27,16 @@ import numpy as np
 import nanollm_jax
 from nanollm_jax import params as parameters
 from nanollm_jax.cache import init_cache
-from nanollm_jax.config import check_count, resolve_weights
+from nanollm_jax.checks import check_counts
+from nanollm_jax.config import resolve_weights
 from nanollm_jax.decode import decode, prefill
-from nanollm_jax.errors import ConfigError, RequestError
+from nanollm_jax.errors import RequestError
 from nanollm_jax.families import read_config
 from nanollm_jax.generate import stream
 from nanollm_jax.loading import Model, load
 from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.roofline import product_rate, prompt_flops, read_rate, step_bytes
-from nanollm_jax.sampling import Sampling
+from nanollm_jax.settings import Sampling
 from nanollm_jax.source import read_json
 
 CHUNK = 4  # tokens of a first answer: one call of the compiled loop, as in stream
@@ -72,10 +73,11 @@ def bench(
     Returns what `nanollm bench --json` prints: seconds, tokens, bytes and FLOPs, with medians, extremes and every sample.
     Raises RequestError for what does not fit the model or the machine's memory, and what load raises.
     """
+    prompt_tokens, new_tokens, repeats = check_counts(
+        prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats
+    )
     counts = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
-    check_counts(counts)
-    for number in rows:
-        check_counts({"rows": number})
+    rows = [check_counts(rows=number)[0] for number in rows]
     if not rows:
         raise RequestError("rows is empty; give at least one number of rows.")
     how: dict[str, Any] = {"source": source, "revision": revision, "dtype": name_of(dtype)}
@@ -105,15 +107,6 @@ def open_model(source: str | None, revision: str | None, dtype: Any) -> Model:
         model = load(source, revision=revision, dtype=dtype)
     jax.block_until_ready(model.params)
     return model
-
-
-def check_counts(counts: dict[str, Any]) -> None:
-    """Raise RequestError for one that is not a whole number of at least 1."""
-    for name, value in counts.items():
-        try:
-            check_count(name, value)
-        except ConfigError as error:
-            raise RequestError(str(error)) from None
 
 
 def check_fits(model: Model, rows: int, capacity: int) -> None:

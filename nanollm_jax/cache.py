@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nanollm_jax import collectives
-from nanollm_jax.config import ModelConfig, check_count, resolve_dtype
+from nanollm_jax.checks import check_count
+from nanollm_jax.config import ModelConfig, resolve_dtype
 from nanollm_jax.errors import RequestError
 
 ROWS, HEADS = PartitionSpec("dp"), PartitionSpec(("dp", "tp"))  # how a mesh splits [B ...], and [B*K S H]
@@ -67,8 +68,7 @@ def init_cache(
     Raises ConfigError for a count below 1 or an unknown dtype, RequestError for more positions than the model has and
     for rows that the mesh does not divide.
     """
-    check_count("batch", batch)
-    check_count("capacity", capacity)
+    batch, capacity = check_count("batch", batch), check_count("capacity", capacity)
     if capacity > config.max_positions:
         raise RequestError(
             f"a cache of {capacity} positions is more than the model's {config.max_positions}; "

@@ -9,20 +9,20 @@ Precision policy, written here once and followed everywhere:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
 
-from nanollm_jax.errors import ConfigError, shown
+from nanollm_jax.checks import check_count, check_positive
+from nanollm_jax.errors import ConfigError
 
 NORMS = ("rms_norm", "layer_norm")
 QK_NORMS = (None, "head", "width")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
-MOST = 2**31 - 1  # of anything that is counted: an array's axis has an index of 32 bits
 MOST_LAYERS = 10_000  # the deepest model that was published has 126; each is a piece of the compiled program
-MOST_FLOAT, LEAST_FLOAT = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -141,7 +141,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
                      "intermediate_size", "max_positions"):  # fmt: skip
-            check_count(name, getattr(self, name))
+            self.own(name, check_count)
         if self.num_layers > MOST_LAYERS:
             raise ConfigError(f"num_layers is {self.num_layers}; expected a whole number of at most {MOST_LAYERS}.")
         if self.num_heads % self.num_kv_heads:
@@ -153,9 +153,9 @@ class ModelConfig:
             raise ConfigError(f"norm {self.norm!r} is not supported; known: {', '.join(NORMS)}.")
         if self.activation not in ACTIVATIONS:
             raise ConfigError(f"activation {self.activation!r} is not supported; known: {', '.join(ACTIVATIONS)}.")
-        check_positive("norm_eps", self.norm_eps)
+        self.own("norm_eps", check_positive)
         if self.rope_theta is not None:
-            check_positive("rope_theta", self.rope_theta)
+            self.own("rope_theta", check_positive)
             if self.head_dim % 2:
                 raise ConfigError(f"head_dim {self.head_dim} is odd; rope rotates pairs, so it has to be even.")
         if self.rope_scaling is not None:
@@ -163,7 +163,7 @@ class ModelConfig:
             if self.rope_theta == 1 and isinstance(self.rope_scaling, YarnScaling):
                 raise ConfigError("rope_theta is 1: all pairs turn alike, and yarn scaling has nothing to choose from.")
         if self.rotary_dim is not None:
-            check_count("rotary_dim", self.rotary_dim)
+            self.own("rotary_dim", check_count)
             if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
                 raise ConfigError(f"rotary_dim {self.rotary_dim} is not an even number up to head_dim {self.head_dim}.")
         for rope in {rope for rope in self.ropes if rope is not None}:
@@ -171,15 +171,15 @@ class ModelConfig:
             if rope[1] is not None:
                 check_rope_scaling(rope[1])
         for name in ("embedding_scale", "residual_scale", "logit_scale"):
-            check_positive(name, getattr(self, name))
+            self.own(name, check_positive)
         for name in ("attention_softcap", "logit_softcap", "qkv_clip"):
             if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
+                self.own(name, check_positive)
         if self.qk_norm not in QK_NORMS:
             raise ConfigError(f"qk_norm {self.qk_norm!r} is not supported; known: {', '.join(map(str, QK_NORMS))}.")
         if self.num_experts:
             for name in ("num_experts", "experts_per_token", "expert_size"):
-                check_count(name, getattr(self, name))
+                self.own(name, check_count)
             if self.experts_per_token > self.num_experts:
                 raise ConfigError(
                     f"experts_per_token {self.experts_per_token} is more than {self.num_experts} experts."
@@ -196,11 +196,15 @@ class ModelConfig:
                 raise ConfigError(
                     f"{name} has {len(getattr(self, name))} entries for {self.num_layers} layers; give one a layer."
                 )
-        for window in self.windows:
-            if window is not None:
-                check_count("window", window)
-        for scale in self.attention_scales:
-            check_positive("attention scale", scale)
+        own = tuple(None if window is None else check_count("window", window) for window in self.windows)
+        object.__setattr__(self, "windows", own)
+        object.__setattr__(
+            self, "attention_scales", tuple(check_positive("attention scale", scale) for scale in self.attention_scales)
+        )
+
+    def own(self, name: str, check: Callable[[str, Any], Any]) -> None:
+        """Check a number, and keep it as Python's own."""
+        object.__setattr__(self, name, check(name, getattr(self, name)))
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -233,20 +237,6 @@ class ModelConfig:
     def attention_scale(self, layer: int) -> float:
         """What this layer multiplies its scores by."""
         return self.attention_scales[layer] if self.attention_scales else self.head_dim**-0.5
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise ConfigError unless value is a whole number of at least 1, and below 2**31."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ConfigError(f"{name} is {shown(value)}; expected a whole number of at least 1.")
-    if value > MOST:
-        raise ConfigError(f"{name} is {shown(value)}; expected a whole number of at most {MOST}.")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raise ConfigError unless value is a number above 0 that is one in float32 too, neither infinite nor 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST_FLOAT <= value <= MOST_FLOAT:
-        raise ConfigError(f"{name} is {shown(value)}; expected a finite number above 0 (in float32).")
 
 
 def check_rope_scaling(scaling: RopeScaling) -> None:

@@ -11,20 +11,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nanollm_jax import buckets
+from nanollm_jax import sampling as smp
 from nanollm_jax.answer import Generation
 from nanollm_jax.cache import KVCache, init_cache, rewind
 from nanollm_jax.chat import check_messages
+from nanollm_jax.checks import whole
 from nanollm_jax.decode import State, init_state, write_tokens
 from nanollm_jax.errors import RequestError
 from nanollm_jax.generate import CHUNK, STREAM_CHUNK, Stream, read_behind, reread, roomy, run, timed
 from nanollm_jax.loading import Model
 from nanollm_jax.profiling import Timings
-from nanollm_jax.request import Request, check_request
-from nanollm_jax.sampling import Sampling
+from nanollm_jax.request import Request, check_request, check_seeds, check_stops
+from nanollm_jax.settings import Sampling
 
 Message = Mapping[str, Any]
 ANSWER = 512  # tokens that an answer may have where nobody says
@@ -62,6 +63,7 @@ def chat(
     sampling: Sampling | None = None,
     seed: int = 0,
     stop: str | Sequence[str] = (),
+    stop_ids: int | Sequence[int] = (),
     chunk: int = CHUNK,
     tools: Sequence[Mapping[str, Any]] | None = None,
     template: str | None = None,
@@ -75,8 +77,8 @@ def chat(
     Raises RequestError for messages or arguments that cannot be honoured, TokenizerError for a broken template.
     """
     answer = stream_chat(
-        model, messages, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop, chunk=chunk, tools=tools,
-        template=template, variables=variables,
+        model, messages, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop, stop_ids=stop_ids, chunk=chunk,
+        tools=tools, template=template, variables=variables,
     )  # fmt: skip
     for _ in answer:
         pass
@@ -91,6 +93,7 @@ def stream_chat(
     sampling: Sampling | None = None,
     seed: int = 0,
     stop: str | Sequence[str] = (),
+    stop_ids: int | Sequence[int] = (),
     chunk: int = STREAM_CHUNK,
     tools: Sequence[Mapping[str, Any]] | None = None,
     template: str | None = None,
@@ -102,7 +105,7 @@ def stream_chat(
         raise RequestError("the last message is an answer already; end with a message that asks for one.")
     ids = encode_chat(model, checked, tools=tools, template=template, variables=variables)
     new = min(ANSWER, room(model, ids)) if max_new_tokens is None else max_new_tokens
-    request = request_of(model, ids, new, sampling, seed, stop, chunk)
+    request = check_request(model, [ids], new, sampling, seed, stop, chunk, stop_ids=stop_ids, chat=True)
     return Stream(request, run(model, request))
 
 
@@ -115,17 +118,6 @@ def room(model: Model, ids: list[int]) -> int:
             "for an answer; take back what was said last, or begin anew."
         )
     return left
-
-
-def request_of(
-    model: Model, ids: list[int], max_new_tokens: int, sampling: Sampling | None, seed: int, stop: Any, chunk: int
-) -> Request:
-    """A checked request for the answer to one conversation."""
-    request = check_request(model, [ids], max_new_tokens, sampling, seed, stop, chunk)
-    eos = None if model.tokenizer is None else model.tokenizer.eos_id
-    if eos is not None:
-        request.answers[0].eos_ids = tuple({*request.answers[0].eos_ids, eos})
-    return request
 
 
 class Conversation:
@@ -143,6 +135,8 @@ class Conversation:
         max_new_tokens: int = ANSWER,
         sampling: Sampling | None = None,
         seed: int = 0,
+        stop: str | Sequence[str] = (),
+        stop_ids: int | Sequence[int] = (),
         variables: Mapping[str, Any] | None = None,
         chunk: int = STREAM_CHUNK,
     ) -> None:
@@ -151,6 +145,7 @@ class Conversation:
         self.max_new_tokens = max_new_tokens
         self.sampling = model.defaults.sampling if sampling is None else sampling
         self.seed = seed
+        self.stops, self.stop_ids = stop, stop_ids
         self.variables = variables
         self.chunk = chunk
         self.messages: list[dict[str, Any]] = []
@@ -158,6 +153,7 @@ class Conversation:
         self.held: list[int] = []  # the ids whose keys and values are in the cache
         self.answering: Stream | None = None
         self.encode([{"role": "user", "content": "Hello"}])  # raises now where there is no template
+        check_stops(model, stop, stop_ids)
         if system is not None:
             self.set_system(system)
 
@@ -170,10 +166,13 @@ class Conversation:
         self.stop()
         messages = [*self.messages, {"role": "user", "content": question}]
         ids = self.encode(messages)
-        seed = (self.seed + sum(message["role"] == "assistant" for message in self.messages)) % 2**32
+        answers = sum(message["role"] == "assistant" for message in self.messages)
+        seed = (int(check_seeds(self.seed, 1)[0]) + answers) % 2**32
         new, left = self.max_new_tokens, room(self.model, ids)
-        new = min(new, left) if isinstance(new, int) else new  # what is no number is refused by its name
-        request = request_of(self.model, ids, new, self.sampling, seed, (), self.chunk)
+        new = new if (count := whole(new)) is None else min(count, left)  # what is no number is refused by its name
+        request = check_request(
+            self.model, [ids], new, self.sampling, seed, self.stops, self.chunk, stop_ids=self.stop_ids, chat=True
+        )
         self.answering = Stream(request, self.answer(request, messages))
         return self.answering
 
@@ -270,9 +269,9 @@ def read(model: Model, prompt: list[int], known: int, cache: KVCache, timings: T
     with timed(timings, "prefill_seconds"):
         state = init_state(dataclasses.replace(cache, fresh=known == 0), model.config)
         state = read_behind(model, [new], state, known)
-        seen = np.zeros(state.past.prompt.shape, bool)
-        seen[0, prompt] = True  # the penalties look at all of the prompt
-        state = dataclasses.replace(state, past=dataclasses.replace(state.past, prompt=jnp.asarray(seen)))
+        # the penalties look at all of the prompt
+        past = smp.heard([prompt], model.config.vocab_size, model.config.max_positions)
+        state = dataclasses.replace(state, past=past)
         return jax.block_until_ready(state)
 
 

@@ -18,11 +18,13 @@ from nanollm_jax import cache as kv
 from nanollm_jax import model
 from nanollm_jax import sampling as smp
 from nanollm_jax.cache import KVCache, check_room, init_cache
+from nanollm_jax.checks import check_count
 from nanollm_jax.collectives import whole
-from nanollm_jax.config import ModelConfig, check_count
+from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import RequestError
 from nanollm_jax.params import Params
-from nanollm_jax.sampling import History, Sampling
+from nanollm_jax.sampling import History
+from nanollm_jax.settings import Sampling
 from nanollm_jax.sharding import program
 
 SLICE = 128  # tokens whose logits are in memory at the same time while a text is scored
@@ -40,7 +42,7 @@ class State:
 def init_state(cache: KVCache, config: ModelConfig) -> State:
     """Rows that nothing was said to: no logits yet, an empty history."""
     B, V = cache.batch, config.vocab_size
-    return State(jnp.zeros((B, V), jnp.float32), cache, smp.no_history(B, V))
+    return State(jnp.zeros((B, V), jnp.float32), cache, smp.no_history(B, V, config.max_positions))
 
 
 def prefill(
@@ -73,7 +75,7 @@ def decode(
     The state is used up: take the returned one. Rows do not stop by themselves. Raises RequestError for tokens past
     the cache's capacity.
     """
-    check_count("steps", steps)
+    steps = check_count("steps", steps)
     check_room(state.cache, np.zeros((state.cache.batch, 1), np.int32), steps, config)
     return write_tokens(params, state, sampling, seeds, config=config, steps=steps)
 

@@ -39,6 +39,16 @@ class TokenizerError(NanoLLMError):
     """Tokenizer files that are missing, damaged, or do not match the model."""
 
 
+class NumericsError(NanoLLMError):
+    """A model that computes numbers that are none.  where: "the logits of token 3" """
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where} are infinite or NaN: the weights are damaged, or their dtype is too small for this model; copy its "
+            "files again, or load it with dtype='float32'."
+        )
+
+
 class RequestError(NanoLLMError):
     """A call whose arguments cannot be honoured: prompts, counts, sampling settings, stops, seeds."""
 

@@ -24,7 +24,7 @@ from nanollm_jax.errors import RequestError
 from nanollm_jax.loading import Model
 from nanollm_jax.profiling import CompileWatch, Timings
 from nanollm_jax.request import Request, check_request, encode_prompts
-from nanollm_jax.sampling import Sampling
+from nanollm_jax.settings import Sampling
 
 CHUNK, STREAM_CHUNK = 16, 4  # tokens per call of the compiled loop, of generate and of stream
 
@@ -38,6 +38,7 @@ def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts
     sampling: Sampling | None = ...,
     seed: int | Sequence[int] = ...,
     stop: str | Sequence[str] = ...,
+    stop_ids: int | Sequence[int] = ...,
     chunk: int = ...,
 ) -> Generation: ...
 
@@ -51,6 +52,7 @@ def generate(
     sampling: Sampling | None = ...,
     seed: int | Sequence[int] = ...,
     stop: str | Sequence[str] = ...,
+    stop_ids: int | Sequence[int] = ...,
     chunk: int = ...,
 ) -> list[Generation]: ...
 
@@ -63,6 +65,7 @@ def generate(
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     stop: str | Sequence[str] = (),
+    stop_ids: int | Sequence[int] = (),
     chunk: int = CHUNK,
 ) -> Generation | list[Generation]:
     """Continue prompts, all rows in one batch. One prompt -> a Generation; a list of prompts -> a list of them, in order.
@@ -70,14 +73,16 @@ def generate(
     prompts    a text, a list of texts, a list of ids (one prompt), or a list of lists of ids, which are taken as they are
     sampling   None is what the checkpoint's generation_config.json says, greedy where it says nothing
     seed       one number, 0 to 2**32 - 1, for every row, or one per row; draws depend on (seed, position) only
-    stop       texts that end an answer and are not part of it, besides the model's end-of-sequence ids
+    stop       texts that end an answer and are not part of it, besides the model's end-of-sequence ids; one that spells a
+               special token, which prints nothing, is that token's id as well
+    stop_ids   ids that end an answer, too
     chunk      tokens per call of the compiled loop, after which ends are looked for; it changes no result
-    Raises RequestError naming the argument that cannot be honoured.
+    Raises RequestError naming the argument that cannot be honoured, NumericsError where the model computes no numbers.
     """
     rows, single = encode_prompts(model, prompts)
     if not rows:
         return []
-    request = check_request(model, rows, max_new_tokens, sampling, seed, stop, chunk)
+    request = check_request(model, rows, max_new_tokens, sampling, seed, stop, chunk, stop_ids=stop_ids)
     for _ in run(model, request):
         pass
     results = [answer.result() for answer in request.answers]
@@ -92,6 +97,7 @@ def stream(
     sampling: Sampling | None = None,
     seed: int = 0,
     stop: str | Sequence[str] = (),
+    stop_ids: int | Sequence[int] = (),
     chunk: int = STREAM_CHUNK,
 ) -> Stream:
     """Continue one prompt and yield its text as it is written, piece by piece. Joined, the pieces are generate's text.
@@ -102,7 +108,7 @@ def stream(
     rows, single = encode_prompts(model, prompt)
     if not single:
         raise RequestError("stream takes one prompt, a text or a list of ids; use generate for several.")
-    request = check_request(model, rows, max_new_tokens, sampling, seed, stop, chunk)
+    request = check_request(model, rows, max_new_tokens, sampling, seed, stop, chunk, stop_ids=stop_ids)
     return Stream(request, run(model, request))
 
 

@@ -6,33 +6,24 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from nanollm_jax import files, sharding
 from nanollm_jax import params as parameters
+from nanollm_jax import sharding
 from nanollm_jax.chat import ChatTemplate, load_chat_template
 from nanollm_jax.config import ModelConfig, resolve_weights
-from nanollm_jax.errors import CheckpointError, ConfigError, RequestError, TokenizerError
+from nanollm_jax.defaults import Defaults, read_defaults
+from nanollm_jax.errors import CheckpointError, ConfigError, TokenizerError
 from nanollm_jax.families import read_config
 from nanollm_jax.params import Params
-from nanollm_jax.sampling import Sampling
 from nanollm_jax.source import find, read_json
 from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from nanollm_jax.weights import Checkpoint, open_checkpoint
 from nanollm_jax.weights.load import load_params
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What the checkpoint says of generating: ids that end a text, and how to sample when a request does not say."""
-
-    eos_ids: tuple[int, ...] = ()
-    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,45 +130,3 @@ def check_tied(checkpoint: Checkpoint, config: ModelConfig, family: ModuleType) 
             f"{checkpoint.folder}: config.json ties the embeddings, or leaves them tied, but {' and '.join(both)} are "
             "different; set tie_word_embeddings to false to use both."
         )
-
-
-def read_defaults(
-    config_json: dict[str, Any], folder: Path, config: ModelConfig, eos_id: int | None = None
-) -> Defaults:
-    """End-of-sequence ids of both files, and generation_config.json's sampling where it says do_sample.
-
-    eos_id: the tokenizer's, which serves where neither file names one. Raises ConfigError for a value that cannot be.
-    """
-    path = folder / "generation_config.json"
-    generation = read_json(path) if files.present(path) else {}
-    eos_ids = {
-        *token_ids(config_json.get("eos_token_id"), f"{folder / 'config.json'}: eos_token_id"),
-        *token_ids(generation.get("eos_token_id"), f"{path}: eos_token_id"),
-    }
-    if not eos_ids and eos_id is not None:
-        eos_ids = {eos_id}
-    ends = tuple(sorted(token for token in eos_ids if token < config.vocab_size))
-    do_sample = generation.get("do_sample")
-    if not isinstance(do_sample, bool | None):
-        raise ConfigError(f"{path}: do_sample is {do_sample!r}; expected true or false.")
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    given = {name: generation[name] for name in names if generation.get(name) is not None}
-    if not do_sample:  # greedy, and of the settings only the penalty means something then
-        given = {"temperature": 0.0} | {name: value for name, value in given.items() if name == "repetition_penalty"}
-    for name, value in given.items():
-        if isinstance(value, list):  # a list is one value per row, and a file knows no rows
-            raise ConfigError(f"{path}: {name} is {value!r}; expected a number.")
-    sampling = Sampling(**given)
-    try:
-        sampling.rows(1, config.vocab_size)
-    except RequestError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return Defaults(ends, sampling)
-
-
-def token_ids(value: Any, where: str) -> list[int]:
-    """An id, a list of ids or null -> a list of ids."""
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if any(isinstance(token, bool) or not isinstance(token, int) or token < 0 for token in ids):
-        raise ConfigError(f"{where} is {value!r}; expected a token id, a list of token ids, or null.")
-    return ids

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from nanollm_jax import layout, roofline
-from nanollm_jax.config import ModelConfig, check_count, resolve_weights
+from nanollm_jax.checks import check_count
+from nanollm_jax.config import ModelConfig, resolve_weights
 from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.partition import RULE, arrange, stored_sizes
 
@@ -90,8 +91,8 @@ def make_plan(
     more positions than the model has.
     """
     context = config.max_positions if context is None else context
-    for name, value in (("dp", dp), ("tp", tp), ("batch", batch), ("context", context)):
-        check_count(name, value)
+    dp, tp = check_count("dp", dp), check_count("tp", tp)
+    batch, context = check_count("batch", batch), check_count("context", context)
     if batch % dp:
         raise RequestError(
             f"batch {batch} is not a multiple of dp={dp}; take {dp * -(-batch // dp)}, as generate fills it up."
@@ -112,7 +113,8 @@ def make_plan(
     return Plan(
         weights=sum(stored.values()),
         cache=2 * size * buffers,
-        state=rows * V * (4 + 1 + 4 + 4),  # logits, two histories, the logit bias
+        # logits, two histories, the logit bias, two masks; and the text
+        state=rows * (V * (4 + 1 + 4 + 4 + 1 + 1) + 4 * config.max_positions),
         temporaries=rows * V * 4 * VOCABULARIES,
         read=sum(stored[path] * used / math.prod(shapes[path]) for path, used in read.items()),
         products=2.0 * multiplied * rows,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 
 from nanollm_jax.answer import Answer
-from nanollm_jax.config import check_count
-from nanollm_jax.errors import ConfigError, RequestError
+from nanollm_jax.checks import check_counts, listed, whole
+from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.loading import Model
 from nanollm_jax.profiling import Timings
-from nanollm_jax.sampling import Sampling
+from nanollm_jax.settings import Sampling, token_id
 
 
 @dataclass(frozen=True)
@@ -38,13 +36,12 @@ def check_request(
     seed: Any,
     stop: Any,
     chunk: int,
+    *,
+    stop_ids: Any = (),
+    chat: bool = False,
 ) -> Request:
-    """Every argument honoured, or a RequestError."""
-    for name, value in (("max_new_tokens", max_new_tokens), ("chunk", chunk)):
-        try:
-            check_count(name, value)
-        except ConfigError as error:
-            raise RequestError(str(error)) from None
+    """Every argument honoured, or a RequestError.  chat: the tokenizer's EOS, which ends a turn, ends the answer too"""
+    max_new_tokens, chunk = check_counts(max_new_tokens=max_new_tokens, chunk=chunk)
     longest = max(map(len, prompts))
     if longest + max_new_tokens > model.config.max_positions:
         raise RequestError(
@@ -52,67 +49,95 @@ def check_request(
             f"{model.config.max_positions} positions; shorten it or ask for "
             f"{max(model.config.max_positions - longest, 0)} new tokens or fewer."
         )
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    if any(not isinstance(end, str) or not end for end in stop):
-        raise RequestError(f"stop is {stop!r}; expected texts of at least one character.")
-    if stop and model.tokenizer is None:
-        raise RequestError(
-            "this checkpoint has no tokenizer files, so stop strings cannot be looked for; leave stop empty."
-        )
+    texts, ids = check_stops(model, stop, stop_ids)
+    eos = model.tokenizer.eos_id if chat and model.tokenizer is not None else None
+    ends = tuple(sorted({*model.defaults.eos_ids, *ids, *([] if eos is None else [eos])}))
     settings = model.defaults.sampling if sampling is None else sampling
     if not isinstance(settings, Sampling):
         raise RequestError(f"sampling is {type(settings).__name__}; expected a nanollm_jax.Sampling.")
     return Request(
         prompts,
         [
-            Answer(prompt, model.tokenizer, eos_ids=model.defaults.eos_ids, stop=stop, max_new_tokens=max_new_tokens)
+            Answer(prompt, model.tokenizer, eos_ids=ends, stop=texts, max_new_tokens=max_new_tokens)
             for prompt in prompts
         ],
         max_new_tokens,
-        settings.rows(len(prompts), model.config.vocab_size),
+        settings.rows(len(prompts), model.config.vocab_size, ends=ends, max_new_tokens=max_new_tokens),
         check_seeds(seed, len(prompts)),
         chunk,
     )
 
 
+def check_stops(model: Model, stop: Any, stop_ids: Any) -> tuple[tuple[str, ...], list[int]]:
+    """Stop strings and stop ids, the checkpoint's own besides. A string that spells a special token is also its id."""
+    texts = [stop] if isinstance(stop, str) else listed(stop)
+    if texts is None or any(not isinstance(end, str) or not end for end in texts):
+        raise RequestError(f"stop is {shown(stop)}; expected a text, or a list of texts, of at least one character.")
+    if texts and model.tokenizer is None:
+        raise RequestError(
+            "this checkpoint has no tokenizer files, so stop strings cannot be looked for; leave stop empty, or give stop_ids."
+        )
+    ids = [stop_ids] if whole(stop_ids) is not None else listed(stop_ids)
+    if ids is None:
+        raise RequestError(f"stop_ids is {shown(stop_ids)}; expected a token id or a list of them.")
+    found = [token_id("stop_ids", token, model.config.vocab_size) for token in ids]
+    ends = (*texts, *(model.defaults.stop if model.tokenizer is not None else ()))
+    return ends, found + [token for text in ends for token in special_of(model, text)]
+
+
+def special_of(model: Model, text: str) -> list[int]:
+    """The special token that a stop string spells, if any. One with others around it is a RequestError: it prints nothing."""
+    assert model.tokenizer is not None
+    special = {model.tokenizer.piece(token): token for token in model.tokenizer.special_ids}
+    if text in special:
+        return [special[text]]
+    if inside := [name for name in special if name and name in text]:
+        raise RequestError(
+            f"stop {shown(text)} has the special token {max(inside, key=len)!r} among other characters, and special tokens "
+            "print nothing; give the token alone, or the text alone."
+        )
+    return []
+
+
 def check_seeds(seed: Any, batch: int) -> np.ndarray:
     """One number or one per row -> [B] uint32."""
-    seeds = (
-        [seed] * batch
-        if isinstance(seed, int | np.integer)
-        else list(seed)
-        if isinstance(seed, Sequence | np.ndarray)
-        else [seed]
-    )
+    given = listed(seed)
+    seeds = [seed] * batch if given is None else given
     if len(seeds) != batch:
         raise RequestError(f"seed has {len(seeds)} values for {batch} prompts; give one number, or one per prompt.")
-    for value in seeds:
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value < 2**32:
-            raise RequestError(f"seed is {value!r}; expected a whole number from 0 to 2**32 - 1.")
-    return np.asarray(seeds, np.uint32)
+    numbers = [whole(value) for value in seeds]
+    for value, number in zip(seeds, numbers, strict=True):
+        if number is None or not 0 <= number < 2**32:
+            raise RequestError(f"seed is {shown(value)}; expected a whole number from 0 to 2**32 - 1.")
+    return np.asarray(numbers, np.uint32)
 
 
 def encode_prompts(model: Model, prompts: Any) -> tuple[list[list[int]], bool]:
     """Every shape of prompts -> lists of ids, and whether it was a single one."""
     if isinstance(prompts, str):
         return [encode(model, prompts)], True
-    if not isinstance(prompts, Sequence | np.ndarray | jax.Array):
+    rows = listed(prompts)
+    if rows is None:
         raise RequestError(
             f"prompts is {type(prompts).__name__}; expected a text, a list of texts, or lists of token ids."
         )
-    prompts = list(prompts) if isinstance(prompts, Sequence) else np.asarray(prompts).tolist()
-    if prompts and all(isinstance(token, int | np.integer) for token in prompts):
-        return [check_ids(model, prompts)], True
-    return [encode(model, row) if isinstance(row, str) else check_ids(model, row) for row in prompts], False
+    if rows and all(whole(token) is not None for token in rows):
+        return [check_ids(model, rows)], True
+    return [encode(model, row) if isinstance(row, str) else check_ids(model, row) for row in rows], False
 
 
-def encode(model: Model, text: str) -> list[int]:
-    """A text prompt -> ids, with BOS where the model wants one."""
+def encode(model: Model, text: str, *, special: bool = False) -> list[int]:
+    """A text prompt -> ids, with a BOS where the model wants one, as generate encodes it.
+
+    special: "<|fim_prefix|>" and the like in the text are those tokens, where otherwise they are ordinary letters: for
+    prompts that a program puts together, never for what a user types. Raises RequestError for what is no text, for one
+    without tokens, and where the checkpoint has no tokenizer.
+    """
     if model.tokenizer is None:
         raise RequestError(
             "this checkpoint has no tokenizer files, so a text prompt cannot be read; pass a list of token ids."
         )
-    ids = model.tokenizer.encode(text)
+    ids = model.tokenizer.encode(text, special=special)
     if not ids:
         raise RequestError(
             "the prompt is empty and this tokenizer puts no BOS before a text; give it at least one token."
@@ -121,19 +146,16 @@ def encode(model: Model, text: str) -> list[int]:
 
 
 def check_ids(model: Model, ids: Any) -> list[int]:
-    """A prompt given as ids, as it is."""
-    if not isinstance(ids, Sequence | np.ndarray | jax.Array) or isinstance(ids, str | bytes):
-        raise RequestError(f"a prompt is {ids!r}; expected a text or a list of token ids.")
-    ids = list(ids) if isinstance(ids, Sequence) else np.asarray(ids).tolist()
-    if not ids:
+    """A prompt given as ids, as it is, in Python's own numbers."""
+    tokens = listed(ids)
+    if tokens is None:
+        raise RequestError(f"a prompt is {shown(ids)}; expected a text or a list of token ids.")
+    if not tokens:
         raise RequestError("a prompt has no tokens; give it at least one, for example the BOS id.")
-    for token in ids:
-        if (
-            not isinstance(token, int | np.integer)
-            or isinstance(token, bool)
-            or not 0 <= token < model.config.vocab_size
-        ):
+    found = [whole(token) for token in tokens]
+    for token, number in zip(tokens, found, strict=True):
+        if number is None or not 0 <= number < model.config.vocab_size:
             raise RequestError(
-                f"a prompt has token {token!r}; ids of this model go from 0 to {model.config.vocab_size - 1}."
+                f"a prompt has token {shown(token)}; ids of this model go from 0 to {model.config.vocab_size - 1}."
             )
-    return [int(token) for token in ids]
+    return [number for number in found if number is not None]

@@ -6,145 +6,100 @@ The steps and their order are those of Hugging Face transformers' processors:
     repetition_penalty    on every id of the prompt or the answer: positive logits divided, negative ones multiplied
     presence_penalty      subtracted once from every id of the answer
     frequency_penalty     subtracted from every id of the answer as often as it occurs
+    no_repeat_ngram_size  forbids the id that would repeat a run of n tokens of the prompt and the answer
+    min_new_tokens, begin_suppress_tokens, forced_eos_token_id   forbid ids by how long the answer is
     temperature           divides; 0 takes the best token here and skips the rest
     top_k                 keeps the k best
     top_p                 keeps the fewest best whose probabilities reach p
     min_p                 keeps what is at least min_p times as probable as the best
+    typical_p             keeps the most typical whose probabilities reach p
 
-The three cuts are thresholds on the logit, so tokens that tie with the last one kept are kept too.
+The cuts are thresholds, so tokens that tie with the last one kept are kept too.
 What no row asks for is not computed: a cond around each group of steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nanollm_jax.errors import RequestError
-
-# name -> (what is allowed, in words; the same as a test)
-ALLOWED = {
-    "temperature": ("0 or more; 0 is greedy", lambda value: value >= 0),
-    "top_k": ("a whole number, 0 (off) or more", lambda value: value >= 0 and value == int(value)),
-    "top_p": ("above 0 and at most 1 (off)", lambda value: 0 < value <= 1),
-    "min_p": ("from 0 (off) to 1", lambda value: 0 <= value <= 1),
-    "repetition_penalty": ("above 0; 1 is off", lambda value: value > 0),
-    "presence_penalty": ("a finite number; 0 is off", lambda value: True),
-    "frequency_penalty": ("a finite number; 0 is off", lambda value: True),
-}
-
+from nanollm_jax.settings import Sampling
 
 BLOCK = 128  # ids that the draw looks at together
 
 
 @flax.struct.dataclass
-class Sampling:
-    """How to choose the next token. Each field is one value for all rows, or a sequence with one per row.
-
-    logit_bias maps token ids to what is added to their logits (-inf forbids an id); or one such mapping per row.
-    Inside the compiled programs every field is an array [B] and logit_bias is [B V] float32, so that changing a
-    setting never compiles anything.
-    """
-
-    temperature: Any = 1.0
-    top_k: Any = 0
-    top_p: Any = 1.0
-    min_p: Any = 0.0
-    repetition_penalty: Any = 1.0
-    presence_penalty: Any = 0.0
-    frequency_penalty: Any = 0.0
-    logit_bias: Any = None
-
-    def rows(self, batch: int, vocab_size: int) -> Sampling:
-        """The same settings as arrays, one value per row. Raises RequestError for a value or a length that cannot be."""
-        settings = {name: per_row(name, getattr(self, name), batch) for name in ALLOWED}
-        return Sampling(
-            **{
-                name: np.asarray(values, np.int32 if name == "top_k" else np.float32)
-                for name, values in settings.items()
-            },
-            logit_bias=bias_rows(self.logit_bias, batch, vocab_size),
-        )
-
-
-def per_row(name: str, value: Any, batch: int) -> list[float]:
-    """One checked number per row."""
-    values = list(value) if isinstance(value, Sequence | np.ndarray | jax.Array) and np.ndim(value) else [value] * batch
-    if len(values) != batch:
-        raise RequestError(f"{name} has {len(values)} values for {batch} prompts; give one number, or one per prompt.")
-    words, allowed = ALLOWED[name]
-    for number in values:
-        real = isinstance(number, numbers.Real | np.number) or (hasattr(number, "dtype") and np.ndim(number) == 0)
-        if not real or isinstance(number, bool) or not math.isfinite(number) or not allowed(number):
-            raise RequestError(f"{name} is {number!r}; expected {words}.")
-        if name == "top_k" and number >= 2**31:
-            raise RequestError(f"top_k is {number!r}; expected less than 2**31.")
-    return values
-
-
-def bias_rows(bias: Any, batch: int, vocab_size: int) -> np.ndarray:
-    """A mapping, or one per row, or None -> [B V] float32."""
-    mappings = list(bias) if isinstance(bias, Sequence) else [bias] * batch
-    if len(mappings) != batch:
-        raise RequestError(f"logit_bias has {len(mappings)} mappings for {batch} prompts; give one, or one per prompt.")
-    dense = np.zeros((batch, vocab_size), np.float32)
-    for row, mapping in enumerate(mappings):
-        if mapping is not None and not isinstance(mapping, Mapping):
-            raise RequestError(f"logit_bias is {mapping!r}; expected a mapping from token ids to numbers.")
-        for token, value in (mapping or {}).items():
-            if isinstance(token, bool) or not isinstance(token, int | np.integer) or not 0 <= token < vocab_size:
-                raise RequestError(
-                    f"logit_bias names token {token!r}; ids of this model go from 0 to {vocab_size - 1}."
-                )
-            if not isinstance(value, numbers.Real) or math.isnan(value) or value == math.inf:
-                raise RequestError(
-                    f"logit_bias of token {token} is {value!r}; expected a number, or -inf to forbid it."
-                )
-            dense[row, token] = value
-        if mapping and np.all(np.isneginf(dense[row])):
-            raise RequestError("logit_bias forbids every token of the vocabulary; leave at least one.")
-    return dense
-
-
-@flax.struct.dataclass
 class History:
-    """What the penalties look at: which ids a row's prompt had, and how often its answer has each.  [B V] bool, [B V] int32"""
+    """What was said to each row and what it has answered.
+
+    prompt [B V] bool    which ids its prompt has
+    answer [B V] int32   how often its answer has each
+    text   [B P] int32   both in their order, for the runs that must not come again; P may be 0 where nobody asks for that
+    length [B] int32     how many tokens the text has
+    drawn  [B] int32     how many of these are the answer's
+    """
 
     prompt: jax.Array
     answer: jax.Array
+    text: jax.Array
+    length: jax.Array
+    drawn: jax.Array
 
 
-def no_history(batch: int, vocab_size: int) -> History:
-    """The history of rows to which nothing was said."""
-    return History(jnp.zeros((batch, vocab_size), bool), jnp.zeros((batch, vocab_size), jnp.int32))
+def no_history(batch: int, vocab_size: int, positions: int = 0) -> History:
+    """The history of rows to which nothing was said, with room for texts of so many positions."""
+    none, zero = jnp.zeros((batch, vocab_size), bool), jnp.zeros(batch, jnp.int32)
+    empty = lambda size: jnp.zeros((batch, size), jnp.int32)  # noqa: E731
+    return History(none, empty(vocab_size), empty(positions), zero, zero + 0)
+
+
+def heard(prompts: Sequence[Sequence[int]], vocab_size: int, positions: int) -> History:
+    """The history of rows that have heard these prompts, made at once: for a cache that holds a part of them already."""
+    prompt, text = np.zeros((len(prompts), vocab_size), bool), np.zeros((len(prompts), positions), np.int32)
+    for row, ids in enumerate(prompts):
+        prompt[row, ids] = True
+        text[row, : len(ids)] = ids
+    length = np.asarray([len(ids) for ids in prompts], np.int32)
+    arrays = (prompt, np.zeros(prompt.shape, np.int32), text, length, np.zeros(len(prompts), np.int32))
+    return History(*map(jnp.asarray, arrays))
 
 
 def read(past: History, tokens: jax.Array, count: jax.Array) -> History:
     """Take more of each row's prompt.  tokens [B T], the first count [B] of them real"""
-    B, T = tokens.shape
-    V = past.prompt.shape[1]
-    ids = jnp.where(jnp.arange(T)[None, :] < count[:, None], tokens, V)
-    return dataclasses.replace(past, prompt=past.prompt.at[jnp.arange(B)[:, None], ids].set(True, mode="drop"))
+    T, (B, V), P = tokens.shape[1], past.prompt.shape, past.text.shape[1]
+    rows, step = jnp.arange(B)[:, None], jnp.arange(T)[None, :]
+    real = step < count[:, None]
+    return dataclasses.replace(
+        past,
+        prompt=past.prompt.at[rows, jnp.where(real, tokens, V)].set(True, mode="drop"),
+        text=past.text.at[rows, jnp.where(real, past.length[:, None] + step, P)].set(tokens, mode="drop"),
+        length=past.length + count,
+    )
 
 
 @jax.named_scope("sampling")
 def remember(past: History, token: jax.Array) -> History:
-    """Count one more token of each row's answer.  token [B]"""
-    return dataclasses.replace(past, answer=past.answer.at[jnp.arange(token.shape[0]), token].add(1))
+    """Take one more token of each row's answer.  token [B]"""
+    rows = jnp.arange(token.shape[0])
+    return dataclasses.replace(
+        past,
+        answer=past.answer.at[rows, token].add(1),
+        text=past.text.at[rows, past.length].set(token, mode="drop"),
+        length=past.length + 1,
+        drawn=past.drawn + 1,
+    )
 
 
 def penalize(logits: jax.Array, sampling: Sampling, past: History) -> jax.Array:
-    """Bias and penalties.  logits [B V] -> [B V]
+    """Bias, penalties and what is forbidden.  logits [B V] -> [B V]
 
     Repetition: Keskar et al. 2019, arXiv:1909.05858, section 4.1. Presence and frequency: as OpenAI's API defines them.
+    Runs of tokens: Paulus et al. 2017, arXiv:1705.04304, section 2.5.
     """
 
     def by_history(logits: jax.Array) -> jax.Array:
@@ -157,7 +112,42 @@ def penalize(logits: jax.Array, sampling: Sampling, past: History) -> jax.Array:
     asked = jnp.any(
         (sampling.repetition_penalty != 1) | (sampling.presence_penalty != 0) | (sampling.frequency_penalty != 0)
     )
-    return jax.lax.cond(asked, by_history, lambda logits: logits, logits + sampling.logit_bias)
+    logits = jax.lax.cond(asked, by_history, lambda logits: logits, logits + sampling.logit_bias)
+    if past.text.shape[1]:
+        repeated = lambda logits: jnp.where(repeats(past, sampling, logits.shape[1]), -jnp.inf, logits)  # noqa: E731
+        logits = jax.lax.cond(jnp.any(sampling.no_repeat_ngram_size > 0), repeated, lambda logits: logits, logits)
+    return by_length(logits, sampling, past)
+
+
+def repeats(past: History, sampling: Sampling, vocab_size: int) -> jax.Array:
+    """The ids that would complete a run of n tokens which the text has already.  -> [B V] bool
+
+    n = 3, text  a b c a b : c, as the two tokens before the c are the last two.
+    """
+    (B, P), size = past.text.shape, sampling.no_repeat_ngram_size[:, None]
+    at = jnp.arange(P)[None, :]
+
+    def same(back: jax.Array, match: jax.Array) -> jax.Array:
+        last = jnp.take_along_axis(past.text, jnp.maximum(past.length[:, None] - back, 0), axis=1)
+        return match & ((jnp.roll(past.text, back, axis=1) == last) | (back >= size))
+
+    match = (size > 0) & (at >= size - 1) & (at < past.length[:, None])
+    match = jax.lax.fori_loop(1, jnp.max(size), same, match)
+    ids = jnp.where(match, past.text, vocab_size)
+    return jnp.zeros((B, vocab_size), bool).at[jnp.arange(B)[:, None], ids].set(True, mode="drop")
+
+
+def by_length(logits: jax.Array, sampling: Sampling, past: History) -> jax.Array:
+    """What the length of an answer forbids: ids that it must not begin with, its end too early, all but an end at last."""
+    early, first = past.drawn < sampling.min_new_tokens, past.drawn == 0
+    last = (past.drawn + 1 == sampling.max_new_tokens) & (sampling.forced_eos_token_id >= 0)
+
+    def forbid(logits: jax.Array) -> jax.Array:
+        held = (early[:, None] & sampling.ends) | (first[:, None] & sampling.begin_suppress_tokens)
+        end = jnp.arange(logits.shape[1])[None, :] == sampling.forced_eos_token_id[:, None]
+        return jnp.where(last[:, None], jnp.where(end, 0.0, -jnp.inf), jnp.where(held, -jnp.inf, logits))
+
+    return jax.lax.cond(jnp.any(early | first | last), forbid, lambda logits: logits, logits)
 
 
 def kept_best(distance: jax.Array, weight: jax.Array, limit: jax.Array) -> jax.Array:
@@ -178,10 +168,10 @@ def kept_best(distance: jax.Array, weight: jax.Array, limit: jax.Array) -> jax.A
 
 
 def cut(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """top_k, top_p and min_p: what they drop becomes -inf.  logits [B V], the best of each row 0 -> [B V]
+    """top_k, top_p, min_p and typical_p: what they drop becomes -inf.  logits [B V], the best of each row 0 -> [B V]
 
     Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1; Nguyen et al. 2024,
-    arXiv:2407.01082. A cut that no row asks for is not computed.
+    arXiv:2407.01082; Meister et al. 2023, "Locally Typical Sampling", section 4. A cut that no row asks for is not computed.
     """
 
     def top_k(logits: jax.Array) -> jax.Array:
@@ -193,10 +183,18 @@ def cut(logits: jax.Array, sampling: Sampling) -> jax.Array:
         p = jnp.where(sampling.top_p < 1, sampling.top_p, jnp.inf)
         return jnp.where(kept_best(-logits, jax.nn.softmax(logits, axis=-1), p), logits, -jnp.inf)
 
+    def typical(logits: jax.Array) -> jax.Array:
+        logprobs = jax.nn.log_softmax(logits, axis=-1)
+        weight = jnp.exp(logprobs)
+        entropy = -jnp.sum(jnp.where(weight > 0, weight * logprobs, 0), axis=-1, keepdims=True)
+        p = jnp.where(sampling.typical_p < 1, sampling.typical_p, jnp.inf)
+        return jnp.where(kept_best(jnp.abs(logprobs + entropy), weight, p), logits, -jnp.inf)
+
     logits = jax.lax.cond(jnp.any(sampling.top_k > 0), top_k, lambda logits: logits, logits)
     logits = jax.lax.cond(jnp.any(sampling.top_p < 1), top_p, lambda logits: logits, logits)
     # p >= min_p * p_best is a distance between logits
-    return jnp.where(logits >= jnp.log(sampling.min_p)[:, None], logits, -jnp.inf)
+    logits = jnp.where(logits >= jnp.log(sampling.min_p)[:, None], logits, -jnp.inf)
+    return jax.lax.cond(jnp.any(sampling.typical_p < 1), typical, lambda logits: logits, logits)
 
 
 def warm(logits: jax.Array, sampling: Sampling) -> jax.Array:
@@ -261,7 +259,8 @@ def draw(
     """Choose one token per row.  logits [B V], seeds [B] uint32, positions [B] -> tokens [B] int32, logprobs [B] float32
 
     The random number of a row depends on its seed and on the position that the token will stand at, and on nothing
-    else: a request draws the same alone or in any batch. The logprob is that of the untouched logits.
+    else: a request draws the same alone or in any batch. The logprob is that of the untouched logits, NaN where any of
+    these is infinite or no number.
     """
     shaped = penalize(logits, sampling, past)
     greedy = sampling.temperature == 0
@@ -273,4 +272,5 @@ def draw(
         lambda: jnp.where(greedy, token, draw_one(warm(shaped, sampling), uniform(seeds, positions))),
     )
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+    logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
+    return token, jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), logprob, jnp.nan)

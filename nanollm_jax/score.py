@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from nanollm_jax import buckets
+from nanollm_jax.checks import check_counts
 from nanollm_jax.collectives import whole
-from nanollm_jax.config import check_count
 from nanollm_jax.decode import read_scores
-from nanollm_jax.errors import ConfigError, RequestError
+from nanollm_jax.errors import NumericsError, RequestError
 from nanollm_jax.loading import Model
 from nanollm_jax.request import check_ids, encode
 
@@ -77,13 +77,8 @@ def score(
     batch    windows per call of the compiled program; it changes no result
     Raises RequestError naming what cannot be scored.
     """
-    window = model.config.max_positions if window is None else window
-    counts: dict[str, int] = {"window": window, "batch": batch} | ({} if stride is None else {"stride": stride})
-    for name, value in counts.items():
-        try:
-            check_count(name, value)
-        except ConfigError as error:
-            raise RequestError(str(error)) from None
+    window, batch = check_counts(window=model.config.max_positions if window is None else window, batch=batch)
+    stride = None if stride is None else check_counts(stride=stride)[0]
     limit = model.config.max_positions + 1  # the last token of a window is only predicted
     if not 2 <= window <= limit:
         raise RequestError(f"window is {window}; expected 2 to {limit}, one more than the model's positions.")
@@ -169,6 +164,9 @@ def run(model: Model, texts: list[tuple[list[int], int]], window: int, stride: i
         scores, hits = map(whole, read_scores(model.params, tokens, config=model.config))
         for row, one in enumerate(part):
             wanted = slice(one.scored - one.start - 1, one.end - one.start - 1)
+            if not np.isfinite(scores[row, wanted]).all():
+                at = one.scored + int(np.argmin(np.isfinite(scores[row, wanted])))
+                raise NumericsError(f"text {one.row}: the logits of token {at}")
             logprobs[one.row][one.scored : one.end] = scores[row, wanted]
             best[one.row][one.scored : one.end] = hits[row, wanted]
     return [

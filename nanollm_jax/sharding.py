@@ -22,7 +22,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nanollm_jax import model, params
 from nanollm_jax.cache import HEADS, ROWS, KVCache, check_room
-from nanollm_jax.config import ModelConfig, check_count
+from nanollm_jax.checks import check_count
+from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.params import Params
@@ -38,8 +39,7 @@ def make_mesh(dp: int = 1, tp: int = 1) -> Mesh:
 
     The first dp * tp devices that JAX has, of all processes. Raises ConfigError where there are fewer.
     """
-    check_count("dp", dp)
-    check_count("tp", tp)
+    dp, tp = check_count("dp", dp), check_count("tp", tp)
     found = jax.devices()
     if dp * tp > len(found):
         hint = "; on CPU `nanollm --devices` or jax_num_cpu_devices makes more" if found[0].platform == "cpu" else ""

@@ -12,9 +12,9 @@ import numpy as np
 
 from nanollm_jax import buckets
 from nanollm_jax.cache import init_cache
-from nanollm_jax.config import check_count
+from nanollm_jax.checks import check_counts
 from nanollm_jax.decode import draw_next, init_state, read_prompts, write_tokens
-from nanollm_jax.errors import ConfigError, RequestError
+from nanollm_jax.errors import RequestError
 from nanollm_jax.generate import CHUNK, STREAM_CHUNK, roomy
 from nanollm_jax.loading import Model
 from nanollm_jax.profiling import CompileWatch
@@ -58,13 +58,10 @@ def warmup(
     Raises RequestError for what the model has no positions for.
     """
     config = model.config
-    try:
-        for name, value in (("batch", batch), ("prompt_tokens", prompt_tokens), ("max_new_tokens", max_new_tokens)):
-            check_count(name, value)
-        if chunk is not None:
-            check_count("chunk", chunk)
-    except ConfigError as error:
-        raise RequestError(str(error)) from None
+    batch, prompt_tokens, max_new_tokens = check_counts(
+        batch=batch, prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens
+    )
+    chunk = None if chunk is None else check_counts(chunk=chunk)[0]
     if prompt_tokens + max_new_tokens > config.max_positions:
         raise RequestError(
             f"{prompt_tokens} prompt tokens + {max_new_tokens} new tokens are more than the model's "

@@ -16,13 +16,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from nanollm_jax.bench import check_counts, check_fits, describe, dtype_of, machine, open_model, prompt
+from nanollm_jax.bench import check_fits, describe, dtype_of, machine, open_model, prompt
 from nanollm_jax.cache import init_cache
+from nanollm_jax.checks import check_counts
 from nanollm_jax.decode import init_state, read_prompts, write_tokens
 from nanollm_jax.errors import RequestError
 from nanollm_jax.hlo import Cost, Program
 from nanollm_jax.roofline import product_rate, read_rate
-from nanollm_jax.sampling import Sampling
+from nanollm_jax.settings import Sampling
 
 WAITING = "waiting"  # nothing runs: the time between two instructions
 
@@ -53,7 +54,7 @@ def profile(
     Raises RequestError for what does not fit, for a folder that cannot be made, and for a device whose trace does not name
     instructions.
     """
-    check_counts({"rows": rows, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens})
+    rows, prompt_tokens, new_tokens = check_counts(rows=rows, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

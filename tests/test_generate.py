@@ -154,6 +154,64 @@ def test_defaults_are_the_checkpoints_own(model):
     assert nano.generate(warm, STORY, max_new_tokens=24, seed=1) == ask(model, sampling=nano.Sampling(), seed=1)
 
 
+def test_numbers_of_other_libraries_are_numbers(bare):
+    """NumPy's and JAX's whole numbers, alone, in lists and in arrays, at every argument."""
+    same = nano.generate(bare, [3, 4, 5], max_new_tokens=5, sampling=GREEDY, seed=7, stop_ids=[80, 81])
+    kinds = [np.int8, np.uint16, np.int64, jnp.int32, jnp.uint8, lambda value: np.asarray(value, np.int32)]
+    for kind in kinds:
+        answer = nano.generate(
+            bare, [kind(3), kind(4), kind(5)], max_new_tokens=kind(5), sampling=GREEDY, seed=kind(7),
+            stop_ids=[kind(80), kind(81)], chunk=kind(16),
+        )  # fmt: skip
+        assert answer == same and type(answer.token_ids[0]) is int
+    assert (
+        nano.generate(bare, range(3, 6), max_new_tokens=5, sampling=GREEDY, seed=7, stop_ids=np.asarray([80, 81]))
+        == same
+    )
+
+
+def test_logits_that_are_no_numbers_end_in_an_error(bare):
+    """A position behind the prompt is damaged: the error says where, and no answer comes."""
+    for wrong in (np.nan, np.inf):
+        params = jax.tree.map(lambda leaf: leaf, bare.params)
+        params["embedding"]["positions"] = params["embedding"]["positions"].at[18].set(wrong)
+        damaged = nano.Model(bare.config, params)
+        assert len(nano.generate(damaged, [3, 4], max_new_tokens=17).token_ids) == 17
+        with pytest.raises(nano.NumericsError, match="logits of token 17 of the answer are infinite or NaN"):
+            nano.generate(damaged, [3, 4], max_new_tokens=18)
+        with pytest.raises(nano.NumericsError, match=r"text 0: the logits of token \d+ are infinite or NaN"):
+            nano.score(damaged, [list(range(20))])
+
+
+def test_a_stop_that_spells_a_special_token_is_its_id(model):
+    """The model says token n; as a special token it would print nothing, so as a text it could not be found."""
+    full = ask(model)
+    token = full.token_ids[7]
+    name = model.tokenizer.piece(token)
+    tokenizer = dataclasses.replace(model.tokenizer, special_ids=model.tokenizer.special_ids | {token})
+    steered = dataclasses.replace(model, tokenizer=tokenizer)
+    at = full.token_ids.index(token)
+    for stops in (dict(stop=name), dict(stop=["never said", name]), dict(stop_ids=token), dict(stop_ids=[token])):
+        answer = ask(steered, **stops)
+        assert (answer.finish_reason, answer.token_ids) == ("stop", full.token_ids[: at + 1])
+    assert ask(model, stop_ids=token).token_ids == full.token_ids[: at + 1]
+    with pytest.raises(nano.RequestError, match="among other characters"):
+        ask(steered, stop=f"{name}x")
+    own = dataclasses.replace(steered, defaults=nano.Defaults(stop=(name,)))
+    assert ask(own).token_ids == full.token_ids[: at + 1]
+
+
+def test_special_tokens_of_a_text_only_where_asked(model):
+    ids = nano.encode(model, "The</s> dog", special=True)
+    assert ids.count(2) == 1 and ids[0] == 1
+    assert nano.encode(model, "<s>The", special=True).count(1) == 1
+    assert 2 not in nano.encode(model, "The</s> dog")
+    assert nano.encode(model, "The dog", special=True) == model.tokenizer.encode("The dog")
+    for wrong in (None, 5, b"The"):
+        with pytest.raises(nano.RequestError, match="expected a str"):
+            nano.encode(model, wrong)
+
+
 def test_without_a_tokenizer(bare):
     answer = nano.generate(bare, [[3, 4]], max_new_tokens=5, sampling=GREEDY)[0]
     assert answer.text == "" and len(answer.token_ids) == 5
@@ -185,8 +243,20 @@ REFUSED = {
     "seed is 4294967296": dict(seed=2**32),
     "seed is 0.5": dict(seed=0.5),
     "seed has 3 values for 1": dict(seed=[1, 2, 3]),
-    "stop is \\('',\\)": dict(stop=""),
-    "stop is \\('a', 3\\)": dict(stop=["a", 3]),
+    "stop is ''": dict(stop=""),
+    "stop is \\['a', 3\\]": dict(stop=["a", 3]),
+    "stop is None": dict(stop=None),
+    "stop is 5": dict(stop=5),
+    "stop_ids is None": dict(stop_ids=None),
+    "stop_ids names token 89": dict(stop_ids=89),
+    "stop_ids names token 'a'": dict(stop_ids=["a"]),
+    "prompts is bytes": dict(prompts=b"abc"),
+    "a prompt is b'abc'": dict(prompts=[b"abc"]),
+    "prompts is ndarray": dict(prompts=np.asarray(5)),
+    "a prompt is False": dict(prompts=np.asarray([False, True])),
+    "max_new_tokens is np.True_": dict(max_new_tokens=np.True_),
+    "2 tokens \\+ 32767 new": dict(max_new_tokens=np.int16(32767)),
+    "seed is 1e": dict(seed=1e300),
 }
 
 

@@ -538,6 +538,19 @@ def test_end_ids_that_are_none_are_refused_in_either_file(tmp_path, wrong):
             nano.Sampling(repetition_penalty=1.1),
         ),
         (dict(do_sample=True, temperature=0), nano.Sampling(temperature=0)),
+        (
+            dict(suppress_tokens=[3, 9999], begin_suppress_tokens=[4]),
+            nano.Sampling(temperature=0.0, logit_bias={3: -np.inf}, begin_suppress_tokens=(4,)),
+        ),
+        (
+            dict(bad_words_ids=[[5], [2]], sequence_bias=[[[6], 1.5]], eos_token_id=2),
+            nano.Sampling(temperature=0.0, logit_bias={5: -np.inf, 6: 1.5}),
+        ),  # an end of the text is no bad word
+        (
+            dict(forced_eos_token_id=2, min_new_tokens=3, no_repeat_ngram_size=2, typical_p=0.5),
+            nano.Sampling(temperature=0.0, forced_eos_token_id=2, min_new_tokens=3, no_repeat_ngram_size=2),
+        ),
+        (dict(do_sample=True, typical_p=0.5), nano.Sampling(typical_p=0.5)),
         (dict(do_sample=True, max_length=4096, typical_p=1.0, transformers_version="4.42"), nano.Sampling()),
     ],
 )
@@ -564,6 +577,12 @@ def test_sampling_is_the_files_where_it_samples_and_greedy_elsewhere(tmp_path, g
             dict(do_sample=False, repetition_penalty=[1.1, 1.2]),
             r"repetition_penalty is \[1.1, 1.2\]; expected a number",
         ),
+        (dict(suppress_tokens="a"), "suppress_tokens is 'a'"),
+        (dict(bad_words_ids=[5]), r"bad_words_ids has 5; expected a list of token ids"),
+        (dict(sequence_bias=[[5, 1.0]]), r"sequence_bias has \[5, 1.0\]; expected a list of token ids"),
+        (dict(sequence_bias=[[[5], "x"]]), "logit_bias of token 5 is 'x'"),
+        (dict(stop_strings=[""]), r"stop_strings is \[''\]"),
+        (dict(temperature=1e39), "temperature is 1e\\+39"),
         (dict(do_sample="false"), "do_sample is 'false'; expected true or false"),
         (dict(do_sample=1), "do_sample is 1; expected true or false"),
     ],
@@ -571,6 +590,16 @@ def test_sampling_is_the_files_where_it_samples_and_greedy_elsewhere(tmp_path, g
 def test_settings_that_cannot_be_are_refused_with_their_file(tmp_path, generation, words):
     with pytest.raises(nano.ConfigError, match=rf"^{tmp_path}/generation_config\.json: {words}"):
         defaults(tmp_path, {"do_sample": True} | generation)
+
+
+def test_what_is_not_obeyed_is_named_once(tmp_path):
+    generation = dict(
+        num_beams=4, bad_words_ids=[[3, 4]], top_h=0.4, renormalize_logits=True, num_beam_groups=1, guidance_scale=None
+    )
+    with pytest.warns(
+        UserWarning, match=r"generation_config.json: num_beams, bad_words_ids of several tokens cannot be"
+    ):
+        assert defaults(tmp_path, generation | dict(stop_strings=["a", "b"])).stop == ("a", "b")
 
 
 # the record

@@ -287,6 +287,12 @@ def test_checkpoint_without_prefix(tmp_path, settings):
 
 
 SETTINGS = [
+    dict(typical_p=0.4),
+    dict(typical_p=0.9, temperature=0.5, top_k=12),
+    dict(no_repeat_ngram_size=1),
+    dict(no_repeat_ngram_size=2, repetition_penalty=1.3),
+    dict(no_repeat_ngram_size=3, min_new_tokens=9),
+    dict(min_new_tokens=6, top_p=0.7),  # no longer: the answer has 6
     dict(temperature=0.7),
     dict(top_k=5),
     dict(top_p=0.6),
@@ -309,12 +315,12 @@ def test_filtered_distribution(settings):
     rng = np.random.default_rng(3)
     V, B = 64, 4
     logits = (3 * rng.standard_normal((B, V))).astype(np.float32)
-    prompt = rng.integers(0, V, (B, 9)).astype(np.int32)
-    answer = rng.integers(0, V, (B, 6)).astype(np.int32)
-    past = smp.read(smp.no_history(B, V), jnp.asarray(prompt), jnp.full(B, 9))
+    prompt = rng.integers(0, 4, (B, 9)).astype(np.int32)  # few ids, so that runs of them come again
+    answer = rng.integers(0, 4, (B, 6)).astype(np.int32)
+    past = smp.read(smp.no_history(B, V, 20), jnp.asarray(prompt), jnp.full(B, 9))
     for step in range(6):
         past = smp.remember(past, jnp.asarray(answer[:, step]))
-    ours = smp.shape_logits(jnp.asarray(logits), nano.Sampling(**settings).rows(B, V), past)
+    ours = smp.shape_logits(jnp.asarray(logits), nano.Sampling(**settings).rows(B, V, ends=[2, 60]), past)
 
     # the reference builds its own list, so the order is its own too
     tiny = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=V, n_embd=8, n_layer=1, n_head=1))
@@ -324,8 +330,11 @@ def test_filtered_distribution(settings):
         do_sample=True, **({"top_k": 0, "top_p": 1.0} | theirs),
         sequence_bias=[[[token], value] for token, value in bias.items()] if bias else None,
     )  # fmt: skip
+    config._eos_token_tensor = torch.tensor([2, 60])
     ids = torch.from_numpy(np.concatenate([prompt, answer], axis=1).astype(np.int64))
-    processors = tiny._get_logits_processor(config, ids.shape[1], logits_processor=transformers.LogitsProcessorList())
+    processors = tiny._get_logits_processor(
+        config, prompt.shape[1], logits_processor=transformers.LogitsProcessorList()
+    )
     expected = torch.softmax(processors(ids, torch.from_numpy(logits)), dim=-1).numpy()
     np.testing.assert_array_equal(np.asarray(jax.nn.softmax(ours)) > 0, expected > 0)
     np.testing.assert_allclose(jax.nn.softmax(ours), expected, atol=1e-6)

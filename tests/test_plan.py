@@ -45,7 +45,10 @@ def step(config, mesh):
     buffers = tuple(array(shape, jnp.float32, HEADS) for shape in cache_shapes(stored, BATCH, CONTEXT))
     cache = nano.KVCache(buffers, buffers, array((BATCH,), jnp.int32, ROWS), CONTEXT, mesh=mesh)
     rows = lambda dtype: array((BATCH, config.vocab_size), dtype, ROWS)  # noqa: E731
-    state = State(rows(jnp.float32), cache, History(rows(bool), rows(jnp.int32)))
+    count = array((BATCH,), jnp.int32, ROWS)
+    text = array((BATCH, config.max_positions), jnp.int32, ROWS)
+    history = History(rows(bool), rows(jnp.int32), text, count, count)
+    state = State(rows(jnp.float32), cache, history)
     sampling, seeds = nano.Sampling().rows(BATCH, config.vocab_size), np.zeros(BATCH, np.uint32)
     return compiled(write_tokens.lower(tree, state, sampling, seeds, config=stored, steps=1))
 

@@ -141,14 +141,20 @@ def test_a_draw_depends_on_seed_and_position_only():
 
 
 BAD = {
-    "temperature": [-0.1, float("nan"), float("inf"), "hot", None, True, [1.0, 1.0]],
-    "top_k": [-1, 1.5, 2**31, float("nan")],
+    "temperature": [-0.1, float("nan"), float("inf"), "hot", None, True, [1.0, 1.0], 1e39, 1e-39, 10**400, np.True_, 1j],
+    "top_k": [-1, 1.5, 2**31, float("nan"), 10**400],
     "top_p": [0.0, -0.5, 1.0001, float("nan")],
     "min_p": [-0.1, 1.1],
     "repetition_penalty": [0.0, -1.0, float("inf")],
     "presence_penalty": [float("nan")],
-    "frequency_penalty": [float("-inf")],
-    "logit_bias": [{V: 1.0}, {-1: 1.0}, {"1": 1.0}, {1: float("nan")}, {1: float("inf")}, [{}], 3,
+    "frequency_penalty": [float("-inf"), 1e39, -1e39, 1e-39, 10**400, [10**5000] * 3],
+    "typical_p": [0.0, 1.1],
+    "no_repeat_ngram_size": [-1, 1.5, 2**31],
+    "min_new_tokens": [-1, 10**400],
+    "begin_suppress_tokens": [[V], 5, None, "ab", [True], b"ab"],
+    "forced_eos_token_id": [V, -1, "a"],
+    "logit_bias": [{V: 1.0}, {-1: 1.0}, {"1": 1.0}, {1: float("nan")}, {1: float("inf")}, {1: 1e39}, {1: -(10**400)},
+                   {1: 1e-39}, [{}], 3,
                    {token: -float("inf") for token in range(V)}],
 }  # fmt: skip
 
@@ -159,11 +165,66 @@ def test_refused_settings(name, value):
         nano.Sampling(**{name: value}).rows(3, V)
 
 
+def drawn_text(prompt, answer, positions=16):
+    past = smp.read(smp.no_history(1, V, positions), jnp.asarray([[*prompt, 9]]), jnp.asarray([len(prompt)]))
+    for token in answer:
+        past = smp.remember(past, jnp.asarray([token]))
+    return past
+
+
+@pytest.mark.parametrize("size", range(1, 6))
+def test_no_run_comes_again(size):
+    """The ids that a plain search in the text finds; a row that does not ask for it is left alone."""
+    text = [1, 2, 3, 1, 2, 5, 3, 1, 2, 3, 1, 2]
+    past = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), drawn_text(text[:5], text[5:]))
+    sampling = nano.Sampling(no_repeat_ngram_size=[size, 0]).rows(2, V)
+    shaped = np.asarray(shape_logits(jnp.asarray(LOGITS[:2]), sampling, past))
+    runs = {tuple(text[n : n + size]) for n in range(len(text) - size + 1)}
+    expected = {token for token in range(V) if (*text[len(text) - size + 1 :], token) in runs}
+    assert set(np.flatnonzero(np.isneginf(shaped[0])).tolist()) == expected and len(expected) > (size < 4)
+    assert np.isfinite(shaped[1]).all()
+    known = smp.heard([text], V, 16)
+    assert (known.text == drawn_text(text, []).text).all() and (known.prompt == drawn_text(text, []).prompt).all()
+
+
+def test_what_the_length_forbids():
+    """Prompt of two: at the first token, at a later one, and at the last."""
+    sampling = nano.Sampling(min_new_tokens=2, begin_suppress_tokens=[4, 5], forced_eos_token_id=7)
+    rows = sampling.rows(1, V, ends=[2, 7], max_new_tokens=4)
+    for answer, forbidden in (([], {2, 4, 5, 7}), ([1], {2, 7}), ([1, 1], set()), ([1, 1, 1], set(range(V)) - {7})):
+        shaped = shape_logits(jnp.asarray(LOGITS[:1]), rows, drawn_text([1, 1], answer))
+        assert set(np.flatnonzero(np.isneginf(np.asarray(shaped[0]))).tolist()) == forbidden
+    each = nano.Sampling(begin_suppress_tokens=[[1], [], [2, 3]], temperature=0.0).rows(3, V)
+    shaped = np.asarray(shape_logits(jnp.asarray(LOGITS), each, nothing_seen()))
+    assert [np.flatnonzero(np.isneginf(row)).tolist() for row in shaped] == [[1], [], [2, 3]]
+
+
+def test_typical_tokens_are_those_nearest_the_entropy():
+    differ = 0
+    for row, found in zip(LOGITS, kept(typical_p=0.3), strict=True):
+        p = softmax(row)
+        distance = np.abs(np.log(p) - (p * np.log(p)).sum())
+        order = np.argsort(distance)
+        assert found == set(order[: 1 + int((np.cumsum(p[order])[:-1] < 0.3).sum())].tolist())
+        differ += found != best(row, len(found))
+    assert differ
+
+
+def test_a_logprob_of_no_number_is_no_number():
+    logits = np.repeat(LOGITS[:1], 4, axis=0)
+    logits[[0, 1, 2], [3, 4, 5]] = np.nan, np.inf, -np.inf
+    tokens, logprobs = draw(logits, nano.Sampling().rows(4, V), nothing_seen(4), np.zeros(4, np.uint32), np.arange(4))
+    assert np.isnan(logprobs).tolist() == [True, True, True, False]
+
+
 def test_numbers_of_every_kind_are_taken():
     rows = nano.Sampling(
-        temperature=np.float32(0.5), top_k=np.int64(3), top_p=jnp.float32(0.25), min_p=np.array([0, 0.5, 1])
-    )
+        temperature=np.float32(0.5), top_k=np.int64(3), top_p=jnp.float32(0.25), min_p=np.array([0, 0.5, 1]),
+        repetition_penalty=jnp.bfloat16(1.5), logit_bias={np.int8(3): jnp.float32(2), np.uint64(4): -np.inf},
+    )  # fmt: skip
     rows = rows.rows(3, V)
     assert rows.temperature.tolist() == [0.5] * 3 and rows.top_k.tolist() == [3] * 3
+    assert rows.repetition_penalty.tolist() == [1.5] * 3
+    assert rows.logit_bias[:, 3].tolist() == [2.0] * 3 and np.isneginf(rows.logit_bias[:, 4]).all()
     assert rows.top_p.tolist() == [0.25] * 3 and rows.min_p.tolist() == [0, 0.5, 1]
     assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(rows))

@@ -21,6 +21,8 @@ from nanollm_jax.cli.options import (
     Revision,
     Seed,
     Source,
+    Stop,
+    StopId,
     Temperature,
     TopK,
     TopP,
@@ -46,6 +48,8 @@ def chat(
     system: Annotated[str | None, typer.Option(metavar="TEXT", help=SYSTEM)] = None,
     template: Annotated[Path | None, typer.Option(metavar="FILE", help=TEMPLATE)] = None,
     max_new_tokens: MaxNewTokens = 512,
+    stop: Stop = None,
+    stop_id: StopId = None,
     seed: Seed = 0,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -81,6 +85,8 @@ def chat(
         max_new_tokens=max_new_tokens,
         sampling=with_settings(loaded.defaults.sampling, settings),
         seed=seed,
+        stop=stop or (),
+        stop_ids=stop_id or (),
     )
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     reader: Reader = Keyboard(None if no_history else history.expanduser()) if interactive else Lines()

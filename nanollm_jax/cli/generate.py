@@ -34,6 +34,8 @@ from nanollm_jax.cli.options import (
     Revision,
     Seed,
     Source,
+    Stop,
+    StopId,
     Temperature,
     TopK,
     TopP,
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from nanollm_jax.profiling import Timings
 
 PROMPT = f"The text to continue. {STDIN} Left out, the answer begins from nothing: the BOS token alone."
-STOP = "End before this text, as at the model's own end-of-sequence tokens. May be repeated."
+SPECIAL = "Read what spells a special token in PROMPT, such as <|fim_prefix|>, as that token and not as its letters."
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # the settings that can do nothing at temperature 0, switched off
 
 
@@ -58,7 +60,9 @@ def generate(
     revision: Revision = None,
     dtype: Dtype = "auto",
     max_new_tokens: MaxNewTokens = 128,
-    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=STOP)] = None,
+    special: Annotated[bool, typer.Option("--special", help=SPECIAL)] = False,
+    stop: Stop = None,
+    stop_id: StopId = None,
     seed: Seed = 0,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -101,11 +105,12 @@ def generate(
     answer = nano.stream(
         loaded,
         # nothing but a BOS can begin from nothing, also for models that want none in front of a text
-        [bos] if bos is not None and not text else text,
+        [bos] if bos is not None and not text else nano.encode(loaded, text, special=True) if special else text,
         max_new_tokens=max_new_tokens,
         sampling=with_settings(loaded.defaults.sampling, settings),
         seed=seed,
         stop=stop or (),
+        stop_ids=stop_id or (),
     )
     first = jax.process_index() == 0  # of several processes, the one that prints
     with noted() as interrupts:
@@ -128,7 +133,7 @@ def generate(
 
 def given_settings(**settings: Any) -> dict[str, Any]:
     """The sampling settings that were given. Raises RequestError now for a wrong one, and not after a model was loaded."""
-    from nanollm_jax.sampling import Sampling
+    from nanollm_jax.settings import Sampling
 
     settings = {name: value for name, value in settings.items() if value is not None}
     Sampling(**settings).rows(1, 1)

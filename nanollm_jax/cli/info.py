@@ -94,8 +94,8 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
 
 def describe_files(folder: Path, config_json: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     """What a checkpoint's folder has beside the config, each part by itself: {"error": ...} where it cannot be read."""
-    from nanollm_jax.loading import read_defaults
-    from nanollm_jax.sampling import Sampling
+    from nanollm_jax.defaults import read_defaults
+    from nanollm_jax.settings import Sampling
     from nanollm_jax.tokenizer import has_tokenizer, load_tokenizer
     from nanollm_jax.weights import open_checkpoint
 

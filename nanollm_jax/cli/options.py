@@ -28,6 +28,8 @@ MIN_P = "Draw from tokens at least P times as probable as the best; 0 is off, 1 
 REPETITION = "Divide the logits of tokens in the prompt or the answer, multiply negative ones; above 0, 1 is off."
 PRESENCE = "Subtract R from the logits of tokens in the answer; any number, 0 is off."
 FREQUENCY = "Subtract R as often as the answer has the token; any number, 0 is off."
+STOP = "End before this text, as at the model's own end-of-sequence tokens. May be repeated."
+STOP_ID = "End at this token id, too. May be repeated."
 
 Source = Annotated[str | None, typer.Option("--model", metavar="SOURCE", help=MODEL)]
 AnyModel = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=ANY_MODEL)]
@@ -38,6 +40,8 @@ KeepCompiled = Annotated[bool, typer.Option("--compile-cache/--no-compile-cache"
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Write at most N tokens.")]
 Seed = Annotated[int, typer.Option(metavar="S", min=0, max=2**32 - 1, help="The same draws the same answer.")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help=STOP)]
+StopId = Annotated[list[int] | None, typer.Option(metavar="ID", help=STOP_ID)]
 Temperature = Annotated[float | None, typer.Option(metavar="T", help=TEMPERATURE)]
 TopK = Annotated[int | None, typer.Option(metavar="K", help=TOP_K)]
 TopP = Annotated[float | None, typer.Option(metavar="P", help=TOP_P)]

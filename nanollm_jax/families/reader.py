@@ -8,10 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from nanollm_jax.checks import LEAST_FLOAT, MOST, MOST_FLOAT
 from nanollm_jax.config import (
-    LEAST_FLOAT,
-    MOST,
-    MOST_FLOAT,
     MOST_LAYERS,
     LinearScaling,
     Llama3Scaling,

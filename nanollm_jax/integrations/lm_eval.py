@@ -16,7 +16,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 import nanollm_jax as nano
-from nanollm_jax.config import check_count
+from nanollm_jax.checks import check_count
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # what a task may set, by the same names
 
@@ -50,15 +50,16 @@ class NanoLLM(TemplateLM):
             raise nano.RequestError(f"batch_size is {batch_size!r}; expected a number.")
         self.batch_size = int(batch_size)
         check_count("batch_size", self.batch_size)
-        check_count("max_gen_toks", max_gen_toks)
-        self.max_gen_toks = max_gen_toks
+        self.max_gen_toks = check_count("max_gen_toks", max_gen_toks)
         self.model = nano.load(pretrained, dtype=dtype, revision=revision)
         if self.model.tokenizer is None:
             raise nano.RequestError(
                 "this checkpoint has no tokenizer files, and tasks are texts; copy them into its folder."
             )
         self.tokenizer = self.model.tokenizer
-        self.max_length = self.model.config.max_positions if max_length is None else max_length
+        self.max_length = (
+            self.model.config.max_positions if max_length is None else check_count("max_length", max_length)
+        )
         if not 1 <= self.max_length <= self.model.config.max_positions:
             limit = self.model.config.max_positions
             raise nano.RequestError(f"max_length is {max_length}; the model has {limit} positions.")

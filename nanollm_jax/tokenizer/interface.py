@@ -38,11 +38,12 @@ class Tokenizer(Protocol):
     def names(self) -> Mapping[str, str]:
         """What the files call their tokens: "bos_token" -> "<s>", "pad_token" -> ...; chat templates ask for them."""
 
-    def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, *, bos: bool | None = None, special: bool = False) -> list[int]:
         """Text -> ids.  bos: put a BOS in front, or not; None does what the model wants (`add_bos`).
 
-        No EOS is added, and "<s>" or "<|endoftext|>" inside the text is ordinary text.
-        Raises RequestError for text that is not valid Unicode, and for bos=True where there is no BOS.
+        No EOS is added, and "<s>" or "<|endoftext|>" inside the text is ordinary text, unless special: then it is that token,
+        as the file's own rules find it, and a BOS that the text begins with is not put there twice.
+        Raises RequestError for what is no text or no valid Unicode, and for bos=True where there is no BOS.
         """
 
     def parts_encoder(self, markers: frozenset[int] = frozenset()) -> PartsEncoder:

@@ -1,12 +1,14 @@
 """tokenizer.model in SentencePiece's protobuf: BPE and unigram vocabularies."""
 
-from collections.abc import Set
+import re
+from collections.abc import Callable, Mapping, Set
+from functools import cache
 from pathlib import Path
 
 from nanollm_jax.errors import TokenizerError
 from nanollm_jax.tokenizer.confined import says
 from nanollm_jax.tokenizer.files import Settings
-from nanollm_jax.tokenizer.parts import PartsEncoder, piece_by_piece
+from nanollm_jax.tokenizer.parts import Part, PartsEncoder, piece_by_piece
 from nanollm_jax.tokenizer.pieces import SPACE_MARK, marked_bytes
 from nanollm_jax.tokenizer.protobuf import PIECE, check_model, fields
 from nanollm_jax.tokenizer.table import TableTokenizer
@@ -64,6 +66,7 @@ def from_sentencepiece(path: Path, data: bytes, settings: Settings) -> TableToke
         pieces=pieces,
         spellings=spellings,
         text_to_ids=model.encode,
+        special_to_ids=special_by_pieces(frame, {pieces[i]: i for i in special}),
         frame=frame,
         adds_space=model.normalize("a").startswith(SPACE_MARK),
         special_ids=frozenset(special),
@@ -73,6 +76,24 @@ def from_sentencepiece(path: Path, data: bytes, settings: Settings) -> TableToke
         added={pieces[i]: i for i in range(len(pieces)) if i in special or pieces[i] in whole},
         names=settings.names,
     )
+
+
+def special_by_pieces(
+    frame: Callable[[frozenset[int]], PartsEncoder], special: Mapping[str, int]
+) -> Callable[[str], list[int]]:
+    """Text -> ids, special tokens found in it by their names, the longest first.  special: name -> id"""
+    encode = cache(lambda: frame(frozenset(special.values())))
+    names = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+
+    def text_to_ids(text: str) -> list[int]:
+        parts: list[Part] = []
+        at = 0
+        for found in names.finditer(text):
+            parts += [text[at : found.start()], special[found[0]]]
+            at = found.end()
+        return encode()([*parts, text[at:]])
+
+    return text_to_ids
 
 
 def _user_defined(data: bytes) -> dict[str, int]:

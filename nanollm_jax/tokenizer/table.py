@@ -39,6 +39,7 @@ class TableTokenizer:
 
     pieces, spellings: one entry per id, "" and b"" where the vocabulary has a hole; spellings of special ids are b"".
     text_to_ids: encodes text with no special token in front, behind, or out of the text.
+    special_to_ids: the same, but what spells a special token is that token.
     frame: markers -> how parts are encoded; see `parts_encoder`.
     adds_space: text_to_ids puts a space before the first word.
     """
@@ -46,6 +47,7 @@ class TableTokenizer:
     pieces: Sequence[str]
     spellings: Sequence[bytes]
     text_to_ids: Callable[[str], list[int]]
+    special_to_ids: Callable[[str], list[int]]
     frame: Callable[[frozenset[int]], PartsEncoder]
     adds_space: bool
     special_ids: frozenset[int]
@@ -64,15 +66,17 @@ class TableTokenizer:
         """Largest id + 1."""
         return len(self.pieces)
 
-    def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, *, bos: bool | None = None, special: bool = False) -> list[int]:
         """Text -> ids, with a BOS in front where asked for (None: where the model wants one)."""
+        if not isinstance(text, str):
+            raise RequestError(f"the text is {type(text).__name__}; expected a str.")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             # Command-line arguments that are not UTF-8 arrive like this; the encoders below would fail unreadably.
             raise RequestError(f"the text has a lone surrogate at {error.start}; pass valid Unicode.") from None
-        ids = self.text_to_ids(text)
-        if not (self.add_bos if bos is None else bos):
+        ids = (self.special_to_ids if special else self.text_to_ids)(text)
+        if not (self.add_bos if bos is None else bos) or (special and ids[:1] == [self.bos_id]):
             return ids
         if self.bos_id is None:
             raise RequestError("bos=True, but this tokenizer has no BOS token; call encode with bos=False.")

@@ -1,7 +1,7 @@
 """tokenizer.json, and any other tokenizer that the `tokenizers` library runs."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,7 @@ def adapt(
         pieces=pieces,
         spellings=spellings,
         text_to_ids=encode,
+        special_to_ids=finding_special(library),
         frame=lambda markers: with_secret_names(path, library, markers),
         adds_space=spellings[text[0]].startswith(b" "),
         special_ids=frozenset(special.values()),
@@ -93,6 +94,19 @@ def adapt(
         added={token.content: token_id for token_id, token in added.items()},
         names=settings.names,
     )
+
+
+def finding_special(library: "tokenizers.Tokenizer") -> Callable[[str], list[int]]:
+    """Text -> ids, special tokens found in it by the library's own rules. Its copy is made when it is first asked for."""
+    import tokenizers
+
+    @cache
+    def copy() -> tokenizers.Tokenizer:
+        other = tokenizers.Tokenizer.from_str(library.to_str())
+        other.encode_special_tokens = False
+        return other
+
+    return lambda text: copy().encode(text, add_special_tokens=False).ids
 
 
 def _add_tokens(library: "tokenizers.Tokenizer", settings: Settings) -> None:
