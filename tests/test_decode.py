@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import CONFIG_JSON, MISTRAL, random_model
-from programs import compiled
+from programs import QUICK, compiled, known
 
 import nanollm_jax as nano
 from nanollm_jax.cache import shapes
@@ -68,6 +68,11 @@ def test_new_settings_compile_nothing():
     with CompileWatch() as watch:
         nano.generate(model, ["one"] * 5, max_new_tokens=20)
     assert watch.programs > 0  # the watch does see a compilation: five rows are a new shape
+
+
+def test_flags_that_this_xla_has_not_are_left_out():
+    assert known("xla_backend_optimization_level", 0) and not known("xla_cpu_no_such_flag", True)
+    assert "xla_backend_optimization_level" in QUICK
 
 
 @pytest.mark.parametrize("batch", [1, 4])
