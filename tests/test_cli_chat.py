@@ -340,7 +340,7 @@ def test_a_real_terminal(tmp_path: Path, request: pytest.FixtureRequest) -> None
     os.write(ours, b"/tokens\r")
     at = until(b">", until(b"in the cache", at))
     os.write(ours, b"\x04")
-    assert process.wait(timeout=300) == 0
+    assert process.wait(timeout=600) == 0
     os.close(ours)
     assert b"Once upon a time" in (tmp_path / "h").read_bytes()
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import agree
 from models import FURTHER, random_model
 
 import nanollm_jax as nano
@@ -136,7 +137,7 @@ def test_answers_are_the_same_as_without_the_kept_cache(
         messages = [*before, {"role": "user", "content": question}]
         alone = nano.chat(model, messages, sampling=sampling, max_new_tokens=20, seed=7 + turn)
         assert answer.generation.token_ids == alone.token_ids and answer.generation.text == alone.text
-        np.testing.assert_allclose(answer.generation.logprobs, alone.logprobs, atol=1e-4)
+        agree(answer.generation.logprobs, alone.logprobs, 1e-4)
         assert conversation.messages == [*messages, {"role": "assistant", "content": alone.text}]
 
         prompt = nano.encode_chat(model, messages)
@@ -335,7 +336,7 @@ def test_a_conversation_grows_beyond_longropes_original_length_and_back(model: n
         alone = nano.chat(phi, messages, max_new_tokens=new, sampling=conversation.sampling, chunk=4)
         answer = say(conversation, question).generation
         assert answer.token_ids == alone.token_ids
-        np.testing.assert_allclose(answer.logprobs, alone.logprobs, atol=1e-4)
+        agree(answer.logprobs, alone.logprobs, 1e-4)
         return answer.prompt_tokens, answer.prompt_tokens + len(answer.token_ids)
 
     prompt, _ = ask("Who was Tim?", 4)
@@ -367,7 +368,7 @@ def test_rewind_and_grow(model: nano.Model) -> None:
     assert back is not None and back.length.tolist() == [3]
     found = after(model, [400, 401], kv.grow(back, model.config, 12))
     expected = after(model, [1, 300, 301, 400, 401], nano.init_cache(model.config, 1, 8))
-    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)
+    agree(found.logits, expected.logits, 1e-4)
 
 
 def test_a_ring_that_has_overwritten_cannot_go_back() -> None:
@@ -379,7 +380,7 @@ def test_a_ring_that_has_overwritten_cannot_go_back() -> None:
         assert (back is not None) == possible
         if back is not None:
             expected = after(model, [*tokens[:target], 50, 51], nano.init_cache(model.config, 1, 32))
-            np.testing.assert_allclose(after(model, [50, 51], back).logits, expected.logits, atol=1e-4)
+            agree(after(model, [50, 51], back).logits, expected.logits, 1e-4)
 
 
 @pytest.mark.parametrize(

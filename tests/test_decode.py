@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import agree
 from models import CONFIG_JSON, MISTRAL, random_model
-from programs import QUICK, compiled, known
+from programs import compiled
 
 import nanollm_jax as nano
 from nanollm_jax.cache import shapes
@@ -68,11 +69,6 @@ def test_new_settings_compile_nothing():
     with CompileWatch() as watch:
         nano.generate(model, ["one"] * 5, max_new_tokens=20)
     assert watch.programs > 0  # the watch does see a compilation: five rows are a new shape
-
-
-def test_flags_that_this_xla_has_not_are_left_out():
-    assert known("xla_backend_optimization_level", 0) and not known("xla_cpu_no_such_flag", True)
-    assert "xla_backend_optimization_level" in QUICK
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -159,5 +155,5 @@ def test_public_prefill_and_decode_are_generate(model):
     first, logprobs, state = nano.decode(model.params, start(model, 2), rows, seeds, config=model.config, steps=4)
     second, _, state = nano.decode(model.params, state, rows, seeds, config=model.config, steps=4)
     assert jnp.concatenate([first, second], 1).tolist() == [row.token_ids for row in expected]
-    np.testing.assert_allclose(logprobs, [row.logprobs[:4] for row in expected], atol=1e-4)
+    agree(logprobs, [row.logprobs[:4] for row in expected], 1e-4)
     assert state.cache.length.tolist() == [13, 13]

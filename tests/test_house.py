@@ -227,3 +227,11 @@ def test_no_room_for_leftovers():
 
 def test_the_model_fits_two_screens():
     assert len(FILES["model.py"].read_text().splitlines()) <= 130
+
+
+def test_numbers_are_compared_by_one_rule():
+    """That of experiments/agreement.py, relative to their size: an absolute tolerance fits the machine where it was found."""
+    root = PACKAGE.parent
+    for path in [*root.glob("tests/*.py"), *root.glob("experiments/**/*.py")]:
+        found = re.findall(r"assert_(?:allclose|almost_equal)\(|\batol=|approx\([^\n]*\babs=", path.read_text())
+        assert not found, f"{path.name}: {found[0]} compares by a rule of its own; take agreement.agree"

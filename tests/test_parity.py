@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import agree
 
 import nanollm_jax as nano
 from nanollm_jax import sampling as smp
@@ -182,7 +183,7 @@ def test_logits(pair):
     tokens = np.random.default_rng(1).integers(0, model.config.vocab_size, (2, 150), dtype=np.int32)
     expected = reference_logits(reference, tokens)
     assert np.abs(expected).max() > 0.5  # logits of nothing would agree as well
-    np.testing.assert_allclose(our_logits(model, tokens), expected, atol=1e-4, rtol=0)
+    agree(our_logits(model, tokens), expected, 1e-4)
 
 
 def test_greedy_tokens(pair):
@@ -229,7 +230,7 @@ def test_16_bit_checkpoints(tmp_path, dtype):
     reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     model = nano.load(tmp_path, dtype="float32")
     tokens = np.arange(30, dtype=np.int32)[None]
-    np.testing.assert_allclose(our_logits(model, tokens), reference_logits(reference, tokens), atol=1e-4, rtol=0)
+    agree(our_logits(model, tokens), reference_logits(reference, tokens), 1e-4)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH.values(), ids=ONE_OF_EACH)
@@ -337,4 +338,4 @@ def test_filtered_distribution(settings):
     )
     expected = torch.softmax(processors(ids, torch.from_numpy(logits)), dim=-1).numpy()
     np.testing.assert_array_equal(np.asarray(jax.nn.softmax(ours)) > 0, expected > 0)
-    np.testing.assert_allclose(jax.nn.softmax(ours), expected, atol=1e-6)
+    agree(jax.nn.softmax(ours), expected)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import agree
 
 import nanollm_jax as nano
 from nanollm_jax import sampling as smp
@@ -82,7 +83,7 @@ def test_penalties_by_hand():
     expected[2] -= 0.5 + 0.25
     expected[3] -= 0.5 + 0.5
     ours = smp.penalize(jnp.asarray(logits), sampling.rows(1, V), past)[0]
-    np.testing.assert_allclose(ours, expected, atol=1e-6)
+    agree(ours, expected)
 
 
 def draws(count, **settings):
@@ -99,13 +100,13 @@ def test_draws_follow_the_distribution():
     probabilities /= probabilities.sum()
     frequencies = np.bincount(tokens, minlength=V) / 20_000
     assert (np.abs(frequencies - probabilities) <= 5 * np.sqrt(probabilities * (1 - probabilities) / 20_000)).all()
-    np.testing.assert_allclose(logprobs, np.log(softmax(LOGITS[0]))[tokens], atol=1e-5)  # of the unmodified logits
+    agree(logprobs, np.log(softmax(LOGITS[0]))[tokens])  # of the unmodified logits
 
 
 def test_greedy_takes_the_best_after_the_penalties():
     tokens, logprobs = draws(2, temperature=[0.0, 0.0], logit_bias=[None, {int(LOGITS[0].argmax()): -100.0}])
     assert tokens.tolist() == np.argsort(-LOGITS[0])[:2].tolist()
-    np.testing.assert_allclose(logprobs, np.sort(np.log(softmax(LOGITS[0])))[::-1][:2], atol=1e-5)
+    agree(logprobs, np.sort(np.log(softmax(LOGITS[0])))[::-1][:2])
 
 
 def test_a_tiny_temperature_is_greedy_and_a_huge_one_is_uniform():

@@ -105,7 +105,7 @@ def run(sources, home, **environment):
     clean = {key: os.environ[key] for key in os.environ if not key.startswith("HF_") and "proxy" not in key.lower()}
     clean |= {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"} | environment
     command = [sys.executable, "-c", PROGRAM, json.dumps(sources)]
-    process = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=60)
+    process = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr
     return [json.loads(line) for line in process.stdout.splitlines()]
 
