@@ -21,9 +21,9 @@ from nanollm_jax.chat import check_messages
 from nanollm_jax.checks import whole
 from nanollm_jax.decode import State, init_state, write_tokens
 from nanollm_jax.errors import RequestError
-from nanollm_jax.generate import CHUNK, STREAM_CHUNK, Stream, read_behind, reread, roomy, run, timed
+from nanollm_jax.generate import CHUNK, STREAM_CHUNK, Stream, read_behind, reread, roomy, run
 from nanollm_jax.loading import Model
-from nanollm_jax.profiling import Timings
+from nanollm_jax.profiling import Timings, timed
 from nanollm_jax.request import Request, check_request, check_seeds, check_stops
 from nanollm_jax.settings import Sampling
 
@@ -291,7 +291,7 @@ def write(model: Model, request: Request, state: State, text: list[int]) -> tupl
         tokens, scores = np.asarray(drawn)[0].tolist(), np.asarray(logprobs)[0].tolist()
         if steps == left:
             state = reread(model, [text + tokens], state)
-    timings.first_token_seconds = timings.first_token_seconds or timings.prefill_seconds + timings.decode_seconds
+    timings.note_first_token()
     for token, logprob in zip(tokens, scores, strict=True):
         answer.push(token, logprob)
     timings.new_tokens = len(answer.token_ids)

@@ -5,9 +5,7 @@ The compiled programs never see text, and the host never sees logits.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -22,7 +20,7 @@ from nanollm_jax.config import ModelConfig
 from nanollm_jax.decode import State, draw_next, enlarge, init_state, read_prompts, write_tokens
 from nanollm_jax.errors import RequestError
 from nanollm_jax.loading import Model
-from nanollm_jax.profiling import CompileWatch, Timings
+from nanollm_jax.profiling import Timings, timed
 from nanollm_jax.request import Request, check_request, encode_prompts
 from nanollm_jax.settings import Sampling
 
@@ -151,7 +149,7 @@ def run(model: Model, request: Request) -> Iterator[None]:
     while not all(answer.finish_reason for answer in request.answers):
         with timed(timings, "decode_seconds"):
             drawn, logprobs = next(chunks)
-        timings.first_token_seconds = timings.first_token_seconds or timings.prefill_seconds + timings.decode_seconds
+        timings.note_first_token()
         rows = len(request.answers)
         for answer, ids, scores in zip(request.answers, drawn[:rows], logprobs[:rows], strict=True):
             for token, logprob in zip(ids.tolist(), scores.tolist(), strict=True):
@@ -247,13 +245,3 @@ def roomy(state: State, config: ModelConfig, positions: int) -> State:
         capacity = buckets.capacity(state.cache.capacity + 1, config.max_positions)
         state = enlarge(state, config=config, capacity=capacity)
     return state
-
-
-@contextlib.contextmanager
-def timed(timings: Timings, field: str) -> Iterator[None]:
-    """Add the seconds that the block takes to a field of timings, and what it compiles to compile_seconds instead."""
-    begun = time.perf_counter()
-    with CompileWatch() as watch:
-        yield
-    timings.compile_seconds += watch.seconds
-    setattr(timings, field, getattr(timings, field) + time.perf_counter() - begun - watch.seconds)

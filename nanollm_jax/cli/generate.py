@@ -170,7 +170,7 @@ def report(prompt: str, answer: Stream) -> dict[str, Any]:
 
 
 def figures(timings: Timings) -> str:
-    """What a request cost, in one line. Compilation is in the last figure and in no other.
+    """What a request cost, in one line. The wait for the first token has compilation in it, the rates have not.
 
     cached: tokens of the prompt that were not read because a cache had them.
     """
@@ -183,6 +183,8 @@ def figures(timings: Timings) -> str:
         parts.insert(1, f"{timings.cached_tokens:,} cached")
     if timings.first_token_seconds:
         parts.append(f"first token {timings.first_token_seconds:.3f} s")
-    if timings.compile_seconds:
+    if timings.compiled:
         parts.append(f"compiled in {timings.compile_seconds:.1f} s")
+    elif timings.fetched:
+        parts.append(f"{plural(timings.fetched, 'kept program')} in {timings.compile_seconds:.1f} s")
     return " · ".join(parts)

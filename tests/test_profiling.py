@@ -1,0 +1,74 @@
+"""What a request cost is counted once, in the thread that waited for it, and adds up."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import nanollm_jax as nano
+from nanollm_jax.profiling import CompileWatch, Timings, timed
+
+
+def fresh_program():
+    """A program that nobody has compiled yet, with another inside."""
+    inner = jax.jit(lambda x: jnp.tanh(x) + 1)
+    return jax.jit(lambda x: inner(inner(x) * 2).sum())
+
+
+def test_seconds_are_those_that_passed():
+    """Spans inside others, as JAX reports them: the inner one first, when it ends."""
+    with CompileWatch() as watch:
+        time.sleep(0.02)
+        watch.record("/jax/core/compile/jaxpr_trace_duration", 0.005)
+        watch.record("/jax/core/compile/jaxpr_trace_duration", 0.015)
+        watch.record("/jax/something/else", 100.0)
+        assert watch.seconds == pytest.approx(0.015, abs=1e-9)
+        time.sleep(0.02)
+        watch.record("/jax/core/compile/backend_compile_duration", 0.01)
+        assert watch.seconds == pytest.approx(0.025, abs=1e-9)
+        watch.record("/jax/core/compile/backend_compile_duration", 1e6)  # longer than the block: all of it so far
+        passed = time.perf_counter() - watch.begun
+    assert 0.04 <= watch.seconds <= passed and watch.programs == 2
+
+
+def test_what_another_thread_compiles_is_not_counted():
+    program, timings, turns = fresh_program(), Timings(), [threading.Event(), threading.Event()]
+
+    def other():
+        turns[0].wait()
+        program(jnp.ones(7)).block_until_ready()
+        turns[1].set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with timed(timings, "prefill_seconds"):
+        turns[0].set()
+        turns[1].wait()
+    thread.join()
+    assert (timings.compile_seconds, timings.compiled) == (0, 0) and timings.prefill_seconds > 0
+    with timed(timings, "decode_seconds"):
+        fresh_program()(jnp.ones(7)).block_until_ready()
+    assert timings.compiled == 1 and timings.compile_seconds > 0 and timings.decode_seconds > 0
+
+
+def test_requests_of_two_threads_have_times_that_can_be():
+    model, found = nano.load(dtype="float32"), []
+
+    def ask(prompt):
+        stream = nano.stream(model, prompt, max_new_tokens=6)
+        list(stream)
+        found.append(stream.timings)
+
+    threads = [threading.Thread(target=ask, args=("Once upon a time " * size,)) for size in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for times in found:
+        assert min(times.prefill_seconds, times.decode_seconds, times.compile_seconds) >= 0
+        assert times.first_token_seconds <= times.prefill_seconds + times.decode_seconds + times.compile_seconds
+    assert len(found) == 2
