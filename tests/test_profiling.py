@@ -7,7 +7,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 import nanollm_jax as nano
 from nanollm_jax.profiling import CompileWatch, Timings, timed
@@ -26,10 +25,10 @@ def test_seconds_are_those_that_passed():
         watch.record("/jax/core/compile/jaxpr_trace_duration", 0.005)
         watch.record("/jax/core/compile/jaxpr_trace_duration", 0.015)
         watch.record("/jax/something/else", 100.0)
-        assert watch.seconds == pytest.approx(0.015, abs=1e-9)
+        assert 0.0149 < watch.seconds < 0.0151
         time.sleep(0.02)
         watch.record("/jax/core/compile/backend_compile_duration", 0.01)
-        assert watch.seconds == pytest.approx(0.025, abs=1e-9)
+        assert 0.0249 < watch.seconds < 0.0251
         watch.record("/jax/core/compile/backend_compile_duration", 1e6)  # longer than the block: all of it so far
         passed = time.perf_counter() - watch.begun
     assert 0.04 <= watch.seconds <= passed and watch.programs == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -126,8 +127,10 @@ seen = []
 jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
 nano.keep_compiled(sys.argv[1] if len(sys.argv) > 1 else {folder!r})
 model = nano.load()
-nano.generate(model, "Once", max_new_tokens=5, chunk=4)
+stream = nano.stream(model, "Once", max_new_tokens=5, chunk=4)
+list(stream)
 print(seen.count("/jax/compilation_cache/cache_hits"), seen.count("/jax/compilation_cache/cache_misses"))
+print(stream.timings.compiled, stream.timings.fetched)
 """
 
 
@@ -135,8 +138,59 @@ def test_a_second_process_compiles_nothing(tmp_path):
     folder = str(tmp_path / "kept")
     runs = [[int(n) for n in python(SECOND.format(folder=folder))] for _ in range(2)]
     assert os.stat(folder).st_mode & 0o777 == 0o700
-    assert runs[0][1] > 2  # it does compile, the first time
-    assert runs[1] == [sum(runs[0]), 0]
+    hits, misses, compiled, fetched = runs[0]
+    assert misses > 2  # it does compile, the first time
+    assert runs[1] == [hits + misses, 0, 0, compiled + fetched]
+    entries = sorted((tmp_path / "kept").glob("*-cache"), key=lambda path: path.stat().st_size)
+    os.truncate(entries[-1], 1000)  # as a full disk leaves them
+    os.truncate(entries[-2], 0)
+    entries[-3].write_bytes(os.urandom(1000))
+    third = [int(n) for n in python(SECOND.format(folder=folder))]
+    assert third[:2] == [hits + misses - 3, 3]
+    assert all(startup.is_whole(path.read_bytes()) for path in entries)
+
+
+def test_the_folder_of_the_command_line_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert nano.keep_compiled() == tmp_path / "nanollm_jax" / "compiled"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert nano.keep_compiled() == tmp_path / "home" / ".cache" / "nanollm_jax" / "compiled"
+
+
+NOBODY = """
+import os, pwd, sys
+def unknown(number):
+    raise KeyError(number)
+pwd.getpwuid = unknown
+for name in ("HOME", "XDG_CACHE_HOME"):
+    os.environ.pop(name, None)
+if len(sys.argv) > 1:
+    os.environ["XDG_CACHE_HOME"] = sys.argv[1]
+from nanollm_jax import cli
+cli.main(["generate", "Once", "--max-new-tokens", "2"])
+"""
+
+
+@pytest.mark.parametrize("cache", [[], ["/dev/null"], ["~nobody at all"]])
+def test_where_nothing_can_be_kept_a_line_says_so_and_the_answer_comes(cache):
+    done = subprocess.run([sys.executable, "-c", NOBODY, *cache], capture_output=True, text=True)
+    line, figures = done.stderr.splitlines()
+    assert done.returncode == 0 and done.stdout.strip()
+    assert line.startswith("nanollm: compiled programs cannot be kept in") and figures.startswith("2 prompt tokens")
+
+
+def test_what_jax_says_of_a_full_disk_is_one_line(capsys):
+    from nanollm_jax.cli.printing import warnings_in_lines
+
+    with warnings_in_lines():
+        for name in ("a", "b"):
+            text = f"Error writing persistent compilation cache entry for 'jit_{name}': OSError: [Errno 28] full: '/x/{name}'"
+            warnings.warn(text, stacklevel=1)
+        warnings.warn("something else", nano.NanoLLMWarning, stacklevel=1)
+    assert capsys.readouterr().err == (
+        "nanollm: compiled programs are not kept: OSError: [Errno 28] full: '/x/a'\nnanollm: something else\n"
+    )
 
 
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
@@ -147,6 +201,7 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
     with pytest.raises(nano.RequestError, match=r"others may write to it \(mode 777\).*chmod 700"):
         startup.keep_compiled(open_to_all)
     (tmp_path / "file").write_text("")
-    with pytest.raises(nano.RequestError, match=r"cannot be kept in .*file"):
-        startup.keep_compiled(tmp_path / "file")
+    for name in (tmp_path / "file", "/dev/null/x", "~no such user/x", "a\0b"):
+        with pytest.raises(nano.RequestError, match=r"compiled programs cannot be kept in"):
+            startup.keep_compiled(name)
     assert jax.config.jax_compilation_cache_dir == before

@@ -45,11 +45,12 @@ def run(arguments: list[str]) -> int:
     import typer
 
     from nanollm_jax.cli.app import app, usage
+    from nanollm_jax.cli.printing import warnings_in_lines
     from nanollm_jax.errors import NanoLLMError
 
     try:
         # not app(): it has its own ways with usage errors (a box of five lines), interrupts and broken pipes
-        with typer.main.get_command(app).make_context("nanollm", arguments) as context:
+        with warnings_in_lines(), typer.main.get_command(app).make_context("nanollm", arguments) as context:
             context.command.invoke(context)
         print(end="", flush=True)
     except typer.Exit as end:
@@ -71,7 +72,7 @@ def run(arguments: list[str]) -> int:
 
 def complain(message: str) -> int:
     """One line on standard error. Returns the exit code of an error."""
-    from nanollm_jax.cli.printing import harmless
+    from nanollm_jax.cli.printing import warn
 
-    print("nanollm:", harmless(" ".join(message.split())), file=sys.stderr)
+    warn(message)
     return FAILED

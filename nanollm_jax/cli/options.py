@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from nanollm_jax.cli.printing import warn
 from nanollm_jax.errors import RequestError
 
 MODEL = "A folder in checkpoint form, or a hub id such as openai-community/gpt2. Default: the bundled model."
@@ -52,12 +52,14 @@ Frequency = Annotated[float | None, typer.Option(metavar="R", help=FREQUENCY)]
 
 
 def keep_compiled(wanted: bool) -> None:
-    """What --compile-cache does: the library's own keep_compiled, with the user's private folder."""
+    """What --compile-cache does. Where nothing can be kept, a line says so, and the answer comes all the same."""
     if wanted:
         from nanollm_jax.startup import keep_compiled
 
-        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        keep_compiled(Path(cache) / "nanollm_jax" / "compiled")
+        try:
+            keep_compiled()
+        except RequestError as error:
+            warn(str(error))
 
 
 def read_text(text: str) -> str:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from nanollm_jax.errors import NanoLLMWarning
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +24,37 @@ def harmless(text: str) -> str:
 def spelled(text: str) -> str:
     """Text in one line, with escapes for what would not be seen in it."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def warn(message: str) -> None:
+    """One line on standard error, about something that ends nothing."""
+    print("nanollm:", harmless(" ".join(message.split())), file=sys.stderr)
+
+
+@contextmanager
+def warnings_in_lines() -> Iterator[None]:
+    """Inside, a warning of ours is one line: it is about files, and not about a line of code.
+
+    So is JAX's, that a program could not be kept. On a full disk it says that of each; here it is said once.
+    """
+    plainly, kept = warnings.showwarning, "persistent compilation cache"
+    said = False
+
+    def show(message: Warning | str, kind: type[Warning], *where: Any, **more: Any) -> None:
+        nonlocal said
+        if issubclass(kind, NanoLLMWarning):
+            warn(str(message))
+        elif kept not in str(message):
+            plainly(message, kind, *where, **more)
+        elif not said:
+            said = True
+            warn(f"compiled programs are not kept: {str(message).partition(': ')[2]}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", NanoLLMWarning)
+        warnings.filterwarnings("always", f".*{kept}", UserWarning)
+        warnings.showwarning = show  # type: ignore[assignment]  # all that is behind these two is handed on
+        yield
 
 
 def show(text: str) -> None:
