@@ -69,15 +69,18 @@ def slow(notebook: NotebookNode) -> list[str]:
     return re.findall(r"^SLOW (.*)$", "".join(printed(notebook, "stdout")), re.MULTILINE)
 
 
-def render(notebook: NotebookNode, path: Path, figures: Path) -> str:
+def render(notebook: NotebookNode, path: Path) -> str:
     """The HTML of one chapter, images embedded, links to other chapters turned into links inside the page.
 
     Figures are those of the run where it drew them, and the committed ones where it did not come that far.
     """
+
+    def newest(shown: re.Match[str]) -> str:
+        return f"](run/{shown[1]})" if (path.parent / "run" / shown[1]).exists() else shown[0]
+
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\(figures/(\w+\.png)\)", lambda found: f"]({figures / found[1]})"
-                                 if (figures / found[1]).exists() else found[0], cell.source)  # fmt: skip
+            cell.source = re.sub(r"\]\(figures/(\w+\.png)\)", newest, cell.source)
     exporter = HTMLExporter(template_name="chapter", extra_template_basedirs=[str(HERE)], embed_images=True)
     exporter.exclude_anchor_links = True
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(path.parent)}})
@@ -121,7 +124,7 @@ def main(arguments: list[str], experiments: Path = EXPERIMENTS) -> int:
         print(f"{path.stem}: {time.perf_counter() - begun:.0f} s" + " FAILED" * bool(wrong))
         for line in wrong + [f"did not hold in this run, on this machine: {claim}" for claim in slow(notebook)]:
             print(f"    {line}")
-        chapter = {"name": path.stem, "title": title(notebook), "body": render(notebook, path.resolve(), drawn)}
+        chapter = {"name": path.stem, "title": title(notebook), "body": render(notebook, path.resolve())}
         (drawn / f"{path.stem}.json").write_text(json.dumps(chapter | {"wrong": wrong, "slow": slow(notebook)}))
         page = write_page(experiments)
         if asked.renew and not wrong and not slow(notebook):
