@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.errors import ConfigError
 
 
 def layout(config: ModelConfig) -> dict[str, str]:
@@ -68,8 +67,7 @@ def nbytes(
 ) -> dict[str, int]:
     """{path: bytes in memory} of numbers of itemsize bytes each; of what is kept in 8 bits, with its float32 scales.
 
-    sizes: how long each axis letter is, where it is not the config's own. Raises ConfigError where the model cannot be
-    kept in 8 bits.
+    sizes: how long each axis letter is, where it is not the config's own.
     """
     eight, found = paths_in_8_bits(config) if in_8_bits else set(), {}
     for path, shape in shapes(config, sizes).items():
@@ -84,13 +82,13 @@ def outputs(path: str, axes: int) -> int:
 
 
 def paths_in_8_bits(config: ModelConfig) -> set[str]:
-    """The matrices and tables of tokens, which are nearly all of a model.
-
-    Raises ConfigError for experts: there is no product by groups for 8 bits.
-    """
-    if config.num_experts:
-        raise ConfigError("dtype int8 is not there for mixtures of experts; take bfloat16.")
-    return {path for path in layout(config) if path.rpartition(".")[2] in ("wqkv", "wo", "up", "down", "tokens")}
+    """The matrices and tables of tokens, which are nearly all of a model, but not experts: they have no product in 8 bits."""
+    kinds = ("wqkv", "wo", "up", "down", "tokens")
+    return {
+        path
+        for path, letters in layout(config).items()
+        if path.rpartition(".")[2] in kinds and "E" not in letters.split()
+    }
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -50,10 +50,7 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = "auto") -> Par
 
 
 def keeper(config: ModelConfig, in_8_bits: bool) -> Callable[[str, jax.Array], jax.Array | Int8]:
-    """What becomes of each parameter, by its path: the array itself, or of matrices and tables of tokens 8 bits.
-
-    Raises ConfigError where the model cannot be kept in 8 bits.
-    """
+    """What becomes of each parameter, by its path: the array itself, or of matrices and tables of tokens 8 bits."""
     eight = paths_in_8_bits(config) if in_8_bits else set()
 
     def keep(path: str, array: jax.Array) -> jax.Array | Int8:
