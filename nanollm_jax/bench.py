@@ -37,7 +37,7 @@ from nanollm_jax.loading import Model, load
 from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.roofline import product_rate, prompt_flops, read_rate, step_bytes
 from nanollm_jax.settings import Sampling
-from nanollm_jax.source import read_json
+from nanollm_jax.source import find_shape, read_json
 
 CHUNK = 4  # tokens of a first answer: one call of the compiled loop, as in stream
 STARTING = """
@@ -99,8 +99,8 @@ def name_of(dtype: Any) -> str:
 
 def open_model(source: str | None, revision: str | None, dtype: Any) -> Model:
     """A checkpoint, or a config file with random weights, which no tokenizer goes with. All weights on their device."""
-    file = Path(source or "").expanduser()
-    if revision is None and file.is_file():
+    file = find_shape(source, revision)
+    if file is not None:
         config, _ = read_config(read_json(file), str(file))
         model = Model(config, parameters.init_params(config, jax.random.key(0), dtype))
     else:

@@ -24,10 +24,26 @@ def find(source: str | os.PathLike[str] | None, revision: str | None = None, *, 
     return Path(str(resources.files("nanollm_jax"))) / "assets" / "nano-stories"
 
 
-def find_config(source: str | os.PathLike[str] | None, revision: str | None = None) -> Path:
-    """A file in the form of config.json: the source itself, or that of the model that it names."""
+def find_shape(source: str | os.PathLike[str] | None, revision: str | None = None) -> Path | None:
+    """A file in the form of config.json with no model around it: the source itself, or a published shape that ships with the
+    library, by its name ("llama-3.1-8b"). None where the source is neither.
+    """
     file = Path(os.path.expanduser(source or ""))
-    return file if revision is None and os.path.isfile(file) else find(source, revision, weights=False) / "config.json"
+    if revision is not None or source is None or os.path.isdir(file):
+        return None
+    return file if os.path.isfile(file) else shipped().get(os.fspath(source))
+
+
+def shipped() -> dict[str, Path]:
+    """The shapes that ship with the library: {name: file}. They lie in the package, or beside it in a clone."""
+    package = Path(str(resources.files("nanollm_jax")))
+    folder = next(filter(os.path.isdir, (package / "configs", package.parent / "configs")), package)
+    return {file.stem: file for file in sorted(folder.glob("*.json"))}
+
+
+def find_config(source: str | os.PathLike[str] | None, revision: str | None = None) -> Path:
+    """A file in the form of config.json: one that stands alone (see find_shape), or that of the model that source names."""
+    return find_shape(source, revision) or find(source, revision, weights=False) / "config.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import nanollm_jax as nano
-from nanollm_jax import params
+from nanollm_jax import params, source
 from nanollm_jax.cli import run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -48,6 +49,31 @@ def test_a_shape_has_as_many_parameters_as_was_published(name):
     file = CONFIGS / f"{name}.json"
     config, _ = nano.read_config(json.loads(file.read_text()), str(file))
     assert params.count(config) == PUBLISHED[name]
+
+
+def test_a_shape_is_known_by_its_name_from_anywhere(tmp_path, capsys, monkeypatch):
+    """In a clone, where configs/ lies beside the package, and installed, where the wheel has it inside."""
+    expected = {file.stem: file for file in CONFIGS.glob("*.json")}
+    assert {name: file.resolve() for name, file in source.shipped().items()} == expected
+    monkeypatch.chdir(tmp_path)
+    assert run(["info", "llama-3.1-8b", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["count"] == PUBLISHED["llama-3.1-8b"] and "checkpoint" not in report
+    assert run(["plan", "llama-3.1-8b"]) == 0 and "llama-3.1-8b.json" in capsys.readouterr().out
+    wheel = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"configs": "nanollm_jax/configs"}
+    inside = tmp_path / "site-packages" / "nanollm_jax"
+    shutil.copytree(CONFIGS, inside / "configs")
+    monkeypatch.setattr(source.resources, "files", lambda package: inside)
+    assert source.find_config("gpt2-124m") == inside / "configs" / "gpt2-124m.json"
+
+
+def test_a_folder_or_a_file_goes_before_a_shape_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("gpt2-124m").mkdir()
+    assert source.find_config("gpt2-124m") == Path("gpt2-124m") / "config.json"
+    Path("llama-2-7b").write_text("{}")
+    assert source.find_config("llama-2-7b") == Path("llama-2-7b")
 
 
 @pytest.mark.parametrize("file", RUNS, ids=lambda file: file.stem)

@@ -62,12 +62,12 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
     from nanollm_jax import buckets, layout
     from nanollm_jax.config import DTYPES, resolve_weights
     from nanollm_jax.families import read_config
-    from nanollm_jax.source import find_config, read_json
+    from nanollm_jax.source import find_config, find_shape, read_json
 
     if dtype_name is not None:
         resolve_weights(dtype_name)  # a wrong one is found before anything is looked for
     path = find_config(source, revision)
-    alone = path == Path(source or "").expanduser()
+    alone = find_shape(source, revision) is not None
     config_json = read_json(path)
     config, _ = read_config(config_json, str(path))
     said = config_json.get("dtype", config_json.get("torch_dtype"))

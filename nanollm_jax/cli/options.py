@@ -13,7 +13,10 @@ from nanollm_jax.cli.printing import warn
 from nanollm_jax.errors import RequestError
 
 MODEL = "A folder in checkpoint form, or a hub id such as openai-community/gpt2. Default: the bundled model."
-ANY_MODEL = "A folder in checkpoint form, a file in the form of config.json, or a hub id. Left out: the bundled model."
+ANY_MODEL = (
+    "A folder in checkpoint form, a file in the form of config.json, a published shape such as llama-3.1-8b, or a hub id. "
+    "Left out: the bundled model."
+)
 DTYPE = (
     "Of weights and activations: auto, float32, bfloat16 or float16; auto is float32 on CPU, else bfloat16. "
     "int8 is auto with the matrices in 8 bits."
