@@ -21,6 +21,7 @@ from nanollm_jax.errors import ConfigError
 
 NORMS = ("rms_norm", "layer_norm")
 QK_NORMS = (None, "head", "width")
+ROPE_PAIRS = ("halves", "neighbours")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 MOST_LAYERS = 10_000  # the deepest model that was published has 126; each is a piece of the compiled program
 DTYPES = ("float32", "bfloat16", "float16")
@@ -91,7 +92,8 @@ class ModelConfig:
     windows has one entry per layer: how many positions a query sees, itself included, or None for all.
     attention_scales has one entry per layer: what scores are multiplied by; empty means 1/sqrt(head_dim).
     ropes has one entry per layer where layers differ: (theta, scaling), or None for a layer that rotates nothing.
-    rotary_dim is how many channels of a head are rotated, the first ones; None means all.
+    rotary_dim is how many channels of a head are rotated, the first ones; None means all. rope_pairs says which of them
+    turn together: "halves" channel i of the first half with i of the second, "neighbours" channels 2i and 2i + 1.
     pre_norm is a norm before attention and MLP, post_norm one of what they give, before it is added.
     qk_norm "head" normalises each query and key head by itself, "width" all heads of a token together.
     norm_offset is added to every norm's scale. A cap c makes c * tanh(x / c) of x.
@@ -121,6 +123,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     ropes: tuple[Rope | None, ...] = ()
     rotary_dim: int | None = None
+    rope_pairs: str = "halves"
     pre_norm: bool = True
     post_norm: bool = False
     qk_norm: str | None = None
@@ -166,6 +169,8 @@ class ModelConfig:
             self.own("rotary_dim", check_count)
             if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
                 raise ConfigError(f"rotary_dim {self.rotary_dim} is not an even number up to head_dim {self.head_dim}.")
+        if self.rope_pairs not in ROPE_PAIRS:
+            raise ConfigError(f"rope_pairs {self.rope_pairs!r} is not supported; known: {', '.join(ROPE_PAIRS)}.")
         for rope in {rope for rope in self.ropes if rope is not None}:
             check_positive("rope theta", rope[0])
             if rope[1] is not None:

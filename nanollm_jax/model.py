@@ -103,7 +103,7 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, layer: int, config
     q, k = normalize(p.get("q_norm"), q, config), normalize(p.get("k_norm"), k, config)
     q, k, v = (attention.clip(value, config.qkv_clip) for value in (q, k, v))
     if (turns := new.turns[layer]) is not None:
-        q, k = rope.rotate(q, *turns), rope.rotate(k, *turns)
+        q, k = (rope.ROTATIONS[config.rope_pairs](x, *turns) for x in (q, k))
     q, k, v = tag(q, f"{name}.q"), tag(k, f"{name}.k"), tag(v, f"{name}.v")
 
     diagonal = cache.fresh  # nothing came before: key t is that of query t

@@ -298,6 +298,16 @@ def test_channels_behind_the_rotated_ones_stay():
     agree(ours[..., :6], np.asarray(rope.rotate(x[..., :6], *turns)))
 
 
+@pytest.mark.parametrize(("H", "R"), [(8, 8), (10, 6)])
+def test_neighbours_turn_as_complex_numbers(H, R):
+    """Channels 2i and 2i + 1 are one complex number, times e^(i angle); channels from R on stay."""
+    x, positions = random(2, 3, 4, H), np.asarray([[0, 1, 300], [7, 8, 9]])
+    freqs = rope.frequencies(R, 100.0)[0]
+    turned = (x[..., 0:R:2] + 1j * x[..., 1:R:2]) * np.exp(1j * positions[:, :, None, None] * freqs.astype(np.float64))
+    expected = np.concatenate([np.stack([turned.real, turned.imag], -1).reshape(2, 3, 4, R), x[..., R:]], -1)
+    agree(rope.rotate_neighbours(jnp.asarray(x), *rope.turns(jnp.asarray(positions), freqs)), expected, 3e-5)
+
+
 def test_longrope_has_its_own_factors_beyond_the_original_length():
     scaling = LongRopeScaling((1.0, 2.0), (3.0, 5.0), 8, 1.25)
     positions = jnp.arange(6)[None] + jnp.asarray([0, 4])[:, None]

@@ -4,13 +4,14 @@ product depends on how far apart they are.  Su et al. 2021, "RoFormer", section 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from nanollm_jax.ops.rope_scaling import llama3, yarn
 
 
 def frequencies(head_dim: int, theta: float, scaling: Any = None) -> tuple[np.ndarray, float]:
@@ -38,37 +39,6 @@ def frequencies(head_dim: int, theta: float, scaling: Any = None) -> tuple[np.nd
             return np.float32(1) / (factors * periods[None]), scaling.attention_factor
         case kind:
             raise NotImplementedError(f"rope scaling {kind!r}")
-
-
-def llama3(plain: np.ndarray, scaling: Any) -> np.ndarray:
-    """Pairs that turn more than high_freq_factor times in the original context stay; those that turn less than
-    low_freq_factor times are slowed by `factor`; between the two, a straight mix.  [H/2] -> [H/2]
-    """
-    turns = scaling.original_max_positions * plain / np.float32(2 * math.pi)
-    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    smooth = np.clip(smooth, 0, 1).astype(np.float32)
-    return (1 - smooth) * plain / np.float32(scaling.factor) + smooth * plain
-
-
-def yarn(plain: np.ndarray, theta: float, scaling: Any) -> np.ndarray:
-    """Pairs that turn more than beta_fast times in the original context stay; those that turn less than beta_slow
-    times are slowed by `factor`; between the two, a ramp over the index of the pair.  [H/2] -> [H/2]
-
-    Peng et al. 2023, arXiv:2309.00071, section 3.2.
-    """
-    H = 2 * plain.size
-
-    def pair_that_turns(times: float) -> float:
-        return H * math.log(scaling.original_max_positions / (times * 2 * math.pi)) / (2 * math.log(theta))
-
-    low, high = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
-    if scaling.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, H - 1)
-    if low == high:
-        high += 0.001  # a ramp of no width is a step
-    ramp = np.clip((np.arange(H // 2, dtype=np.float32) - low) / (high - low), 0, 1).astype(np.float32)
-    return (1 - ramp) * plain + ramp * plain / np.float32(scaling.factor)
 
 
 def turns_of_layers(
@@ -118,3 +88,19 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     left, right = jnp.split(x[..., :R].astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
     return turned if x.shape[-1] == R else jnp.concatenate([turned, x[..., R:]], axis=-1)
+
+
+@jax.named_scope("rope")
+@jax.jit
+def rotate_neighbours(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """rotate for pairs (2i, 2i + 1), the order of the paper's equation 34.  x [B T N H], cos and sin [B T 1 R/2] -> [B T N H]
+
+    The angles are in the same order: what rotate does with (0 4) (1 5) (2 6) (3 7) is done with (0 1) (2 3) (4 5) (6 7).
+    """
+    R = 2 * cos.shape[-1]
+    even, odd = (x[..., first:R:2].astype(jnp.float32) for first in (0, 1))
+    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return jnp.concatenate([turned.reshape(*x.shape[:-1], R).astype(x.dtype), x[..., R:]], axis=-1)
+
+
+ROTATIONS = {"halves": rotate, "neighbours": rotate_neighbours}  # by which channels of a head are a pair
