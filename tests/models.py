@@ -56,14 +56,39 @@ FURTHER = {
     "olmoe": {"num_experts": 5, "num_experts_per_tok": 2, "clip_qkv": 4.0},
 }  # fmt: skip
 FURTHER = {name: SHARED | special | {"model_type": name} for name, special in FURTHER.items()}
+# families whose mathematics is that of others: a config reader and a table of their own
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+RELATED = {
+    "olmo3": {"sliding_window": 6, "rope_scaling": YARN},
+    "seed_oss": {"head_dim": 10},
+    "ministral": {"head_dim": 8, "sliding_window": 6, "layer_types": ["full_attention", *["sliding_attention"] * 2]},
+    "cwm": {"head_dim": 10, "sliding_window": 6, "mlp_bias": True},
+    "exaone4": {"sliding_window": 6, "sliding_window_pattern": 2},
+    "granitemoe": {"num_local_experts": 5, "num_experts_per_tok": 2, "attention_multiplier": 0.1},
+    "granitemoehybrid": {"num_local_experts": 0, "shared_intermediate_size": 40, "layer_types": ["attention"] * 3,
+                         "mamba_n_heads": 8},
+    "stablelm": {"use_qkv_bias": True},
+    "internlm3": {"head_dim": 10, "qkv_bias": True, "bias": True},
+    "glm": {"head_dim": 12},
+    "glm4": {"head_dim": 12},
+    "ernie4_5": {"head_dim": 10, "use_bias": True},
+}  # fmt: skip
+RELATED = {name: SHARED | special | {"model_type": name} for name, special in RELATED.items()}
 # models that see, whose text is read
 COMPOSITE = {
-    "gemma3": {"model_type": "gemma3", "text_config": FURTHER["gemma3_text"], "vision_config": {"hidden_size": 3}},
+    name: {"model_type": name, "text_config": SHARED | special, "vision_config": {"hidden_size": 3}}
+    for name, special in {
+        "gemma3": FURTHER["gemma3_text"],
+        "mistral3": {"sliding_window": 6},
+        "qwen2_vl": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}},
+        "qwen2_5_vl": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}},
+        "qwen3_vl": {"head_dim": 10},
+    }.items()
 }
 INVARIANT = CONFIG_JSON | {name: FURTHER[name] for name in ("gemma3_text", "gpt_neox", "qwen3_moe")}
 
 
 def random_model(family: str) -> nano.Model:
     """One model of a family, without a tokenizer; always the same numbers."""
-    config, _ = nano.read_config((CONFIG_JSON | FURTHER)[family])
+    config, _ = nano.read_config((CONFIG_JSON | FURTHER | RELATED)[family])
     return nano.Model(config, nano.init_params(config, jax.random.key(5), jnp.float32))

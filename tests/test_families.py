@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from models import CONFIG_JSON, FURTHER, GPT2, LLAMA, MISTRAL
+from models import COMPOSITE, CONFIG_JSON, FURTHER, GPT2, LLAMA, MISTRAL, RELATED
 
 import nanollm_jax as nano
 from nanollm_jax import families, params
@@ -333,7 +333,7 @@ YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
 @pytest.mark.parametrize(
     ("scaling", "words"),
     [
-        (dict(rope_type="dynamic", factor=2.0), "rope_scaling: rope type 'dynamic' is not supported; known: default, linear, "),
+        (dict(rope_type="xpos", factor=2.0), "rope_scaling: rope type 'xpos' is not supported; known: default, linear, "),
         (dict(type="longrope", factor=2.0), "short_factor is missing; expected a list of finite numbers above 0"),
         (dict(rope_type=None), "rope type None is not supported"),
         (dict(rope_type=["yarn"]), "is not supported"),
@@ -506,6 +506,13 @@ def test_sizes_that_do_not_fit_together_name_the_file(values, words):
         nano.read_config(values, "here")
 
 
+@pytest.mark.parametrize("family", ["seed_oss", "internlm3", "ernie4_5", "qwen3"])
+def test_a_missing_head_dim_is_the_familys_and_a_null_what_the_width_gives(family):
+    values = {key: value for key, value in (FURTHER | RELATED)[family].items() if key != "head_dim"}
+    assert read(values).head_dim == 128
+    assert read(values, head_dim=None).head_dim == 8
+
+
 def test_a_head_of_its_own_size_needs_no_multiple():
     config = read(LLAMA, num_attention_heads=7, num_key_value_heads=7, head_dim=10)
     assert (config.num_heads, config.head_dim, config.hidden_size) == (7, 10, 48)
@@ -528,8 +535,8 @@ def every_config():
         yield "llama", read(LLAMA, **changes)
     for tied, window in itertools.product([False, True], [None, 7]):
         yield "mistral", read(MISTRAL, tie_word_embeddings=tied, sliding_window=window)
-    for name, tied in itertools.product(FURTHER, [False, True]):
-        yield name, read(FURTHER[name], tie_word_embeddings=tied)
+    for name, tied in itertools.product(further := FURTHER | RELATED | COMPOSITE, [False, True]):
+        yield name, read(further[name], tie_word_embeddings=tied)
 
 
 def test_a_table_fills_exactly_the_layout_and_uses_every_tensor_once():
@@ -610,5 +617,5 @@ def test_the_worked_example_of_the_readme_is_a_family(monkeypatch):
 
 
 def test_an_unknown_family_is_told_where_to_add_it():
-    with pytest.raises(ConfigError, match=r"known: gpt2, llama, .*olmoe\. A new family is one file .*README\.md"):
+    with pytest.raises(ConfigError, match=r"known: gpt2, llama, .*qwen3_vl\. A new family is one file .*README\.md"):
         read(LLAMA, model_type="gemma9")

@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from models import COMPOSITE, CONFIG_JSON, FURTHER, GPT2, LLAMA, MISTRAL
+from models import COMPOSITE, CONFIG_JSON, FURTHER, GPT2, LLAMA, MISTRAL, RELATED
 
 import nanollm_jax as nano
 from nanollm_jax.errors import ConfigError, NanoLLMWarning
@@ -24,7 +24,7 @@ from nanollm_jax.families.keys import INERT, LISTED, is_inert
 from nanollm_jax.families.reader import Reader
 
 FILE = Path(__file__).with_name("reference_keys.json")
-VALUES = CONFIG_JSON | FURTHER | COMPOSITE
+VALUES = CONFIG_JSON | FURTHER | RELATED | COMPOSITE
 REFERENCE = json.loads(FILE.read_text())
 
 

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
-from models import COMPOSITE, CONFIG_JSON, FURTHER, GPT2, LLAMA
+from models import COMPOSITE, CONFIG_JSON, FURTHER, GPT2, LLAMA, RELATED
 from safetensors.numpy import save_file
 from tokenizers_like import trained
 
@@ -25,7 +25,8 @@ from nanollm_jax.source import find
 from nanollm_jax.weights.rows import rearrange
 
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-PREFIX = dict.fromkeys(CONFIG_JSON | FURTHER, "model.") | {"gpt2": "transformer.", "gpt_neox": "gpt_neox."}
+PREFIX = dict.fromkeys(CONFIG_JSON | FURTHER | RELATED | COMPOSITE, "model.")
+PREFIX |= {"gpt2": "transformer.", "gpt_neox": "gpt_neox.", "mistral3": "language_model.model."}
 
 
 def draw(config_json, dtype="float32"):
@@ -117,10 +118,9 @@ def test_tied_and_untied_models_come_back(tmp_path, family, tied):
     assert ("unembedding.tokens" in flat) != tied
 
 
-@pytest.mark.parametrize("family", FURTHER)
-def test_every_further_family_comes_back(tmp_path, family):
-    flat = draw(FURTHER[family])
-    same(nano.load(write(tmp_path, FURTHER[family]), dtype="float32"), flat, "float32")
+@pytest.mark.parametrize("values", (FURTHER | RELATED | COMPOSITE).values(), ids=FURTHER | RELATED | COMPOSITE)
+def test_every_further_family_comes_back(tmp_path, values):
+    same(nano.load(write(tmp_path, values), dtype="float32"), draw(values), "float32")
 
 
 def test_a_fused_tensor_of_another_height_is_refused(tmp_path):

@@ -16,22 +16,37 @@ from typing import Any
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import ConfigError, NanoLLMWarning
 from nanollm_jax.families import (
+    cwm,
+    ernie4_5,
+    exaone4,
     gemma,
     gemma2,
     gemma3,
+    glm,
+    glm4,
     gpt2,
     gpt_neox,
     granite,
+    granitemoe,
+    granitemoehybrid,
+    internlm3,
     llama,
+    ministral,
     mistral,
+    mistral3,
     mixtral,
     olmo2,
+    olmo3,
     olmoe,
     phi3,
     qwen2,
+    qwen2_5_vl,
     qwen3,
     qwen3_moe,
+    qwen3_vl,
+    seed_oss,
     smollm3,
+    stablelm,
     starcoder2,
 )
 from nanollm_jax.families.reader import Reader
@@ -40,6 +55,9 @@ FAMILIES: dict[str, ModuleType] = {
     "gpt2": gpt2, "llama": llama, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3, "phi3": phi3, "gemma": gemma,
     "gemma2": gemma2, "gemma3": gemma3, "gemma3_text": gemma3, "olmo2": olmo2, "granite": granite, "smollm3": smollm3,
     "starcoder2": starcoder2, "gpt_neox": gpt_neox, "mixtral": mixtral, "qwen3_moe": qwen3_moe, "olmoe": olmoe,
+    "olmo3": olmo3, "seed_oss": seed_oss, "ministral": ministral, "cwm": cwm, "exaone4": exaone4, "granitemoe": granitemoe,
+    "granitemoehybrid": granitemoehybrid, "stablelm": stablelm, "internlm3": internlm3, "glm": glm, "glm4": glm4,
+    "ernie4_5": ernie4_5, "mistral3": mistral3, "qwen2_vl": qwen2_5_vl, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl,
 }  # fmt: skip
 
 

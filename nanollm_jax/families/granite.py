@@ -5,6 +5,8 @@ IBM Granite team 2024, "Granite 3.0 Language Models"; the multipliers are those 
 
 from __future__ import annotations
 
+from typing import Any
+
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.families import llama
 from nanollm_jax.families.llama import PREFIXES, ignored, table
@@ -15,12 +17,17 @@ __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
 
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig."""
+    return read(reader, mlp_bias=reader.flag("mlp_bias", False))
+
+
+def read(reader: Reader, **features: Any) -> ModelConfig:
+    """What all Granites share, in llama.read's words."""
     bias = reader.flag("attention_bias", False)
     scale = reader.number("attention_multiplier", 1.0)
     return llama.read(
         reader, default_max_positions=2048, qkv_bias=bias, attention_out_bias=bias,
-        mlp_bias=reader.flag("mlp_bias", False), attention_scales=(scale,) * reader.count("num_hidden_layers"),
+        attention_scales=(scale,) * reader.count("num_hidden_layers"),
         embedding_scale=reader.number("embedding_multiplier", 1.0),
         residual_scale=reader.number("residual_multiplier", 1.0),
-        logit_scale=1.0 / reader.number("logits_scaling", 1.0),
+        logit_scale=1.0 / reader.number("logits_scaling", 1.0), **features,
     )  # fmt: skip

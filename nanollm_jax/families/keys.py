@@ -14,6 +14,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+IMAGES = """
+    vision_config image_token_id video_token_id vision_token_id vision_start_token_id vision_end_token_id"""
+
 # {family, or "" for all: {reason: names}}
 INERT = {
     "": {
@@ -58,6 +61,21 @@ INERT = {
         "what sees images": """
             vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id
             eoi_token_id image_token_id""",
+    },
+    "mistral3": {
+        "what sees images": """
+            vision_config image_token_index image_token_id projector_hidden_act multimodal_projector_bias
+            spatial_merge_size vision_feature_layer""",
+    },
+    "qwen2_vl": {"what sees images": IMAGES},
+    "qwen2_5_vl": {"what sees images": IMAGES},
+    "qwen3_vl": {"what sees images": IMAGES},
+    "granitemoehybrid": {
+        "of Mamba and of experts, where there are none": """
+            mamba_chunk_size mamba_conv_bias mamba_d_conv mamba_d_head mamba_d_state mamba_expand mamba_n_groups
+            mamba_n_heads mamba_proj_bias time_step_limit num_experts_per_tok""",
+        "the only one that there is": "normalization_function",
+        "training": "init_method",
     },
     "smollm3": {"no_rope_layers and layer_types say where": "max_window_layers"},
     "qwen3_moe": {"the window, where used, is in every layer": "max_window_layers"},

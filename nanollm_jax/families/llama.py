@@ -6,6 +6,7 @@ the parts of a layer that are.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,7 +55,9 @@ def read(
     if reader.values.get("head_dim", default_head_dim) is None and width % heads:
         raise reader.error("hidden_size", f"a multiple of num_attention_heads {heads}, or a head_dim of its own")
     kv_heads = heads if default_kv_heads is None or "num_key_value_heads" in reader.values else default_kv_heads
-    head_dim = reader.count("head_dim", default_head_dim or width // heads)
+    head_dim = reader.count(
+        "head_dim", width // heads if "head_dim" in reader.values else default_head_dim or width // heads
+    )
     if window:
         features["windows"] = (window,) * layers
     if partial != 1.0:
@@ -74,6 +77,24 @@ def read(
         rope_scaling=scaling,
         tie_embeddings=reader.flag("tie_word_embeddings", default_tied),
         **features,
+    )
+
+
+def with_local_rope(reader: Reader, local_theta: float, read: Callable[[Reader], ModelConfig]) -> ModelConfig:
+    """What read makes of a file whose layers with a window have a rope of their own.
+
+    rope_parameters has an object for either kind of layer. rope_scaling and rope_theta are of layers without a window;
+    local_theta is the base of the others where theirs is not given.
+    """
+    ropes = reader.get("rope_parameters") or {}
+    if not isinstance(ropes, dict) or not ropes.keys() <= {"full_attention", "sliding_attention"}:
+        raise reader.error("rope_parameters", "an object with full_attention and sliding_attention")
+    config = read(reader.having(rope_parameters=ropes.get("full_attention")))
+    assert config.rope_theta is not None
+    inner = reader.having(rope_parameters=ropes.get("sliding_attention"), rope_scaling=None, rope_theta=None)
+    local, whole = inner.rope(config.max_positions, local_theta)[:2], (config.rope_theta, config.rope_scaling)
+    return dataclasses.replace(
+        config, ropes=tuple(whole if config.window(layer) is None else local for layer in range(config.num_layers))
     )
 
 

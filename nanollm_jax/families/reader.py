@@ -6,6 +6,7 @@ Both dialects in the wild are read: rope_theta with rope_scaling (transformers 4
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from nanollm_jax.checks import LEAST_FLOAT, MOST, MOST_FLOAT
@@ -14,6 +15,7 @@ from nanollm_jax.config import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ModelConfig,
     RopeScaling,
     YarnScaling,
 )
@@ -120,6 +122,10 @@ class Reader:
         """A finite number above 0, or null for none."""
         return None if self.get(key, default) is None else self.number(key, default or 1.0)
 
+    def optional_count(self, key: str, default: int | None = None) -> int | None:
+        """A whole number of at least 1, or null for none."""
+        return None if self.get(key, default) is None else self.count(key, default)
+
     def windows(self, window: int | None, types: list[str]) -> tuple[int | None, ...]:
         """One window per layer out of layer_types, which may be missing: then `types`. () where no layer has one."""
         found = self.get("layer_types")
@@ -203,9 +209,27 @@ def method(quantisation: Any) -> str:
     return " ".join(named) or (f"{bits} bits" if bits else "something unknown")
 
 
+def text_part(
+    reader: Reader, family: str, read: Callable[[Reader], ModelConfig], defaults: dict[str, Any], tied: bool
+) -> ModelConfig:
+    """The text model of a checkpoint that also sees: what is under text_config, a config of this family.
+
+    defaults is what a missing key means. Whether embeddings are tied is the whole's to say, as in the reference.
+    """
+    text = reader.object("text_config", family)
+    text.get("model_type")
+    tied = reader.flag("tie_word_embeddings", text.flag("tie_word_embeddings", False) or tied)
+    config = read(text.having(**defaults | text.values | {"tie_word_embeddings": tied}))
+    text.finish()
+    return config
+
+
 def read_scaling(inner: Reader, kind: Any, original: int, max_positions: int) -> RopeScaling | None:
     """The scaling record of one kind. original: the positions before the context was stretched."""
     if kind == "default":
+        return None
+    if kind == "dynamic":  # stretches the base for texts beyond max_positions only, and there are none
+        need(inner, "factor")
         return None
     if kind == "linear":
         return LinearScaling(need(inner, "factor"))
@@ -226,7 +250,7 @@ def read_scaling(inner: Reader, kind: Any, original: int, max_positions: int) ->
         short, long = (tuple(inner.numbers(key)) for key in ("short_factor", "long_factor"))
         return LongRopeScaling(short, long, original, inner.number("attention_factor", stretch))
     raise ConfigError(
-        f"{inner.where}: rope type {kind!r} is not supported; known: default, linear, llama3, yarn, longrope."
+        f"{inner.where}: rope type {kind!r} is not supported; known: default, linear, dynamic, llama3, yarn, longrope."
     )
 
 

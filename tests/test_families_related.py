@@ -1,0 +1,162 @@
+"""Families whose mathematics is that of others: what their config.json means, and what of it is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from models import MISTRAL, RELATED, SHARED, YARN
+
+import nanollm_jax as nano
+from nanollm_jax import params
+from nanollm_jax.config import Llama3Scaling, YarnScaling
+from nanollm_jax.errors import ConfigError
+
+
+def read(values, **changes):
+    return nano.read_config(values | changes)[0]
+
+
+def test_of_qwen_and_mistral_with_images_the_text_model_is_read():
+    """Inside text_config or, in older files of Qwen, beside the rest; a section for each of three positions means nothing."""
+    images = {"vision_config": {"depth": 1}, "image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7}
+    text = SHARED | {"rope_theta": 1e6}
+    mrope = {"mrope_section": [2, 1, 1], "type": "mrope", "rope_type": "default"}
+    for name, alone in (("qwen2_5_vl", "qwen2"), ("qwen2_vl", "qwen2"), ("qwen3_vl", "qwen3")):
+        expected = read(text | {"model_type": alone, "rms_norm_eps": 1e-5})
+        inside = text | {"model_type": f"{name}_text", "rms_norm_eps": 1e-5}
+        for rope in (None, mrope, mrope | {"mrope_interleaved": True}):
+            assert read(images, model_type=name, text_config=inside | {"rope_scaling": rope}) == expected
+            if alone == "qwen2":
+                assert read(images | text, model_type=name, rms_norm_eps=1e-5, rope_scaling=rope) == expected
+        assert read(images, model_type=name, text_config=inside, tie_word_embeddings=True).tie_embeddings
+        assert read(images, model_type=name, text_config=inside | {"tie_word_embeddings": True}).tie_embeddings
+        stretched = read(
+            images, model_type=name, text_config=inside | {"rope_scaling": mrope | {"type": "yarn"} | YARN}
+        )
+        assert stretched.rope_scaling == read(text, model_type=alone, rope_scaling=YARN).rope_scaling
+    sees = {"model_type": "mistral3", "image_token_index": 10, "spatial_merge_size": 2, "vision_feature_layer": -1}
+    assert read(sees, text_config=MISTRAL) == read(MISTRAL)
+    with pytest.raises(ConfigError, match=r"^config.json: text_config: model_type is 'ministral3'; expected 'mistral'"):
+        read(sees, text_config=MISTRAL | {"model_type": "ministral3"})
+    with pytest.raises(ConfigError, match=r"^config.json: text_config is missing; expected an object"):
+        read(sees)
+
+
+LAYERS = ["full_attention", "sliding_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "windows", "rotates"),
+    [
+        ("olmo3", {"num_hidden_layers": 5}, (6, 6, 6, None, 6), 5),
+        ("olmo3", {"layer_types": LAYERS}, (None, 6, 6), 3),
+        ("ministral", {"layer_types": None}, (6, 6, 6), 3),
+        ("ministral", {"layer_types": None, "sliding_window": None}, (), 3),
+        ("cwm", {"num_hidden_layers": 5}, (None, 6, 6, 6, None), 5),
+        ("exaone4", {}, (6, None, 6), 2),
+        ("exaone4", {"sliding_window_pattern": "LLG"}, (6, 6, None), 2),
+        ("exaone4", {"sliding_window_pattern": "L"}, (6, 6, None), 2),
+        ("exaone4", {"layer_types": LAYERS, "sliding_window_pattern": "LLLG"}, (None, 6, 6), 2),
+        ("exaone4", {"sliding_window": None, "sliding_window_pattern": None}, (), 3),
+        ("granitemoehybrid", {}, (), 0),
+        ("granitemoehybrid", {"position_embedding_type": "rope"}, (), 3),
+    ],
+)
+def test_which_layers_have_a_window_and_which_rotate(family, changes, windows, rotates):
+    config = read(RELATED[family], **changes)
+    assert config.windows == windows
+    assert sum(config.rope(layer) is not None for layer in range(config.num_layers)) == rotates
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm is True; expected false"),
+        ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual is True; expected false"),
+        ("granitemoehybrid", {"layer_types": None}, "layer_types is None; expected attention in every layer: Mamba's"),
+        (
+            "granitemoehybrid",
+            {"layer_types": ["mamba", "attention", "mamba"]},
+            "layer_types is .*; expected attention in every layer",
+        ),
+        ("granitemoehybrid", {"layer_types": ["attention"]}, "layer_types is .*; expected one entry a layer"),
+        ("granitemoehybrid", {"num_local_experts": 4}, "num_local_experts is 4; expected 0: experts beside an MLP"),
+        ("granitemoehybrid", {"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),
+        ("internlm3", {"bias": False}, "bias is False; expected True, as for queries, keys and values"),
+        ("exaone4", {"sliding_window_pattern": "LX"}, "sliding_window_pattern is 'LX'; expected a whole number"),
+        ("olmo3", {"rope_parameters": {"rope_type": "default"}}, "rope_parameters is .*; expected an object with full"),
+    ],
+)
+def test_what_a_related_family_does_not_have_is_refused(family, changes, words):
+    with pytest.raises(ConfigError, match=f"^config.json: {words}"):
+        read(RELATED[family], **changes)
+
+
+def test_the_ropes_of_olmo_3():
+    """Only layers without a window are stretched. A rope_theta beside the objects is theirs, as in the reference."""
+    stretched = YarnScaling(4.0, 32, 0.1 * math.log(4) + 1)
+    assert set(read(RELATED["olmo3"]).ropes) == {(5e5, None)}  # three layers, all with a window
+    config = read(RELATED["olmo3"], num_hidden_layers=4, rope_theta=1e4)
+    assert config.ropes == ((5e5, None),) * 3 + ((1e4, stretched),)
+
+
+def test_code_world_model_without_a_word_about_rope():
+    config = read(RELATED["cwm"], rope_theta=1e4)
+    assert (config.rope_theta, config.rope_scaling) == (1e6, Llama3Scaling(16.0, 1.0, 4.0, 8192))
+    config = read(RELATED["cwm"], rope_theta=1e4, rope_scaling=YARN)
+    assert (config.rope_theta, config.rope_scaling.factor) == (1e4, 4.0)
+
+
+def test_dynamic_scaling_begins_past_the_positions_that_a_model_has():
+    scaling = {"rope_type": "dynamic", "factor": 6.0}
+    assert read(RELATED["internlm3"], rope_scaling=scaling) == read(RELATED["internlm3"])
+    with pytest.raises(ConfigError, match=r"rope_scaling: factor is missing"):
+        read(RELATED["internlm3"], rope_scaling={"rope_type": "dynamic"})
+
+
+def test_pairs_of_neighbours():
+    assert [read(RELATED[name]).rope_pairs for name in ("glm", "glm4", "ernie4_5", "seed_oss")] == [
+        "neighbours", "neighbours", "neighbours", "halves"]  # fmt: skip
+    assert (read(RELATED["glm"]).rotary_dim, read(RELATED["ernie4_5"]).rotary_dim) == (6, None)
+
+
+# How many numbers published checkpoints hold, those of vision left out.
+EXAONE = dict(model_type="exaone4", vocab_size=102400, num_key_value_heads=8, max_position_embeddings=65536)
+GRANITE = dict(vocab_size=100352, hidden_size=2560, intermediate_size=8192, num_hidden_layers=40, num_attention_heads=40,
+               num_key_value_heads=8, tie_word_embeddings=True)  # fmt: skip
+GLM = dict(model_type="glm", vocab_size=151552, hidden_size=4096, intermediate_size=13696, num_hidden_layers=40,
+           num_attention_heads=32, num_key_value_heads=2, rope_theta=10000.0, partial_rotary_factor=0.5)  # fmt: skip
+SIZES = {
+    "Olmo-3-1025-7B": (7_298_011_136, dict(
+        model_type="olmo3", vocab_size=100278, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=65536, sliding_window=4096)),
+    "Seed-OSS-36B": (36_151_104_512, dict(
+        model_type="seed_oss", vocab_size=155136, hidden_size=5120, intermediate_size=27648, num_hidden_layers=64,
+        num_attention_heads=80, num_key_value_heads=8, residual_dropout=0.1, rope_scaling={"rope_type": "default"})),
+    "EXAONE-4.0-1.2B": (1_279_391_488, EXAONE | dict(
+        hidden_size=2048, intermediate_size=4096, num_hidden_layers=30, num_attention_heads=32, head_dim=64,
+        sliding_window=None, layer_types=["full_attention"] * 30, tie_word_embeddings=True)),
+    "granite-4.0-micro": (3_402_836_480, GRANITE | dict(
+        model_type="granitemoehybrid", shared_intermediate_size=8192, layer_types=["attention"] * 40, init_method="mup",
+        num_local_experts=0, num_experts_per_tok=0, position_embedding_type="rope", mamba_n_heads=80, mamba_expand=2,
+        mamba_conv_bias=True, normalization_function="rmsnorm")),
+    "internlm3-8b-instruct": (8_804_241_408, dict(
+        model_type="internlm3", vocab_size=128512, hidden_size=4096, intermediate_size=10240, num_hidden_layers=48,
+        num_attention_heads=32, num_key_value_heads=2, bias=False, qkv_bias=False, rope_theta=50000000,
+        rope_scaling={"factor": 6.0, "rope_type": "dynamic"}, auto_map={"AutoConfig": "configuration_internlm3.X"})),
+    "glm-4-9b-chat-hf": (9_399_951_360, GLM),
+    "GLM-4-9B-0414": (9_400_279_040, GLM | dict(model_type="glm4")),
+    "ERNIE-4.5-0.3B-PT": (360_748_032, dict(
+        model_type="ernie4_5", vocab_size=103424, hidden_size=1024, intermediate_size=3072, num_hidden_layers=18,
+        num_attention_heads=16, num_key_value_heads=2, use_bias=False)),
+    "stablelm-3b-4e1t": (2_795_443_200, dict(
+        model_type="stablelm", vocab_size=50304, hidden_size=2560, intermediate_size=6912, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=32)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_related_family_has_as_many_parameters_as_was_published(name):
+    published, values = SIZES[name]
+    assert params.count(read(values)) == published
