@@ -24,7 +24,7 @@ from nanollm_jax.errors import RequestError
 from nanollm_jax.generate import CHUNK, STREAM_CHUNK, Stream, read_behind, reread, roomy, run
 from nanollm_jax.loading import Model
 from nanollm_jax.profiling import Timings, timed
-from nanollm_jax.request import Request, check_request, check_seeds, check_stops
+from nanollm_jax.request import Request, check_request, check_seeds, check_stops, known
 from nanollm_jax.settings import Sampling
 
 Message = Mapping[str, Any]
@@ -50,9 +50,10 @@ def encode_chat(
             f"this checkpoint has no {missing}, so messages cannot be read; load its instruction-tuned version, add a "
             "chat_template.jinja to its folder, or give a plain prompt to generate."
         )
-    return model.chat_template.encode(
+    ids = model.chat_template.encode(
         messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template, variables=variables
     )
+    return known(model, ids)
 
 
 def chat(

@@ -63,15 +63,18 @@ def read_defaults(
     do_sample = generation.get("do_sample")
     if not isinstance(do_sample, bool | None):
         raise ConfigError(f"{path}: do_sample is {do_sample!r}; expected true or false.")
-    names = (*DRAWING, *ALWAYS) if do_sample else ALWAYS
+    drawing = do_sample and (generation.get("temperature") is False or generation.get("temperature") != 0)
+    names = (*DRAWING, *ALWAYS) if drawing else ALWAYS
     given = {name: generation[name] for name in names if generation.get(name) is not None}
+    if given.get("top_k") == -1:  # another program's word for off
+        del given["top_k"]
     for name, value in given.items():
         if isinstance(value, list):  # a list is one value per row, and a file knows no rows
             raise ConfigError(f"{path}: {name} is {value!r}; expected a number.")
-    if not do_sample:
+    if not drawing:
         given["temperature"] = 0.0
 
-    neutral = NOT_OBEYED | (NOT_OBEYED_DRAWING if do_sample else {})
+    neutral = NOT_OBEYED | (NOT_OBEYED_DRAWING if drawing else {})
     left_out = [
         name for name, off in neutral.items() if generation.get(name) is not None and generation[name] not in off
     ]
@@ -127,8 +130,8 @@ def biases(entries: Any, where: str, value: float | None) -> tuple[dict[int, flo
 
 
 def token_ids(value: Any, where: str) -> list[int]:
-    """An id, a list of ids or null -> a list of ids."""
+    """An id, a list of ids or null -> a list of ids. -1 is how some files spell null."""
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if any(whole(token) is None or token < 0 for token in ids):
-        raise ConfigError(f"{where} is {value!r}; expected a token id, a list of token ids, or null.")
-    return ids
+    if any(whole(token) is None or token < -1 for token in ids):
+        raise ConfigError(f"{where} is {shown(value)}; expected a token id, a list of token ids, or null.")
+    return [token for token in ids if token != -1]

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
+from nanollm_jax import files, sharding
 from nanollm_jax import params as parameters
-from nanollm_jax import sharding
 from nanollm_jax.chat import ChatTemplate, load_chat_template
 from nanollm_jax.config import ModelConfig, resolve_weights
 from nanollm_jax.defaults import Defaults, read_defaults
-from nanollm_jax.errors import CheckpointError, ConfigError, TokenizerError
+from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMWarning, TokenizerError
 from nanollm_jax.families import read_config
 from nanollm_jax.params import Params
 from nanollm_jax.source import find, read_json
 from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from nanollm_jax.weights import Checkpoint, open_checkpoint
 from nanollm_jax.weights.load import load_params
+
+# What trainers leave in a model's folder, or alone
+ADAPTERS = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "adapters.safetensors",
+    "adapters.npz",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +87,12 @@ def load(
     """
     dtype, in_8_bits = resolve_weights(dtype)
     folder = find(source, revision)
+    name_adapters(folder)
     config_json = read_json(folder / "config.json")
     config, family = read_config(config_json, str(folder / "config.json"))
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise TokenizerError(
-            f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model's vocabulary ends at "
-            f"{config.vocab_size - 1}; these files belong to different models, or the embedding was not resized."
-        )
+    if tokenizer is not None:
+        check_vocabulary(folder, tokenizer, config)
     chat_template = None if tokenizer is None else load_chat_template(folder, tokenizer)
     defaults = read_defaults(config_json, folder, config, None if tokenizer is None else tokenizer.eos_id)
     checkpoint = open_checkpoint(folder)
@@ -104,6 +113,36 @@ def shard(model: Model, mesh: Mesh) -> Model:
         raise ConfigError(f"this model is on a mesh of {dict(model.mesh.shape)} already; load it again with the other.")
     config, params = sharding.shard_params(model.params, model.config, mesh)
     return dataclasses.replace(model, config=config, params=params)
+
+
+def name_adapters(folder: Path) -> None:
+    """Warn of an adapter beside a model, which is not applied. Raises CheckpointError where there is no model beside it."""
+    if not (found := ", ".join(name for name in ADAPTERS if files.present(folder / name))):
+        return
+    merge = "merge it into the weights first (peft: merge_and_unload, then save_pretrained)"
+    if not files.present(folder / "config.json"):
+        raise CheckpointError(
+            f"{folder}: found {found} and no config.json: this is an adapter without its model; {merge}."
+        )
+    warnings.warn(
+        f"{folder}: {found}: an adapter is not applied, and this is the model without it; {merge}.",
+        NanoLLMWarning,
+        stacklevel=3,
+    )
+
+
+def check_vocabulary(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Raise TokenizerError where the tokenizer's vocabulary goes past the model's.
+
+    Tokens that were added to it may (an image's mark, a pad): such a one is an error where it is used.
+    """
+    added = {*tokenizer.added.values(), *tokenizer.special_ids}
+    past = (token for token in range(config.vocab_size, tokenizer.vocab_size) if token not in added)
+    if any(tokenizer.piece(token) for token in past):
+        raise TokenizerError(
+            f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model's vocabulary ends at "
+            f"{config.vocab_size - 1}; these files belong to different models, or the embedding was not resized."
+        )
 
 
 def check_claims(checkpoint: Checkpoint, config: ModelConfig) -> None:

@@ -51,7 +51,8 @@ def check_request(
         )
     texts, ids = check_stops(model, stop, stop_ids)
     eos = model.tokenizer.eos_id if chat and model.tokenizer is not None else None
-    ends = tuple(sorted({*model.defaults.eos_ids, *ids, *([] if eos is None else [eos])}))
+    named = {*model.defaults.eos_ids, *ids, *([] if eos is None else [eos])}
+    ends = tuple(sorted(token for token in named if token < model.config.vocab_size))  # no other is ever drawn
     settings = model.defaults.sampling if sampling is None else sampling
     if not isinstance(settings, Sampling):
         raise RequestError(f"sampling is {type(settings).__name__}; expected a nanollm_jax.Sampling.")
@@ -141,6 +142,18 @@ def encode(model: Model, text: str, *, special: bool = False) -> list[int]:
     if not ids:
         raise RequestError(
             "the prompt is empty and this tokenizer puts no BOS before a text; give it at least one token."
+        )
+    return known(model, ids)
+
+
+def known(model: Model, ids: list[int]) -> list[int]:
+    """The ids of a text. Raises RequestError for a token that the tokenizer has and the model does not."""
+    if ids and max(ids) >= model.config.vocab_size:
+        assert model.tokenizer is not None
+        name = model.tokenizer.piece(max(ids))
+        raise RequestError(
+            f"the text has the token {name!r}, {max(ids)}, and ids of this model go from 0 to {model.config.vocab_size - 1}: "
+            "its tokenizer has tokens that it was not made for; leave this one out."
         )
     return ids
 

@@ -437,6 +437,44 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path):
         nano.load(tmp_path)
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_a_token_that_was_added_past_the_vocabulary_is_an_error_where_it_is_used(tmp_path, special):
+    library = tokenizers.Tokenizer.from_str(trained("qwen"))
+    V = library.get_vocab_size()
+    library.add_tokens([tokenizers.AddedToken("<image>", special=special, normalized=False)])
+    settings = {
+        "chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if boxed %}<image>{% endif %}"
+    }
+    write(tmp_path, LLAMA | {"vocab_size": V}, tokenizer_config=settings)
+    library.save(str(tmp_path / "tokenizer.json"))
+    model = nano.load(tmp_path)
+    assert model.tokenizer.vocab_size == V + 1
+    messages = [{"role": "user", "content": "Hi"}]
+    assert (
+        nano.generate(model, "Hi", max_new_tokens=1).token_ids == nano.chat(model, messages, max_new_tokens=1).token_ids
+    )
+    uses = [lambda: nano.chat(model, messages, max_new_tokens=1, variables={"boxed": True})]
+    if not special:
+        uses += [lambda: nano.generate(model, "a <image>", max_new_tokens=1), lambda: nano.score(model, "a <image>")]
+    for use in uses:
+        with pytest.raises(nano.RequestError, match=rf"the text has the token '<image>', {V}, and ids .* to {V - 1}"):
+            use()
+    assert nano.generate(model, "Hi", max_new_tokens=1, stop="<image>").finish_reason == "length"
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapters.safetensors"])
+def test_an_adapter_is_named_and_not_applied(tmp_path, name):
+    write(tmp_path, LLAMA)
+    (tmp_path / name).write_text("{}")
+    with pytest.warns(
+        nano.NanoLLMWarning, match=rf"{name}: an adapter is not applied.*merge it into the weights first"
+    ):
+        same(nano.load(tmp_path, dtype="float32"), draw(LLAMA), "float32")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(nano.CheckpointError, match=rf"found {name} and no config\.json: this is an adapter without"):
+        nano.load(tmp_path)
+
+
 @pytest.mark.parametrize("size", [2048, 2050])
 def test_a_vocabulary_as_large_as_the_tokenizer_or_larger_loads(tmp_path, size):
     write(tmp_path, LLAMA | {"vocab_size": size})
@@ -474,6 +512,7 @@ def defaults(folder, generation=None, **config):
         ({}, None, ()),
         ({}, {}, ()),
         (dict(eos_token_id=None), dict(eos_token_id=None), ()),
+        (dict(eos_token_id=-1), dict(eos_token_id=[3, -1]), (3,)),
         (dict(eos_token_id=2), None, (2,)),
         (dict(eos_token_id=0), dict(eos_token_id=0), (0,)),
         (dict(eos_token_id=2), dict(eos_token_id=None), (2,)),
@@ -513,7 +552,7 @@ def test_a_turn_ends_in_generate_and_in_chat(tmp_path, named, settings, ends):
             assert (answer.finish_reason == "stop") == (len(answer.token_ids) == 1) == (name in ends), name
 
 
-@pytest.mark.parametrize("wrong", ["2", "</s>", 2.0, True, -1, [1, "2"], [[2]], {"id": 2}])
+@pytest.mark.parametrize("wrong", ["2", "</s>", 2.0, True, -2, [1, "2"], [[2]], {"id": 2}])
 def test_end_ids_that_are_none_are_refused_in_either_file(tmp_path, wrong):
     with pytest.raises(
         nano.ConfigError, match=rf"^{tmp_path}/config\.json: eos_token_id is .*expected a token id, a list"
@@ -538,6 +577,9 @@ def test_end_ids_that_are_none_are_refused_in_either_file(tmp_path, wrong):
             nano.Sampling(repetition_penalty=1.1),
         ),
         (dict(do_sample=True, temperature=0), nano.Sampling(temperature=0)),
+        (dict(do_sample=True, temperature=0.0, top_k=-1, top_p=0), nano.Sampling(temperature=0.0)),
+        (dict(top_k=-1, top_p=0), nano.Sampling(temperature=0.0)),
+        (dict(do_sample=True, top_k=-1), nano.Sampling()),
         (
             dict(suppress_tokens=[3, 9999], begin_suppress_tokens=[4]),
             nano.Sampling(temperature=0.0, logit_bias={3: -np.inf}, begin_suppress_tokens=(4,)),
