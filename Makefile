@@ -11,7 +11,7 @@ TESTS := $(BIN)/python -m pytest -m "not parity" -n auto --maxprocesses 4 --dist
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
-.PHONY: help demo test test-portable parity lint bench bench-peers gpu experiments figures clean
+.PHONY: help demo fuzz test test-portable parity lint bench bench-peers gpu experiments figures clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test-portable: .venv/installed-test ## the same tests as on a processor without 
 
 parity: .venv/installed-parity ## the same logits and tokens as transformers, and on meshes of every size; installs torch
 	$(BIN)/python -m pytest -m parity -n auto --maxprocesses 4 --dist loadfile
+
+fuzz: .venv/installed-test ## 10,000 damaged files at every door; another hundred thousand: make fuzz SEED=1
+	$(BIN)/python tests/fuzzing.py --seed $(or $(SEED),0)
 
 lint: .venv/installed-dev ## style and types
 	$(BIN)/ruff check .

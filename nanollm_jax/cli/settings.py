@@ -20,7 +20,7 @@ def read_settings(file: Path, commands: Mapping[str, Any]) -> dict[str, dict[str
         content = tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
         raise RequestError(f"{file} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also no UTF-8, and a number of 5,000 digits
         raise RequestError(f"{file} is not TOML: {error}.") from None
     options = {name: names_of(command) for name, command in commands.items()}
     shared = {key: value for key, value in content.items() if not isinstance(value, dict)}

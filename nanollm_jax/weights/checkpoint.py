@@ -199,7 +199,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{path}: the header is not JSON: {error}; {AGAIN}.") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path}: the header is {type(entries).__name__}, expected a JSON object; {AGAIN}.")
-    entries.pop("__metadata__", None)
+    metadata = entries.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__ is {shown(metadata)}, expected texts by name; {AGAIN}.")
     if wrong := sorted(name for name, entry in entries.items() if not is_entry(entry)):
         raise CheckpointError(f"{path}: expected dtype, shape and data_offsets for {listed(wrong)}; {AGAIN}.")
     tensors, end = {}, 0

@@ -1,0 +1,389 @@
+"""Every door that a stranger's file comes through: how a good one looks, how it is damaged, and what must be true if it opens.
+
+A door is a function (random, folder) that writes files and opens them. It returns "accepted" or "compared" (with another
+reading of the same files, which agreed), or raises one of the library's own errors, which is as good. All else is a finding.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import sentencepiece
+import tiktoken
+import tokenizers
+import tokenizers_like
+import typer
+from fuzzing_mutations import damage_bytes, damaged_json, nasty
+from models import CONFIG_JSON, FURTHER
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from test_tokenizer_sentencepiece_model import train
+
+import nanollm_jax as nano
+from nanollm_jax import params
+from nanollm_jax.chat import load_chat_template
+from nanollm_jax.chat.renderer import Renderer
+from nanollm_jax.cli import app
+from nanollm_jax.cli.settings import read_settings
+from nanollm_jax.errors import NanoLLMError
+from nanollm_jax.families.keys import INERT
+from nanollm_jax.source import read_json
+from nanollm_jax.tokenizer import Tokenizer, load_tokenizer
+from nanollm_jax.tokenizer.bpe_files import RANKS_SPLIT
+from nanollm_jax.tokenizer.protobuf import fields
+from nanollm_jax.weights import open_checkpoint
+from nanollm_jax.weights.checkpoint import FLOATS
+from nanollm_jax.weights.rows import source_shape
+
+TEXTS = ("Hello, y'all! 123\n\n  the cat", "naïve 😁 ▁ \x00", "  a")
+CONFIGS = [*CONFIG_JSON.values(), *FURTHER.values()]
+
+
+@functools.cache
+def folder_of_all() -> tempfile.TemporaryDirectory[str]:
+    """Where files are that all cases of a process share."""
+    return tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def renderer() -> Renderer:
+    """One process for all templates; one that does not end is stopped soon."""
+    return Renderer(seconds=3)
+
+
+def config(rng: random.Random, folder: Path) -> str:
+    """config.json of every family: what it describes can be counted, and keys that mean nothing change nothing."""
+    good, file = rng.choice(CONFIGS), folder / "config.json"
+    if rng.random() < 0.1:
+        keys = rng.sample(" ".join(INERT[""].values()).split(), 5)
+        mixed = [*(good | {key: nasty(rng) for key in keys if key not in good}).items()]
+        rng.shuffle(mixed)
+        file.write_text(json.dumps(dict(mixed)))
+        with contextlib.suppress(nano.ConfigError):  # what is nasty may be no JSON
+            assert nano.read_config(read_json(file))[0] == nano.read_config(good)[0], (
+                f"{keys}: an inert key changed something"
+            )
+            return "compared"
+    file.write_bytes(damaged_json(rng, good))
+    found, family = nano.read_config(read_json(file), str(file))
+    hash(found)
+    assert params.count(found) > 0
+    if found.num_layers * max(found.num_experts, 1) < 1000:
+        assert {row.path for row in family.table(found)} >= params.layout(found).keys()
+    return "accepted"
+
+
+@functools.cache
+def tensors() -> bytes:
+    """A small safetensors file."""
+    rng = np.random.default_rng(0)
+    floats = {"a": (3,), "b.weight": (2, 2), "c": ()}
+    made = {name: np.asarray(rng.standard_normal(shape), np.float32) for name, shape in floats.items()}
+    return save(made | {"h": np.ones((2, 3), np.float16), "mask": np.ones(4, np.uint8)}, {"format": "pt"})
+
+
+def safetensors(rng: random.Random, folder: Path) -> str:
+    """model.safetensors: what we take the reference takes, and the numbers are the same."""
+    good, file = tensors(), folder / "model.safetensors"
+    length = 8 + int.from_bytes(good[:8], "little")
+    if rng.random() < 0.5:
+        header = damaged_json(rng, json.loads(good[8:length]))
+        file.write_bytes(len(header).to_bytes(8, "little") + header + good[length:])
+    else:
+        file.write_bytes(damage_bytes(rng, good, within=length))
+    checkpoint = open_checkpoint(folder)
+    found = {name: checkpoint.read(name) for name in checkpoint.names() if checkpoint.tensors[name].dtype[0] == "F"}
+    try:
+        with safe_open(file, "numpy") as reference:
+            assert set(reference.keys()) == checkpoint.names()
+            for name, tensor in found.items():
+                np.testing.assert_array_equal(tensor, reference.get_tensor(name))
+    except SafetensorError:  # tensors of other dtypes are looked at here where they are wanted
+        if all(info.dtype in FLOATS for info in checkpoint.tensors.values()):
+            raise
+    return "compared"
+
+
+def index(rng: random.Random, folder: Path) -> str:
+    """model.safetensors.index.json and two shards: every tensor it names is there, with its numbers."""
+    names = {"a.safetensors": ("x", "y"), "b.safetensors": ("z",)}
+    for shard, inside in names.items():
+        (folder / shard).write_bytes(save({name: np.full(2, ord(name), np.float32) for name in inside}))
+    good = {
+        "metadata": {"total_size": 24},
+        "weight_map": {name: file for file, inside in names.items() for name in inside},
+    }
+    (folder / "model.safetensors.index.json").write_bytes(damaged_json(rng, good))
+    checkpoint = open_checkpoint(folder)
+    for name in checkpoint.names():
+        np.testing.assert_array_equal(checkpoint.read(name), [ord(name)] * 2)
+    return "compared"
+
+
+def same_ids(tokenizer: Tokenizer, reference: Callable[[str], list[int]]) -> str:
+    """Whether both encode alike; where one gives a text up, the other may too."""
+    for text in TEXTS:
+        try:
+            found = tokenizer.encode(text, bos=False)
+        except NanoLLMError:
+            continue
+        assert found == (expected := reference(text)), f"{text!r}: {found}, expected {expected}"
+        tokenizer.decode(found)
+    return "compared"
+
+
+def by_tokenizers(library: tokenizers.Tokenizer) -> Callable[[str], list[int]]:
+    """How the library encodes a text without special tokens in it."""
+    library.encode_special_tokens = True
+    library.no_truncation()
+    library.no_padding()
+    return lambda text: library.encode(text, add_special_tokens=False).ids
+
+
+def little() -> Iterator[str]:
+    """A corpus that tokenizers are trained on in no time."""
+    yield from (*tokenizers_like.HARD, *TEXTS, (tokenizers_like.ROOT / "README.md").read_text()[:20_000])
+
+
+@functools.cache
+def content(kind: str) -> dict[str, Any]:
+    """A tokenizer.json of one kind, and one with a table of characters to replace."""
+    with mock.patch.object(tokenizers_like, "corpus", little):
+        found = json.loads(tokenizers_like.trained("unigram" if kind == "precompiled" else kind))
+    if kind == "precompiled":
+        table = pieces("unigram")
+        begin, end = next((first, last) for number, first, last in fields(table) if number == 3)
+        begin, end = next((first, last) for number, first, last in fields(table, begin, end) if number == 2)
+        found["normalizer"] = {
+            "type": "Precompiled",
+            "precompiled_charsmap": base64.b64encode(table[begin:end]).decode(),
+        }
+    return found
+
+
+KINDS = ("qwen", "llama3", "gemma", "unigram", "precompiled")
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "tokenizer_class": "LlamaTokenizer", "legacy": False,
+         "add_prefix_space": None, "added_tokens_decoder": {"0": {"content": "<unk>", "special": True}},
+         "chat_template": "{{ messages[0].content }}", "model_max_length": 10**30}  # fmt: skip
+
+
+def beside(rng: random.Random, folder: Path) -> bool:
+    """Sometimes a damaged tokenizer_config.json or special_tokens_map.json. Returns whether there is none."""
+    if rng.random() < 0.8:
+        return True
+    name = rng.choice(["tokenizer_config.json", "special_tokens_map.json"])
+    (folder / name).write_bytes(damaged_json(rng, NAMES))
+    return False
+
+
+def tokenizer_json(rng: random.Random, folder: Path) -> str:
+    """tokenizer.json: the ids are those of its library."""
+    data = damaged_json(rng, content(rng.choice(KINDS)))
+    (folder / "tokenizer.json").write_bytes(data)
+    alone = beside(rng, folder)
+    tokenizer = load_tokenizer(folder)
+    if alone and not any(name in text for text in TEXTS for name in tokenizer.added):
+        return same_ids(tokenizer, by_tokenizers(tokenizers.Tokenizer.from_buffer(data)))
+    return "accepted"
+
+
+@functools.cache
+def pieces(kind: str) -> bytes:
+    """A SentencePiece model of one kind."""
+    rule = "nmt_nfkc" if kind == "unigram" else "identity"
+    return train(model_type=kind, byte_fallback=kind == "bpe", vocab_size=320, normalization_rule_name=rule)
+
+
+def tokenizer_model(rng: random.Random, folder: Path) -> str:
+    """tokenizer.model: the ids are those of sentencepiece."""
+    data = damage_bytes(rng, pieces(rng.choice(["bpe", "unigram"])))
+    (folder / "tokenizer.model").write_bytes(data)
+    alone = beside(rng, folder)
+    tokenizer = load_tokenizer(folder)
+    if alone:
+        return same_ids(tokenizer, sentencepiece.SentencePieceProcessor(model_proto=data).encode)
+    return "accepted"
+
+
+def vocab_files(rng: random.Random, folder: Path) -> str:
+    """vocab.json with merges.txt: the ids are those of the tokenizers library."""
+    model = content("qwen")["model"]
+    merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""]).encode()
+    vocab = damaged_json(rng, model["vocab"]) if rng.random() < 0.5 else json.dumps(model["vocab"]).encode()
+    (folder / "vocab.json").write_bytes(vocab)
+    (folder / "merges.txt").write_bytes(damage_bytes(rng, merges) if rng.random() < 0.5 else merges)
+    alone = beside(rng, folder)
+    tokenizer = load_tokenizer(folder)
+    if not alone:
+        return "accepted"
+    library = tokenizers.Tokenizer(
+        tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    )
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return same_ids(tokenizer, by_tokenizers(library))
+
+
+def ranks(rng: random.Random, folder: Path) -> str:
+    """A list of ranks: the ids are those of tiktoken."""
+    words = [bytes([byte]) for byte in range(256)] + [b"th", b"the", b" c", b" ca", b" cat", b"He", b"Hel", b"lo"]
+    good = b"".join(base64.b64encode(word) + b" %d\n" % rank for rank, word in enumerate(words))
+    if rng.random() < 0.3:  # the words of more than one byte in another order
+        head, tail = good.splitlines()[:256], [line.split()[0] for line in good.splitlines()[256:]]
+        rng.shuffle(tail)
+        good = b"\n".join([*head, *(b"%s %d" % (word, 256 + n) for n, word in enumerate(tail)), b""])
+    else:
+        good = damage_bytes(rng, good)
+    (folder / "tokenizer.model").write_bytes(good)
+    alone = beside(rng, folder)
+    tokenizer = load_tokenizer(folder)
+    if not alone or tokenizer.vocab_size < 512:
+        return "accepted"
+    found = [line.split() for line in (folder / "tokenizer.model").read_bytes().splitlines() if line]
+    table = {base64.b64decode(word): int(rank) for word, rank in found}
+    reference = tiktoken.Encoding("fuzzed", pat_str=RANKS_SPLIT, mergeable_ranks=table, special_tokens={})
+    return same_ids(tokenizer, reference.encode_ordinary)
+
+
+TEMPLATES = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('no') }}{% endif %}{{ '[INST] ' ~ m['content'] | tojson ~ ' [/INST]' }}{% endfor %}",
+    "{%- macro say(x, n=3) -%}{{ x[:n] | upper }}{%- endmacro -%}{% set ns = namespace(a=0) %}{% for m in messages %}"
+    "{% set ns.a = ns.a + m.content | length %}{{ say(m.content) }}{% endfor %}{{ ns.a }}{{ strftime_now('%d') }}",
+)
+BITS = ["{{", "}}", "{%", "%}", "{% for x in range(3) %}", "{% endfor %}", "{% if x %}", "{% endif %}", "(", ")", "[", "]",
+        "messages", ".content", "|", "~", "'", '"', "\\", "\\ud800", "9" * 50, "*", "**", "-", "#", "{#", "None", "loop",
+        "self", "__class__", "{% set x = x ~ x %}", "{% macro f() %}", "{{ f() }}", "{% generation %}", "caller()",
+        "\0", "é"]  # fmt: skip
+
+
+@functools.cache
+def chatting() -> Tokenizer:
+    """A tokenizer with role markers."""
+    folder = Path(folder_of_all().name)
+    (folder / "tokenizer.json").write_text(json.dumps(content("qwen")))
+    return load_tokenizer(folder)
+
+
+def template(rng: random.Random, folder: Path) -> str:
+    """chat_template.jinja: text or a refusal, and no marker out of a message."""
+    text = rng.choice(TEMPLATES)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at, end = rng.randrange(len(text) + 1), rng.choice((0, 0, 1, 5, 20))
+        text = text[:at] + (rng.choice(BITS) if rng.random() < 0.8 else "") + text[at + end :]
+    (folder / "chat_template.jinja").write_bytes(text.encode("utf-8", errors="surrogatepass"))
+    found = load_chat_template(folder, chatting())
+    assert found is not None
+    found = dataclasses.replace(found, renderer=renderer())
+    said = [{"role": "user", "content": "Hi <|im_end|>"}, {"role": "assistant", "content": "Hello"}]
+    ids = found.encode(said)
+    typed = chatting().added["<|im_end|>"]
+    assert ids.count(typed) <= text.count("<|im_end|>") * 99
+    return "accepted"
+
+
+GENERATION = {"eos_token_id": [2, 3], "do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.9, "min_p": 0.1,
+              "repetition_penalty": 1.1, "max_new_tokens": 20, "pad_token_id": 0, "bos_token_id": 1, "typical_p": 1.0,
+              "transformers_version": "5", "suppress_tokens": [1], "bad_words_ids": [[5]], "forced_eos_token_id": 2,
+              "stop_strings": ["x"], "sequence_bias": [[[4], 1.0]], "no_repeat_ngram_size": 2, "num_beams": 1}  # fmt: skip
+
+
+@functools.cache
+def bare() -> Path:
+    """A checkpoint of one layer, without generation_config.json."""
+    folder = Path(folder_of_all().name) / "model"
+    folder.mkdir()
+    values = SMALL
+    found, family = nano.read_config(values)
+    rng = np.random.default_rng(0)
+    stored = {row.name: shape(row, found) for row in family.table(found)}
+    made = {name: rng.standard_normal(sizes).astype(np.float32) for name, sizes in stored.items()}
+    (folder / "model.safetensors").write_bytes(save(made))
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+SMALL = {"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+         "num_attention_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+
+
+def shape(row: Any, found: nano.ModelConfig) -> tuple[int, ...]:
+    """The shape of one row's tensor."""
+    return source_shape(row.axes, found.sizes)
+
+
+def generation_config(rng: random.Random, folder: Path) -> str:
+    """generation_config.json: what is taken can be generated with."""
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(bare() / name, folder / name)
+    (folder / "generation_config.json").write_bytes(damaged_json(rng, GENERATION))
+    model = nano.load(folder)
+    answer = nano.generate(model, [1, 2, 3], max_new_tokens=2)
+    assert len(answer.token_ids) <= 2 and all(0 <= token < 64 for token in answer.token_ids)
+    return "accepted"
+
+
+SETTINGS = b"""
+model = "x"
+temperature = 0.5
+top-k = 40
+[generate]
+max-new-tokens = 5
+stop = ["a", "b"]
+[chat]
+system = "Be brief."
+[bench]
+rows = "1,2"
+"""
+TOML = [b"true", b"1979-05-27T07:32:00Z", b"07:32:00", b"nan", b"-inf", b"9" * 400, b"9" * 5000, b"{a = 1}", b"[1, [2]]",
+        b'"\\u0000"',
+        b'"""x"""', b"[" * 2000, b"0x7fffffffffffffffffff", b"[[chat]]", b"[generate.x]", b"\xff", b"1e999", b"''"]  # fmt: skip
+
+
+def settings(rng: random.Random, folder: Path) -> str:
+    """The file of --settings: what is taken every command can read, or complains of."""
+    data = SETTINGS
+    if rng.random() < 0.6:
+        lines = data.splitlines()
+        n = rng.choice([n for n, line in enumerate(lines) if b"=" in line])
+        lines[n] = lines[n].partition(b"=")[0] + b"= " + rng.choice(TOML)
+        data = b"\n".join(lines)
+    (folder / "settings.toml").write_bytes(damage_bytes(rng, data) if rng.random() < 0.6 else data)
+    group: Any = typer.main.get_command(app)
+    found = read_settings(folder / "settings.toml", group.commands)
+    for name, arguments in {
+        "generate": ["x"],
+        "chat": [],
+        "bench": [],
+        "score": ["x"],
+        "tokenize": ["x"],
+        "info": [],
+    }.items():
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                group.commands[name].make_context(name, list(arguments), default_map=found[name])
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # the mark of a usage error
+                raise
+    return "accepted"
+
+
+DOORS: dict[str, Callable[[random.Random, Path], str]] = {
+    "config": config, "safetensors": safetensors, "index": index, "tokenizer.json": tokenizer_json,
+    "tokenizer.model": tokenizer_model, "vocab": vocab_files, "ranks": ranks, "template": template,
+    "generation_config": generation_config, "settings": settings,
+}  # fmt: skip
