@@ -1,12 +1,13 @@
 # Tests are nearly all compilation. Without LLVM's optimiser, with XLA's plain emitter of fusions, and in one piece per program,
-# that takes a fraction of the time. The flags are those of the version in constraints.txt. Tests that read a compiled program turn
-# the emitter on again (tests/programs.py), and parity runs with everything on, as users do.
+# that takes a fraction of the time. tests/programs.py names the flags, those that the installed version has; the user's own
+# XLA_FLAGS come behind them. Tests that read a compiled program turn the emitter on again, and parity runs with everything on, as
+# users do.
 #
 # Everything runs in .venv, which is made on the first call from any Python 3.11 to 3.13: make PYTHON=python3.12 test
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
-QUICK := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+QUICK = $(shell $(BIN)/python tests/programs.py)
 TESTS := $(BIN)/python -m pytest -m "not parity" -n auto --maxprocesses 4 --dist loadfile
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
