@@ -19,7 +19,9 @@ def look_up(table: Weight, ids: jax.Array) -> jax.Array:
     if isinstance(table, Int8):
         values, scale = (part.at[ids].get(mode="clip") for part in (table.values, table.scale))
         return (values * scale[..., None]).astype(table.dtype)
-    return table.at[ids].get(mode="clip")
+    # Together with ids, which change: XLA on CPU looks 16 bits up in float32, and of a table alone in a loop it converts all.
+    array, ids = jax.lax.optimization_barrier((table, ids))
+    return array.at[ids].get(mode="clip")
 
 
 @jax.named_scope("embedding")
