@@ -13,6 +13,7 @@ from nanollm_jax.errors import NanoLLMError
 
 LARGE = 1 << 24  # bytes; a config has thousands, one with the names of 150,000 classes 6 million
 DEEPEST = 64  # objects and lists inside each other; a tokenizer has ten
+MOST_INSIDE = 4_000_000  # objects and lists in one file; the largest tokenizer has 520,000
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # may begin half a character, spelled as an escape
 
 
@@ -70,6 +71,8 @@ def parse(data: bytes) -> Any:
 
     one key with two values, half a character (a lone surrogate), nesting without end.
     """
+    if data.count(b"[") + data.count(b"{") > MOST_INSIDE:
+        raise ValueError(f"it has more than {MOST_INSIDE:,} objects and lists")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=once)
     except RecursionError:

@@ -105,7 +105,7 @@ def safetensors(rng: random.Random, folder: Path) -> str:
     else:
         file.write_bytes(damage_bytes(rng, good, within=length))
     checkpoint = open_checkpoint(folder)
-    found = {name: checkpoint.read(name) for name in checkpoint.names() if checkpoint.tensors[name].dtype[0] == "F"}
+    found = {name: checkpoint.read(name) for name in checkpoint.names() if checkpoint.tensors[name].dtype in FLOATS}
     try:
         with safe_open(file, "numpy") as reference:
             assert set(reference.keys()) == checkpoint.names()

@@ -264,6 +264,7 @@ BROKEN = {
     ),
     "one key, two values": (b'{"name": 1, "name": 2}', "is not valid JSON .'name' is there twice"),
     "half a character": (b'{"name": "\\ud800"}', "is not valid JSON .*surrogates not allowed"),
+    "lists without end": (b'{"name": [' + b"[]," * 4_000_000 + b"[]]}", "more than 4,000,000 objects and lists"),
     "beyond any size": (b'{"name": "%b"}' % (b"x" * 2**24), "has more than 16,777,216 bytes"),
 }
 

@@ -7,12 +7,13 @@ is tried in every way to share it out, and "(a+)+$" takes 2**n steps for n lette
 import math
 import re
 
-# What expressions that were published have between two bars, and more than one repetition in it: there the repetitions share
-# no letters, or the one that does is over after one line of white space.
+# What expressions that were published have between two bars, with something that must match behind a repetition without end:
+# there the two share no letters, or it is over after one run of white space.
 WORD = r"[^\r\n\p{L}\p{N}]?"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 PUBLISHED = {
     r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r" ?[\p{P}\p{S}]+[\r\n]*", r"\s*[\r\n]+", r"\s*[\r\n]",
+    r"\s+(?!\S)",
     rf"{WORD}{UPPER}*{LOWER}+", rf"{WORD}{UPPER}+{LOWER}*", rf"{WORD}{UPPER}*{LOWER}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     rf"{WORD}{UPPER}+{LOWER}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
 }  # fmt: skip
@@ -30,7 +31,7 @@ class Unclear(Exception):
 
 
 def quick(pattern: str) -> bool:
-    """Whether each way through an expression has one repetition without end at most, and none inside another."""
+    """Whether no way through an expression has a repetition without end inside another, or before what must match."""
     try:
         reading = Reading(pattern)
         reading.either()
@@ -75,8 +76,10 @@ class Reading:
     def sequence(self) -> tuple[int, int, int]:
         """One way, up to the end, a bar or a ")"."""
         endless, least, choices, begin = 0, 0, 0, self.at
+        given_back = False  # whether letters of a repetition may have to be given back, one after the other
         while self.at < len(self.pattern) and self.pattern[self.at] not in "|)":
             inner, letters, open_ways = self.item()
+            must = True
             while repeat := REPEAT.match(self.pattern, self.at):
                 self.at = repeat.end()
                 low, most = bounds(repeat)
@@ -85,8 +88,10 @@ class Reading:
                 inner += most > FEW
                 open_ways += low != most
                 letters *= low
+                must = must and low > 0
+            given_back = given_back or (endless > 0 and must)
             endless, least, choices = endless + inner, least + letters, choices + open_ways
-        if choices > FEW or (endless > 1 and self.pattern[begin : self.at] not in PUBLISHED):
+        if choices > FEW or ((endless > 1 or given_back) and self.pattern[begin : self.at] not in PUBLISHED):
             raise Unclear
         return min(endless, 1), least, choices
 

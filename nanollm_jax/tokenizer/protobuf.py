@@ -16,6 +16,7 @@ from nanollm_jax.tokenizer.charsmap import growth
 FIXED = {1: 8, 5: 4}
 PIECE, NORMALIZERS = 1, (3, 5)
 TABLE = 2
+MOST_PIECES = 1 << 20
 MOST_GROWTH = 256  # times that normalising may make a text longer, in bytes
 
 
@@ -53,10 +54,14 @@ def fields(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[i
 
 def check_model(path: Path, data: bytes) -> None:
     """Raise TokenizerError, naming the file, for a model that its library would not survive."""
-    scores = []
+    scores: list[bytes] = []
+    pieces = 0
     try:
         for number, begin, end in fields(data):
             if number == PIECE:
+                pieces += 1
+                if pieces > MOST_PIECES:
+                    raise ValueError(f"more than {MOST_PIECES:,} pieces")
                 scores += [data[first:last] for inner, first, last in fields(data, begin, end) if inner == 2]
             if number in NORMALIZERS:
                 for inner, first, last in fields(data, begin, end):

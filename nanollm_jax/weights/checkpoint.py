@@ -202,8 +202,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     metadata = entries.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ is {shown(metadata)}, expected texts by name; {AGAIN}.")
-    if wrong := sorted(name for name, entry in entries.items() if not is_entry(entry)):
-        raise CheckpointError(f"{path}: expected dtype, shape and data_offsets for {listed(wrong)}; {AGAIN}.")
+    if (wrong := next((name for name, entry in entries.items() if not is_entry(entry)), None)) is not None:
+        raise CheckpointError(f"{path}: expected dtype, shape and data_offsets for {wrong}; {AGAIN}.")
     tensors, end = {}, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         dtype, shape, (begin, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
