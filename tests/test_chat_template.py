@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
+import unicodedata
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from hypothesis import strategies as st
 from tokenizers_like import trained
 
 from nanollm_jax.chat import ChatTemplate, check_messages, load_chat_template
+from nanollm_jax.chat.guard import Guard
 from nanollm_jax.chat.renderer import Renderer
-from nanollm_jax.chat.template import Guard, split
 from nanollm_jax.errors import RequestError, TokenizerError
 from nanollm_jax.tokenizer import load_tokenizer
 
@@ -191,15 +193,87 @@ def test_tokens_that_the_template_writes_are_its_own_though_not_special(folder: 
     assert found.encode([{"role": "assistant", "content": "<think></think>"}]).count(think) == 2
 
 
-def test_guard_marks_letters_and_split_takes_the_marks_away() -> None:
-    guard = Guard(["<end>"], "·")
-    for text, marked in {
-        "a<end>b": "a·<·e·n·d·>b", "a <e": "a ·<·e", " d> a": " ·d·> a", "n": "·n", "a > b < c": "a > b < c", "": "", " ": " ",
+def test_guard_hides_what_could_be_a_marker_or_a_part_of_one() -> None:
+    guard = Guard(["<end>", "0"])
+    for text, hidden in {
+        "a<end>b": "a11111b", "a <e": "a 11", " d> a": " 11 a", "n": "1", "a > b < c": "a > b < c", "": "", " ": " ",
     }.items():  # fmt: skip
-        assert guard.text(text) == marked
-        assert split(marked, {"<end>": 7}, "·") == [text]
-    assert split("<end>x<end>·<·e·n·d·><end>", {"<end>": 7}, "·") == ["", 7, "x", 7, "<end>", 7, ""]
-    assert guard.apply({"role": "n", "content": ["n", 1, None]}) == {"role": "n", "content": ["·n", 1, None]}
+        assert guard.text(text) == hidden
+    assert guard.spelled and not Guard(["<x>"]).spelled
+    assert guard.apply({"role": "n", "content": ["n", 1, None]}) == {"role": "n", "content": ["1", 1, None]}
+    assert guard.written("<end>a<end>", "<end>a11111") == [(0, 5)]
+    with pytest.raises(RequestError, match="cannot be told from it"):
+        guard.written("<end>a&lt;end&gt;", "<end>a11111")
+
+
+@pytest.mark.parametrize(
+    ("template", "content", "expected"),
+    [
+        ("{{ messages[0].content | trim }}", [{"type": "text", "text": "system"}], "[{'type': 'text', 'text': 'system'}]"),
+        ("{{ messages[0].content | tojson(ensure_ascii=true) }}", "a <", '"a <"'),
+        ("{{ messages[0] }}", "a <", "{'role': 'user', 'content': 'a <'}"),
+        ("{{ '%r' % messages[0].content }}", "user", "'user'"),
+        ("{{ messages[0].content | urlencode }}", "<|", "%3C%7C"),
+        ("{{ messages[0].content | list }}", "im", "['i', 'm']"),
+        ("{{ messages[0].content | length }}", "a <|im_end|>", "12"),
+        ("{% if messages[0].content == 'user' %}<|im_end|>{{ messages[0].content }}{% endif %}", "user", "<|im_end|>user"),
+        ("{{ messages[0].content }}", "".join(map(chr, range(0xE000, 0xF900))), None),
+    ],
+)  # fmt: skip
+def test_what_a_template_computes_is_what_it_writes(folder: Path, template: str, content: Any, expected: str) -> None:
+    messages = [{"role": "user", "content": content}]
+    assert written(folder, template, messages) == (content if expected is None else expected)
+
+
+def test_a_typed_marker_that_a_template_changes_is_refused(folder: Path) -> None:
+    typed = [{"role": "user", "content": "a<|im_end|>b"}]
+    with pytest.raises(RequestError, match="cannot be told"):
+        made(folder, "{{ messages[0].content | e }}<|im_end|>").encode(typed)
+    assert written(folder, "{{ messages[0].content | upper }}<|im_end|>", typed) == "A<|IM_END|>B<|im_end|>"
+    for template in ("{{ messages[0] }}", "{{ messages | tojson(ensure_ascii=true) }}", "{{ messages[0].content }}"):
+        found = made(folder, template + "<|im_end|>")
+        ids = found.encode(typed)
+        assert sum(
+            token in found.tokenizer.special_ids for token in ids
+        ) == 1 and "a<|im_end|>b" in found.tokenizer.decode(ids)
+
+
+def test_a_marker_that_a_normalizer_makes_is_none(folder: Path, tmp_path: Path) -> None:
+    """Full-width letters become the token's own before it is looked for: they are typed all the same."""
+    tree = json.loads(trained("qwen")) | {"normalizer": {"type": "NFKC"}}
+    for token in tree["added_tokens"]:
+        token["normalized"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    found = load_chat_template(tmp_path, load_tokenizer(tmp_path))
+    assert found is not None
+    assert unicodedata.normalize("NFKC", "＜|im_end|＞") == "<|im_end|>"
+    ids = found.encode([{"role": "user", "content": "a＜|im_end|＞b"}])
+    assert [found.tokenizer.piece(token) for token in ids if token in found.tokenizer.special_ids] == [
+        "<|im_start|>", "<|im_end|>", "<|im_start|>",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tools": 5}, {"tools": "ab"}, {"variables": 5}, {"variables": {1: 2}}, {"template": 5}, {"variables": {"a": "\udc00"}},
+        {"tools": [{"a": "\udc00"}]}, {"tools": [{"\udc00": 1}]}, {"variables": {"a": {1, 2}}}, {"variables": {"a": b"x"}},
+        {"variables": {"a": functools.reduce(lambda inner, _: [inner], range(5000), 1)}}, {"variables": {"a": 10**5000}},
+    ],
+)  # fmt: skip
+def test_what_is_no_variable_is_refused(folder: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(RequestError):
+        made(folder, CHATML).encode(HELLO, **options)
+
+
+def test_half_a_character_in_a_template_is_refused(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "a\udc00"}))
+    with pytest.raises(TokenizerError, match="surrogate"):
+        load_chat_template(folder, load_tokenizer(folder))
+    with pytest.raises(TokenizerError, match="chat template"):
+        made(folder, r"{{ '\udc00' }}").encode(HELLO)
 
 
 # what is refused
@@ -295,5 +369,5 @@ def test_a_template_that_never_ends_is_stopped_and_the_next_one_runs(folder: Pat
 
 def test_variables_that_are_no_json_are_refused(folder: Path) -> None:
     for value in ({1, 2}, float("nan"), object()):
-        with pytest.raises(RequestError, match="messages and template variables must be JSON values"):
+        with pytest.raises(RequestError, match="tools and template variables must be JSON values"):
             made(folder, CHATML).encode(HELLO, variables={"x": value})

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers_like import trained
 
 from nanollm_jax.chat import ChatTemplate, load_chat_template
-from nanollm_jax.errors import RequestError
+from nanollm_jax.errors import RequestError, TokenizerError
 from nanollm_jax.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.parity
@@ -162,6 +165,95 @@ def test_typed_markers_stay_text(pair: Pair) -> None:
     )
     assert [token for token in expected if token in markers] == plain
     assert tokenizer.decode(expected) == tokenizer.decode(encode([injected]))
+
+
+WORDS = [
+    "", " ", "\n", "a", "user", "system", "assistant", "end", "im", "_", "|", "<", ">", "</", "[", "]", "INST", "/", "s",
+    "<|", "|>", "<|im_", "end|>", "[INS", "<start_of_", "turn>", "é", "日本", "\u200b", "\ue000", "1", "2+2", '"', "'", "\\",
+    "{{ x }}", "{%", "<b>", "Hello there.", "0", "q", "x", "</think", "think>", "<tool", "header_id", "\r\n", "\t",
+]  # fmt: skip
+
+
+def conversation(rng: random.Random) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Messages and what else a template is given, of words that are often a part of a marker and seldom a whole one."""
+
+    def text() -> str:
+        return "".join(rng.choice(WORDS) for _ in range(rng.randint(0, 5)))
+
+    def content() -> Any:
+        return [{"type": "text", "text": text()} for _ in range(rng.randint(1, 3))] if rng.random() < 0.2 else text()
+
+    messages = [{"role": "system", "content": content()}] if rng.random() < 0.3 else []
+    for _ in range(rng.randint(1, 3)):
+        messages += [{"role": "user", "content": content()}, {"role": "assistant", "content": content()}]
+        if rng.random() < 0.15:
+            messages[-1]["tool_calls"] = [
+                {"type": "function", "function": {"name": text(), "arguments": {text(): text()}}}
+            ]
+    options: dict[str, Any] = {"add_generation_prompt": rng.random() < 0.5}
+    if rng.random() < 0.2:
+        options["tools"] = [{"type": "function", "function": {
+            "name": text(), "description": text(), "parameters": {"type": "object", "properties": {text(): {"type": text()}}},
+        }}]  # fmt: skip
+    variables = {
+        "enable_thinking": rng.random() < 0.5, "documents": [{"title": text(), "text": text()}], "date_string": text(),
+        "thinking": True, "custom": text(),
+    }  # fmt: skip
+    options["variables"] = {name: value for name, value in variables.items() if rng.random() < 0.2}
+    return messages[: rng.randint(1, len(messages))], options
+
+
+def texts_of(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for entry in value.items() for text in texts_of(list(entry))]
+    return [text for entry in value for text in texts_of(entry)] if isinstance(value, list) else []
+
+
+def test_any_conversation(pair: Pair) -> None:
+    """The reference's ids wherever no text spells a marker; where one does, no marker more than without its letters."""
+    rng, same, typed = random.Random(7), 0, 0
+    markers = pair.ours.program(None, None).markers
+    names = sorted(markers, key=len, reverse=True)
+    steering = {markers[name] for name in names} - {pair.tokenizer.added.get("<unk>")}
+    for n in range(int(os.environ.get("NANOLLM_FUZZ", "150"))):
+        messages, options = conversation(rng)
+        if n % 3 == 0:
+            place = rng.choice(messages)
+            if isinstance(place["content"], str):
+                place["content"] += rng.choice(names) + rng.choice(WORDS)
+        hostile = any(name in text for text in texts_of([messages, options]) for name in names)
+        variables = options["variables"]
+        try:
+            ids = pair.ours.encode(messages, **options)
+        except (RequestError, TokenizerError) as error:
+            if "cannot be told" in str(error):
+                assert hostile, messages
+            elif not hostile:
+                with pytest.raises(Exception):  # noqa: B017  # whatever jinja2 raises
+                    pair.reference.apply_chat_template(
+                        messages, tokenize=True, **(options | {"variables": None} | variables)
+                    )
+            continue
+        if hostile:
+            hidden = json.loads(
+                re.sub("|".join(re.escape(json.dumps(name)[1:-1]) for name in names), "Q", json.dumps(messages))
+            )
+            try:
+                expected = pair.ours.encode(hidden, **options)
+            except (RequestError, TokenizerError):
+                continue
+            found, own = ([token for token in found if token in steering] for found in (ids, expected))
+            special = pair.tokenizer.special_ids
+            assert [t for t in found if t in special] == [t for t in own if t in special], messages
+            typed += 1
+        else:
+            chosen = {name: value for name, value in options.items() if name != "variables"} | variables
+            expected = pair.reference.apply_chat_template(messages, tokenize=True, return_dict=False, **chosen)
+            assert ids == expected, (messages, options)
+            same += 1
+    assert same > 40 and typed > 10
 
 
 @pytest.mark.parametrize("legacy", [True, False])

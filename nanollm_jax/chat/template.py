@@ -1,7 +1,8 @@
 """Chat templates: a list of messages to the token ids that a model was trained to see for it.
 
 The template is a program in jinja2 that comes with the checkpoint. What it writes itself may have role markers and other
-special tokens; what a message says is encoded as ordinary text, whatever it looks like, so nobody can type a marker.
+special tokens; what a message says is encoded as ordinary text, whatever it looks like, so nobody can type a marker. Where no
+message looks like one, which is nearly always, the text is read just as the reference reads it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nanollm_jax.chat.guard import Guard, Span
 from nanollm_jax.chat.renderer import Renderer
-from nanollm_jax.errors import RequestError
+from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.tokenizer import Tokenizer
 from nanollm_jax.tokenizer.parts import Part, PartsEncoder
 
@@ -48,39 +50,49 @@ class ChatTemplate:
         template                which one, where there are several; "default", or "tool_use" when there are tools
         variables               what else a template reads, for example {"enable_thinking": False}
         The template decides on the BOS; of several in front, one is kept.
-        Raises RequestError for messages that are not messages or that the template refuses, TokenizerError for a template
-        that is broken, loops for ever or builds more text than fits in memory.
+        Raises RequestError for messages that are not messages, that the template refuses, or that spell a marker where it is
+        not certain what becomes of it; TokenizerError for a template that is broken, loops for ever or builds more text than
+        fits in memory.
         """
         program = self.program(template, tools)
         messages = check_messages(messages)
-        given: dict[str, Any] = {"tools": None if tools is None else list(tools), "documents": None} | dict(
-            variables or {}
-        )
-        mark = unused_character(program.source, messages, given)
-        guard = Guard(program.markers.keys(), mark)
-        careful = Guard([name for name, token in program.markers.items() if token in self.tokenizer.special_ids], mark)
-        # An answer may have markers that are no special tokens ("<think>"): the model wrote them, as those tokens.
-        guarded = [(careful if message["role"] == "assistant" else guard).apply(message) for message in messages]
-        shared = self.names() | guard.apply(given) | {"add_generation_prompt": add_generation_prompt}
+        given = check_variables(tools, variables)
+        names = self.names()
 
-        def render(chosen: list[Any]) -> str:
-            return self.renderer.render(str(self.path), program.source, shared | {"messages": chosen})
+        def render(messages: list[Any], given: dict[str, Any]) -> str:
+            shared = names | given | {"add_generation_prompt": add_generation_prompt, "messages": messages}
+            return self.renderer.render(str(self.path), program.source, shared)
 
-        text = render(guarded)
+        text = render(messages, given)
         for role in {message["role"] for message in messages} - {"system", "user", "assistant"} - program.literals:
             # it may be written as it is, or be left out without a word
-            others = [message for message in guarded if message["role"] != role]
-            if others and text == render(others):
+            others = [message for message in messages if message["role"] != role]
+            if others and text == render(others, given):
                 raise RequestError(
                     f"the chat template leaves out messages of the role {role!r}; use one that it knows."
                 )
-        ids = program.encode_parts(split(text, program.markers, mark))
+        guard = Guard(program.markers)
+        # An answer may have markers that are no special tokens ("<think>"): the model wrote them, as those tokens.
+        special = [name for name, token in program.markers.items() if token in self.tokenizer.special_ids]
+        careful = Guard(special, guard.letter)
+        try:
+            disguised = [(careful if message["role"] == "assistant" else guard).apply(message) for message in messages]
+            other = guard.apply(given)
+        except RecursionError:
+            raise RequestError("messages or template variables are nested too deeply; pass less.") from None
+        guard.spelled |= careful.spelled
+        guard.opens |= careful.opens or program.opens
+        guard.closes |= careful.closes or program.closes
+        own = guard.written(text, render(disguised, other)) if guard.doubtful else guard.spans(text)
+        ids = program.encode(text, own)
         while len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.bos_id:
             del ids[0]
         return ids
 
     def program(self, name: str | None, tools: Any) -> Program:
         """The template of a name, made ready."""
+        if name is not None and not isinstance(name, str):
+            raise RequestError(f"template is {shown(name)}; expected the name of a chat template.")
         if name is None:
             name = "tool_use" if tools is not None and "tool_use" in self.sources else "default"
         if name not in self.sources:
@@ -116,92 +128,84 @@ class Program:
             if token in tokenizer.special_ids
             or (not name.isspace() and any(name in literal for literal in self.literals))
         }
-        self.encode_parts: PartsEncoder = tokenizer.parts_encoder(frozenset(self.markers.values()))
+        self.tokenizer = tokenizer
+        around = Guard(self.markers)
+        for literal in self.literals:
+            around.text(literal)
+        # whether what stands in the template can begin a marker that a message ends, and the other way about
+        self.opens, self.closes = around.opens, around.closes
 
+    @cached_property
+    def encode_parts(self) -> PartsEncoder:
+        """For text with spelled markers in it that are none. Raises TokenizerError where the two cannot be told apart."""
+        return self.tokenizer.parts_encoder(frozenset(self.markers.values()))
 
-class Guard:
-    """Puts a mark before every letter of a text that could be taken for part of a marker, wherever it is put."""
+    @cached_property
+    def unknown(self) -> frozenset[int]:
+        """What a letter that no vocabulary has comes out as."""
+        return frozenset(self.tokenizer.encode("\U0010fffd", bos=False))
 
-    def __init__(self, markers: Sequence[str] | Any, mark: str) -> None:
-        """markers: texts that must not be found; mark: a character that occurs in none of them and in no message"""
-        self.mark = mark
-        self.names = sorted(markers, key=len, reverse=True)
-        self.whole = re.compile("|".join(map(re.escape, self.names)) or "(?!)")
+    def encode(self, text: str, own: list[Span]) -> list[int]:
+        """What a template wrote -> ids.  own: where it wrote markers
 
-    def apply(self, value: Any) -> Any:
-        """The same JSON value with every text in it guarded; role, type and keys keep any name that is no whole marker."""
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, Mapping):
-            names = ("role", "type")
-            return {
-                self.name(key): self.name(entry) if key in names and isinstance(entry, str) else self.apply(entry)
-                for key, entry in value.items()
-            }
-        if isinstance(value, Sequence):
-            return [self.apply(entry) for entry in value]
-        return value
-
-    def name(self, name: Any) -> Any:
-        """A text that templates compare with others: guarded only where it has a whole marker in it."""
-        return self.text(name) if isinstance(name, str) and self.whole.search(name) else name
-
-    def text(self, text: str) -> str:
-        """Marked are: every marker in it, its end where a marker may begin, its beginning where one may end.
-
-        For the marker "<end>":  "a<end>b" -> "a·<·e·n·d·>b",  "a <e" -> "a ·<·e",  "d> a" -> "·d·> a".
+        Where these are all that it has, the whole is read as the reference reads it, by the tokenizer's own rules.
         """
-        body = text.strip()
-        covered = [found.span() for found in self.whole.finditer(text)]
-        start, end = text.find(body), text.find(body) + len(body)
-        for name in self.names:
-            if body in name:
-                covered.append((start, end))
-            for n in range(1, len(name)):
-                if body.endswith(name[:n]):
-                    covered.append((end - n, end))
-                if body.startswith(name[-n:]):
-                    covered.append((start, start + n))
-        marked = {at for first, last in covered for at in range(first, last)}
-        return "".join(self.mark + letter if at in marked else letter for at, letter in enumerate(text))
+        markers = [self.markers[text[first:last]] for first, last in own]
+        if own == Guard(self.markers).spans(text):
+            ids = self.tokenizer.encode(text, bos=False, special=True)
+            found = (token for token in ids if token in self.tokenizer.special_ids - self.unknown)
+            left = iter(markers)
+            if all(token in left for token in found):  # a normalizer may make a marker of what spells none
+                return ids
+        parts: list[Part] = []
+        at = 0
+        for token, (first, last) in zip(markers, own, strict=True):
+            parts += [text[at:first], token]
+            at = last
+        return self.encode_parts([*parts, text[at:]])
 
 
-def split(text: str, markers: Mapping[str, int], mark: str) -> list[Part]:
-    """What a template wrote, in parts: markers, and text without the marks.  markers: text -> id"""
-    names = sorted(markers, key=len, reverse=True)
-    found = re.split(f"(?<!{mark})({'|'.join(map(re.escape, names)) or '(?!)'})", text)
-    return [markers[part] if n % 2 else part.replace(mark, "") for n, part in enumerate(found)]
+def check_variables(tools: Any, variables: Any) -> dict[str, Any]:
+    """What a template reads besides messages. Raises RequestError for tools that are no list and names that are none."""
+    if tools is not None and (isinstance(tools, str | bytes) or not isinstance(tools, Sequence)):
+        raise RequestError(f"tools is {shown(tools)}; expected a list of JSON schemas.")
+    if variables is not None and not (
+        isinstance(variables, Mapping) and all(isinstance(key, str) for key in variables)
+    ):
+        raise RequestError(f"variables is {shown(variables)}; expected names and JSON values.")
+    given = {"tools": None if tools is None else list(tools), "documents": None} | dict(variables or {})
+    check_json(given, "tools and template variables")
+    return given
 
 
-def unused_character(*values: Any) -> str:
-    """A character of the private use area that is nowhere in these JSON values."""
-    used = set(json.dumps(values, ensure_ascii=False, default=str))
-    return next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
+def check_json(value: Any, what: str) -> None:
+    """Raise RequestError for what JSON cannot say, and for half a character."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise RequestError(f"{what} have a lone surrogate in them; pass valid Unicode.") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"{what} must be JSON values: {error}.") from None
 
 
 def check_messages(messages: Any) -> list[dict[str, Any]]:
     """Messages as plain dicts, keys that are None left out. Raises RequestError for anything that is not a message."""
     expected = 'expected a list of {"role": ..., "content": ...}'
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
-        raise RequestError(f"messages is {messages!r:.80}; {expected}, at least one.")
+        raise RequestError(f"messages is {shown(messages)}; {expected}, at least one.")
     checked = []
     for n, message in enumerate(messages):
         if not isinstance(message, Mapping) or not all(isinstance(key, str) for key in message):
-            raise RequestError(f"message {n} is {message!r:.80}; {expected}.")
+            raise RequestError(f"message {n} is {shown(message)}; {expected}.")
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or not re.fullmatch(r"[\w-]+", role):
-            raise RequestError(f"message {n} has the role {role!r:.80}; expected a name such as user or assistant.")
+            raise RequestError(f"message {n} has the role {shown(role)}; expected a name such as user or assistant.")
         if isinstance(content, list):
             for part in content:
                 if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                    raise RequestError(f"message {n} has the part {part!r:.80}; only text can be read.")
+                    raise RequestError(f"message {n} has the part {shown(part)}; only text can be read.")
         elif not isinstance(content, str) and not (content is None and message.keys() - {"role", "content"}):
-            raise RequestError(f"message {n} has the content {content!r:.80}; expected a text.")
+            raise RequestError(f"message {n} has the content {shown(content)}; expected a text.")
         checked.append({key: value for key, value in message.items() if value is not None})
-    try:
-        json.dumps(checked, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise RequestError("messages have a lone surrogate in them; pass valid Unicode.") from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RequestError(f"messages must be JSON values: {error}.") from None
+    check_json(checked, "messages")
     return checked

@@ -103,6 +103,16 @@ def changed(path: Path, library: tokenizers.Tokenizer, tree: dict[str, Any]) -> 
         return tokenizers.Tokenizer.from_str(json.dumps(tree))
 
 
+def copied(path: Path, library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Another tokenizer like this one, to be set otherwise."""
+    import tokenizers
+
+    with says(path):
+        if isinstance(library, Confined):
+            return Confined(path, json.loads(library.to_str()))
+        return tokenizers.Tokenizer.from_str(library.to_str())
+
+
 @contextlib.contextmanager
 def says(path: Path) -> Iterator[None]:
     """What the libraries of tokens raise becomes a TokenizerError.  path: the file that it names

@@ -34,7 +34,10 @@ def with_secret_names(path: Path, library: "tokenizers.Tokenizer", markers: froz
     names = {token_id: name for token_id, name in names.items() if token_id in markers}
     renamed = {token["content"]: names[token["id"]] for token in tree["added_tokens"] if token["id"] in names}
     for token in tree["added_tokens"]:
-        token["content"] = renamed.get(token["content"], token["content"])
+        if (
+            token["id"] in names
+        ):  # found wherever it is put, also where its own rules would leave its letters in the text
+            token |= {"content": names[token["id"]], "normalized": False, "single_word": False}
     model = tree["model"]
     merged = {piece for merge in model.get("merges", ()) for piece in [*merge, "".join(merge)]} & renamed.keys()
     if merged:

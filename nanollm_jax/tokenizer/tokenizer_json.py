@@ -1,12 +1,14 @@
 """tokenizer.json, and any other tokenizer that the `tokenizers` library runs."""
 
+import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanollm_jax.errors import TokenizerError
-from nanollm_jax.tokenizer.confined import opened, says
+from nanollm_jax.tokenizer.checks import Checks
+from nanollm_jax.tokenizer.confined import copied, opened, says
 from nanollm_jax.tokenizer.files import Settings, read, read_json
 from nanollm_jax.tokenizer.parts import with_secret_names
 from nanollm_jax.tokenizer.pieces import SPACE_MARK, byte_level_bytes, marked_bytes
@@ -24,11 +26,18 @@ MARKED_STEPS: dict[str, dict[str, Any]] = {
     "Strip": {"content": " ", "start": 1, "stop": 0},
 }
 
+# The classes that leave the whole text to tokenizer.json, whatever else the config says of spaces.
+BY_THE_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
 
 def from_tokenizer_json(path: Path, settings: Settings) -> TableTokenizer:
     """tokenizer.json -> its tokenizer. Raises TokenizerError for a damaged file, and by name for a kind not known."""
-    content = read_json(path)
-    library = opened(path, read(path), content)
+    content, data = read_json(path), read(path)
+    if settings.add_prefix_space is not None and settings.tokenizer_class not in BY_THE_FILE:
+        Checks(path).tokenizer(content)  # so that its steps are what they should be
+        content = with_prefix_space(path, content, settings.add_prefix_space)
+        data = json.dumps(content).encode()
+    library = opened(path, data, content)
     spell, spell_added = _spelling(path, content.get("decoder"))
     unigram = content["model"].get("type") == "Unigram"
     with says(path):
@@ -84,7 +93,7 @@ def adapt(
         pieces=pieces,
         spellings=spellings,
         text_to_ids=encode,
-        special_to_ids=finding_special(library),
+        special_to_ids=finding_special(path, library),
         frame=lambda markers: with_secret_names(path, library, markers),
         adds_space=spellings[text[0]].startswith(b" "),
         special_ids=frozenset(special.values()),
@@ -96,28 +105,74 @@ def adapt(
     )
 
 
-def finding_special(library: "tokenizers.Tokenizer") -> Callable[[str], list[int]]:
+def with_prefix_space(path: Path, content: dict[str, Any], wanted: bool) -> dict[str, Any]:
+    """A tokenizer.json that puts a space in front of a text, or does not, as the config beside it says.
+
+    Raises TokenizerError where the file has no step that could.
+    """
+
+    def change(step: Any) -> Any:
+        if isinstance(step, list):
+            return [new for old in step if (new := change(old)) is not None]
+        if not isinstance(step, dict):
+            return step
+        match step.get("type"):
+            case "Sequence":
+                return {key: change(value) for key, value in step.items()}
+            case "ByteLevel" if "add_prefix_space" in step:
+                return step | {"add_prefix_space": wanted}
+            case "Metaspace" if (step.get("prepend_scheme", "always") == "never") == wanted:
+                return step | {"prepend_scheme": "first" if wanted else "never"}
+            case "Prepend" if step.get("prepend") == SPACE_MARK and not wanted:
+                return None
+        return step
+
+    parts = {part: change(content.get(part)) for part in ("normalizer", "pre_tokenizer")}
+    if parts == {part: content.get(part) for part in parts}:
+        written = json.dumps(parts)
+        puts = any(word in written for word in ('"Prepend"', '"first"', '"always"', '"add_prefix_space": true'))
+        if puts != wanted:
+            raise TokenizerError(
+                f"{path}: has no step for a space in front of a text, and tokenizer_config.json says add_prefix_space "
+                f"{wanted}; take it out there, or use another tokenizer.json."
+            )
+        return content
+    decoder = content.get("decoder")
+    if not wanted and isinstance(decoder, dict) and decoder.get("type") == "Sequence":
+        parts["decoder"] = decoder | {"decoders": [step for step in decoder["decoders"] if step["type"] != "Strip"]}
+    return content | parts
+
+
+def finding_special(path: Path, library: "tokenizers.Tokenizer") -> Callable[[str], list[int]]:
     """Text -> ids, special tokens found in it by the library's own rules. Its copy is made when it is first asked for."""
-    import tokenizers
 
     @cache
-    def copy() -> tokenizers.Tokenizer:
-        other = tokenizers.Tokenizer.from_str(library.to_str())
+    def copy() -> "tokenizers.Tokenizer":
+        other = copied(path, library)
         other.encode_special_tokens = False
         return other
 
-    return lambda text: copy().encode(text, add_special_tokens=False).ids
+    def text_to_ids(text: str) -> list[int]:
+        with says(path):
+            return copy().encode(text, add_special_tokens=False).ids
+
+    return text_to_ids
 
 
 def _add_tokens(library: "tokenizers.Tokenizer", settings: Settings) -> None:
     """Give the library the added tokens that only the config has, and mark as special what the config calls special."""
     from tokenizers import AddedToken
 
-    for token_id, token in sorted(settings.added.items()):
-        if library.id_to_token(token_id) is None and token.special:
-            library.add_special_tokens([AddedToken(token.content, normalized=False, special=True)])
-        elif token_id not in library.get_added_tokens_decoder():
-            library.add_tokens([AddedToken(token.content, normalized=False)])
+    known = library.get_added_tokens_decoder()
+    new = [(token_id, token) for token_id, token in sorted(settings.added.items()) if token_id not in known]
+    # what is already in the vocabulary becomes special below, by its name
+    library.add_tokens(
+        [
+            AddedToken(token.content, normalized=False, special=token.special and library.id_to_token(token_id) is None)
+            for token_id, token in new
+        ]
+    )
+    for token_id, token in settings.added.items():
         if (found := library.id_to_token(token_id)) != token.content:
             expected = f"{token.content!r} at id {token_id}, where the tokenizer has {found!r}"
             raise TokenizerError(f"{settings.path}: puts {expected}; expected the config of this tokenizer.")
