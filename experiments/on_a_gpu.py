@@ -432,24 +432,26 @@ def token_parts(shape: Shape, case: Case, program: jax.stages.Compiled, limits: 
         with jax.profiler.trace(folder, profiler_options=options):
             jax.block_until_ready(program(params, state, sampling, seeds))
         (file,) = Path(folder).rglob("*.xplane.pb")
-        parsed = Program(program.as_text() or "")
-        runs, kernels = trace.read_trace(file, parsed), longest(file)
+        text = program.as_text() or ""
+        runs = trace.read_trace(file, trace.module_name(text))
+        found = {"case": case.name, "tokens": STEPS, "instructions": len(runs), "longest": longest(file), "parts": []}
     if not runs:
-        raise RuntimeError(f"no instruction of {parsed.name} in the trace, which has {kernels}")
-    parts = trace.summarize(runs, parsed.costs(), limits["read_bytes_per_second"], limits["flops_per_second"])
-    return {"case": case.name, "tokens": STEPS, "executions": len(runs), "parts": parts, "longest": kernels}
+        raise RuntimeError(f"no instruction of {trace.module_name(text)} in the trace, which has {found['longest']}")
+    rates = limits["read_bytes_per_second"], limits["flops_per_second"]
+    return found | {"parts": trace.summarize(runs, Program(text).costs(), *rates)}
 
 
-def longest(file: Path) -> list[tuple[str, str, int, float]]:
-    """What took the most time on each line of a device in a trace: the line, the name, how often, seconds."""
-    found = []
+def longest(file: Path) -> list[Any]:
+    """What took the most time on each line of a device in a trace: its name, how often, seconds, and what is said of it."""
+    found: list[Any] = []
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         for line in plane.lines if plane.name.startswith("/device") else []:
-            runs: dict[str, list[float]] = {}
+            names: dict[str, Any] = {}
             for event in line.events:
-                runs.setdefault(event.name, []).append(event.duration_ns / 1e9)
-            top = sorted(runs, key=lambda name: -sum(runs[name]))[:8]
-            found += [(line.name, name, len(runs[name]), sum(runs[name])) for name in top]
+                count, seconds, _ = names.get(event.name, (0, 0.0, None))
+                names[event.name] = count + 1, seconds + event.duration_ns / 1e9, dict(event.stats)
+            top = sorted(names.items(), key=lambda item: -item[1][1])[:8]
+            found += [(plane.name, line.name, name, *rest) for name, rest in top]
     return found
 
 
@@ -482,9 +484,8 @@ def run(report: Report, small: bool, layers: int | None, families: list[str], th
         if report.left() > slowest + 20:
             tried = [dataclasses.replace(work[0], options=options) for options in FLAGS]
             measure_all(report, shape, {case: pool.submit(shape.compile, case) for case in tried}, limits)
-    logits = {name: pool.submit(family_logits, name) for name in families}
-    for name, future in logits.items():
-        report.step(f"logits of {name}", lambda future=future: future.result(max(report.left(), 1)), "families")
+    for name in families:
+        report.step(f"logits of {name}", partial(family_logits, name), "families")
     pool.shutdown(wait=False, cancel_futures=True)
 
 

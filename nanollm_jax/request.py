@@ -82,22 +82,19 @@ def check_stops(model: Model, stop: Any, stop_ids: Any) -> tuple[tuple[str, ...]
     if ids is None:
         raise RequestError(f"stop_ids is {shown(stop_ids)}; expected a token id or a list of them.")
     found = [token_id("stop_ids", token, model.config.vocab_size) for token in ids]
-    ends = (*texts, *(model.defaults.stop if model.tokenizer is not None else ()))
-    return ends, found + [token for text in ends for token in special_of(model, text)]
-
-
-def special_of(model: Model, text: str) -> list[int]:
-    """The special token that a stop string spells, if any. One with others around it is a RequestError: it prints nothing."""
-    assert model.tokenizer is not None
-    special = {model.tokenizer.piece(token): token for token in model.tokenizer.special_ids}
-    if text in special:
-        return [special[text]]
-    if inside := [name for name in special if name and name in text]:
-        raise RequestError(
-            f"stop {shown(text)} has the special token {max(inside, key=len)!r} among other characters, and special tokens "
-            "print nothing; give the token alone, or the text alone."
-        )
-    return []
+    if model.tokenizer is None:
+        return (), found
+    tokenizer, V = model.tokenizer, model.config.vocab_size
+    special = {tokenizer.piece(token): token for token in tokenizer.special_ids if token < V and tokenizer.piece(token)}
+    for text in texts:
+        inside = [name for name in special if name in text]
+        if inside and text not in special:
+            raise RequestError(
+                f"stop {shown(text)} has the special token {max(inside, key=len)!r} among other characters, and special "
+                "tokens print nothing; give the token alone, or the text alone."
+            )
+    both = (*texts, *model.defaults.stop)
+    return both, found + [special[text] for text in both if text in special]
 
 
 def check_seeds(seed: Any, batch: int) -> np.ndarray:

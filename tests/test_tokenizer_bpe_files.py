@@ -2,7 +2,9 @@
 
 import base64
 import json
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiktoken
@@ -12,7 +14,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from nanollm_jax.errors import TokenizerError
-from nanollm_jax.tokenizer import Tokenizer, load_tokenizer
+from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from nanollm_jax.tokenizer.pieces import byte_level_bytes
 
 # As published with the format: meta-llama/llama-models, models/llama3/api/tokenizer.py
@@ -238,7 +240,7 @@ RANKS_FAULTS = {
     "YQ== one": "line 2 is b'YQ== one'; expected",
     "YQ==": "line 2 is b'YQ=='; expected",
     "YQ== 7": "line 2 has rank 7; expected a token not seen before, with rank 1",
-    "IQ== 1": "line 2 has rank 1; expected a token not seen before",  # the token of line 1
+    "IQ== 1": "the token of rank 0 is there again later",
     "YQ== 1": "254 of the 256 single bytes have no rank",
 }
 
@@ -248,3 +250,108 @@ def test_damaged_ranks_are_refused_by_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "tokenizer.model").write_text(f"IQ== 0\n{line}\n")
     with pytest.raises(TokenizerError, match=f"tokenizer.model: {RANKS_FAULTS[line]}"):
         load_tokenizer(tmp_path)
+
+
+# lists of ranks under other names
+
+NAMED_SPLIT = r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # as a tekken.json has one of its own
+
+
+def tekken(ranks: dict[bytes, int], special: list[str] | None, count: int = 6, **config: object) -> dict[str, Any]:
+    """A tekken.json, with two ranks more than default_vocab_size leaves room for."""
+    ordered = [*sorted(ranks, key=ranks.__getitem__), b"never 1", b"never 2"]
+    content: dict[str, Any] = {
+        "config": {
+            "pattern": NAMED_SPLIT, "num_vocab_tokens": len(ordered), "default_vocab_size": len(ranks) + count,
+            "default_num_special_tokens": count, "version": "v3",
+        } | config,
+        "vocab": [
+            {"rank": n, "token_bytes": base64.b64encode(token).decode(), "token_str": token.decode(errors="ignore") or None}
+            for n, token in enumerate(ordered)
+        ],
+    }  # fmt: skip
+    if special is not None:
+        content["special_tokens"] = [
+            {"rank": n, "token_str": name, "is_control": True} for n, name in enumerate(special)
+        ]
+    return content
+
+
+def test_tekken_is_read_as_tiktoken_reads_its_ranks(tmp_path: Path) -> None:
+    """The special tokens have the first ids; the pattern is the file's own; ranks beyond the size are not there."""
+    ranks = ranks_of(VOCAB)
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken(ranks, ["<unk>", "<s>", "</s>", "[INST]"])))
+    assert has_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    oracle = tiktoken.Encoding("tekken", pat_str=NAMED_SPLIT, mergeable_ranks=ranks, special_tokens={})
+    for text in HARD:
+        expected = [token + 6 for token in oracle.encode_ordinary(text)]
+        assert tokenizer.encode(text) == [1, *expected] and tokenizer.decode(expected) == text
+    assert tokenizer.vocab_size == len(ranks) + 6 and (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+    assert [tokenizer.piece(n) for n in range(6)] == ["<unk>", "<s>", "</s>", "[INST]", "<SPECIAL_4>", "<SPECIAL_5>"]
+    assert tokenizer.special_ids == set(range(6))
+    assert tokenizer.encode("[INST]a", bos=False, special=True) == [3, oracle.encode_ordinary("a")[0] + 6]
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken(ranks, None)))
+    assert load_tokenizer(tmp_path).piece(4) == "[/INST]"  # older files do not list them
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": None}, "config is None"), ({"vocab": 3}, "vocab is 3"), ({"vocab": [{"rank": 1}]}, "expected rank 0"),
+        ({"vocab": [{"rank": 0, "token_bytes": "?"}]}, "vocab: an entry is"),
+        ({"special_tokens": [{"rank": 6}]}, "a rank below 6"),
+        ({"special_tokens": [{"rank": 0, "token_str": "a"}]}, "'a' is a special token and another one too"),
+        ({"config": {"pattern": "(", "default_vocab_size": 352, "default_num_special_tokens": 6}}, "tekken.json: "),
+        ({"config": {"pattern": "a", "default_vocab_size": 352, "default_num_special_tokens": 10**12}}, "special_tokens is 10"),
+    ],
+)  # fmt: skip
+def test_a_damaged_tekken_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    content = tekken(ranks_of(VOCAB), ["<unk>", "<s>"]) | change
+    (tmp_path / "tekken.json").write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_ranks_under_other_names(tmp_path: Path) -> None:
+    """qwen.tiktoken splits numbers digit by digit and has Qwen's special tokens; others are read as the reference does."""
+    ranks = ranks_of(VOCAB)
+    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()]
+    (tmp_path / "qwen.tiktoken").write_text("".join(lines))
+    assert has_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    oracle = tiktoken.Encoding(
+        "qwen", pat_str=SPLIT.replace("{1,3}", ""), mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)}
+    )
+    for text in HARD:
+        assert tokenizer.encode(text) == oracle.encode_ordinary(unicodedata.normalize("NFC", text))
+    n = len(ranks)
+    assert [tokenizer.piece(n + place) for place in (0, 1, 2, 3, 207)] == [
+        "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|extra_0|>", "<|extra_204|>",
+    ]  # fmt: skip
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.add_bos) == (n + 208, n, False)
+    (tmp_path / "qwen.tiktoken").rename(tmp_path / "other.tiktoken")
+    names = {str(n): {"content": "<|end|>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": names, "eos_token": "<|end|>"}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.special_ids) == (n + 1, n, {n})
+    for text in HARD:
+        assert tokenizer.encode(text) == reference(ranks).encode_ordinary(text)
+    (tmp_path / "third.tiktoken").write_text("".join(lines))
+    with pytest.raises(TokenizerError, match=r"2 lists of ranks, other\.tiktoken, third\.tiktoken"):
+        load_tokenizer(tmp_path)
+
+
+def test_added_tokens_in_a_file_of_their_own(tmp_path: Path) -> None:
+    """Older checkpoints have them in added_tokens.json; special are those that the other files name."""
+    n = len(VOCAB) + 1  # behind <|endoftext|>
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<tool>": n, "<pad>": n + 1, "<extra>": n + 2}))
+    tokenizer = pair(tmp_path, pad_token="<pad>", additional_special_tokens=[{"content": "<extra>"}])
+    assert tokenizer.vocab_size == n + 3 and tokenizer.special_ids == {n - 1, n + 1, n + 2}
+    assert tokenizer.encode("the<tool>the") == [VOCAB["the"], n, VOCAB["the"]]
+    assert not {n + 1, n + 2} & set(tokenizer.encode("<pad><extra>"))
+    assert tokenizer.encode("<pad><extra>", special=True) == [n + 1, n + 2]
+    for wrong in ({"<tool>": -1}, {"<tool>": "1"}, {"": n}, {"<tool>": n + 1}, {"<tool>": True}):
+        (tmp_path / "added_tokens.json").write_text(json.dumps(wrong))
+        with pytest.raises(TokenizerError, match=r"<tool>|''"):
+            load_tokenizer(tmp_path)

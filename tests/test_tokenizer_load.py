@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers_like import trained
 
 import nanollm_jax
 from nanollm_jax.errors import TokenizerError
@@ -29,7 +30,7 @@ def test_an_empty_folder_has_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     write(tmp_path, bos_token="<s>")
     assert not has_tokenizer(tmp_path)
-    looked_for = "looked for tokenizer.json, tokenizer.model, or vocab.json with merges.txt. Copy one"
+    looked_for = "looked for tokenizer.json, tokenizer.model, tekken.json, .*, or vocab.json with merges.txt. Copy one"
     with pytest.raises(TokenizerError, match=f"{tmp_path}: no tokenizer here; {looked_for}"):
         load_tokenizer(tmp_path)
     assert not has_tokenizer(tmp_path / "absent")
@@ -70,7 +71,7 @@ def test_names_may_be_strings_or_objects_and_the_config_goes_before_the_map(fold
     assert (tokenizer.bos_id, tokenizer.eos_id) == (2, 1)
     write(folder, bos_token={"content": "<s>", "lstrip": False}, eos_token=None)
     tokenizer = load_tokenizer(folder)
-    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 1)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, None)  # null: there is none, whatever the map says
     write(folder, bos_token="", eos_token="</s>")  # "" names nothing, as in some early conversions
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.bos_id, tokenizer.eos_id) == (2, 2)
@@ -110,3 +111,47 @@ def test_a_bos_that_is_wanted_but_not_named_is_refused(folder: Path) -> None:
     write(folder, add_bos_token=True)
     with pytest.raises(TokenizerError, match="add_bos_token is true, but there is no BOS; name it as bos_token"):
         load_tokenizer(folder)
+
+
+def test_null_is_none_and_no_gap_to_fill(tmp_path: Path) -> None:
+    """Qwen 2 has "bos_token": null and an <|endoftext|>, which begins no text of its."""
+    (tmp_path / "tokenizer.json").write_text(trained("qwen"))
+    assert load_tokenizer(tmp_path).piece(load_tokenizer(tmp_path).bos_id or 0) == "<|endoftext|>"
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<|im_start|>"}))
+    write(tmp_path, bos_token=None, eos_token="<|im_end|>")
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.bos_id is None and "bos_token" not in tokenizer.names
+    (tmp_path / "tokenizer.json").write_text(trained("llama3"))  # which puts one in front, by its post-processor
+    (tmp_path / "special_tokens_map.json").unlink()
+    write(tmp_path, bos_token=None, eos_token="<|eot_id|>")
+    assert load_tokenizer(tmp_path).encode("a")[0] == load_tokenizer(tmp_path).added["<|begin_of_text|>"]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "kind", "ids"),
+    [
+        ("gpt2", True, "GPT2Tokenizer", [18435, 995]),
+        ("gpt2", False, "GPT2Tokenizer", [15496, 995]),
+        ("gpt2", True, "PreTrainedTokenizerFast", [15496, 995]),  # a class that leaves it to tokenizer.json
+        ("llama2", False, "LlamaTokenizer", [1, 10994, 3186]),
+        ("llama2", True, "LlamaTokenizer", [1, 15043, 3186]),
+    ],
+)
+def test_a_space_in_front_as_the_config_says(
+    data: Path, tmp_path: Path, name: str, wanted: bool, kind: str, ids: list[int]
+) -> None:
+    """The ids are those of transformers' AutoTokenizer for the published files."""
+    shutil.copy(data / "tokenizers" / name / "tokenizer.json", tmp_path)
+    write(tmp_path, add_prefix_space=wanted, tokenizer_class=kind)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("Hello world") == ids
+    assert tokenizer.decode(ids) == "Hello world"
+
+
+def test_a_space_that_no_step_can_put_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(trained("gemma"))
+    write(tmp_path, add_prefix_space=True)
+    with pytest.raises(TokenizerError, match="has no step for a space in front of a text"):
+        load_tokenizer(tmp_path)
+    write(tmp_path, add_prefix_space=False)
+    assert load_tokenizer(tmp_path).decode(load_tokenizer(tmp_path).encode(" a")) == " a"

@@ -109,10 +109,26 @@ def test_special_tokens_behind_the_model_are_known_and_never_typed(tmp_path: Pat
     assert size not in tokenizer.encode("<pad>")
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_added_tokens_behind_the_model_are_found_whole(tmp_path: Path, kind: str) -> None:
+    """By added_tokens.json, as older checkpoints have it, and by the config; what the names call special never in text."""
+    model = train(model_type=kind)
+    plain = load(tmp_path, model, {})
+    size, cat = plain.vocab_size, plain.encode("the cat", bos=False)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": size, "<tool>": size + 1}))
+    both = added(size, "<pad>", True)["added_tokens_decoder"] | added(size + 1, "<tool>", False)["added_tokens_decoder"]
+    for config in ({"pad_token": "<pad>"}, {"additional_special_tokens": ["<pad>"]}, {"added_tokens_decoder": both}):
+        tokenizer = load(tmp_path, model, config)
+        assert tokenizer.encode("the cat<tool> hat", bos=False) == [*cat, size + 1, *plain.encode("hat", bos=False)]
+        assert tokenizer.decode([*cat, size + 1]) == "the cat<tool>"
+        assert size not in tokenizer.encode("<pad>") and tokenizer.special_ids == plain.special_ids | {size}
+        assert tokenizer.encode("the cat<pad>", bos=False, special=True) == [*cat, size]
+
+
 def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
     model = train()
     size = load(tmp_path, model).vocab_size
-    for config in (added(1, "<bos>", True), added(size, "<tool>", False), added(size + 1, "<pad>", True)):
+    for config in (added(1, "<bos>", True), added(size + 1, "<pad>", True)):
         with pytest.raises(
             TokenizerError, match=r"tokenizer_config.json: puts '<\w+>' at id \d+, where tokenizer.model"
         ):

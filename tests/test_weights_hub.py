@@ -26,6 +26,8 @@ WANTED = {
     "model-00001-of-00001.safetensors": WEIGHTS,
     "tokenizer.model": b"\x0a",
     "merges.txt": b"a b\n",
+    "qwen.tiktoken": b"IQ== 0\n",
+    "tekken.json": b'{"config": {}}',
     "chat_template.jinja": b"{{ messages }}",
 }
 UNWANTED = {

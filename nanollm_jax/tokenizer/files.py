@@ -46,6 +46,7 @@ class Settings:
     add_prefix_space: bool | None = None
     tokenizer_class: str | None = None
     legacy: bool | None = None
+    none: frozenset[str] = frozenset()  # what the config says there is none of: "bos_token": null
     names: Mapping[str, str] = field(default_factory=dict)
     added: Mapping[int, AddedToken] = field(default_factory=dict)
 
@@ -57,19 +58,23 @@ class Settings:
     def bos_and_eos(
         self, special: Mapping[str, int], *, bos_id: int | None = None, eos_id: int | None = None
     ) -> tuple[int | None, int | None]:
-        """The ids of BOS and EOS: as named here, else as the tokenizer file has them, else by their usual names.
+        """The ids of BOS and EOS: as named here, else as the tokenizer file has them, else by their usual names, unless the
+        config says that there is none.
 
         special: token -> id.  bos_id, eos_id: what the tokenizer file says.  Raises TokenizerError for an unknown name.
         """
 
-        def find(name: str | None, token_id: int | None, usual: tuple[str, ...]) -> int | None:
+        def find(key: str, name: str | None, token_id: int | None, usual: tuple[str, ...]) -> int | None:
+            if name is None and (token_id is not None or key in self.none):
+                return token_id
             if name is None:
-                return next((special[t] for t in usual if t in special), None) if token_id is None else token_id
+                return next((special[t] for t in usual if t in special), None)
             if name not in special:
                 raise TokenizerError(f"{self.path}: names {name!r}, which is not in the vocabulary; correct the name.")
             return special[name]
 
-        return find(self.bos_token, bos_id, USUAL_BOS), find(self.eos_token, eos_id, USUAL_EOS)
+        bos = find("bos_token", self.bos_token, bos_id, USUAL_BOS)
+        return bos, find("eos_token", self.eos_token, eos_id, USUAL_EOS)
 
     def wants_bos(self, bos_id: int | None, *, default: bool) -> bool:
         """add_bos_token where the config has it, otherwise the default of the format; never where there is no BOS."""
@@ -81,9 +86,11 @@ class Settings:
 def read_settings(folder: Path) -> Settings:
     """The Settings of a folder; both files may be absent. Raises TokenizerError for a value of the wrong kind."""
     path, map_path = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    config = read_json(path) if files.present(path) else {}
+    none = frozenset(key for key in NAMED if key in config and config[key] is None)
     said = read_json(map_path) if files.present(map_path) else {}
-    if files.present(path):
-        said |= {key: value for key, value in read_json(path).items() if value not in (None, "")}
+    said = {key: value for key, value in said.items() if key not in none}
+    said |= {key: value for key, value in config.items() if value not in (None, "")}
 
     def value(key: str, kind: type, default: Any = None, entries: Mapping[str, Any] = said) -> Any:
         found = entries.get(key)
@@ -104,6 +111,9 @@ def read_settings(folder: Path) -> Settings:
             found = f"{shown(token_id)}: {shown(entry)}"
             raise TokenizerError(f"{path}: added_tokens_decoder has {found}; expected an id and its content.")
         added[int(token_id)] = AddedToken(entry["content"], value("special", bool, False, entry))
+    if "added_tokens_decoder" not in config and not files.present(folder / "tokenizer.json"):
+        special = {token for key in NAMED if (token := name(key))} | further(path, said)
+        added = added_tokens(folder / "added_tokens.json", special)
     return Settings(
         path,
         bos_token=name("bos_token"),
@@ -112,6 +122,29 @@ def read_settings(folder: Path) -> Settings:
         add_prefix_space=value("add_prefix_space", bool),
         tokenizer_class=value("tokenizer_class", str),
         legacy=value("legacy", bool),
+        none=none,
         names={key: content for key in NAMED if (content := name(key))},
         added=added,
     )
+
+
+def further(path: Path, said: Mapping[str, Any]) -> set[str]:
+    """The special tokens without a name of their own: a list of texts, or of objects with a content."""
+    found: set[str] = set()
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        for entry in said.get(key, ()) if isinstance(said.get(key, ()), list) else ():
+            content = entry.get("content") if isinstance(entry, dict) else entry
+            if not isinstance(content, str):
+                raise TokenizerError(f"{path}: {key} has {shown(entry)}; expected a token.")
+            found.add(content)
+    return found
+
+
+def added_tokens(path: Path, special: set[str]) -> dict[int, AddedToken]:
+    """added_tokens.json, where the config of an older checkpoint has no added_tokens_decoder: {token: id} -> id -> token"""
+    found = {}
+    for content, token_id in read_json(path).items() if files.present(path) else ():
+        if not content or type(token_id) is not int or not 0 <= token_id < 10**9:
+            raise TokenizerError(f"{path}: has {shown(content)}: {shown(token_id)}; expected a token and its id.")
+        found[token_id] = AddedToken(content, content in special)
+    return found

@@ -15,6 +15,7 @@ from nanollm_jax.tokenizer.charsmap import growth
 
 FIXED = {1: 8, 5: 4}
 PIECE, NORMALIZERS = 1, (3, 5)
+CONTROL, USER_DEFINED = 3, 4  # types of a piece: never in text; in text as a whole
 TABLE = 2
 MOST_PIECES = 1 << 20
 MOST_GROWTH = 256  # times that normalising may make a text longer, in bytes
@@ -50,6 +51,18 @@ def fields(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[i
         if at > end:
             raise ValueError(f"the field at byte {begin} ends after its message")
         yield number, begin, at
+
+
+def piece(text: str, kind: int) -> bytes:
+    """The field of one more piece, with the score 0."""
+    name = text.encode()
+    inner = b"\x0a" + varint(len(name)) + name + b"\x15" + bytes(4) + b"\x18" + bytes([kind])
+    return b"\x0a" + varint(len(inner)) + inner
+
+
+def varint(number: int) -> bytes:
+    """A number, seven bits to a byte, the lowest first."""
+    return bytes([number]) if number < 0x80 else bytes([number & 0x7F | 0x80]) + varint(number >> 7)
 
 
 def check_model(path: Path, data: bytes) -> None:

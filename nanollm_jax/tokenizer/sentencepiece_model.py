@@ -10,7 +10,7 @@ from nanollm_jax.tokenizer.confined import says
 from nanollm_jax.tokenizer.files import Settings
 from nanollm_jax.tokenizer.parts import Part, PartsEncoder, piece_by_piece
 from nanollm_jax.tokenizer.pieces import SPACE_MARK, marked_bytes
-from nanollm_jax.tokenizer.protobuf import PIECE, check_model, fields
+from nanollm_jax.tokenizer.protobuf import CONTROL, PIECE, USER_DEFINED, check_model, fields, piece
 from nanollm_jax.tokenizer.table import TableTokenizer
 
 # What the sentencepiece library prints for the unknown piece. Text was lost there, and the reader should see it.
@@ -28,6 +28,11 @@ def from_sentencepiece(path: Path, data: bytes, settings: Settings) -> TableToke
     import sentencepiece  # here, so that a program that needs no tokenizer starts without it
 
     check_model(path, data)
+    count = sum(number == PIECE for number, *_ in fields(data))
+    for token_id, token in sorted(settings.added.items()):
+        if token_id == count:  # one more than the file has, for the chat template or for padding
+            data += piece(token.content, CONTROL if token.special else USER_DEFINED)
+            count += 1
     declared = settings.special_names()
     data = _as_control(data, declared)
     with says(path):
@@ -38,11 +43,7 @@ def from_sentencepiece(path: Path, data: bytes, settings: Settings) -> TableToke
     spellings = [b"" if i in special else marked_bytes(pieces[i], byte_fallback=model.is_byte(i)) for i in ids]
     spellings[unknown] = UNKNOWN
     for token_id, token in sorted(settings.added.items()):
-        if token_id == len(pieces) and token.special:  # a token for the chat template or for padding: never in text
-            special.add(token_id)
-            pieces.append(token.content)
-            spellings.append(b"")
-        elif token_id >= len(pieces) or token.content != pieces[token_id]:
+        if token_id >= len(pieces) or token.content != pieces[token_id]:
             found = f"puts {token.content!r} at id {token_id}, where {path.name} cannot have it"
             raise TokenizerError(f"{settings.path}: {found}; expected the config of this model, or a tokenizer.json.")
 
@@ -59,8 +60,8 @@ def from_sentencepiece(path: Path, data: bytes, settings: Settings) -> TableToke
     whole = _user_defined(data)
     bos_id, eos_id = settings.bos_and_eos(
         {pieces[i]: i for i in special},
-        bos_id=model.bos_id() if model.bos_id() >= 0 else None,
-        eos_id=model.eos_id() if model.eos_id() >= 0 else None,
+        bos_id=model.bos_id() if model.bos_id() >= 0 and "bos_token" not in settings.none else None,
+        eos_id=model.eos_id() if model.eos_id() >= 0 and "eos_token" not in settings.none else None,
     )
     return TableTokenizer(
         pieces=pieces,
@@ -100,7 +101,9 @@ def _user_defined(data: bytes) -> dict[str, int]:
     """Text -> where the byte of its type stands, for the pieces of type USER_DEFINED, which are matched as a whole."""
     found = {}
     for number, begin, end in fields(data):
-        if number == PIECE and data[end - 2 : end] == b"\x18\x04":  # the type is the last field, if it is there
+        if number == PIECE and data[end - 2 : end] == bytes(
+            [0x18, USER_DEFINED]
+        ):  # the type is the last field, if it is there
             text = next(data[first:last] for inner, first, last in fields(data, begin, end) if inner == 1)
             found[text.decode("utf-8", errors="replace")] = end - 1
     return found
@@ -111,5 +114,5 @@ def _as_control(data: bytes, names: Set[str]) -> bytes:
     places = _user_defined(data)
     changed = bytearray(data)
     for name in names & places.keys():
-        changed[places[name]] = 3  # CONTROL
+        changed[places[name]] = CONTROL
     return bytes(changed)

@@ -8,7 +8,7 @@ from pathlib import Path
 from nanollm_jax.errors import CheckpointError
 
 # What we read, and nothing else: no pickles, no other runtime's weights.
-WANTED = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.tiktoken", "merges.txt", "*.jinja"]
 # Patterns match across "/": folders ("original/", "onnx/") hold copies for others, as do Mistral's consolidated files.
 UNWANTED = ["*/*", "consolidated*.safetensors"]
 
