@@ -213,10 +213,21 @@ def test_shards_may_be_links_out_of_the_folder_as_in_the_hubs_cache(tmp_path):
 def test_one_file_goes_before_an_index(tmp_path):
     sharded(tmp_path, {"x": "a.safetensors"}, a="x")
     write(tmp_path, {"a": A}, bytes(8))
-    with pytest.warns(NanoLLMWarning, match=r"model\.safetensors is read, and not model\.safetensors\.index\.json"):
+    with pytest.warns(
+        NanoLLMWarning, match=r"model\.safetensors is read, not model\.safetensors\.index\.json; take away"
+    ):
         assert open_checkpoint(tmp_path).names() == {"a"}
     sharded(tmp_path, {"a": "model.safetensors"})  # an index of one file says the same
     assert open_checkpoint(tmp_path).names() == {"a"}
+    save_file({"x": np.ones(2, np.float32)}, tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.warns(NanoLLMWarning, match=r"model\.safetensors is read, not model-00001-of-00002\.safetensors"):
+        assert open_checkpoint(tmp_path).names() == {"a"}
+
+
+def test_a_shard_that_the_index_does_not_name_is_named(tmp_path):
+    folder = sharded(tmp_path, {"x": "a.safetensors"}, a="x", **{"model-00001-of-00002": "y"})
+    with pytest.warns(NanoLLMWarning, match=r"a\.safetensors is read, not model-00001-of-00002\.safetensors"):
+        assert open_checkpoint(folder).names() == {"x"}
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -226,9 +237,11 @@ def test_shards_without_an_index_are_read_by_their_numbers(tmp_path, first):
         save_file({name: np.full(2, n, np.float32)}, file)
     checkpoint = open_checkpoint(tmp_path)
     assert {name: checkpoint.read(name).tolist() for name in "xyz"} == {"x": [0, 0], "y": [1, 1], "z": [2, 2]}
-    save_file({"w": np.ones(2, np.float32)}, tmp_path / "other-00001-of-00001.safetensors")
-    refuse(tmp_path, "shards of model-...-of-3, other-...-of-1 and no model.safetensors.index.json", "keep one")
-    (tmp_path / "other-00001-of-00001.safetensors").unlink()
+    other = tmp_path / "model-00001-of-00001.safetensors"
+    save_file({"w": np.ones(2, np.float32)}, other)
+    refuse(tmp_path, "shards of model-...-of-1, model-...-of-3 and no model.safetensors.index.json", "keep one")
+    other.rename(tmp_path / "consolidated-00001-of-00001.safetensors")
+    assert open_checkpoint(tmp_path).names() == set("xyz")
     file.unlink()
     refuse(tmp_path, f"has 2 shards of 3 (no {2 + first})", "download the rest")
     save_file({"x": np.ones(2, np.float32)}, file)

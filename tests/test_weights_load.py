@@ -141,7 +141,9 @@ def test_a_tensor_outside_the_base_model_has_no_prefix_or_a_shorter_one(tmp_path
         folder = save(tmp_path, stored | {name: table})
         found = loaded(folder, rows, layout, SIZES, "float32", prefixes=("model.", "whole.model.", ""))
         np.testing.assert_array_equal(found["head"], table)
-    with pytest.raises(CheckpointError, match=r"1 parameter\(s\) have no tensor: head \(tensor head\.weight\)\. Check"):
+    with pytest.raises(
+        CheckpointError, match=r"1 parameter\(s\) have no tensor: head \(tensor head\.weight\); config\.json has"
+    ):
         loaded(save(tmp_path, stored), rows, layout, SIZES, "float32", prefixes=("model.", "whole.model.", ""))
 
 

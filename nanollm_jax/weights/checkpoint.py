@@ -112,9 +112,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             raise CheckpointError(f"{folder / name}: describes quantised weights, which are not read; {UNQUANTISED}.")
     if files.present(folder / SINGLE):
         whole = Checkpoint(folder, read_header(folder / SINGLE))
-        if files.present(folder / INDEX) and set(read_index(folder / INDEX).values()) != {SINGLE}:
-            message = f"{folder}: {SINGLE} is read, and not {INDEX} and its shards; take away what is not meant."
-            warnings.warn(message, NanoLLMWarning, stacklevel=2)
+        indexed = set(read_index(folder / INDEX).values()) if files.present(folder / INDEX) else {SINGLE}
+        name_strays(folder, {SINGLE, INDEX} if indexed == {SINGLE} else {SINGLE})
         return whole
     promised: dict[str, list[str]] = {}
     if files.present(folder / INDEX):
@@ -135,7 +134,19 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         if lost := sorted(name for name in promised[shard] if name not in found):
             raise CheckpointError(f"{folder / shard}: lacks {listed(lost)}, which {INDEX} says it holds; {AGAIN}.")
         tensors |= found
+    name_strays(folder, {INDEX, *promised})
     return Checkpoint(folder, tensors)
+
+
+def name_strays(folder: Path, used: set[str]) -> None:
+    """Warn of another form of the same weights beside the one that is read."""
+    others = [
+        name for name in names(folder) if name == INDEX or (name.startswith("model-") and NUMBERED.fullmatch(name))
+    ]
+    if unread := [name for name in others if name not in used]:
+        read = listed(sorted(used - {INDEX}), 2)
+        message = f"{folder}: {read} is read, not {listed(unread, 3)}; take away what is not meant."
+        warnings.warn(message, NanoLLMWarning, stacklevel=3)
 
 
 def numbered(folder: Path) -> list[str]:
@@ -144,6 +155,8 @@ def numbered(folder: Path) -> list[str]:
     for name in names(folder):
         if match := NUMBERED.fullmatch(name):
             found.setdefault((match[1], int(match[3])), {})[int(match[2])] = name
+    if named := {key: shards for key, shards in found.items() if key[0] == "model"}:
+        found = named  # beside them there may be shards of another library's
     if len(found) > 1:
         sets = [f"{name}-...-of-{count}" for name, count in sorted(found)]
         raise CheckpointError(f"{folder}: has shards of {listed(sets)} and no {INDEX}; keep one of them.")

@@ -114,6 +114,8 @@ def match(
         )
     wrong = [f"{len(unused)} tensor(s) were not used: {listed(unused)}"] if unused else []
     wrong += [f"{len(missing)} parameter(s) have no tensor: {listed(missing)}"] if missing else []
+    if missing and all(row.outside for way in ways.values() for row, name in way.get(0, []) if name is None):
+        wrong.append("config.json has the head apart from the embedding; if it is not, set tie_word_embeddings to true")
     raise CheckpointError(f"{checkpoint.folder}: {'; '.join(wrong)}. Check that config.json belongs to these weights.")
 
 
