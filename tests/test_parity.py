@@ -224,14 +224,23 @@ def of_reference(model_type):
 
 
 def write_reference(folder, settings, seed=0):
-    """A random checkpoint on disk, and the reference model that it holds. Biases and norm scales are random too."""
-    import torch
+    """A random checkpoint on disk, and the reference model that it holds."""
     import transformers
+
+    config = transformers.AutoConfig.for_model(**settings, bos_token_id=1, eos_token_id=2)
+    reference = random_reference(config, settings["model_type"], seed)
+    reference.save_pretrained(folder)
+    return reference
+
+
+def random_reference(config, model_type, seed):
+    """A model of the reference with random numbers everywhere, biases and norm scales included."""
+    import torch
 
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # models this small only make a second thread wait
-    config = transformers.AutoConfig.for_model(**settings, bos_token_id=1, eos_token_id=2)
-    reference = of_reference(settings["model_type"]).from_config(config, attn_implementation="eager").eval()
+    auto = of_reference(model_type)
+    reference = auto.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in reference.named_parameters():
             if parameter.ndim == 1:
@@ -240,7 +249,6 @@ def write_reference(folder, settings, seed=0):
                 parameter.copy_(base + 0.3 * torch.randn_like(parameter))
             else:
                 parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
-    reference.save_pretrained(folder)
     return reference
 
 
