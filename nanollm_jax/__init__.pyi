@@ -30,9 +30,9 @@ from nanollm_jax.loading import shard as shard
 from nanollm_jax.observe import observe as observe
 from nanollm_jax.params import init_params as init_params
 from nanollm_jax.request import encode as encode
+from nanollm_jax.sampling import Sampling as Sampling
 from nanollm_jax.score import Score as Score
 from nanollm_jax.score import score as score
-from nanollm_jax.settings import Sampling as Sampling
 from nanollm_jax.sharding import forward as forward
 from nanollm_jax.sharding import make_mesh as make_mesh
 from nanollm_jax.startup import keep_compiled as keep_compiled

@@ -30,6 +30,9 @@ import numpy as np
 
 from nanollm_jax.settings import Sampling
 
+# a tree of its fields for jax, as what is below is; settings.py checks them without it
+jax.tree_util.register_dataclass(Sampling, [field.name for field in dataclasses.fields(Sampling)], [])
+
 BLOCK = 128  # ids that the draw looks at together
 
 

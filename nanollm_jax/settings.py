@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import flax.struct
 import numpy as np
 
 from nanollm_jax.checks import listed, real, single, whole
@@ -28,7 +28,7 @@ ALLOWED = {
 WHOLE = ("top_k", "no_repeat_ngram_size", "min_new_tokens")
 
 
-@flax.struct.dataclass
+@dataclasses.dataclass(frozen=True)
 class Sampling:
     """How to choose the next token. Each field is one value for all rows, or a sequence with one per row.
 
@@ -56,6 +56,10 @@ class Sampling:
     forced_eos_token_id: Any = None
     ends: Any = ()
     max_new_tokens: Any = 0
+
+    def replace(self, **changes: Any) -> Sampling:
+        """The same settings but for those that are named."""
+        return dataclasses.replace(self, **changes)
 
     def rows(self, batch: int, vocab_size: int, *, ends: Iterable[int] = (), max_new_tokens: int = 0) -> Sampling:
         """The same settings as arrays, one value per row. Raises RequestError for a value or a length that cannot be.

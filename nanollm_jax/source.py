@@ -10,6 +10,7 @@ from typing import Any
 from nanollm_jax import files
 from nanollm_jax.errors import CheckpointError, ConfigError
 from nanollm_jax.weights import resolve
+from nanollm_jax.weights.hub import GGUF
 
 
 def find(source: str | os.PathLike[str] | None, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -49,5 +50,9 @@ def find_config(source: str | os.PathLike[str] | None, revision: str | None = No
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ConfigError naming the file where there is none."""
     if not files.present(path):
-        raise ConfigError(f"{path} not found; expected a checkpoint folder with config.json and *.safetensors.")
+        other = next(path.parent.glob("*.gguf"), None) if path.parent.is_dir() else None
+        raise ConfigError(
+            f"{path} not found; expected a checkpoint folder with config.json and *.safetensors."
+            + (f" {other.name} is {GGUF}" if other else "")
+        )
     return files.read_json(path, ConfigError)

@@ -23,6 +23,7 @@ from nanollm_jax import cli, params
 from nanollm_jax.cli.generate import figures
 from nanollm_jax.cli.info import flat, in_words, tree_rows
 from nanollm_jax.cli.printing import harmless, spelled
+from nanollm_jax.cli.session import SAMPLING
 from nanollm_jax.loading import Defaults
 from nanollm_jax.profiling import Timings
 from nanollm_jax.source import find
@@ -32,7 +33,7 @@ PROMPT = "Once upon a time"
 SETTINGS = ["--max-new-tokens", "8", "--temperature", "0.9", "--top-k", "40", "--seed", "5"]
 FIGURES = re.compile(
     r"5 prompt tokens at \d+ tok/s · \d+ new tokens? at [\d.]+ tok/s · first token [\d.]+ s"
-    r"( · compiled in [\d.]+ s| · \d+ kept programs? in [\d.]+ s)?\n"
+    r"( · compiled in [\d.]+ s| · \d+ kept programs? in [\d.]+ s)?( · seed \d+)?\n"
 )
 
 Run = Callable[..., tuple[int, str, str]]
@@ -73,14 +74,19 @@ def asked(monkeypatch: pytest.MonkeyPatch, model: nano.Model) -> dict[str, Any]:
     """What generate asks the library for: the arguments of load and stream. Nothing is generated."""
     seen: dict[str, Any] = {"model": model}
 
-    def load(source: str | None, **rest: Any) -> nano.Model:
-        seen.update(source=source, **rest)
+    def look_for(source: str | None, revision: str | None, **_: Any) -> Path:
+        seen.update(source=source, revision=revision)
+        return find(None)
+
+    def load(folder: Path, **rest: Any) -> nano.Model:
+        seen.update(folder=folder, **rest)
         return seen["model"]
 
     def stream(loaded: nano.Model, prompt: Any, **rest: Any) -> None:
         seen.update(prompt=prompt, **rest)
         raise nano.RequestError("asked")
 
+    monkeypatch.setattr("nanollm_jax.source.find", look_for)
     monkeypatch.setattr(nano, "load", load)
     monkeypatch.setattr(nano, "stream", stream)
     return seen
@@ -100,7 +106,7 @@ def strict_json(text: str) -> Any:
 def test_answer_is_the_librarys(run: Run, answer: nano.Generation) -> None:
     code, out, err = run("generate", PROMPT, *SETTINGS)
     assert (code, out) == (0, answer.text + "\n")
-    assert FIGURES.fullmatch(err), err
+    assert FIGURES.fullmatch(err) and err.endswith(" · seed 5\n"), err
 
 
 def test_json_is_the_whole_answer_and_nothing_else(run: Run, answer: nano.Generation) -> None:
@@ -108,7 +114,7 @@ def test_json_is_the_whole_answer_and_nothing_else(run: Run, answer: nano.Genera
     report = strict_json(out)
     timings = report.pop("timings")
     assert (code, err) == (0, "")
-    assert report == {"prompt": PROMPT, **dataclasses.asdict(answer)}
+    assert report == {"prompt": PROMPT, "seed": 5, **dataclasses.asdict(answer)}
     assert timings["new_tokens"] == 8 and timings["prompt_tokens"] == 5
     assert timings["new_tokens_per_second"] == 8 / timings["decode_seconds"]
     assert timings["prompt_tokens_per_second"] == 5 / timings["prefill_seconds"]
@@ -149,10 +155,9 @@ def test_a_logprob_that_is_no_number_is_null_in_json(
         (["--max-new-tokens", "3"], "max_new_tokens", 3),
         ([], "max_new_tokens", 128),
         (["--seed", "4294967295"], "seed", 2**32 - 1),
-        ([], "seed", 0),
         (["--stop", "a", "--stop", "\n"], "stop", ["a", "\n"]),
         ([], "stop", ()),
-        ([], "prompt", "x"),
+        ([], "prompt", [1, 1992, 2028]),  # <s>, a space, x
         (["--temperature", "0.5"], "sampling", {"temperature": 0.5}),
         (["--temperature", "0"], "sampling", {"temperature": 0.0}),
         (["--repetition-penalty", "1.2"], "sampling", {"temperature": 0.0, "repetition_penalty": 1.2}),
@@ -197,25 +202,63 @@ def test_settings_not_given_are_the_checkpoints(run: Run, asked: dict[str, Any],
 def test_dash_reads_standard_input_less_one_newline(
     run: Run, asked: dict[str, Any], typed: Callable[[bytes], None], data: bytes, text: str
 ) -> None:
+    ids = asked["model"].tokenizer.encode(text)
+    for arguments in (["-"], []):  # a pipe is read where no prompt is given
+        typed(data)
+        run("generate", *arguments)
+        assert asked["prompt"] == ids
     typed(data)
-    run("generate", "-")
-    assert asked["prompt"] == text
+    run("generate", "The dog")
+    assert asked["prompt"] == asked["model"].tokenizer.encode("The dog")
+    for arguments in (["-"], []):
+        typed(data)
+        assert strict_json(run("tokenize", "--json", *arguments)[1])["text"] == text
 
 
 @pytest.mark.parametrize("arguments", [[], [""]])
 def test_no_prompt_is_bos_alone_where_there_is_one(
-    run: Run, asked: dict[str, Any], model: nano.Model, arguments: list[str]
+    run: Run, asked: dict[str, Any], model: nano.Model, arguments: list[str], typed: Callable[[bytes], None]
 ) -> None:
+    typed(b"")
     run("generate", *arguments)
     assert asked["prompt"] == [1]
     # a tokenizer that has a BOS but wants none in front of a text, like GPT-2's; one without; no tokenizer
-    for changes, prompt in (({"add_bos": False}, [1]), ({"bos_id": None, "add_bos": False}, "")):
-        asked["model"] = dataclasses.replace(model, tokenizer=dataclasses.replace(model.tokenizer, **changes))
-        run("generate", *arguments)
-        assert asked["prompt"] == prompt
-    asked["model"] = dataclasses.replace(model, tokenizer=None)
-    run("generate", *arguments)
-    assert asked["prompt"] == ""
+    without = {"bos_id": None, "add_bos": False}
+    for changes, message in (
+        ({"add_bos": False}, "asked"),
+        (without, "the prompt is empty"),
+        (None, "no tokenizer files"),
+    ):
+        tokenizer = None if changes is None else dataclasses.replace(model.tokenizer, **changes)
+        asked["model"] = dataclasses.replace(model, tokenizer=tokenizer)
+        assert message in run("generate", *arguments)[2]
+    assert asked["prompt"] == [1]
+
+
+def test_a_seed_that_is_not_given_is_another_each_time(run: Run, asked: dict[str, Any]) -> None:
+    seeds = set()
+    for _ in range(3):
+        run("generate", "x")
+        seeds.add(asked["seed"])
+    assert len(seeds) == 3 and all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_a_prompt_that_is_too_long_can_be_read_from_its_end(run: Run, asked: dict[str, Any], model: nano.Model) -> None:
+    assert model.tokenizer is not None
+    text = "word " * 600
+    ids, dog = model.tokenizer.encode(text), model.tokenizer.encode("The dog")
+    code, _, err = run("generate", text)
+    assert code == 2 and f"a prompt of {len(ids)} tokens + 128 new tokens is more than the model's 512 positions" in err
+    assert "add --truncate, which reads its last 384 tokens." in err and "0 new tokens" not in err.replace(
+        "128 new", ""
+    )
+    err = run("generate", text, "--truncate")[2]
+    assert err == f"nanollm: of {len(ids)} prompt tokens the last 384 are read.\nnanollm: asked\n"
+    assert asked["prompt"] == [1, *ids[-383:]]
+    assert f"ask for {512 - len(dog)} new tokens or fewer" in run("generate", "The dog", "--max-new-tokens", "510")[2]
+    assert "leave no room for a prompt" in run("generate", "x", "--max-new-tokens", "512", "--truncate")[2]
+    run("generate", "The dog", "--truncate")
+    assert asked["prompt"] == dog
 
 
 def test_figures_leave_out_what_was_not_measured() -> None:
@@ -223,12 +266,13 @@ def test_figures_leave_out_what_was_not_measured() -> None:
         4, 128, compile_seconds=3.14, prefill_seconds=0.0129, decode_seconds=1.3474, first_token_seconds=0.03,
         compiled=2, fetched=3,
     )  # fmt: skip
-    assert figures(whole) == (
+    assert figures(whole, 7).endswith(" · compiled in 3.1 s · seed 7")
+    assert figures(whole, None) == (
         "4 prompt tokens at 310 tok/s · 128 new tokens at 95.0 tok/s · first token 0.030 s · compiled in 3.1 s"
     )
-    kept = figures(dataclasses.replace(whole, compiled=0, compile_seconds=0.25))
+    kept = figures(dataclasses.replace(whole, compiled=0, compile_seconds=0.25), None)
     assert kept.endswith(" · first token 0.030 s · 3 kept programs in 0.2 s")
-    assert figures(Timings(1)) == "1 prompt token · 0 new tokens"
+    assert figures(Timings(1), None) == "1 prompt token · 0 new tokens"
 
 
 # interrupts and pipes
@@ -417,6 +461,7 @@ def test_tables_and_help_end_quietly_too(monkeypatch: pytest.MonkeyPatch, argume
         (["generate", "--max-new-tokens", "0", "x"], "'--max-new-tokens'"),
         (["generate", "--max-new-tokens", "x"], "'--max-new-tokens'"),
         (["generate", "--max-new-tokens", "510", "x"], "512 positions"),
+        (["generate", "--model", "no/such.gguf", "x"], "llama.cpp"),
         (["generate", "--seed", "-1", "x"], "'--seed'"),
         (["generate", "--seed", "4294967296", "x"], "'--seed'"),
         (["generate", "--temperature", "-1", "x"], "temperature is -1.0"),
@@ -435,7 +480,6 @@ def test_tables_and_help_end_quietly_too(monkeypatch: pytest.MonkeyPatch, argume
         (["generate", "--model", "/nowhere", "x"], "/nowhere"),
         (["generate", "--echo", "--json", "x"], "--echo and --json"),
         (["generate", "\udcff"], "surrogate"),
-        (["tokenize"], "TEXT"),
         (["tokenize", "\udcff"], "surrogate"),
         (["tokenize", "--revision", "v1", "x"], "revision"),
         (["tokenize", "--model", "/nowhere", "x"], "/nowhere"),
@@ -541,12 +585,20 @@ def test_main_takes_the_process_arguments_and_exits(
 def test_help(run: Run) -> None:
     code, out, err = run("generate", "--help")
     assert (code, err) == (0, "")
-    for field in dataclasses.fields(nano.Sampling):
-        option = f"--{field.name.replace('_', '-')} "
-        assert (option in out) == (field.name != "logit_bias")
+    assert all(f"--{name.replace('_', '-')} " in out for name in SAMPLING)
     code, out, err = run()
     assert (code, err) == (0, "") and out == run("--help")[1]
     assert all(f"\n  {name}  " in out for name in ("generate", "tokenize", "info"))
+
+
+@pytest.mark.parametrize("width", ["40", "80"])
+def test_no_summary_of_a_command_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch, width: str) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    out = run("--help")[1]
+    listed = " ".join(out.partition("Commands:")[2].split())
+    for command in ("generate", "chat", "score", "tokenize", "info", "bench", "profile", "plan", "mesh"):
+        summary = " ".join(run(command, "--help")[1].split("\n\n")[1].split()).partition(".")[0]
+        assert f"{command} {summary}." in listed
 
 
 # tokenize

@@ -8,6 +8,7 @@ import math
 import os
 import pty
 import select
+import shutil
 import signal
 import stat
 import subprocess
@@ -20,8 +21,9 @@ import pytest
 
 import nanollm_jax as nano
 from nanollm_jax import cli
-from nanollm_jax.cli.reading import Keyboard, Lines, private, read
+from nanollm_jax.cli.reading import Keyboard, Lines, private
 from nanollm_jax.cli.session import Session
+from nanollm_jax.source import find
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}{% endif %}{{ m.content }}\n{% endfor %}"
 Talk = Callable[..., tuple[str, str]]
@@ -210,6 +212,10 @@ def test_every_mistake_is_one_line_and_loses_nothing(
         ("/save", "/save needs the name of a file"), (f"/save {tmp_path}/no/where", "No such file"),
         (f"/save {tmp_path}/junk", "is there and is no saved conversation; give another name"),
         (f"/save {tmp_path}", "Is a directory"),
+        ("/save ~nobody at all/x", "Could not determine home directory"), ("/save a\0b", "null byte"),
+        ("/load ~nobody at all/x", "Could not determine home directory"), ("/load /dev/zero", "no file that ends"),
+        ("/set top_k " + "9" * 400, "top_k is"), ("/set temperature 1" + "0" * 400, "temperature is"),
+        ("/set seed " + "9" * 5000, "seed is"), ("/set temperature 1e-320", "temperature is"),
         ("/load", "/load needs the name of a file"), (f"/load {tmp_path}/none", "No such file"),
         (f"/load {tmp_path}/junk", "is no saved conversation"), (f"/load {tmp_path}/bytes", "is no saved conversation"),
         (f"/load {tmp_path}/list", "is no saved conversation; expected a file that /save wrote"),
@@ -233,12 +239,31 @@ def test_every_mistake_is_one_line_and_loses_nothing(
     assert talk("and?")[0] == contents(conversation)[-1] + "\n"  # it goes on
 
 
-def test_a_line_that_is_not_utf8_is_refused(
+def test_a_line_that_is_not_utf8_is_refused_and_the_next_one_read(
     conversation: nano.Conversation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n")))
-    with pytest.raises(nano.RequestError, match="standard input is not UTF-8: byte 0xff at 1"):
-        read(Lines())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\nhi\n")))
+    Session(conversation, Lines()).run()
+    assert "nanollm: standard input is not UTF-8: byte 0xff at 1" in capsys.readouterr().err
+    assert contents(conversation)[0] == "hi"
+
+
+def test_what_nobody_expects_costs_one_question(
+    talk: Talk, conversation: nano.Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk("hi")
+    before, true = list(conversation.messages), nano.Conversation.ask
+
+    def ask(self: nano.Conversation, question: str) -> nano.Stream:
+        if question == "break":
+            raise ZeroDivisionError("of a library")
+        return true(self, question)
+
+    monkeypatch.setattr(nano.Conversation, "ask", ask)
+    assert talk("break") == ("", "nanollm: ZeroDivisionError: of a library\n")
+    assert conversation.messages == before
+    talk("and?")
+    assert len(conversation.messages) == 4
 
 
 def test_help_lists_every_command(talk: Talk, conversation: nano.Conversation) -> None:
@@ -269,22 +294,41 @@ def test_options_arrive(monkeypatch: pytest.MonkeyPatch, model: nano.Model, tmp_
     assert conversation.model.chat_template is not None and conversation.model.chat_template.path == template
 
 
-def test_a_checkpoint_without_a_template_says_so_before_anything_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("chat") == 2
+def test_a_checkpoint_without_a_template_says_so_before_anything_is_typed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(find(None), folder)
+    (folder / "chat_template.jinja").unlink()
+    assert run("chat", "--model", str(folder)) == 2
     found = capsys.readouterr()
     assert (found.out, found.err.count("\n")) == ("", 1) and "has no chat template" in found.err
     assert run("chat", "--template", "/no/such/file") == 2
     assert "/no/such/file" in capsys.readouterr().err
 
 
-def test_history_is_private_and_lasts(tmp_path: Path) -> None:
+def test_without_a_model_it_tells_stories(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each begins with what was typed, and the one before is forgotten: what the template in assets/ says."""
+    begin = "Once upon a time, there was a big"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"The dog\n{begin}\n".encode())))
+    assert run("chat", "--max-new-tokens", "6") == 0
+    told = nano.generate(nano.load(), ["The dog", begin], max_new_tokens=6)
+    assert capsys.readouterr().out == "".join(f"{story.text}\n" for story in told)
+    assert run("chat", "--system", "Be brief.") == 2
+    assert "has no place for a message of the system" in capsys.readouterr().err
+
+
+def test_history_is_private_and_lasts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.history import FileHistory
     from prompt_toolkit.input import create_pipe_input
     from prompt_toolkit.output import DummyOutput
 
-    path = tmp_path / "deep" / "history"
+    path, before = tmp_path / "deep" / "history", os.stat("/dev/full").st_mode
 
-    def typed(keys: str) -> str:
+    def typed(keys: str, path: Path = path) -> str:
         with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
             pipe.send_text(keys)
             return Keyboard(path).line("> ")
@@ -296,6 +340,14 @@ def test_history_is_private_and_lasts(tmp_path: Path) -> None:
     assert typed("\x1b[200~one\ntwo\x1b[201~\r") == "one\ntwo"  # pasted
     path.chmod(0o644)
     assert stat.S_IMODE(private(path).stat().st_mode) == 0o600
+    for other in (Path("/dev/null/h"), Path("~nobody at all/h"), tmp_path, Path("a\0b"), Path("/dev/full")):
+        assert typed("goes on\r", other) == "goes on"
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(FileHistory, "store_string", lambda self, string: (_ for _ in ()).throw(full))
+    assert typed("goes on\r") == "goes on"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 6 and all("remembered" in line for line in said)
+    assert os.stat("/dev/full").st_mode == before
 
 
 def test_a_real_terminal(tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -397,7 +449,7 @@ def test_tokens_in_colour_and_in_a_table(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
-        (b"", [], "a text of 1 tokens"), (b"\xff", [], "is not UTF-8: byte 0xff at 0"), (None, [], "No such file"),
+        (b"", [], "a text of 1 tokens"), (b"\xff", [], "is not UTF-8: byte 0xff at 0"), (None, [], "story.txt not found; give"),
         (b"a b", ["--window", "600"], "window is 600; expected 2 to 513, one more than"),
         (b"a b", ["--window", "8", "--stride", "8"], "stride is 8; expected less than the window of 8"),
     ],

@@ -49,6 +49,8 @@ def test_commands_that_need_no_device_do_not_wait_for_jax():
     commands = [
         ["--help"], ["generate", "--help"], ["--version"], ["nope"], ["tokenize", "Once upon a time"],
         ["plan", "--tp", "2", "--device", "h100"], ["plan", "/no/where"], ["tokenize", "x", "--model", "/no/where"],
+        ["info"], ["info", "/no/where"], ["generate", "x", "--model", "/no/where"], ["generate", "x", "--top-p", "2"],
+        ["chat", "--model", "/no/where"], ["score", "/no/where"], ["score", __file__, "--model", "/no/where"],
     ]  # fmt: skip
     code = (
         "import sys; from nanollm_jax.cli import run\n"
@@ -56,7 +58,7 @@ def test_commands_that_need_no_device_do_not_wait_for_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     found = [line for line in done.stderr.splitlines() if not line.startswith("nanollm: ")]
-    assert found == [f"{status} False" for status in (0, 0, 0, 2, 0, 0, 2, 2)]
+    assert found == [f"{status} False" for status in (0, 0, 0, 2, 0, 0, 2, 2, 0, 2, 2, 2, 2, 2, 2)]
 
 
 def test_after_warmup_nothing_compiles():

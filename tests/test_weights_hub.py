@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from nanollm_jax.errors import CheckpointError
+from nanollm_jax.errors import CheckpointError, ConfigError
+from nanollm_jax.source import read_json
 from nanollm_jax.weights import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -45,7 +46,8 @@ REFUSALS = {"no/such": (404, "RepoNotFound"), "gated/model": (403, "GatedRepo"),
 # Runs in a process of its own, because huggingface_hub reads its environment once, at import.
 PROGRAM = """
 import json, os, sys
-from nanollm_jax.errors import CheckpointError
+from nanollm_jax.errors import CheckpointError, ConfigError
+from nanollm_jax.source import read_json
 from nanollm_jax.weights import open_checkpoint, resolve
 for source, revision in json.loads(sys.argv[1]):
     try:
@@ -170,8 +172,8 @@ def test_a_revision_is_honoured(hub):
     [
         (3, "'no/such' is neither a folder nor a hub model"),
         (4, "'gated/model' is gated; accept its terms"),
-        (5, "'broken/model' is not complete in the cache and the hub cannot be reached"),
-        (6, "'not an id' is neither a folder nor a hub id; expected 'owner/name'"),
+        (5, "'broken/model' is no folder here, not complete in the cache of the hub, and the hub cannot be reached"),
+        (6, "not an id: folder not found; expected an existing one, or a hub id 'owner/name'"),
     ],
 )
 def test_the_hubs_refusals_become_one_line_with_a_remedy(hub, number, said):
@@ -182,7 +184,10 @@ def test_the_hubs_refusals_become_one_line_with_a_remedy(hub, number, said):
 @pytest.mark.parametrize("network", ["offline", "unreachable"])
 def test_without_a_network_the_cache_serves_and_the_rest_is_refused(hub, network):
     assert hub[network][0] == hub["online"][0]
-    assert "'owner/other' is not complete in the cache and the hub cannot be reached" in hub[network][1]["error"]
+    assert (
+        "'owner/other' is no folder here, not complete in the cache of the hub, and the hub cannot"
+        in hub[network][1]["error"]
+    )
 
 
 def test_any_other_failure_is_one_line_too(monkeypatch):
@@ -209,13 +214,30 @@ def test_a_revision_of_a_folder_is_refused(tmp_path):
         resolve(tmp_path, "main")
 
 
-def test_a_file_is_refused(tmp_path):
+def test_a_file_is_refused(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
-    with pytest.raises(CheckpointError, match=f"is a file, expected a checkpoint's folder; pass {tmp_path}"):
+    with pytest.raises(CheckpointError, match=f"is a file, expected a checkpoint's folder; pass '{tmp_path}'"):
         resolve(tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=f"pass '{tmp_path}', where it is"):  # and not "pass .."
+        resolve("model.safetensors")
 
 
-@pytest.mark.parametrize("source", ["./x", "../x", "/x/y", "~/no such", "a/b/c", Path("a/b"), "~nobody/x"])
+def test_a_gguf_file_has_a_sentence_of_its_own(tmp_path):
+    (tmp_path / "model-Q4.gguf").write_bytes(b"GGUF")
+    for source in (tmp_path / "model-Q4.gguf", str(tmp_path / "none.GGUF"), "owner/name.gguf"):
+        with pytest.raises(
+            CheckpointError, match=r"which llama\.cpp reads and this does not; take the checkpoint that it was"
+        ):
+            resolve(source)
+    with pytest.raises(ConfigError, match=r"config.json not found.*model-Q4.gguf is a GGUF file"):
+        read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["./x", "../x", "/x/y", "~/no such", "a/b/c", Path("a/b"), "~nobody/x", "a/", "a/b.json", "x.safetensors", "a\\b"],
+)
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(source, monkeypatch):
     import huggingface_hub
 

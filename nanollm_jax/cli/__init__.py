@@ -10,7 +10,7 @@ is taken care of, not even this file imports anything.
     session.py  reading.py                   what is typed in a conversation, and where it comes from
     options.py  devices.py  settings.py      what commands share of what they take, and where it may come from
     printing.py  plot.py                     what they share of what they print, and their pictures
-    interrupts.py                            Ctrl-C
+    interrupts.py  progress.py               Ctrl-C, and what is seen of a compilation
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,7 +27,9 @@ from nanollm_jax.cli.options import (
     Temperature,
     TopK,
     TopP,
+    checkpoint,
     decoded,
+    expanded,
     keep_compiled,
 )  # fmt: skip
 from nanollm_jax.cli.reading import Keyboard, Lines, Reader
@@ -38,6 +41,10 @@ if TYPE_CHECKING:
 
 SYSTEM = "The system message: what the model is told before the first question."
 TEMPLATE = "A file with the chat template to use, in place of the checkpoint's own."
+STORIES = (
+    "This is the bundled model, which knows children's stories and nothing else: type how one begins, and it goes on.\n"
+    "It has no memory of the stories before. --model takes a model that was taught to talk."
+)
 HISTORY = "Where questions are remembered for the next time, in a file that only you can read."
 
 
@@ -50,7 +57,7 @@ def chat(
     max_new_tokens: MaxNewTokens = 512,
     stop: Stop = None,
     stop_id: StopId = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -64,44 +71,47 @@ def chat(
     devices: Devices = None,
     compile_cache: KeepCompiled = True,
 ) -> None:
-    """Talk with a chat-tuned model. Type a question; /help lists the commands.
+    """Talk with a chat-tuned model. Type a question; /help lists the commands. Without --model, the bundled one tells stories.
 
     Each answer is printed as it is written, then one line of figures on standard error. The model's cache is kept, so only what
     is new is read each turn. Ctrl-C stops an answer and keeps what there is of it; Ctrl-D leaves.
     """
-    import nanollm_jax as nano
-
     settings = given_settings(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
+    written = None if template is None else decoded(expanded(template).read_bytes(), str(template))
+    folder = checkpoint(model, revision)
+    import nanollm_jax as nano
+
     keep_compiled(compile_cache)
-    loaded = nano.load(model, dtype=dtype, revision=revision, mesh=mesh_for(1, tp, devices))
-    if template is not None:
-        loaded = with_template(loaded, template.expanduser())
+    loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(1, tp, devices))
+    if template is not None and written is not None:
+        loaded = with_template(loaded, template, written)
     conversation = nano.Conversation(
         loaded,
         system=system,
         max_new_tokens=max_new_tokens,
         sampling=with_settings(loaded.defaults.sampling, settings),
-        seed=seed,
+        seed=secrets.randbelow(2**32) if seed is None else seed,
         stop=stop or (),
         stop_ids=stop_id or (),
     )
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    reader: Reader = Keyboard(None if no_history else history.expanduser()) if interactive else Lines()
+    reader: Reader = Keyboard(None if no_history else history) if interactive else Lines()
     if interactive:
+        if model is None and template is None:
+            print(STORIES)
         print("Type a question; /help lists the commands, Ctrl-D leaves.")
     Session(conversation, reader).run()
 
 
-def with_template(model: Model, path: Path) -> Model:
-    """The model with the template in a file."""
+def with_template(model: Model, path: Path, source: str) -> Model:
+    """The model with another template."""
     import dataclasses
 
     from nanollm_jax.chat import ChatTemplate
 
     if model.tokenizer is None:
         raise RequestError("this checkpoint has no tokenizer files, so a chat template has nothing to write for.")
-    sources = {"default": decoded(path.read_bytes(), str(path))}
-    return dataclasses.replace(model, chat_template=ChatTemplate(path, sources, model.tokenizer))
+    return dataclasses.replace(model, chat_template=ChatTemplate(path, {"default": source}, model.tokenizer))

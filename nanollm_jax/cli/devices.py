@@ -55,6 +55,18 @@ def mesh_for(dp: int, tp: int, devices: int | None) -> Mesh | None:
     return nano.make_mesh(dp, tp) if dp * tp > 1 else None
 
 
+def agreed(number: int) -> int:
+    """Of a number that each process of a run made up, the one that all of them take: that of process 0."""
+    import jax
+
+    if jax.process_count() == 1:
+        return number
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.uint32(number)))
+
+
 def join(distributed: bool, coordinator: str | None, processes: int | None, process_id: int | None) -> None:
     """Meet the other processes of the run, with JAX's own runtime. Raises RequestError where they cannot be found.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import secrets
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from nanollm_jax.cli.devices import (
     Processes,
     ProcessId,
     Tp,
+    agreed,
     join,
     mesh_for,
 )  # fmt: skip
@@ -39,23 +41,26 @@ from nanollm_jax.cli.options import (
     Temperature,
     TopK,
     TopP,
+    checkpoint,
     keep_compiled,
     read_text,
 )  # fmt: skip
-from nanollm_jax.cli.printing import plural, print_json, show
+from nanollm_jax.cli.printing import plural, print_json, show, warn
+from nanollm_jax.cli.progress import compiling_shown
 from nanollm_jax.errors import RequestError
 
 if TYPE_CHECKING:
     from nanollm_jax.generate import Stream
     from nanollm_jax.profiling import Timings
 
-PROMPT = f"The text to continue. {STDIN} Left out, the answer begins from nothing: the BOS token alone."
+PROMPT = f"The text to continue. {STDIN} Without any, the answer begins from nothing: the BOS token alone."
+TRUNCATE = "Read only the end of a prompt that is too long for the model."
 SPECIAL = "Read what spells a special token in PROMPT, such as <|fim_prefix|>, as that token and not as its letters."
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # the settings that can do nothing at temperature 0, switched off
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", show_default=False, help=PROMPT)] = "",
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", show_default=False, help=PROMPT)] = None,
     model: Source = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
@@ -63,7 +68,8 @@ def generate(
     special: Annotated[bool, typer.Option("--special", help=SPECIAL)] = False,
     stop: Stop = None,
     stop_id: StopId = None,
-    seed: Seed = 0,
+    truncate: Annotated[bool, typer.Option("--truncate", help=TRUNCATE)] = False,
+    seed: Seed = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -88,32 +94,37 @@ def generate(
     --top-k, --top-p and --min-p bring --temperature 1 with them; beside --temperature 0 they are an error.
     """
     join(distributed, coordinator, num_processes, process_id)
-    import jax
-
-    import nanollm_jax as nano
-
     if echo and as_json:
         raise RequestError("--echo and --json exclude each other; the JSON object has the prompt anyway.")
     settings = given_settings(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
-    text = read_text(prompt)
+    # of several processes each has a standard input of its own, which is read where that was asked for
+    text = ("" if prompt is None and distributed else read_text(prompt)) or ""
+    folder = checkpoint(model, revision)
+    import jax
+
+    import nanollm_jax as nano
+
     keep_compiled(compile_cache)
-    loaded = nano.load(model, dtype=dtype, revision=revision, mesh=mesh_for(dp, tp, devices))
+    loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices))
+    sampling = with_settings(loaded.defaults.sampling, settings)
+    seed = agreed(secrets.randbelow(2**32)) if seed is None else seed
     bos = None if loaded.tokenizer is None else loaded.tokenizer.bos_id
+    # nothing but a BOS can begin from nothing, also for models that want none in front of a text
+    ids = [bos] if bos is not None and not text else nano.encode(loaded, text, special=special)
     answer = nano.stream(
         loaded,
-        # nothing but a BOS can begin from nothing, also for models that want none in front of a text
-        [bos] if bos is not None and not text else nano.encode(loaded, text, special=True) if special else text,
+        fitted(ids, bos, loaded.config.max_positions, max_new_tokens, truncate),
         max_new_tokens=max_new_tokens,
-        sampling=with_settings(loaded.defaults.sampling, settings),
+        sampling=sampling,
         seed=seed,
         stop=stop or (),
         stop_ids=stop_id or (),
     )
     first = jax.process_index() == 0  # of several processes, the one that prints
-    with noted() as interrupts:
+    with noted() as interrupts, compiling_shown():
         if echo and first:
             show(text)
         for piece in answer:
@@ -124,11 +135,31 @@ def generate(
     if not first:
         pass
     elif as_json:
-        print_json(report(text, answer))
+        print_json(report(text, answer, seed))
     else:
         show("\n")
-        print(figures(answer.timings), file=sys.stderr)
+        print(figures(answer.timings, None if sampling.temperature == 0 else seed), file=sys.stderr)
     raise typer.Exit(INTERRUPTED if interrupts else 0)
+
+
+def fitted(ids: list[int], bos: int | None, positions: int, new: int, truncate: bool) -> list[int]:
+    """A prompt for which there is room before so many new tokens; of one that is too long, a BOS and its end if asked for."""
+    room = positions - new
+    if len(ids) <= room:
+        return ids
+    if room < 2:
+        raise RequestError(
+            f"{new} new tokens leave no room for a prompt in the model's {positions} positions; ask for fewer."
+        )
+    if not truncate:
+        fewer = f", or ask for {positions - len(ids)} new tokens or fewer" if len(ids) < positions else ""
+        raise RequestError(
+            f"a prompt of {len(ids)} tokens + {new} new tokens is more than the model's {positions} positions; "
+            f"shorten it, or add --truncate, which reads its last {room} tokens{fewer}."
+        )
+    warn(f"of {len(ids)} prompt tokens the last {room} are read.")
+    head = ids[:1] if ids[0] == bos else []
+    return head + ids[len(ids) - room + len(head) :]
 
 
 def given_settings(**settings: Any) -> dict[str, Any]:
@@ -154,7 +185,7 @@ def with_settings(defaults: Any, settings: dict[str, Any]) -> Any:
     return defaults.replace(**settings)
 
 
-def report(prompt: str, answer: Stream) -> dict[str, Any]:
+def report(prompt: str, answer: Stream, seed: int) -> dict[str, Any]:
     """What --json prints."""
     generation, timings = answer.generation, answer.timings
     rates = {"prompt_tokens_per_second": timings.prompt_rate, "new_tokens_per_second": timings.new_rate}
@@ -165,14 +196,15 @@ def report(prompt: str, answer: Stream) -> dict[str, Any]:
         "logprobs": [value if math.isfinite(value) else None for value in generation.logprobs],  # JSON has no NaN
         "finish_reason": generation.finish_reason or "interrupted",
         "prompt_tokens": generation.prompt_tokens,
+        "seed": seed,
         "timings": dataclasses.asdict(timings) | rates,
     }
 
 
-def figures(timings: Timings) -> str:
+def figures(timings: Timings, seed: int | None) -> str:
     """What a request cost, in one line. The wait for the first token has compilation in it, the rates have not.
 
-    cached: tokens of the prompt that were not read because a cache had them.
+    cached: tokens of the prompt that were not read because a cache had them.  seed: of what was drawn, None where nothing was
     """
     prompt, new = plural(timings.prompt_tokens, "prompt token"), plural(timings.new_tokens, "new token")
     parts = [
@@ -187,4 +219,6 @@ def figures(timings: Timings) -> str:
         parts.append(f"compiled in {timings.compile_seconds:.1f} s")
     elif timings.fetched:
         parts.append(f"{plural(timings.fetched, 'kept program')} in {timings.compile_seconds:.1f} s")
+    if seed is not None:
+        parts.append(f"seed {seed}")
     return " · ".join(parts)

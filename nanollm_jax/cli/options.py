@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -22,8 +23,9 @@ DTYPE = (
     "int8 is auto with the matrices in 8 bits."
 )
 KEEP_COMPILED = "Keep compiled programs in ~/.cache/nanollm_jax, or below $XDG_CACHE_HOME, for the next run."
-STDIN = "- reads it from standard input, as it is but for one newline at its end."
+STDIN = "- reads it from standard input, as does a pipe where none is given: as it is but for one newline at its end."
 
+SEED = "The same draws the same answer. Left out: another each time, which the figures name."
 TEMPERATURE = "0 or more: 0 takes the best token every time, 1 draws from the model's own distribution."
 TOP_K = "Draw from the K best tokens only; 0 is off."
 TOP_P = "Draw from the fewest best tokens whose probabilities reach P; above 0, 1 is off."
@@ -42,7 +44,7 @@ Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a picture 
 KeepCompiled = Annotated[bool, typer.Option("--compile-cache/--no-compile-cache", help=KEEP_COMPILED)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Write at most N tokens.")]
-Seed = Annotated[int, typer.Option(metavar="S", min=0, max=2**32 - 1, help="The same draws the same answer.")]
+Seed = Annotated[int | None, typer.Option(metavar="S", min=0, max=2**32 - 1, show_default=False, help=SEED)]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help=STOP)]
 StopId = Annotated[list[int] | None, typer.Option(metavar="ID", help=STOP_ID)]
 Temperature = Annotated[float | None, typer.Option(metavar="T", help=TEMPERATURE)]
@@ -65,9 +67,31 @@ def keep_compiled(wanted: bool) -> None:
             warn(str(error))
 
 
-def read_text(text: str) -> str:
-    """The text itself, or standard input for "-". Raises RequestError where that is not UTF-8."""
-    if text != "-":
+def checkpoint(model: str | None, revision: str | None) -> Path:
+    """The folder of a model, found or downloaded before jax is imported: a wrong name is no reason to wait."""
+    from nanollm_jax.source import find
+
+    return find(model, revision)
+
+
+def expanded(path: Path) -> Path:
+    """A path with ~ put in full. Raises RequestError where that is nobody's home, or the name no file can have."""
+    try:
+        found = path.expanduser()
+        os.fsencode(found)
+    except (RuntimeError, ValueError) as error:
+        raise RequestError(f"{str(path)!r}: {error}; give another name.") from None
+    if "\0" in str(found):
+        raise RequestError(f"{str(path)!r}: a file's name has no NUL in it; give another name.")
+    return found
+
+
+def read_text(text: str | None) -> str | None:
+    """The text itself; standard input for "-", and for None where it is no terminal. None where nothing was given at all.
+
+    Raises RequestError where standard input is not UTF-8.
+    """
+    if text != "-" and (text is not None or sys.stdin.isatty()):
         return text
     return re.sub(r"\r?\n\Z", "", decoded(sys.stdin.buffer.read(), "standard input"))
 

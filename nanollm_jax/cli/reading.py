@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from nanollm_jax.cli.options import decoded
+from nanollm_jax.cli.options import decoded, expanded
+from nanollm_jax.cli.printing import warn
+from nanollm_jax.errors import RequestError
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -38,10 +41,10 @@ class Keyboard:
     def __init__(self, history: Path | None) -> None:
         """history: the file to remember lines in, made private to the user; None remembers until the end only.
 
-        Raises OSError where the file cannot be made.
+        Where it cannot be made, a line says so and nothing is remembered for the next time.
         """
         from prompt_toolkit import PromptSession
-        from prompt_toolkit.history import FileHistory, InMemoryHistory
+        from prompt_toolkit.history import FileHistory, History, InMemoryHistory
         from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
         keys = KeyBindings()
@@ -50,7 +53,31 @@ class Keyboard:
         def new_line(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
-        kept = InMemoryHistory() if history is None else FileHistory(str(private(history)))
+        class Remembered(FileHistory):
+            """A file of questions. One that cannot be read or written costs the memory of them, and not the conversation."""
+
+            full = False
+
+            def load_history_strings(self) -> Iterable[str]:
+                try:
+                    return list(super().load_history_strings())
+                except OSError as error:
+                    warn(f"earlier questions are not remembered: {error}.")
+                    return []
+
+            def store_string(self, string: str) -> None:
+                try:
+                    super().store_string(string)
+                except (OSError, ValueError) as error:  # ValueError: half a character
+                    if not self.full:
+                        warn(f"questions are not remembered: {error}.")
+                    self.full = True
+
+        kept: History = InMemoryHistory()
+        try:
+            kept = kept if history is None else Remembered(str(private(expanded(history))))
+        except (OSError, RequestError) as error:
+            warn(f"questions are remembered until the end only: {error}")
         self.session: PromptSession[str] = PromptSession(history=kept, key_bindings=keys)
 
     def line(self, prompt: str) -> str:
@@ -59,9 +86,11 @@ class Keyboard:
 
 
 def private(path: Path) -> Path:
-    """A file that only its owner can read, made where it is not there."""
+    """A file that only its owner can read, made where it is not there. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(mode=0o600)
+    if not path.is_file():
+        raise OSError(f"{path} is no regular file")  # a device has no end, and belongs to others too
     path.chmod(0o600)
     return path
 

@@ -10,14 +10,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nanollm_jax.cli.devices import Devices, Dp, Tp, mesh_for
-from nanollm_jax.cli.options import AsJson, Dtype, KeepCompiled, Revision, Source, decoded, keep_compiled
+from nanollm_jax.cli.options import (
+    AsJson,
+    Dtype,
+    KeepCompiled,
+    Revision,
+    Source,
+    checkpoint,
+    decoded,
+    expanded,
+    keep_compiled,
+)  # fmt: skip
 from nanollm_jax.cli.printing import console, harmless, plural, print_json, print_table, spelled
+from nanollm_jax.cli.progress import compiling_shown
+from nanollm_jax.errors import RequestError
 
 if TYPE_CHECKING:
     from nanollm_jax.loading import Model
     from nanollm_jax.score import Score
 
-FILE = "A file of UTF-8 text, scored as it is; - is standard input."
+FILE = "A file of UTF-8 text, scored as it is; - is standard input, as is a pipe where none is given."
 WINDOW = "Tokens that are read at once. Default: as many as the model has positions."
 STRIDE = "Tokens between the beginnings of two windows of a longer text. Default: half a window."
 TOKENS = "Show each token in the colour of its surprise; as a table where there are no colours."
@@ -26,7 +38,7 @@ SHADES = {1: "on green4", 3: "on dark_green", 6: "default", 9: "on orange4", 13:
 
 
 def score(
-    file: Annotated[str, typer.Argument(metavar="FILE", help=FILE)],
+    file: Annotated[str | None, typer.Argument(metavar="FILE", show_default=False, help=FILE)] = None,
     model: Source = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
@@ -44,13 +56,14 @@ def score(
     Every token but the first is scored once, given those before it that its window holds. Surprise is in bits: -log2 of the
     probability. With --json, --tokens adds the tokens.
     """
+    text = read_file(file)
+    folder = checkpoint(model, revision)
     import nanollm_jax as nano
 
-    data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
-    text = decoded(data, "standard input" if file == "-" else file)
     keep_compiled(compile_cache)
-    loaded = nano.load(model, dtype=dtype, revision=revision, mesh=mesh_for(dp, tp, devices))
-    result = nano.score(loaded, text, window=window, stride=stride)
+    loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices))
+    with compiling_shown():
+        result = nano.score(loaded, text, window=window, stride=stride)
     assert isinstance(result, nano.Score)
     window = loaded.config.max_positions if window is None else window
     stride = max(window // 2, 1) if stride is None else stride
@@ -61,6 +74,23 @@ def score(
     bits = -result.logprob / math.log(2) / len(result.logprobs)
     print(f"{plural(len(result.logprobs), 'token')}, {plural(result.bytes, 'byte')}, window {window}, stride {stride}")
     print(f"perplexity {result.perplexity:.4g} · {bits:.4f} bits per token · {result.bits_per_byte:.4f} bits per byte")
+
+
+def read_file(name: str | None) -> str:
+    """The text of a file, or of standard input. Raises RequestError where there is none."""
+    if name == "-" or (name is None and not sys.stdin.isatty()):
+        return decoded(sys.stdin.buffer.read(), "standard input")
+    if name is None:
+        raise RequestError("FILE is missing; give one, or pipe a text in.")
+    path = expanded(Path(name))
+    if path.is_dir():
+        raise RequestError(f"{name} is a folder; give a file of UTF-8 text.")
+    try:
+        return decoded(path.read_bytes(), name)
+    except FileNotFoundError:
+        raise RequestError(f"{name} not found; give a file of UTF-8 text, or - for standard input.") from None
+    except OSError as error:
+        raise RequestError(f"{name} cannot be read: {error.strerror}; give another file of UTF-8 text.") from None
 
 
 def report(model: Model, result: Score, window: int, stride: int, tokens: bool) -> dict[str, Any]:

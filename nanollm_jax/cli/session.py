@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from nanollm_jax.cli.generate import cuts_of, figures
 from nanollm_jax.cli.interrupts import noted
-from nanollm_jax.cli.printing import harmless, plural, show
+from nanollm_jax.cli.options import expanded
+from nanollm_jax.cli.printing import harmless, plural, show, warn
+from nanollm_jax.cli.progress import compiling_shown
 from nanollm_jax.cli.reading import Reader, read
 from nanollm_jax.errors import NanoLLMError, RequestError
 
@@ -59,12 +61,19 @@ class Session:
             except KeyboardInterrupt:
                 print("(Ctrl-D or /exit leaves)", file=sys.stderr)
                 continue
+            except NanoLLMError as error:  # a line that is no text
+                warn(str(error))
+                continue
             try:
                 self.take(text)
-            except (NanoLLMError, OSError) as error:
-                if isinstance(error, BrokenPipeError):
-                    raise
-                print("nanollm:", harmless(" ".join(str(error).split())), file=sys.stderr)
+            except BrokenPipeError:
+                raise
+            except NanoLLMError as error:
+                warn(str(error))
+            except OSError as error:
+                warn(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+            except Exception as error:  # a mistake of ours, or of a library: what was said until now is not its price
+                warn(f"{type(error).__name__}: {error}")
 
     def take(self, text: str) -> None:
         """One thing that was typed: a command, a question, or nothing. Two slashes begin a question that begins with one."""
@@ -85,7 +94,7 @@ class Session:
 
     def ask(self, question: str) -> None:
         """Put a question and print the answer as it is written; Ctrl-C stops it."""
-        with noted(insist=False) as interrupts:
+        with noted(insist=False) as interrupts, compiling_shown():
             answer = self.conversation.ask(question)
             for piece in answer:
                 show(piece)
@@ -93,7 +102,8 @@ class Session:
                     break
             self.conversation.stop()
         show("\n")
-        print(figures(answer.timings) + (" · stopped" if interrupts else ""), file=sys.stderr)
+        drawn = None if self.conversation.sampling.temperature == 0 else self.conversation.seed
+        print(figures(answer.timings, drawn) + (" · stopped" if interrupts else ""), file=sys.stderr)
 
     def reset(self, _: str) -> None:
         """/reset"""
@@ -168,7 +178,7 @@ class Session:
         """/save: all of it or nothing, in a file that only its owner can read; only a saved conversation is overwritten."""
         if not name:
             raise RequestError("/save needs the name of a file.")
-        path = Path(name).expanduser()
+        path = expanded(Path(name))
         if path.exists():
             try:
                 saved(path)
@@ -193,7 +203,7 @@ class Session:
         """/load: everything in the file is checked before anything changes."""
         if not name:
             raise RequestError("/load needs the name of a file.")
-        path = Path(name).expanduser()
+        path = expanded(Path(name))
         content = saved(path)
         before = self.settings()
         try:
@@ -216,6 +226,8 @@ def number(name: str, word: str) -> int | float:
 
 def saved(path: Path) -> dict[str, Any]:
     """What a saved conversation has in it. Raises RequestError for a file that is none, OSError where it cannot be read."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise RequestError(f"{path}: is no saved conversation: it is no file that ends.")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

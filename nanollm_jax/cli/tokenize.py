@@ -8,11 +8,12 @@ import typer
 
 from nanollm_jax.cli.options import STDIN, AsJson, Revision, Source, read_text
 from nanollm_jax.cli.printing import plural, print_json, print_table, spelled
+from nanollm_jax.errors import RequestError
 
-Text = Annotated[str, typer.Argument(metavar="TEXT", help=f"The text. {STDIN}")]
+Text = Annotated[str | None, typer.Argument(metavar="TEXT", show_default=False, help=f"The text. {STDIN}")]
 
 
-def tokenize(text: Text, model: Source = None, revision: Revision = None, as_json: AsJson = False) -> None:
+def tokenize(text: Text = None, model: Source = None, revision: Revision = None, as_json: AsJson = False) -> None:
     """Show the tokens of a text.
 
     Each has an id, a piece of text as the vocabulary spells it, and the bytes that it prints: none for special tokens.
@@ -22,6 +23,8 @@ def tokenize(text: Text, model: Source = None, revision: Revision = None, as_jso
     from nanollm_jax.tokenizer import load_tokenizer
 
     text = read_text(text)
+    if text is None:
+        raise RequestError("TEXT is missing; give one, or pipe it in.")
     tokenizer = load_tokenizer(find(model, revision, weights=False))
     ids = tokenizer.encode(text)
     pieces, prints = [tokenizer.piece(token) for token in ids], [tokenizer.token_bytes(token) for token in ids]

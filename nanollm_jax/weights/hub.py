@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from nanollm_jax.errors import CheckpointError
@@ -11,6 +12,12 @@ from nanollm_jax.errors import CheckpointError
 WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.tiktoken", "merges.txt", "*.jinja"]
 # Patterns match across "/": folders ("original/", "onnx/") hold copies for others, as do Mistral's consolidated files.
 UNWANTED = ["*/*", "consolidated*.safetensors"]
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)  # anything else is a path
+SUFFIXES = {".safetensors", ".json", ".toml", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".zip"}
+GGUF = (
+    "a GGUF file, which llama.cpp reads and this does not; take the checkpoint that it was made from: a folder or a hub id "
+    "with config.json and *.safetensors."
+)
 
 
 def resolve(source: str | os.PathLike[str], revision: str | None = None, *, weights: bool = True) -> Path:
@@ -32,9 +39,14 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None, *, weig
         if revision is not None:
             raise CheckpointError(f"{folder}: is a folder, which has no revision {revision!r}; leave revision out.")
         return folder
-    if os.path.exists(folder):
-        raise CheckpointError(f"{folder}: is a file, expected a checkpoint's folder; pass {folder.parent}.")
-    if not isinstance(source, str) or text.startswith((".", "~")) or folder.is_absolute() or text.count("/") > 1:
+    found = os.path.exists(folder)
+    if folder.suffix.lower() == ".gguf":
+        raise CheckpointError(f"{folder}: is {'' if found else 'not found, and would be '}{GGUF}")
+    if found:
+        raise CheckpointError(
+            f"{folder}: is a file, expected a checkpoint's folder; pass '{folder.absolute().parent}', where it is."
+        )
+    if not isinstance(source, str) or not HUB_ID.fullmatch(text) or folder.suffix.lower() in SUFFIXES:
         raise CheckpointError(f"{folder}: folder not found; expected an existing one, or a hub id 'owner/name'.")
     return download(text, revision, weights)
 
@@ -49,7 +61,8 @@ def download(hub_id: str, revision: str | None, weights: bool) -> Path:
         errors.RepositoryNotFoundError: "is neither a folder nor a hub model; check the name, or log in if private",
         errors.RevisionNotFoundError: "has no such revision on the hub; check its branches, tags and commits",
         errors.HFValidationError: "is neither a folder nor a hub id; expected 'owner/name'",
-        errors.LocalEntryNotFoundError: "is not complete in the cache and the hub cannot be reached; check the network",
+        errors.LocalEntryNotFoundError: "is no folder here, not complete in the cache of the hub, and the hub cannot be "
+        "reached; check the path, or the network",
     }
     unwanted = UNWANTED if weights else [*UNWANTED, "*.safetensors"]
     try:
