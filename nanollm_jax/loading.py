@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -90,13 +91,15 @@ def load(
     name_adapters(folder)
     config_json = read_json(folder / "config.json")
     config, family = read_config(config_json, str(folder / "config.json"))
+    checkpoint = open_checkpoint(folder)
+    check_claims(checkpoint, config)
+    if mesh is None:
+        check_memory(folder, sum(parameters.nbytes(config, dtype.itemsize, in_8_bits).values()))
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
     if tokenizer is not None:
         check_vocabulary(folder, tokenizer, config)
     chat_template = None if tokenizer is None else load_chat_template(folder, tokenizer)
     defaults = read_defaults(config_json, folder, config, None if tokenizer is None else tokenizer.eos_id)
-    checkpoint = open_checkpoint(folder)
-    check_claims(checkpoint, config)
     check_tied(checkpoint, config, family)
     stored = config if mesh is None else sharding.arrange(config, mesh.shape["tp"])
     spread = None if mesh is None else partial(sharding.spread, dtype=dtype, config=config, mesh=mesh)
@@ -153,6 +156,18 @@ def check_claims(checkpoint: Checkpoint, config: ModelConfig) -> None:
         raise CheckpointError(
             f"{checkpoint.folder}: config.json describes {config.num_layers:,} layers of width {config.hidden_size:,}, the "
             f"files have {len(checkpoint.tensors):,} tensors in {held:,} bytes; check that config.json belongs to them."
+        )
+
+
+def check_memory(folder: Path, needed: int) -> None:
+    """Raise CheckpointError where the parameters are more than all of this machine's memory, and are to be kept in it.
+
+    Not for the machine alone: of a file with a hole in it, most of the bytes are only claimed.
+    """
+    if jax.default_backend() == "cpu" and needed > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        raise CheckpointError(
+            f"{folder}: its parameters take {needed / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory; "
+            "load it with dtype='bfloat16' or 'int8', or on a larger machine."
         )
 
 

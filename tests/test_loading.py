@@ -323,6 +323,16 @@ def test_a_config_that_claims_more_than_the_files_hold_is_refused_before_any_wor
             nano.load(tmp_path)
 
 
+def test_parameters_that_no_memory_holds_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    """A file may be nearly all hole, and the machine would take on more than it has."""
+    write(tmp_path, LLAMA)
+    monkeypatch.setattr(os, "sysconf", lambda name: 2**8)  # 256 pages of 256 bytes
+    with pytest.raises(
+        nano.CheckpointError, match=r"its parameters take 0.0 GB, this machine has 0.0 GB of memory; load"
+    ):
+        nano.load(tmp_path, dtype="float32")
+
+
 def test_a_folder_in_place_of_the_weights_is_named(tmp_path):
     write(tmp_path, LLAMA)
     (tmp_path / "model.safetensors").unlink()

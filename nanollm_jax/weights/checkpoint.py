@@ -31,7 +31,7 @@ FLOATS = {
     "F64": np.dtype(np.float64),
 }
 MAX_HEADER = 25_000_000  # bytes; the format allows 100 million, and 140,000 tensors need 20
-MAX_INDEX = 100_000_000  # bytes
+MAX_INDEX = 25_000_000
 MAX_AXES = 32  # of one tensor
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
