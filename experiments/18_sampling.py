@@ -26,6 +26,7 @@
 # %%
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -291,13 +292,7 @@ check("each row draws what it would draw alone", np.array_equal(together, alone)
 # %%
 def choices(temperature, top_p):
     """Two numbers -> the effective number of pieces to choose from"""
-    off = {
-        name: jnp.full(1, value)
-        for name, value in {"top_k": 0, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}.items()
-    }
-    setting = nano.Sampling(
-        temperature[None], top_p=top_p[None], repetition_penalty=jnp.ones(1), logit_bias=jnp.zeros((1, V)), **off
-    )
+    setting = dataclasses.replace(nano.Sampling().rows(1, V), temperature=temperature[None], top_p=top_p[None])
     p = jax.nn.softmax(smp.shape_logits(jnp.asarray(logits)[None], setting, nothing)[0])  # [V]
     return jnp.exp(-jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0)))
 
