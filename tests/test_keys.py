@@ -160,7 +160,7 @@ def test_all_refused_keys_are_in_one_error():
         ("quantization_config", {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "MODELOPT NVFP4"),
         ("quantization_config", {"quant_method": "compressed-tensors", "format": "dense"}, "COMPRESSED-TENSORS DENSE"),
         ("quantization_config", {"_load_in_4bit": True}, "something unknown"),
-        ("quantization", {"group_size": 64, "bits": 4}, "4 bits"),
+        ("quantization", {"group_size": 64, "bits": 4, "mode": "affine"}, "MLX 4 bits"),
         ("compression_config", {"format": "naive-quantized"}, "NAIVE-QUANTIZED"),
         ("weight_bits", 1, "1"),
         ("quant_method", "awq", "'awq'"),

@@ -81,9 +81,8 @@ INERT = {
     "qwen3_moe": {"the window, where used, is in every layer": "max_window_layers"},
 }  # fmt: skip
 
-# {family, or "" for all: {key: reason}}: in published files, and the reference knows none of them
+# {family: {key: reason}}: in published files, and the reference knows none of them
 LISTED = {
-    "": {},
     "rope": {"finetuned": "how the model was made"},  # in rope_scaling, where every other name speaks of rope
     "starcoder2": {
         "activation_function": "hidden_act is computed",
@@ -95,6 +94,11 @@ LISTED = {
     "phi3": {
         "full_attn_mod": "sliding_window is used",
         "interpolate_factor": "rope_scaling is used",
+    },
+    "stablelm": {
+        "norm_eps": "layer_norm_eps is used",
+        "rope_pct": "partial_rotary_factor is used",
+        "rotary_scaling_factor": "rope_scaling is used",
     },
     "qwen2": {"dual_chunk_attention_config": "it changes texts longer than its chunk_size only"},
     "qwen3_moe": {"use_qk_norm": "queries and keys are always normalised"},
@@ -125,7 +129,7 @@ def switches_nothing_on(value: Any) -> bool:
 
 def why_ignored(family: str, key: str) -> str | None:
     """The reason of a key that is listed, "" for one whose name speaks of nothing that is computed, None for any other."""
-    listed = LISTED.get(family, {}) | LISTED[""]
+    listed = LISTED.get(family, {})
     if key in listed:
         return listed[key]
     return None if family == "rope" or SPEAKS.search(key.lower()) else ""

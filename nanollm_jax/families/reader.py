@@ -200,13 +200,14 @@ class Reader:
 
 
 def method(quantisation: Any) -> str:
-    """What a quantisation config calls its kind: "GPTQ", "MODELOPT NVFP4", "4 bits"."""
+    """What a quantisation config calls its kind: "GPTQ", "MODELOPT NVFP4". MLX's has no name for itself, only bits."""
     if not isinstance(quantisation, dict):
         return shown(quantisation)
-    names = [quantisation.get(key) for key in ("quant_method", "quant_algo", "format", "mode")]
+    names = [quantisation.get(key) for key in ("quant_method", "quant_algo", "format")]
     named = [name.upper() for name in names if isinstance(name, str)]
-    bits = quantisation.get("bits", quantisation.get("num_bits"))
-    return " ".join(named) or (f"{bits} bits" if bits else "something unknown")
+    if not named and isinstance(bits := quantisation.get("bits"), int):
+        named = [f"MLX {bits} bits"]
+    return " ".join(named)[:80] or "something unknown"
 
 
 def text_part(
