@@ -35,7 +35,7 @@ from nanollm_jax.families import read_config
 from nanollm_jax.generate import stream
 from nanollm_jax.loading import Model, load
 from nanollm_jax.ops.int8 import Int8
-from nanollm_jax.roofline import product_rate, prompt_flops, read_rate, step_bytes
+from nanollm_jax.roofline import host_memory, product_rate, prompt_flops, read_rate, step_bytes
 from nanollm_jax.settings import Sampling
 from nanollm_jax.source import find_shape, read_json
 
@@ -118,7 +118,9 @@ def check_fits(model: Model, rows: int, capacity: int) -> None:
         )
     row = 2 * config.num_layers * config.num_kv_heads * capacity * config.head_dim * itemsize + 16 * config.vocab_size
     stats = jax.devices()[0].memory_stats()
-    memory = stats["bytes_limit"] if stats else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = stats["bytes_limit"] if stats else host_memory()
+    if memory is None:
+        return
     room = memory - nbytes(model)
     if rows * row > room:
         raise RequestError(

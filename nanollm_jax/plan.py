@@ -7,7 +7,6 @@ every weight with every token, so arithmetic bounds it. A real run stays below b
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +126,8 @@ def make_plan(
 def device(name: str) -> Device:
     """The device of this name; "cpu" is this machine's, measured now. Raises ConfigError naming all that are known."""
     if name == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if (memory := roofline.host_memory()) is None:
+            raise ConfigError(f"this system does not say how much memory it has; name a device: {', '.join(DEVICES)}.")
         return Device(memory, roofline.read_rate(), roofline.product_rate(np.float32))
     if name not in DEVICES:
         raise ConfigError(f"device {name!r} is not known; known: {', '.join(DEVICES)}, cpu.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -84,8 +85,9 @@ def join(distributed: bool, coordinator: str | None, processes: int | None, proc
     sys.stdout.flush()
     sys.stdout = open(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115
     os.dup2(2, 1)
-    watcher = subprocess.Popen(["sh", "-c", f'read end || echo "{LOST}" >&2'], stdin=subprocess.PIPE)
-    atexit.register(watcher.communicate, b"\n")  # before jax is imported, and so after all that it does at the end
+    if shell := shutil.which("sh"):
+        watcher = subprocess.Popen([shell, "-c", f'read end || echo "{LOST}" >&2'], stdin=subprocess.PIPE)
+        atexit.register(watcher.communicate, b"\n")  # before jax is imported, and so after all that it does at the end
 
     import jax
 
