@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import jax
 import jax.numpy as jnp
 
 import nanollm_jax as nano
+from nanollm_jax import profiling
 from nanollm_jax.profiling import CompileWatch, Timings, timed
 
 
@@ -18,20 +18,21 @@ def fresh_program():
     return jax.jit(lambda x: inner(inner(x) * 2).sum())
 
 
-def test_seconds_are_those_that_passed():
+def test_seconds_are_those_that_passed(monkeypatch):
     """Spans inside others, as JAX reports them: the inner one first, when it ends."""
+    clock = [100.0]
+    monkeypatch.setattr(profiling.time, "perf_counter", lambda: clock[0])
     with CompileWatch() as watch:
-        time.sleep(0.02)
-        watch.record("/jax/core/compile/jaxpr_trace_duration", 0.005)
-        watch.record("/jax/core/compile/jaxpr_trace_duration", 0.015)
-        watch.record("/jax/something/else", 100.0)
-        assert 0.0149 < watch.seconds < 0.0151
-        time.sleep(0.02)
-        watch.record("/jax/core/compile/backend_compile_duration", 0.01)
-        assert 0.0249 < watch.seconds < 0.0251
+        clock[0] += 20
+        watch.record("/jax/core/compile/jaxpr_trace_duration", 5)
+        watch.record("/jax/core/compile/jaxpr_trace_duration", 15)
+        watch.record("/jax/something/else", 100)
+        assert watch.seconds == 15
+        clock[0] += 20
+        watch.record("/jax/core/compile/backend_compile_duration", 10)
+        assert watch.seconds == 25
         watch.record("/jax/core/compile/backend_compile_duration", 1e6)  # longer than the block: all of it so far
-        passed = time.perf_counter() - watch.begun
-    assert 0.04 <= watch.seconds <= passed and watch.programs == 2
+    assert watch.seconds == 40 and watch.programs == 2
 
 
 def test_what_another_thread_compiles_is_not_counted():
