@@ -42,7 +42,6 @@ from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.families.keys import INERT
 from nanollm_jax.source import read_json
 from nanollm_jax.tokenizer import Tokenizer, load_tokenizer
-from nanollm_jax.tokenizer.bpe_files import RANKS_SPLIT
 from nanollm_jax.tokenizer.protobuf import fields
 from nanollm_jax.weights import open_checkpoint
 from nanollm_jax.weights.checkpoint import FLOATS
@@ -236,10 +235,35 @@ def vocab_files(rng: random.Random, folder: Path) -> str:
     return same_ids(tokenizer, by_tokenizers(library))
 
 
+WORDS = [bytes([byte]) for byte in range(256)] + [b"th", b"the", b" c", b" ca", b" cat", b"He", b"Hel", b"lo"]
+
+
+def tekken(rng: random.Random, folder: Path) -> str:
+    """tekken.json: the ids are those of tiktoken behind the special tokens."""
+    config = {"pattern": tokenizers_like.LLAMA_SPLIT, "num_vocab_tokens": 264, "default_vocab_size": 294,
+              "default_num_special_tokens": 30, "version": "v3"}  # fmt: skip
+    vocab = [
+        {"rank": n, "token_bytes": base64.b64encode(word).decode(), "token_str": None} for n, word in enumerate(WORDS)
+    ]
+    named = [
+        {"rank": n, "token_str": name, "is_control": True} for n, name in enumerate(("<unk>", "<s>", "</s>", "[INST]"))
+    ]
+    data = damaged_json(rng, {"config": config, "vocab": vocab, "version": 1, "special_tokens": named})
+    (folder / "tekken.json").write_bytes(data)
+    alone = beside(rng, folder)
+    tokenizer = load_tokenizer(folder)
+    content = json.loads(data)
+    if not alone or content["config"]["pattern"] != config["pattern"]:
+        return "accepted"
+    first, size = content["config"]["default_num_special_tokens"], content["config"]["default_vocab_size"]
+    table = {base64.b64decode(entry["token_bytes"]): entry["rank"] for entry in content["vocab"][: size - first]}
+    reference = tiktoken.Encoding("fuzzed", pat_str=config["pattern"], mergeable_ranks=table, special_tokens={})
+    return same_ids(tokenizer, lambda text: [first + token for token in reference.encode_ordinary(text)])
+
+
 def ranks(rng: random.Random, folder: Path) -> str:
     """A list of ranks: the ids are those of tiktoken."""
-    words = [bytes([byte]) for byte in range(256)] + [b"th", b"the", b" c", b" ca", b" cat", b"He", b"Hel", b"lo"]
-    good = b"".join(base64.b64encode(word) + b" %d\n" % rank for rank, word in enumerate(words))
+    good = b"".join(base64.b64encode(word) + b" %d\n" % rank for rank, word in enumerate(WORDS))
     if rng.random() < 0.3:  # the words of more than one byte in another order
         head, tail = good.splitlines()[:256], [line.split()[0] for line in good.splitlines()[256:]]
         rng.shuffle(tail)
@@ -253,7 +277,9 @@ def ranks(rng: random.Random, folder: Path) -> str:
         return "accepted"
     found = [line.split() for line in (folder / "tokenizer.model").read_bytes().splitlines() if line]
     table = {base64.b64decode(word): int(rank) for word, rank in found}
-    reference = tiktoken.Encoding("fuzzed", pat_str=RANKS_SPLIT, mergeable_ranks=table, special_tokens={})
+    reference = tiktoken.Encoding(
+        "fuzzed", pat_str=tokenizers_like.LLAMA_SPLIT, mergeable_ranks=table, special_tokens={}
+    )
     return same_ids(tokenizer, reference.encode_ordinary)
 
 
@@ -384,6 +410,6 @@ def settings(rng: random.Random, folder: Path) -> str:
 
 DOORS: dict[str, Callable[[random.Random, Path], str]] = {
     "config": config, "safetensors": safetensors, "index": index, "tokenizer.json": tokenizer_json,
-    "tokenizer.model": tokenizer_model, "vocab": vocab_files, "ranks": ranks, "template": template,
+    "tokenizer.model": tokenizer_model, "vocab": vocab_files, "ranks": ranks, "tekken": tekken, "template": template,
     "generation_config": generation_config, "settings": settings,
 }  # fmt: skip
