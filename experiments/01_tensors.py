@@ -28,9 +28,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, GREY, check, predict, same, save, table
+from chapter import BLUE, GREY, check, plt, predict, same, save, table
 from safetensors import safe_open
 
 import nanollm_jax as nano

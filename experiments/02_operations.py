@@ -30,9 +30,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from chapter import check, predict, same, save, table
+from chapter import check, plt, predict, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax.ops import linear

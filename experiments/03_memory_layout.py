@@ -28,9 +28,8 @@ import math
 from collections import OrderedDict
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, GREY, ORANGE, check, check_time, predict, quick, same, save, seconds, table
+from chapter import BLUE, GREY, ORANGE, check, check_time, plt, predict, quick, same, save, seconds, table
 
 import nanollm_jax as nano
 

@@ -34,9 +34,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, check_time, predict, quick, same, save, seconds, table
+from chapter import BLUE, GREEN, GREY, ORANGE, check_time, plt, predict, quick, same, save, seconds, table
 
 from nanollm_jax.ops import linear
 

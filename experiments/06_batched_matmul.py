@@ -28,9 +28,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, ORANGE, check, check_time, predict, quick, same, save, seconds, table
+from chapter import BLUE, ORANGE, check, check_time, plt, predict, quick, same, save, seconds, table
 from safetensors import safe_open
 
 import nanollm_jax as nano

@@ -21,9 +21,8 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, GREY, ORANGE, RED, check, predict, same, save, table
+from chapter import BLUE, GREY, ORANGE, RED, check, plt, predict, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax.ops import attention

@@ -37,9 +37,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, ORANGE, check, predict, quick, same, save, table
+from chapter import BLUE, ORANGE, check, plt, predict, quick, same, save, table
 from safetensors import safe_open
 
 import nanollm_jax as nano

@@ -20,10 +20,9 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import sentencepiece
-from chapter import BLUE, GREY, ORANGE, REPOSITORY, check, predict, quick, save, table
+from chapter import BLUE, GREY, ORANGE, REPOSITORY, check, plt, predict, quick, save, table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import nanollm_jax as nano

@@ -21,9 +21,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, GREEN, ORANGE, RED, check, predict, quick, same, save, seconds, table
+from chapter import BLUE, GREEN, ORANGE, RED, check, plt, predict, quick, same, save, seconds, table
 from safetensors import safe_open
 
 import nanollm_jax as nano

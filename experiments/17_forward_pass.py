@@ -37,9 +37,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, check, predict, same, save, table
+from chapter import BLUE, GREEN, GREY, ORANGE, check, plt, predict, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax.ops import embedding

@@ -31,9 +31,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, GREEN, ORANGE, check, predict, quick, same, save, table
+from chapter import BLUE, GREEN, ORANGE, check, plt, predict, quick, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax import sampling as smp

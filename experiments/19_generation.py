@@ -34,9 +34,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, ORANGE, check, check_time, predict, quick, same, save, seconds, table
+from chapter import BLUE, ORANGE, check, check_time, plt, predict, quick, same, save, seconds, table
 
 import nanollm_jax as nano
 from nanollm_jax.profiling import CompileWatch

@@ -30,9 +30,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, check_time, predict, quick, same, save, table
+from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, check_time, plt, predict, quick, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax import cache as kv

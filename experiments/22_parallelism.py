@@ -38,9 +38,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, predict, same, save, table
+from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, plt, predict, same, save, table
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 

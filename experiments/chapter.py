@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
-import matplotlib.pyplot as plt
 from agreement import difference
-from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+try:
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from PIL import Image
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"The chapters draw, and {missing.name} is not installed: make .venv/installed-experiments does that, or "
+        f"{sys.executable} -m pip install matplotlib pillow"
+    )
 
 REPOSITORY = Path(__file__).parents[1]
 # What a run draws. The committed figures that the text shows are renewed from it by make figures alone.

@@ -44,10 +44,12 @@ def check_request(
     max_new_tokens, chunk = check_counts(max_new_tokens=max_new_tokens, chunk=chunk)
     longest = max(map(len, prompts))
     if longest + max_new_tokens > model.config.max_positions:
+        room, left = model.config.max_positions - max_new_tokens, model.config.max_positions - longest
+        offer = f"shorten it to {room} tokens or fewer" if room > 0 else "shorten it"
+        offer += f", or ask for {left} new tokens or fewer" if left > 0 else "" if room > 0 else ", and ask for fewer"
         raise RequestError(
             f"a prompt of {longest} tokens + {max_new_tokens} new tokens is more than the model's "
-            f"{model.config.max_positions} positions; shorten it or ask for "
-            f"{max(model.config.max_positions - longest, 0)} new tokens or fewer."
+            f"{model.config.max_positions} positions; {offer}."
         )
     texts, ids = check_stops(model, stop, stop_ids)
     eos = model.tokenizer.eos_id if chat and model.tokenizer is not None else None

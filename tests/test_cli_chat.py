@@ -212,7 +212,7 @@ def test_every_mistake_is_one_line_and_loses_nothing(
         ("/save", "/save needs the name of a file"), (f"/save {tmp_path}/no/where", "No such file"),
         (f"/save {tmp_path}/junk", "is there and is no saved conversation; give another name"),
         (f"/save {tmp_path}", "Is a directory"),
-        ("/save ~nobody at all/x", "Could not determine home directory"), ("/save a\0b", "null byte"),
+        ("/save ~nobody at all/x", "Could not determine home directory"), ("/save a\0b", "has no NUL in it"),
         ("/load ~nobody at all/x", "Could not determine home directory"), ("/load /dev/zero", "no file that ends"),
         ("/set top_k " + "9" * 400, "top_k is"), ("/set temperature 1" + "0" * 400, "temperature is"),
         ("/set seed " + "9" * 5000, "seed is"), ("/set temperature 1e-320", "temperature is"),

@@ -129,12 +129,18 @@ def test_every_run_works_on_virtual_devices():
         ("[plant]\ntp = 4", "there is no command plant; there are generate"),
         ("[plan]\ntp = 'two'", "Invalid value for '--tp'"),
         ("[plan]\ntp = 0", "Invalid value for '--tp'"),
+        ("[plan]\ntp = true", "tp is True; expected a value"),
+        ("[plan]\njson = 'yes'", "json is 'yes'; expected true or false"),
+        ("[plan]\nbatch = [1, 2]", "batch is [1, 2]; expected one value"),
+        ("[plan]\ndtype = 'int4'", "dtype 'int4' is not supported"),
+        ("batch = 3\ndp = 2", "batch 3 is not a multiple of dp=2"),
     ],
 )
 def test_settings_that_cannot_be_honoured(tmp_path, capsys, text, message):
     file = tmp_path / "run.toml"
     file.write_text(text)
     assert run(["--settings", str(file), "plan"]) == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said and said.startswith(f"nanollm: {file}")
     assert run(["--settings", str(tmp_path / "none.toml"), "plan"]) == 2
     assert "cannot be read" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import base64
 import importlib
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -265,3 +266,12 @@ def test_what_does_not_hold_is_raised():
         chapter.same("two is one", [2.0], [1.0])
     with pytest.raises(AssertionError, match="up is down"):
         chapter.check("up is down", np.bool_(False))
+
+
+def test_a_chapter_without_what_it_draws_with_says_what_to_do():
+    code = "import sys; sys.modules['matplotlib'] = None; sys.path.insert(0, 'experiments'); import chapter"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(chapter.__file__).parents[1]
+    )
+    assert done.returncode == 1 and done.stderr.startswith("The chapters draw, and matplotlib is not installed: make ")
+    assert done.stderr.count("\n") == 1

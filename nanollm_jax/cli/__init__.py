@@ -46,8 +46,10 @@ def run(arguments: list[str]) -> int:
 
     from nanollm_jax.cli.app import app, usage
     from nanollm_jax.cli.printing import warnings_in_lines
+    from nanollm_jax.cli.settings import blamed
     from nanollm_jax.errors import NanoLLMError
 
+    context = None
     try:
         # not app(): it has its own ways with usage errors (a box of five lines), interrupts and broken pipes
         with warnings_in_lines(), typer.main.get_command(app).make_context("nanollm", arguments) as context:
@@ -60,7 +62,7 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         return BROKEN_PIPE
     except NanoLLMError as error:
-        return complain(str(error))
+        return complain(blamed(context, str(error)))
     except OSError as error:
         return complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
     except Exception as error:

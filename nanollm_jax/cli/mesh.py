@@ -62,7 +62,7 @@ def mesh(
         if not re.match(r"layers\.[1-9]", path)
     ]
     rows.append(("all, and all layers", "", "", "", f"{report['bytes_per_device']:,}"))
-    print_table(("parameter (layer 0 for all)", "axes", "split over tp", "each device has", "bytes"), rows, right=1)
+    print_table(("parameter (layer 0 for all)", "axes", "split", "each device has", "bytes"), rows, right=1)
     said = [(kind, f"{count}", f"{nbytes:,}") for kind, (count, nbytes) in report["exchanges"].items()]
     print_table(("in one decode step, each device", "times", "bytes"), said, right=2)
     print(f"largest difference of a logit from one device: {report['largest_logit_difference']:.2e}")

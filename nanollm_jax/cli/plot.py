@@ -1,7 +1,8 @@
-"""Pictures of what bench and profile measured. They need matplotlib, an optional extra: pip install 'nanollm-jax[plot]'."""
+"""Pictures of what bench and profile measured. They need matplotlib, which is an extra: pip install '.[plot]' in a clone."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ def check_plot(file: Path) -> None:
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
-        raise RequestError("--plot needs matplotlib; install it with pip install 'nanollm-jax[plot]'.") from None
+        raise RequestError(f"--plot needs matplotlib; install it: {sys.executable} -m pip install matplotlib") from None
     known = sorted(FigureCanvasBase.get_supported_filetypes())
     if file.suffix[1:] not in known:
         raise RequestError(f"--plot {file}: expected a file name that ends in one of .{', .'.join(known)}.")

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nanollm_jax.errors import NanoLLMWarning
 
@@ -68,13 +68,17 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> None:
-    """A table on standard output.  right: how many columns, counted from the last, hold numbers."""
+    """A table on standard output.  right: how many columns, counted from the last, hold numbers.
+
+    Where it is narrower than its first column, what breaks is the others: a name in two pieces is none.
+    """
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if column >= len(headings) - right else "left", overflow="fold")
+        side: Literal["left", "right"] = "right" if column >= len(headings) - right else "left"
+        table.add_column(heading, justify=side, overflow="fold", no_wrap=column == 0)
     for row in rows:
         table.add_row(*row)
     console().print(table)

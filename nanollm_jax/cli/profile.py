@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from nanollm_jax.cli.options import AnyModel, AsJson, Dtype, Plot, Revision
 from nanollm_jax.cli.plot import check_plot, draw_profile
 from nanollm_jax.cli.printing import harmless, print_json, print_table
 
-TRACE = "The trace goes into a new folder in this one; Perfetto and XProf open it."
+TRACE = "Keep the trace, in a new folder in this one; Perfetto and XProf open it. Left out, nothing stays behind."
 
 
 def profile(
@@ -22,7 +23,7 @@ def profile(
     rows: Annotated[int, typer.Option(metavar="B", min=1, help="Rows in the batch.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(metavar="T", min=1, help="Tokens of each prompt.")] = 128,
     new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens that decode writes per row.")] = 32,
-    trace: Annotated[Path, typer.Option(metavar="DIR", help=TRACE)] = Path("nanollm-trace"),
+    trace: Annotated[Path | None, typer.Option(metavar="DIR", show_default=False, help=TRACE)] = None,
     plot: Plot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -37,9 +38,18 @@ def profile(
         check_plot(plot)
     from nanollm_jax.trace import profile as measure
 
-    report = measure(
-        model, trace, revision=revision, dtype=dtype, rows=rows, prompt_tokens=prompt_tokens, new_tokens=new_tokens
-    )
+    with tempfile.TemporaryDirectory() as gone:
+        report = measure(
+            model,
+            trace or gone,
+            revision=revision,
+            dtype=dtype,
+            rows=rows,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+        )
+    if trace is None:
+        report = {name: value for name, value in report.items() if name not in ("folder", "files")}
     if plot is not None:
         draw_profile(report, plot)
     if as_json:
@@ -58,7 +68,8 @@ def profile(
             ("part", "ms", "share", "GFLOP", "MB", "GFLOP/s", "GB/s", "roofline"),
             [cells(entry) for entry in program["parts"]], right=7,
         )  # fmt: skip
-    print(harmless(f"trace: {report['folder']}"))
+    if trace is not None:
+        print(harmless(f"trace: {report['folder']}"))
 
 
 def cells(entry: dict[str, Any]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nanollm_jax.errors import RequestError
+from nanollm_jax.errors import RequestError, shown
 
 
 def read_settings(file: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -32,12 +32,31 @@ def read_settings(file: Path, commands: Mapping[str, Any]) -> dict[str, dict[str
         given = {key: value for key, value in shared.items() if key in names} | content.get(name, {})
         if unknown := [key for key in given if key not in names]:
             raise RequestError(f"{file}: nanollm {name} has no option --{unknown[0]}; it has {', '.join(names)}.")
-        found[name] = {names[key]: value for key, value in given.items()}
+        found[name] = {names[key].name: checked(f"{file}: {key}", value, names[key]) for key, value in given.items()}
     if unknown := [name for name, value in content.items() if isinstance(value, dict) and name not in options]:
         raise RequestError(f"{file}: there is no command {unknown[0]}; there are {', '.join(options)}.")
     return found
 
 
-def names_of(command: Any) -> dict[str, str]:
-    """{what it is called on the command line: the parameter's own name} of a command."""
-    return {word.lstrip("-"): parameter.name for parameter in command.params for word in parameter.opts}
+def names_of(command: Any) -> dict[str, Any]:
+    """{what it is called on the command line: the parameter} of a command."""
+    return {word.lstrip("-"): parameter for parameter in command.params for word in parameter.opts}
+
+
+def checked(where: str, value: Any, parameter: Any) -> Any:
+    """A value of the kind that an option takes, which click sees to on the command line alone. Raises RequestError."""
+    flag, several = getattr(parameter, "is_flag", False), parameter.multiple
+    if isinstance(value, bool) != flag:
+        raise RequestError(f"{where} is {shown(value)}; expected {'true or false' if flag else 'a value'}.")
+    if isinstance(value, dict) or (isinstance(value, list) and not several):
+        raise RequestError(f"{where} is {shown(value)}; expected one value.")
+    return [value] if several and not isinstance(value, list) else value
+
+
+def blamed(context: Any, message: str) -> str:
+    """An error's message, with the file of settings in front where it speaks of a value that is from there."""
+    if context is None or context.obj is None:
+        return message
+    given = (context.default_map or {}).get(context.invoked_subcommand, {})
+    about = [name for name, value in given.items() if name in message or (isinstance(value, str) and value in message)]
+    return f"{context.obj}: {message}" if about else message

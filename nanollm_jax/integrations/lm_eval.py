@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: importing this registers the model type `nanollm` (pip install "nanollm-jax[lm-eval]").
+"""lm-evaluation-harness: importing this registers the model type `nanollm` (an extra: pip install '.[lm-eval]' in a clone).
 
 import lm_eval
 import nanollm_jax.integrations.lm_eval
@@ -7,13 +7,18 @@ lm_eval.simple_evaluate(model="nanollm", model_args="pretrained=path/to/checkpoi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lm_eval import utils
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
+try:
+    from lm_eval import utils
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+except ModuleNotFoundError as error:
+    error.msg += f"; install lm-evaluation-harness: {sys.executable} -m pip install 'lm-eval[hf]'"
+    raise
 
 import nanollm_jax as nano
 from nanollm_jax.checks import check_count
