@@ -45,7 +45,7 @@ from nanollm_jax import bench, roofline, trace
 from nanollm_jax import params as parameters
 from nanollm_jax.cache import init_cache
 from nanollm_jax.decode import draw_next, init_state, read_prompts, write_tokens
-from nanollm_jax.hlo import FREE, Program
+from nanollm_jax.hlo import FREE, PARTS, Program
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "gpu"
@@ -104,8 +104,6 @@ def cases(small: bool) -> list[Case]:
     ]
 
 
-FAMILIES = ["gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2",
-            "olmoe", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2"]  # fmt: skip
 FLAGS = (
     (
         (
@@ -258,12 +256,17 @@ def bundled_logits() -> dict[str, Any]:
     return logits_beside_cpu(lambda dtype: nano.load(dtype=dtype), np.asarray([ids], np.int32))
 
 
-def family_logits(name: str) -> dict[str, Any]:
-    """Those of the tests' small random model of a family."""
+def families() -> dict[str, Any]:
+    """The tests' small model of every family: {name: its config.json}."""
     sys.path.insert(0, str(ROOT / "tests"))
     from models import CONFIG_JSON, FURTHER
 
-    config, _ = nano.read_config((CONFIG_JSON | FURTHER)[name])
+    return CONFIG_JSON | FURTHER
+
+
+def family_logits(name: str) -> dict[str, Any]:
+    """Those of the tests' small random model of a family."""
+    config, _ = nano.read_config(families()[name])
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 48), dtype=np.int32)
 
     def make(dtype: str) -> nano.Model:
@@ -432,33 +435,32 @@ def token_parts(shape: Shape, case: Case, program: jax.stages.Compiled, limits: 
         with jax.profiler.trace(folder, profiler_options=options):
             jax.block_until_ready(program(params, state, sampling, seeds))
         (file,) = Path(folder).rglob("*.xplane.pb")
-        text = program.as_text() or ""
-        runs = trace.read_trace(file, trace.module_name(text))
-        found = {"case": case.name, "tokens": STEPS, "instructions": len(runs), "longest": longest(file), "parts": []}
-    if not runs:
-        raise RuntimeError(f"no instruction of {trace.module_name(text)} in the trace, which has {found['longest']}")
+        parsed = Program(program.as_text() or "")
+        runs, kernels = trace.read_trace(file, parsed), longest(file)
     rates = limits["read_bytes_per_second"], limits["flops_per_second"]
-    return found | {"parts": trace.summarize(runs, Program(text).costs(), *rates)}
+    parts = trace.summarize(runs, parsed.costs(), *rates) if runs else []
+    if not {part["part"] for part in parts} & set(PARTS):
+        raise RuntimeError(f"no part of {parsed.name} in the trace, which has {kernels}")
+    return {"case": case.name, "tokens": STEPS, "executions": len(runs), "parts": parts, "longest": kernels}
 
 
-def longest(file: Path) -> list[Any]:
-    """What took the most time on each line of a device in a trace: its name, how often, seconds, and what is said of it."""
-    found: list[Any] = []
+def longest(file: Path) -> list[tuple[str, str, int, float]]:
+    """What took the most time on each line of a device in a trace: the line, the name, how often, seconds."""
+    found = []
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         for line in plane.lines if plane.name.startswith("/device") else []:
-            names: dict[str, Any] = {}
+            runs: dict[str, list[float]] = {}
             for event in line.events:
-                count, seconds, _ = names.get(event.name, (0, 0.0, None))
-                names[event.name] = count + 1, seconds + event.duration_ns / 1e9, dict(event.stats)
-            top = sorted(names.items(), key=lambda item: -item[1][1])[:8]
-            found += [(plane.name, line.name, name, *rest) for name, rest in top]
+                runs.setdefault(event.name, []).append(event.duration_ns / 1e9)
+            top = sorted(runs, key=lambda name: -sum(runs[name]))[:8]
+            found += [(line.name, name, len(runs[name]), sum(runs[name])) for name in top]
     return found
 
 
 # everything in turn
 
 
-def run(report: Report, small: bool, layers: int | None, families: list[str], threads: int) -> None:
+def run(report: Report, small: bool, layers: int | None, checked: list[str], threads: int) -> None:
     """All steps, the most valuable first."""
     report.step("machine", describe_machine, "machine")
     limits = report.step("limits", partial(measure_limits, small), "limits")
@@ -484,8 +486,9 @@ def run(report: Report, small: bool, layers: int | None, families: list[str], th
         if report.left() > slowest + 20:
             tried = [dataclasses.replace(work[0], options=options) for options in FLAGS]
             measure_all(report, shape, {case: pool.submit(shape.compile, case) for case in tried}, limits)
-    for name in families:
-        report.step(f"logits of {name}", partial(family_logits, name), "families")
+    logits = {name: pool.submit(family_logits, name) for name in checked}
+    for name, future in logits.items():
+        report.step(f"logits of {name}", lambda future=future: future.result(max(report.left(), 1)), "families")
     pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -545,7 +548,7 @@ def main(words: list[str] | None = None) -> Path | None:
         nano.keep_compiled(arguments.cache)
     report = Report(arguments.out, arguments.seconds, jax.devices()[0].device_kind)
     few = [] if arguments.small else ["gpt2", "gemma3_text", "qwen3_moe"]
-    names = FAMILIES if arguments.families else few
+    names = sorted(families()) if arguments.families else few
     run(report, arguments.small, arguments.layers, names, arguments.threads)
     report.seconds = float("inf")
     report.step("picture", lambda: shown.picture(report.values, report.path.with_suffix(".png")))

@@ -69,7 +69,9 @@ class Program:
     """The text of a compiled program (Compiled.as_text()), as instructions by name."""
 
     def __init__(self, text: str) -> None:
-        """Read every computation."""
+        """Read every computation. name is what the program is called in a trace."""
+        module = re.search(r"HloModule ([^\s,]+)", text)
+        self.name = module[1] if module else ""
         self.instructions: dict[str, Instruction] = {}
         self.inside: dict[str, list[Instruction]] = {}
         computation = ""

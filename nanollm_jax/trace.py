@@ -8,6 +8,7 @@ counted with the part of its result: rope, for example, mostly disappears into t
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,9 @@ def profile(
         cache = init_cache(config, rows, prompt_tokens + new_tokens, dtype_of(model))
         return jax.block_until_ready(init_state(dataclasses.replace(cache, fresh=True), config))
 
-    reading = read_prompts.lower(model.params, tokens, lengths, empty(), config=config).compile()
+    reading = read_prompts.lower(model.params, tokens, lengths, empty(), config=config).compile(named())
     state = reading(model.params, tokens, lengths, empty())
-    writing = write_tokens.lower(model.params, state, sampling, seeds, config=config, steps=new_tokens).compile()
+    writing = write_tokens.lower(model.params, state, sampling, seeds, config=config, steps=new_tokens).compile(named())
     jax.block_until_ready(writing(model.params, state, sampling, seeds))
     untouched = empty()
     options = jax.profiler.ProfileOptions()
@@ -88,29 +89,32 @@ def profile(
         "files": sorted(path.name for path in file.parent.iterdir()),
     }  # fmt: skip
     for name, compiled, count in (("prefill", reading, rows * prompt_tokens), ("decode", writing, rows * new_tokens)):
-        text = compiled.as_text() or ""
-        runs = read_trace(file, module_name(text))
+        program = Program(compiled.as_text() or "")
+        runs = read_trace(file, program)
         if not runs:
             raise RequestError(
                 f"the trace of {jax.devices()[0].device_kind} does not name the instructions of {name}; open {file.parent} "
                 "in XProf or Perfetto instead."
             )
-        parts = summarize(runs, Program(text).costs(), rates["read_bytes_per_second"], rates["flops_per_second"])
+        parts = summarize(runs, program.costs(), rates["read_bytes_per_second"], rates["flops_per_second"])
         seconds = sum(entry["seconds"] for entry in parts)
         report[name] = {"seconds": seconds, "tokens_per_second": count / seconds, "parts": parts}
     return report
 
 
-def module_name(text: str) -> str:
-    """The name that a compiled program has in a trace."""
-    return text.split(maxsplit=2)[1].rstrip(",")
+def named() -> dict[str, str] | None:
+    """What a program is compiled with to be traced: on a GPU, without command buffers, where a library's kernel has no name."""
+    return {"xla_gpu_enable_command_buffer": ""} if jax.default_backend() == "gpu" else None
 
 
-def read_trace(file: Path, module: str) -> list[Run]:
-    """When each instruction of a program ran, in order of beginning.
+def read_trace(file: Path, program: Program) -> list[Run]:
+    """When each instruction of a program ran, in order of beginning. What is none of its instructions is left out.
 
-    A GPU's own lines are its streams; others beside them may tell the same again, as the host's may.
+    On a GPU a kernel bears its instruction's name, with other signs, and in a command buffer that is all that is said. A GPU's
+    own lines are its streams; others beside them may tell the same again, as the host's may.
     """
+    plain = lambda name: re.sub(r"\W", "_", str(name))  # noqa: E731
+    known = {plain(name): name for name in program.instructions}
     found: dict[bool, list[Run]] = {True: [], False: []}
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         lines = list(plane.lines)
@@ -118,8 +122,10 @@ def read_trace(file: Path, module: str) -> list[Run]:
         for line in streams or lines:
             for event in line.events:
                 stats = dict(event.stats)
-                if stats.get("hlo_module") == module and "hlo_op" in stats:
-                    run = Run(str(stats["hlo_op"]), event.start_ns, event.start_ns + event.duration_ns)
+                if stats.get("hlo_module") != program.name or "hlo_op" not in stats:
+                    continue
+                if name := known.get(plain(stats["hlo_op"])) or known.get(plain(event.name)):
+                    run = Run(name, event.start_ns, event.start_ns + event.duration_ns)
                     found[plane.name.startswith("/device")].append(run)
     return sorted(found[True] or found[False], key=lambda run: run.begun)
 

@@ -147,7 +147,7 @@ ENTRY %main (x: f32[4], w: f32[5,4], buffer: f32[100,4], table: bf16[1000,4]) ->
 
 
 def test_a_program_that_can_be_reckoned_by_hand():
-    assert trace.module_name(HANDMADE) == "jit_write_tokens"
+    assert hlo.Program(HANDMADE).name == "jit_write_tokens"
     assert hlo.Program(HANDMADE).costs() == {
         # the weight that it reads says what it is, through the loop, and its turned copy is that weight too
         "product": hlo.Cost("attention", 2 * 4 * 5, 4 * (4 + 20 + 5)),
@@ -172,6 +172,39 @@ def test_bytes_of_a_type(kind, nbytes):
 
 
 # the trace
+
+
+def test_a_trace_of_a_gpu(tmp_path):
+    """Its streams alone: kernels under their instruction's name, or inside a command buffer, which says only its own."""
+    keys = enumerate(("", "hlo_op", "hlo_module"))
+    stats = " ".join(f'stat_metadata {{ key: {i} value {{ id: {i} name: "{key}" }} }}' for i, key in keys)
+    names = ("void cutlass(x)", "used_1", "looked", "memcpy32_post", "host")
+    events = " ".join(
+        f'event_metadata {{ key: {i} value {{ id: {i} name: "{name}" }} }}' for i, name in enumerate(names)
+    )
+
+    def event(begin, length, name, op, module="jit_write_tokens"):
+        return (
+            f"events {{ metadata_id: {names.index(name)} offset_ps: {1000 * begin} duration_ps: {1000 * length} "
+            f'stats {{ metadata_id: 1 str_value: "{op}" }} stats {{ metadata_id: 2 str_value: "{module}" }} }} '
+        )
+
+    stream = [
+        event(5, 2, "void cutlass(x)", "product"), event(7, 3, "used_1", "command_buffer_6"),
+        event(10, 1, "looked", "command_buffer_6"), event(11, 1, "memcpy32_post", "command_buffer_6"),
+        event(12, 1, "looked", "looked", "jit_other"),
+    ]  # fmt: skip
+    lines = (
+        f'lines {{ id: 1 name: "Stream #14(Compute)" {"".join(stream)} }} lines {{ id: 2 name: "XLA Ops" {stream[0]} }}'
+    )
+    host = f'planes {{ name: "/host:CPU" lines {{ id: 3 {event(0, 50, "host", "looked")} }} {events} {stats} }}'
+    text = f'planes {{ name: "/device:GPU:0" {lines} {events} {stats} }} {host}'
+    file = tmp_path / "gpu.xplane.pb"
+    file.write_bytes(jax.profiler.ProfileData.text_proto_to_serialized_xspace(text))
+    program = hlo.Program(HANDMADE.replace("%used", "%used.1"))
+    assert trace.read_trace(file, program) == [
+        trace.Run("product", 5, 7), trace.Run("used.1", 7, 10), trace.Run("looked", 10, 11)
+    ]  # fmt: skip
 
 
 def test_what_runs_together_shares_the_time():
