@@ -23,6 +23,7 @@ from nanollm_jax.defaults import Defaults, read_defaults
 from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMWarning, TokenizerError
 from nanollm_jax.families import read_config
 from nanollm_jax.params import Params
+from nanollm_jax.roofline import host_memory
 from nanollm_jax.source import find, read_json
 from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from nanollm_jax.weights import Checkpoint, open_checkpoint
@@ -164,7 +165,8 @@ def check_memory(folder: Path, needed: int) -> None:
 
     Not for the machine alone: of a file with a hole in it, most of the bytes are only claimed.
     """
-    if jax.default_backend() == "cpu" and needed > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+    memory = host_memory()
+    if jax.default_backend() == "cpu" and memory is not None and needed > memory:
         raise CheckpointError(
             f"{folder}: its parameters take {needed / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory; "
             "load it with dtype='bfloat16' or 'int8', or on a larger machine."

@@ -58,6 +58,7 @@ ARROWS = {
         "families",
         "files",
         "params",
+        "roofline",
         "sharding",
         "source",
         "tokenizer",
