@@ -19,6 +19,8 @@ LEAST_FLOAT, MOST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the normal num
 
 def whole(value: Any) -> int | None:
     """A whole number of any library, a scalar or an array without axes -> int; None for all else: True, 2.0, "2"."""
+    if type(value) is int:
+        return value
     if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
         return None
     try:

@@ -42,6 +42,7 @@ def check_request(
 ) -> Request:
     """Every argument honoured, or a RequestError.  chat: the tokenizer's EOS, which ends a turn, ends the answer too"""
     max_new_tokens, chunk = check_counts(max_new_tokens=max_new_tokens, chunk=chunk)
+    chunk = min(chunk, model.config.max_positions)  # a longer one would only write what is thrown away
     longest = max(map(len, prompts))
     if longest + max_new_tokens > model.config.max_positions:
         room, left = model.config.max_positions - max_new_tokens, model.config.max_positions - longest

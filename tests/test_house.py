@@ -46,7 +46,7 @@ ARROWS = {
     },
     "profiling": set(),
     "weights": {"config", "errors", "files", "params"},
-    "tokenizer": {"errors", "files", "worker"},
+    "tokenizer": {"checks", "errors", "files", "worker"},
     "chat": {"errors", "files", "tokenizer", "worker"},
     "families": {"checks", "config", "errors", "weights"},
     "defaults": {"checks", "config", "errors", "files", "settings", "source"},

@@ -124,3 +124,17 @@ def stream(tokenizer: Tokenizer, ids: list[int], start: bool) -> str:
 def expected(tokenizer: Tokenizer, ids: list[int], start: bool) -> str:
     data = b"".join(tokenizer.token_bytes(i) for i in ids)
     return (data[1:] if start and data[:1] == b" " else data).decode(errors="replace")
+
+
+def test_what_is_no_id_is_refused_by_name() -> None:
+    assert TOKENIZER.decode(np.asarray([261, 261])) == TOKENIZER.decode([np.int16(261), np.uint16(261)])
+    for wrong in (None, 2.5, "a", b"a", [1], True, np.asarray([1.5]), object()):
+        for call in (TOKENIZER.piece, TOKENIZER.token_bytes, lambda ids: TOKENIZER.decode([ids])):
+            with pytest.raises(RequestError, match=r"token id is .*; ids count from 0 to 2047"):
+                call(wrong)  # type: ignore[operator]
+    for wrong in (None, 5, "ab", b"ab", {1: 2}):
+        with pytest.raises(RequestError, match="expected a list of token ids"):
+            TOKENIZER.decode(wrong)  # type: ignore[arg-type]
+    for wrong in (None, 5, b"a", ["a"]):
+        with pytest.raises(RequestError, match="expected a str"):
+            TOKENIZER.encode(wrong)  # type: ignore[arg-type]

@@ -7,8 +7,10 @@ spelled out once, when the table is made, so that streaming and whole-text decod
 import codecs
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from nanollm_jax.errors import RequestError
+from nanollm_jax.checks import listed, whole
+from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.tokenizer.parts import PartsEncoder
 
 
@@ -88,7 +90,10 @@ class TableTokenizer:
 
     def decode(self, ids: Sequence[int], *, start: bool = True) -> str:
         """Ids -> text."""
-        data = b"".join(map(self.token_bytes, ids))
+        tokens = listed(ids)
+        if tokens is None:
+            raise RequestError(f"ids is {shown(ids)}; expected a list of token ids.")
+        data = b"".join(map(self.token_bytes, tokens))
         if start and self.adds_space:
             data = data.removeprefix(b" ")
         return data.decode("utf-8", errors="replace")
@@ -99,14 +104,18 @@ class TableTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one id prints."""
-        return self.spellings[token_id] if self._has(token_id) else b""
+        token_id = self._checked(token_id)
+        return self.spellings[token_id] if token_id < self.vocab_size else b""
 
     def piece(self, token_id: int) -> str:
         """The entry as the vocabulary stores it."""
-        return self.pieces[token_id] if self._has(token_id) else ""
+        token_id = self._checked(token_id)
+        return self.pieces[token_id] if token_id < self.vocab_size else ""
 
-    def _has(self, token_id: int) -> bool:
-        # An id past the end is no error: a model's vocabulary is often padded, and a random model draws from all of it.
-        if token_id < 0:
-            raise RequestError(f"token id {token_id} is negative; ids count from 0 to {self.vocab_size - 1}.")
-        return token_id < self.vocab_size
+    def _checked(self, token_id: Any) -> int:
+        """An id as Python's own int. One past the end is no error: a model's table is often padded, and any may be drawn."""
+        found = whole(token_id)
+        if found is None or found < 0:
+            what = f"{found} is negative" if found is not None else f"is {shown(token_id)}"
+            raise RequestError(f"token id {what}; ids count from 0 to {self.vocab_size - 1}.")
+        return found
