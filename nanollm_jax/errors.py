@@ -14,8 +14,13 @@ class NanoLLMError(Exception):
 
     def __init__(self, message: str = "") -> None:
         """A message that is too long to be read loses its middle."""
-        half = LONGEST // 2
-        super().__init__(message if len(message) <= LONGEST else f"{message[:half]} ... {message[-half:]}")
+        super().__init__(readable(message))
+
+
+def readable(message: str) -> str:
+    """A message of at most LONGEST characters and three dots, its beginning and its end."""
+    half = LONGEST // 2
+    return message if len(message) <= LONGEST else f"{message[:half]} ... {message[-half:]}"
 
 
 def shown(value: Any, most: int = 80) -> str:
@@ -55,3 +60,7 @@ class RequestError(NanoLLMError):
 
 class NanoLLMWarning(UserWarning):
     """Something in a model's files that is left aside: nothing that is computed depends on it, or it is said what does."""
+
+    def __init__(self, message: str = "") -> None:
+        """A message that is too long to be read loses its middle."""
+        super().__init__(readable(message))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nanollm_jax.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling, resolve_dtype
-from nanollm_jax.errors import ConfigError
+from nanollm_jax.errors import ConfigError, NanoLLMWarning, shown
 
 RIGHT = dict(
     vocab_size=11, hidden_size=12, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=8, intermediate_size=10, max_positions=20
@@ -39,6 +39,23 @@ def test_sizes_are_whole_numbers_of_at_least_one(name, value):
 def test_sizes_are_below_two_to_the_31(name, value):
     with pytest.raises(ConfigError, match=f"^{name} is .*expected a whole number of at most"):
         config(**{name: value})
+
+
+def test_what_was_found_is_shown_only_as_far_as_it_can_be_read():
+    """It may be a file of 100 MB."""
+    error, warning = ConfigError("a" * 10**6 + "z"), NanoLLMWarning("a" * 10**6 + "z")
+    for message in (str(error), str(warning)):
+        assert len(message) == 2005 and message.startswith("aaa") and message.endswith("aaz") and " ... " in message
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value, text in (
+        (10**5000, "a int too long to be written"),
+        (deep, "a list too long to be written"),
+        ("a", "'a'"),
+    ):
+        assert shown(value) == text
+    assert shown("a" * 200) == "'" + "a" * 79 + "..."
 
 
 def test_sizes_from_numpy_are_whole_numbers_too():

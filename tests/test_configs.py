@@ -124,6 +124,9 @@ def test_every_run_works_on_virtual_devices():
     ("text", "message"),
     [
         ("tp = [", "is not TOML"),
+        ("tp = " + "9" * 5000, "is not TOML: Exceeds the limit"),
+        ("tp = " + "[" * 5000, "is not TOML: maximum recursion depth"),
+        ("#" * 1_000_001, "has more than 1,000,000 bytes; expected a few options"),
         ("batchsize = 4", "no command has an option --batchsize"),
         ("[plan]\ntemperature = 1", "nanollm plan has no option --temperature; it has model"),
         ("[plant]\ntp = 4", "there is no command plant; there are generate"),

@@ -9,6 +9,8 @@ from typing import Any
 
 from nanollm_jax.errors import RequestError, shown
 
+LONGEST = 1_000_000  # bytes of a file of settings
+
 
 def read_settings(file: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """{command: {parameter: value}} of a file, for click's default_map: the command line wins, then the file.
@@ -17,7 +19,11 @@ def read_settings(file: Path, commands: Mapping[str, Any]) -> dict[str, dict[str
     table for the command of that name. Raises RequestError for what no command, or not that one, has.
     """
     try:
-        content = tomllib.loads(file.read_text("utf-8"))
+        with file.open("rb") as opened:  # which may be a pipe, and not end
+            data = opened.read(LONGEST + 1)
+        if len(data) > LONGEST:
+            raise RequestError(f"{file} has more than {LONGEST:,} bytes; expected a few options.")
+        content = tomllib.loads(data.decode("utf-8"))
     except OSError as error:
         raise RequestError(f"{file} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:  # ValueError: also no UTF-8, and a number of 5,000 digits
