@@ -354,6 +354,15 @@ def test_every_family_has_a_case():
     assert {FAMILIES[model_type] for model_type in ONE_OF_EACH} == set(FAMILIES.values())
 
 
+@pytest.mark.parametrize("name", ONE_OF_EACH.values(), ids=ONE_OF_EACH)
+def test_the_names_that_the_reference_holds_are_read_as_those_that_it_publishes(tmp_path, name):
+    """All experts of a layer in one tensor, the text's part of a model for images under another prefix."""
+    reference = write_reference(tmp_path / "published", CASES[name])
+    reference.save_pretrained(tmp_path / "held", save_original_format=False)
+    published, held = (nano.load(tmp_path / form, dtype="float32").params for form in ("published", "held"))
+    jax.tree.map(np.testing.assert_array_equal, held, published)
+
+
 def test_sharded_checkpoint(tmp_path):
     """Several files behind an index."""
     reference = write_reference(tmp_path / "one", LLAMA)

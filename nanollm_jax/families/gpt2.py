@@ -64,7 +64,7 @@ def table(config: ModelConfig) -> list[Row]:
         Row("final_norm.scale", "ln_f.weight", "D -> D"),
         Row("final_norm.bias", "ln_f.bias", "D -> D"),
     ]
-    rows.append(llama.head(config, "lm_head.weight"))
+    rows += llama.head(config, "lm_head.weight")
     for layer in range(config.num_layers):
         ours, theirs = f"layers.{layer}", f"h.{layer}"
         rows += [

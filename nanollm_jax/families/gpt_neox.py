@@ -29,14 +29,14 @@ def from_hf(reader: Reader) -> ModelConfig:
 def ignored(config: ModelConfig) -> tuple[str, ...]:
     """Patterns of tensors that nobody needs: masks and rope's constants, a second copy of a tied table."""
     masks = r"(gpt_neox\.)?layers\.\d+\.attention\.(masked_)?bias"
-    return (masks, llama.ROPE_BUFFERS) + (("embed_out.weight",) * config.tie_embeddings)
+    return (masks, llama.ROPE_BUFFERS) + ((r"(embed_out|lm_head)\.weight",) * config.tie_embeddings)
 
 
 def table(config: ModelConfig) -> list[Row]:
     """One row per tensor."""
     rows = [Row("embedding.tokens", "embed_in.weight", "V D -> V D")]
     rows += llama.norm(config, "final_norm", "final_layer_norm")
-    rows.append(llama.head(config, "embed_out.weight"))
+    rows += llama.head(config, "embed_out.weight", "lm_head.weight")  # as published, and as the reference holds it
     for layer in range(config.num_layers):
         name = f"layers.{layer}"  # in both
         rows += llama.norm(config, f"{name}.attention_norm", f"{name}.input_layernorm")

@@ -156,7 +156,7 @@ def table(
 ) -> list[Row]:
     """One row per tensor. norms: our name of each norm of a layer -> theirs."""
     rows = [Row("embedding.tokens", "embed_tokens.weight", "V D -> V D"), *norm(config, "final_norm", "norm")]
-    rows.append(head(config, "lm_head.weight"))
+    rows += head(config, "lm_head.weight")
     for layer in range(config.num_layers):
         name = f"layers.{layer}"  # in both
         for ours, theirs in norms.items():
@@ -166,11 +166,13 @@ def table(
     return rows
 
 
-def head(config: ModelConfig, name: str) -> Row:
-    """The row of the table that scores the vocabulary; a tied one may be stored under this name instead of the other."""
-    if config.tie_embeddings:
-        return Row("embedding.tokens", name, "V D -> V D", outside=True, instead=1)
-    return Row("unembedding.tokens", name, "V D -> V D", outside=True)
+def head(config: ModelConfig, *names: str) -> list[Row]:
+    """The rows of the table that scores the vocabulary, under one of its names. A tied one may be stored so instead of as the
+    embedding.
+    """
+    tied = config.tie_embeddings
+    path = "embedding.tokens" if tied else "unembedding.tokens"
+    return [Row(path, name, "V D -> V D", outside=True, instead=way) for way, name in enumerate(names, start=int(tied))]
 
 
 def norm(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
