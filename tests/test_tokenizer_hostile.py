@@ -248,6 +248,12 @@ def test_a_damaged_field_is_named(tmp_path: Path, tail: bytes, match: str) -> No
         load_tokenizer(tmp_path)
 
 
+def test_a_piece_without_a_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(train() + b"\x0a\x02\x18\x04")
+    with pytest.raises(TokenizerError, match=r"tokenizer.model: its library says: .*piece must not be empty"):
+        load_tokenizer(tmp_path)
+
+
 def test_what_is_read_of_a_model_is_what_its_library_reads(normalizing: bytes) -> None:
     reference = sentencepiece.SentencePieceProcessor(model_proto=normalizing)
     pieces = [(first, last) for number, first, last in fields(normalizing) if number == 1]

@@ -104,7 +104,7 @@ def _user_defined(data: bytes) -> dict[str, int]:
         if number == PIECE and data[end - 2 : end] == bytes(
             [0x18, USER_DEFINED]
         ):  # the type is the last field, if it is there
-            text = next(data[first:last] for inner, first, last in fields(data, begin, end) if inner == 1)
+            text = next((data[first:last] for inner, first, last in fields(data, begin, end) if inner == 1), b"")
             found[text.decode("utf-8", errors="replace")] = end - 1
     return found
 
