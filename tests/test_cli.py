@@ -12,14 +12,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 import nanollm_jax as nano
 from nanollm_jax import cli, params
+from nanollm_jax.cli import progress
 from nanollm_jax.cli.generate import figures
 from nanollm_jax.cli.info import flat, in_words, tree_rows
 from nanollm_jax.cli.printing import harmless, spelled
@@ -273,6 +276,28 @@ def test_figures_leave_out_what_was_not_measured() -> None:
     kept = figures(dataclasses.replace(whole, compiled=0, compile_seconds=0.25), None)
     assert kept.endswith(" · first token 0.030 s · 3 kept programs in 0.2 s")
     assert figures(Timings(1), None) == "1 prompt token · 0 new tokens"
+
+
+def test_a_terminal_shows_how_long_a_compilation_has_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    lowered, compiled = (f"/jax/core/compile/{name}_duration" for name in ("jaxpr_to_mlir_module", "backend_compile"))
+    monkeypatch.setattr(progress, "AFTER", 0.0)
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress.compiling_shown():
+        jax.monitoring.record_event_duration_secs(lowered, 0.1)
+        while "compiling ... 0 s" not in sys.stderr.getvalue():
+            time.sleep(0.01)
+        jax.monitoring.record_event_duration_secs(compiled, 0.1)
+    assert sys.stderr.getvalue().endswith(progress.ERASE)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress.compiling_shown():  # no terminal: nothing is listened to, nothing shown
+        jax.monitoring.record_event_duration_secs(lowered, 0.1)
+        time.sleep(0.05)
+    assert sys.stderr.getvalue() == ""
 
 
 # interrupts and pipes

@@ -106,7 +106,8 @@ def say(message: str) -> None:
     """One line on standard error, past Python's own buffers: another thread may be holding them."""
     line = f"nanollm: {message}\n"
     if os.isatty(2):
-        line = f"\n\x1b[?25h{line}"  # behind what stands in the line, and with the cursor that a progress bar hides
+        # without what progress.py shows, below what else stands in the line, and with the cursor that a bar hides
+        line = f"\x1b[J\n\x1b[?25h{line}"
     try:
         os.write(2, line.encode())
     except OSError:  # closed, or nobody reads: there is no one to tell
