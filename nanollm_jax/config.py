@@ -96,6 +96,7 @@ class ModelConfig:
     turn together: "halves" channel i of the first half with i of the second, "neighbours" channels 2i and 2i + 1.
     pre_norm is a norm before attention and MLP, post_norm one of what they give, before it is added.
     qk_norm "head" normalises each query and key head by itself, "width" all heads of a token together.
+    counted_heads is how many query and key heads a norm of all together counts, where a mesh holds more; None means all.
     norm_offset is added to every norm's scale. A cap c makes c * tanh(x / c) of x.
     num_experts 0 means that there are none; dense_layers are the layers that have none all the same.
     """
@@ -127,6 +128,7 @@ class ModelConfig:
     pre_norm: bool = True
     post_norm: bool = False
     qk_norm: str | None = None
+    counted_heads: tuple[int, int] | None = None
     norm_offset: float = 0.0
     embedding_scale: float = 1.0
     residual_scale: float = 1.0

@@ -44,7 +44,7 @@ class Model:
     """Everything that generate and chat need. tokenizer and chat_template are None where the checkpoint brings none.
 
     Model(config, params) makes one of any config and parameters. On a mesh the config is that of what the devices hold:
-    its num_kv_heads counts repeated heads. Raises CheckpointError where the two do not match.
+    its counts of heads and its MLP widths have the padding in them. Raises CheckpointError where the two do not match.
     """
 
     config: ModelConfig
@@ -112,7 +112,7 @@ def load(
 
 
 def shard(model: Model, mesh: Mesh) -> Model:
-    """A model that was made or loaded in one place, spread over a mesh. Raises ConfigError where it does not divide."""
+    """A model that was made or loaded in one place, spread over a mesh. Raises ConfigError where it is on one."""
     if model.mesh is not None:
         raise ConfigError(f"this model is on a mesh of {dict(model.mesh.shape)} already; load it again with the other.")
     config, params = sharding.shard_params(model.params, model.config, mesh)

@@ -100,7 +100,8 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, layer: int, config
     """Self-attention of the new tokens over everything in the cache, themselves included.  h [B T D] -> [B T D], cache"""
     name = f"layers.{layer}.attention"
     q, k, v = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")))
-    q, k = normalize(p.get("q_norm"), q, config), normalize(p.get("k_norm"), k, config)
+    N, K = config.counted_heads or (None, None)
+    q, k = normalize(p.get("q_norm"), q, config, N), normalize(p.get("k_norm"), k, config, K)
     q, k, v = (attention.clip(value, config.qkv_clip) for value in (q, k, v))
     if (turns := new.turns[layer]) is not None:
         q, k = (rope.ROTATIONS[config.rope_pairs](x, *turns) for x in (q, k))
@@ -122,8 +123,8 @@ def feed_forward(p: Params, h: jax.Array, config: ModelConfig) -> jax.Array:
     return mlp.mlp(p, h, config.activation)
 
 
-def normalize(p: Params | None, x: jax.Array, config: ModelConfig) -> jax.Array:
+def normalize(p: Params | None, x: jax.Array, config: ModelConfig, heads: int | None = None) -> jax.Array:
     """The family's norm where there is one, else x.  x [B T *D], scale [*D] -> [B T *D]"""
     if p is None or "bias" in p:
         return x if p is None else norm.layer_norm(x, p["scale"], p["bias"], config.norm_eps)
-    return norm.rms_norm(x, p["scale"], config.norm_eps, config.norm_offset)
+    return norm.rms_norm(x, p["scale"], config.norm_eps, config.norm_offset, heads)

@@ -1,42 +1,86 @@
-"""How a mesh divides a model, from shapes alone: which axes are split, and what becomes of sizes that do not divide."""
+"""How a mesh divides a model, from shapes alone: which axes are split, and what becomes of sizes that do not divide.
+
+Widths of MLPs and the vocabulary are made up with zeros. A key/value head serves G query heads. Where tp does not divide
+the key/value heads there are two ways out, and arrange takes the one that stores least: more heads, of zeros, or copies of
+each, of which every copy serves a share of the G, made up with zeros where that does not divide either.
+
+    28 query heads over 4 on 8 devices: two copies of each key/value head, with 4 and with 3 of its 7 queries and one of zeros
+    14 query heads over 2 on 3 devices: a third key/value head, of zeros, with 7 queries of zeros
+
+Zeros change nothing: such a query weighs all values alike, and what it gives is multiplied by zeros.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+
+import numpy as np
 
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.errors import ConfigError
 from nanollm_jax.layout import layout
 
 RULE = {"B": "dp", "K": "tp", "N": "tp", "F": "tp", "M": "tp", "V": "tp"}
 
 
 def arrange(config: ModelConfig, tp: int) -> ModelConfig:
-    """The architecture as tp devices hold it: the same, but for key/value heads that are repeated until they divide.
-
-    Raises ConfigError where query heads or MLP width cannot be split, naming every tp that can.
-    """
-    if not splits(config, tp):
-        able = [size for size in range(1, config.num_heads + 1) if splits(config, size)]
-        raise ConfigError(
-            f"tp={tp} does not divide this model: {config.num_heads} query heads over {config.num_kv_heads} key/value "
-            f"heads, MLP width {' and '.join(map(str, widths(config)))}; tp may be {', '.join(map(str, able))}."
-        )
-    return dataclasses.replace(config, num_kv_heads=math.lcm(config.num_kv_heads, tp))
+    """The architecture as tp devices hold it: the same, but for heads and widths of MLPs that are made up until tp divides."""
+    K, G = heads(config, tp)
+    held, counted = (K * G, K), (config.num_heads, config.num_kv_heads * copies(config, G))
+    return dataclasses.replace(
+        config, num_heads=K * G, num_kv_heads=K, intermediate_size=up(config.intermediate_size, tp),
+        expert_size=up(config.expert_size, tp) if config.num_experts else config.expert_size,
+        counted_heads=counted if config.qk_norm == "width" and counted != held else None,
+    )  # fmt: skip
 
 
-def splits(config: ModelConfig, tp: int) -> bool:
-    """Can tp devices share this model?"""
-    return config.num_heads % math.lcm(config.num_kv_heads, tp) == 0 and not any(size % tp for size in widths(config))
+def heads(config: ModelConfig, tp: int) -> tuple[int, int]:
+    """How many key/value heads tp devices hold, and how many queries for each: what makes [K Q] smallest, Q = G + 2."""
+    group = config.num_heads // config.num_kv_heads
+    most = max(up(config.num_kv_heads, tp), up(config.num_heads, tp))
+    ways = [(K, -(-group // (K // config.num_kv_heads))) for K in range(up(config.num_kv_heads, tp), most + 1, tp)]
+    return min(ways, key=lambda way: (way[0] * (way[1] + 2), way[0]))
 
 
-def widths(config: ModelConfig) -> list[int]:
-    """The widths of the MLPs of a model, experts' included."""
-    letters = {letter for axes in layout(config).values() for letter in axes.split()}
-    return [config.sizes[letter] for letter in ("F", "M") if letter in letters]
+def copies(config: ModelConfig, group: int) -> int:
+    """How many copies there are of each key/value head where each serves `group` queries."""
+    return -(-config.num_heads // (config.num_kv_heads * group))
+
+
+def up(size: int, tp: int) -> int:
+    """The next multiple of tp."""
+    return -(-size // tp) * tp
+
+
+def sources(config: ModelConfig, tp: int) -> dict[str, np.ndarray]:
+    """{letter: which of the model's own heads, channels or rows each stored one is, -1 for zeros} of axes that tp splits."""
+    arranged = arrange(config, tp)
+    stored, sizes = stored_sizes(arranged, tp), config.sizes
+    found = {letter: np.arange(stored[letter]) for letter in ("F", "M", "V")}
+    found = {letter: np.where(own < sizes[letter], own, -1) for letter, own in found.items()}
+    G, shares = stored["G"], copies(config, stored["G"])
+    share, key = np.arange(stored["K"]) % shares, np.arange(stored["K"]) // shares
+    query = share[:, None] * G + np.arange(G)  # of the group, [K G]
+    there = (key < sizes["K"])[:, None] & (query < sizes["G"])
+    found["K"] = np.where(key < sizes["K"], key, -1)
+    found["N"] = np.where(there, key[:, None] * sizes["G"] + query, -1).reshape(stored["N"])
+    return found
 
 
 def stored_sizes(config: ModelConfig, tp: int) -> dict[str, int]:
-    """How long each axis letter is in memory: an arranged config's sizes, the vocabulary rounded up to a multiple of tp."""
-    return config.sizes | {"V": -(-config.vocab_size // tp) * tp}
+    """How long each axis letter is in memory: an arranged config's sizes, the vocabulary made up to a multiple of tp."""
+    return config.sizes | {"V": up(config.vocab_size, tp)}
+
+
+def made_up(config: ModelConfig, tp: int) -> list[str]:
+    """What tp does not divide and how it is held, in words: "14 query heads over 2 key/value heads as 16 over 4"."""
+    arranged = arrange(config, tp)
+    said = []
+    own, held = ((of.num_heads, of.num_kv_heads) for of in (config, arranged))
+    if own != held:
+        said.append(f"{own[0]} query heads over {own[1]} key/value heads as {held[0]} over {held[1]}")
+    letters = {letter for axes in layout(config).values() for letter in axes.split()}
+    sizes, stored = config.sizes, stored_sizes(arranged, tp)
+    for letter, name in (("F", "MLP width"), ("M", "width of experts"), ("V", "vocabulary")):
+        if letter in letters and sizes[letter] != stored[letter]:
+            said.append(f"{name} {sizes[letter]} as {stored[letter]}")
+    return said

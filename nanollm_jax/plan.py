@@ -45,13 +45,15 @@ DEVICES = {
 class Plan:
     """Bytes of one device, and what one decode step of all rows moves and computes there.
 
-    weights, cache, and the rest: the logits of the rows, their history and their sampling settings (state), and what a
+    weights, cache, and what of both is padding: zeros and second copies of heads, because tp does not divide them
+    (partition.py); and the rest: the logits of the rows, their history and their sampling settings (state), and what a
     decode step needs beside them (temporaries). read are the bytes of the weights that a step reads, products the FLOPs
     of one token of every row against them, attention those against a full cache.
     """
 
     weights: int
     cache: int
+    padding: int
     state: int
     temporaries: int
     read: float
@@ -86,8 +88,7 @@ def make_plan(
     """What one device of a dp x tp mesh holds and does for `batch` rows of up to `context` positions (None: the model's).
 
     dtype is that of weights and cache; "int8" is matrices in 8 bits, everything else in bfloat16. Raises ConfigError for
-    an unknown dtype and where the mesh does not divide the model, RequestError for rows that dp does not divide and for
-    more positions than the model has.
+    an unknown dtype, RequestError for rows that dp does not divide and for more positions than the model has.
     """
     context = config.max_positions if context is None else context
     dp, tp = check_count("dp", dp), check_count("tp", tp)
@@ -98,7 +99,7 @@ def make_plan(
         )
     if context > config.max_positions:
         raise RequestError(f"context {context} is more than the model's {config.max_positions} positions.")
-    config = arrange(config, tp)
+    model, config = config, arrange(config, tp)
     activations, in_8_bits = resolve_weights(dtype)
     size = 2 if in_8_bits else activations.itemsize
     sizes = stored_sizes(config, tp)
@@ -109,9 +110,13 @@ def make_plan(
     shapes, stored = layout.shapes(config, own), layout.nbytes(config, size, in_8_bits, own)
     multiplied = sum(roofline.used_weights(config, config.experts_per_token, own).values())
     read = roofline.used_weights(config, roofline.experts_read(config, rows), own)
+    filled = 2 * size * buffers
+    held, needed = (sum(layout.nbytes(of, size, in_8_bits, of_sizes).values()) for of, of_sizes in (
+        (config, sizes), (model, model.sizes)))  # fmt: skip
     return Plan(
         weights=sum(stored.values()),
-        cache=2 * size * buffers,
+        cache=filled,
+        padding=round((held - needed) / tp + filled * (1 - model.num_kv_heads / config.num_kv_heads)),
         # logits, two histories, the logit bias, two masks; and the text
         state=rows * (V * (4 + 1 + 4 + 4 + 1 + 1) + 4 * config.max_positions),
         temporaries=rows * V * 4 * VOCABULARIES,

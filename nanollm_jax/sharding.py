@@ -3,9 +3,8 @@
 A mesh has two axes. Rows are split along "dp". Along "tp" every device holds some heads, a part of the MLP and a part of
 the vocabulary, and runs the model's own text on them: sizes come from arrays, so nothing there knows that they are parts.
 
-What does not divide by tp: key/value heads are repeated, each copy serving its share of the query heads, which changes
-no number that the model computes; the vocabulary is padded with rows that are cut off again before anyone sees a logit;
-anything else is a ConfigError that names the sizes that would do.
+What tp does not divide is made up with zeros, and key/value heads may be repeated, which changes no number that the model
+computes (partition.py); rows of the vocabulary that are made up are cut off again before anyone sees a logit.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.params import Params
-from nanollm_jax.partition import RULE, arrange, stored_sizes
+from nanollm_jax.partition import RULE, arrange, sources, stored_sizes
 
 AXES = ("dp", "tp")
 
@@ -64,54 +63,70 @@ def spec(letters: str) -> PartitionSpec:
 def spread(part: Part, letters: str, dtype: Any, config: ModelConfig, mesh: Mesh) -> jax.Array:
     """One parameter onto its devices, each of which asks for its own part only.
 
-    part(index) gives that part of the parameter as `config`, not arranged, has it, in dtype. Query groups are cut and
-    keys and values repeated here, and the vocabulary is padded with zeros.
+    part(index) gives that part of the parameter as `config`, not arranged, has it, in dtype. Heads are divided and repeated
+    here, and what tp does not divide is made up with zeros.
     """
-    tp = mesh.shape["tp"]
-    arranged, names = arrange(config, tp), letters.split()
-    sizes = stored_sizes(arranged, tp)
+    tp, names = mesh.shape["tp"], letters.split()
+    own, sizes = sources(config, tp), stored_sizes(arrange(config, tp), tp)
     shape = tuple(sizes[letter] for letter in names)
-    copies = arranged.num_kv_heads // config.num_kv_heads
 
     def piece(index: tuple[slice, ...]) -> np.ndarray:
-        ranges = [slice(*cut.indices(size)) for cut, size in zip(index, shape, strict=True)]
-        if names[0] == "V":
-            rows = ranges[0]
-            last = min(rows.stop, config.vocab_size)
-            found = part((slice(min(rows.start, last), last), *ranges[1:]))
-            return np.pad(found, [(0, rows.stop - rows.start - len(found)), *[(0, 0)] * (len(shape) - 1)])
-        if names[0] != "K" or copies == 1:
-            return part(tuple(ranges))
-        heads = ranges[0]
-        first, end = heads.start // copies, -(-heads.stop // copies)
-        if "Q" in names:
-            whole = slice(0, config.sizes["Q"])
-            found = repeat_heads(part((slice(first, end), whole, *ranges[2:])), copies)
-        else:  # a norm's scale
-            found = np.repeat(part((slice(first, end), *ranges[1:])), copies, axis=0)
-        return found[heads.start - first * copies : heads.stop - first * copies]
+        wanted = {axis: own[name][index[axis]] for axis, name in enumerate(names) if name in own}
+        cuts = [around(wanted[axis]) if axis in wanted else slice(0, size) for axis, size in enumerate(shape)]
+        if "Q" in names:  # asked for whole: several tensors share it
+            query = own["N"].reshape(sizes["K"], sizes["G"])[index[0]]
+            found, first = part((cuts[0], slice(0, config.sizes["Q"]), *cuts[2:])), cuts[0].start
+            return divide_heads(found, behind(wanted[0], first), behind(query, first * config.sizes["G"]))
+        found = part(tuple(cuts))
+        for axis, source in wanted.items():
+            found = select(found, behind(source, cuts[axis].start), axis)
+        return found
 
-    def own(index: Any) -> np.ndarray:
+    def placed(index: Any) -> np.ndarray:
         return np.ascontiguousarray(piece(index), dtype)
 
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, spec(letters)), own)
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, spec(letters)), placed)
 
 
-def repeat_heads(wqkv: np.ndarray, copies: int) -> np.ndarray:
-    """Each key/value head `copies` times, each time with the next share of its query heads.  [K G+2 ...] -> [K*r G/r+2 ...]
+def around(source: np.ndarray) -> slice:
+    """The shortest slice that has all of these positions in it; -1 is none of them."""
+    there = source[source >= 0]
+    return slice(int(there.min()), int(there.max()) + 1) if there.size else slice(0, 0)
 
-    G = 4, r = 2: the head (q0 q1 q2 q3 k v) becomes (q0 q1 k v) and (q2 q3 k v).
+
+def behind(source: np.ndarray, first: int) -> np.ndarray:
+    """Positions counted from `first` on; -1 stays."""
+    return np.where(source < 0, -1, source - first)
+
+
+def select(array: np.ndarray, source: np.ndarray, axis: int = 0) -> np.ndarray:
+    """These positions of an axis, and zeros for -1; the array itself where they are all that it has."""
+    if np.array_equal(source, np.arange(array.shape[axis])):
+        return array
+    found = np.zeros((*array.shape[:axis], len(source), *array.shape[axis + 1 :]), array.dtype)
+    there: Any = (*[slice(None)] * axis, source >= 0)
+    found[there] = np.take(array, source[source >= 0], axis)
+    return found
+
+
+def divide_heads(wqkv: np.ndarray, key: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Key/value heads with their queries, cut into shares.  wqkv [k G+2 ...], key [K'], query [K' G'] -> [K' G'+2 ...]
+
+    key says which head each new one is, query which of the k*G queries it serves; -1 is zeros. k = 1, G = 7, G' = 4, key
+    (0 0), query (0 1 2 3), (4 5 6 -1): the head (q0 ... q6 k v) becomes (q0 q1 q2 q3 k v) and (q4 q5 q6 0 k v).
     """
-    K, Q, *rest = wqkv.shape
-    queries = wqkv[:, :-2].reshape(K * copies, (Q - 2) // copies, *rest)
-    return np.concatenate([queries, np.repeat(wqkv[:, -2:], copies, axis=0)], axis=1)
+    k, Q, *rest = wqkv.shape
+    if np.array_equal(query.reshape(query.size), np.arange(k * (Q - 2))):
+        return wqkv  # as it is
+    queries = select(wqkv[:, :-2].reshape(k * (Q - 2), *rest), query.reshape(query.size))
+    return np.concatenate([queries.reshape(*query.shape, *rest), select(wqkv[:, -2:], key)], axis=1)
 
 
 def shard_params(whole: Params, config: ModelConfig, mesh: Mesh) -> tuple[ModelConfig, Params]:
     """Parameters that are in one place -> the config as the mesh holds it, and the parameters on it.
 
-    For parameters made in memory; load(..., mesh=mesh) never holds the whole. Raises ConfigError where the mesh does
-    not divide the model, CheckpointError where config and parameters do not match.
+    For parameters made in memory; load(..., mesh=mesh) never holds the whole. Raises CheckpointError where config and
+    parameters do not match.
     """
     arranged = arrange(config, mesh.shape["tp"])
     params.check_params(whole, config)

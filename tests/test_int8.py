@@ -156,7 +156,7 @@ def test_on_a_mesh(family):
 
 
 def test_loading_onto_a_mesh_gives_what_sharding_gives():
-    mesh = nano.make_mesh(1, 2)
+    mesh = nano.make_mesh(1, 3)
     loaded, sharded = nano.load(dtype="int8", mesh=mesh), nano.shard(nano.load(dtype="int8"), mesh)
 
     def same(ours, theirs):

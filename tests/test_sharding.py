@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -21,17 +22,18 @@ import nanollm_jax as nano
 from nanollm_jax import params as parameters
 from nanollm_jax.cli import run
 from nanollm_jax.decode import write_tokens
-from nanollm_jax.sharding import arrange, repeat_heads, spread
+from nanollm_jax.partition import arrange, made_up, sources, stored_sizes
+from nanollm_jax.sharding import spread
 
-# eight query heads and an MLP width that eight divides; few key/value heads, odd vocabularies, biases where a family has them
+# eight query heads, few key/value heads, odd vocabularies, biases where a family has them
 SHAPES = {
     "llama": LLAMA | {"num_attention_heads": 8, "head_dim": 6},
     "mistral": MISTRAL | {"num_attention_heads": 8, "intermediate_size": 56},
     "gpt2": GPT2 | {"n_embd": 40, "n_head": 8, "n_inner": 56},
 }
-MESHES = [(dp, tp) for dp in (1, 2, 4) for tp in (1, 2, 4, 8) if dp * tp <= 8]
+MESHES = [(dp, tp) for dp in (1, 2, 4) for tp in range(1, 9) if dp * tp <= 8]
 # with make test; compiling is all that they cost
-QUICK = {"llama": [(1, 8), (2, 4), (4, 1)], "mistral": [(2, 4)], "gpt2": [(2, 4)]}
+QUICK = {"llama": [(1, 8), (2, 4), (4, 1)], "mistral": [(1, 7)], "gpt2": [(2, 3)]}
 GREEDY_AND_SAMPLED = nano.Sampling(
     temperature=[0.0, 0.0, 1.3, 0.9], top_k=[0, 0, 40, 0], top_p=[1, 1, 0.95, 1], repetition_penalty=[1, 1.1, 1.2, 1]
 )
@@ -84,15 +86,17 @@ def test_a_mesh_gives_what_one_device_gives(whole, expected, dp, tp):
     agree(logprobs, expected[2], 1e-4)
     # the cache stays where its rows and heads are
     heads = model.config.num_kv_heads
-    assert heads == np.lcm(whole.config.num_kv_heads, tp)
+    assert heads % tp == 0
     assert {shard.data.shape[0] for buffer in state.cache.k for shard in buffer.addressable_shards} == {
         4 * heads // (dp * tp)
     }
 
 
 # a norm over all heads, experts beside a plain MLP: where devices exchange more than in the first three families
-SPECIAL = [(family, 2, 4) for family in ("olmo2", "qwen3_moe")]
-EVERY = [(family, dp, tp) for family in FURTHER for dp, tp in ((1, 2), (2, 4)) if (family, dp, tp) not in SPECIAL]
+SPECIAL = [("olmo2", 2, 4), ("qwen3_moe", 2, 3)]
+EVERY = [
+    (family, dp, tp) for family in FURTHER for dp, tp in ((1, 2), (2, 4), (1, 5)) if (family, dp, tp) not in SPECIAL
+]
 
 
 @pytest.mark.parametrize(
@@ -194,8 +198,7 @@ def test_weights_are_read_once_and_where_they_are_needed():
         stored = np.asarray(spread(part, letters, np.float32, config, mesh))
         if letters.startswith("K"):
             assert max(asked) == array.nbytes // 2  # one of two heads, for the device that has a fourth of its queries
-            np.testing.assert_array_equal(stored, repeat_heads(array, 4))
-            for copy in range(8):  # the worked row of repeat_heads
+            for copy in range(8):
                 np.testing.assert_array_equal(stored[copy, 0], array[copy // 4, copy % 4])
                 np.testing.assert_array_equal(stored[copy, 1:], array[copy // 4, 4:])
         elif letters == "V D":
@@ -207,9 +210,109 @@ def test_weights_are_read_once_and_where_they_are_needed():
             np.testing.assert_array_equal(stored, array)
 
 
+def shaped(N, K, **changes):
+    return nano.ModelConfig(vocab_size=101, hidden_size=8, num_layers=1, num_heads=N, num_kv_heads=K, head_dim=2,
+                            intermediate_size=10, max_positions=32, **changes)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("heads", "tp", "held"),
+    [
+        ((28, 4), 8, (32, 8)),  # two copies, with four and with three queries
+        ((14, 2), 4, (16, 4)),
+        ((14, 2), 3, (21, 3)),  # a third head, of zeros
+        ((32, 8), 16, (32, 16)),
+        ((8, 2), 8, (8, 8)),
+        ((7, 1), 8, (8, 8)),
+        ((12, 12), 8, (16, 16)),
+        ((25, 25), 4, (28, 28)),
+        ((64, 8), 3, (72, 9)),
+        ((6, 3), 1, (6, 3)),
+    ],
+)
+def test_what_is_made_up_is_as_little_as_can_be(heads, tp, held):
+    """Of all ways to hold every query head once, beside its own key/value head, none has fewer rows [K Q]."""
+    config = arrange(shaped(*heads), tp)
+    assert (config.num_heads, config.num_kv_heads) == held
+    G = heads[0] // heads[1]
+    for K in range(tp, 8 * heads[0] + 1, tp):  # every number of heads that tp divides, with queries for all
+        for width in range(1, G + 1):
+            if heads[1] * -(-G // width) <= K:
+                assert config.num_kv_heads * config.sizes["Q"] <= K * (width + 2)
+
+
+@pytest.mark.parametrize("tp", [2, 3, 5, 7, 8, 16])
+@pytest.mark.parametrize("heads", [(28, 4), (14, 2), (7, 1), (6, 6), (6, 2)])
+def test_every_head_is_held_and_each_query_once_beside_its_own_key(heads, tp):
+    config = shaped(*heads)
+    found, held = sources(config, tp), arrange(config, tp)
+    keys, queries = found["K"], found["N"].reshape(held.num_kv_heads, -1)
+    assert len(keys) % tp == 0 and len(found["V"]) == -(-101 // tp) * tp and len(found["F"]) == -(-10 // tp) * tp
+    assert sorted(queries[queries >= 0]) == list(range(heads[0]))
+    for key, own in zip(keys, queries, strict=True):
+        assert all(query // (heads[0] // heads[1]) == key for query in own[own >= 0])
+    counts = np.bincount(keys[keys >= 0], minlength=heads[1])
+    assert set(counts) == {counts[0]} and (queries >= 0).any(1).tolist() == (keys >= 0).tolist()
+
+
+WIDTH = {"qk_norm": "width", "qkv_bias": True, "attention_out_bias": True, "mlp_bias": True, "qkv_clip": 2.0}
+EXPERTS = {"num_experts": 5, "experts_per_token": 2, "expert_size": 7, "qk_norm": "width"}
+ODD = {
+    "14-over-2": ((14, 2), {}),
+    "14-over-2-whole-norm": ((14, 2), WIDTH),
+    "7-over-1-neighbours": ((7, 1), {"rope_pairs": "neighbours", "qk_norm": "head", "qkv_bias": True}),
+    "6-over-6-whole-norm": ((6, 6), WIDTH | {"gated_mlp": False, "activation": "gelu"}),
+    "6-over-2-experts": ((6, 2), EXPERTS),
+    "6-over-3-parallel": ((6, 3), {"parallel_residual": True, "windows": (3,), "norm": "layer_norm"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "tp"),
+    [
+        pytest.param(name, tp, marks=[] if (name, tp) == ("14-over-2-whole-norm", 3) else pytest.mark.parity)
+        for name in ODD
+        for tp in (2, 3, 4, 5, 6, 7, 8)
+    ],
+)
+def test_a_mesh_that_divides_nothing(name, tp):
+    """Heads, widths, experts and vocabulary are made up: the logits of one device."""
+    heads, changes = ODD[name]
+    config = shaped(*heads, **changes)
+    one = nano.Model(config, nano.init_params(config, jax.random.key(1), jnp.float32))
+    many = nano.shard(one, nano.make_mesh(1, tp))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 101, (2, 14)), jnp.int32)
+    forward = jax.jit(nano.forward, static_argnames="config")
+    expected, found = (
+        forward(m.params, tokens, nano.init_cache(m.config, 2, 20, jnp.float32, m.mesh), config=m.config)[0]
+        for m in (one, many)
+    )
+    agree(found, expected, 1e-4)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("tp", [3, 5, 8])
+@pytest.mark.parametrize("name", ODD)
+def test_a_mesh_that_divides_nothing_in_8_bits(name, tp):
+    heads, changes = ODD[name]
+    config = shaped(*heads, **changes)
+    one = nano.Model(config, nano.init_params(config, jax.random.key(1), "int8"))
+    many = nano.shard(one, nano.make_mesh(1, tp))
+    answers = [nano.generate(model, [[5, 6, 7], [8]], max_new_tokens=9) for model in (one, many)]
+    assert [row.token_ids for row in answers[1]] == [row.token_ids for row in answers[0]]
+
+
+def test_what_is_made_up_is_said():
+    config = shaped(14, 2, **EXPERTS, dense_layers=(0,))
+    assert made_up(config, 1) == []
+    assert made_up(config, 4) == ["14 query heads over 2 key/value heads as 16 over 4", "MLP width 10 as 12",
+                                  "vocabulary 101 as 104"]  # fmt: skip
+    assert made_up(shaped(14, 2, **EXPERTS), 2) == ["width of experts 7 as 8", "vocabulary 101 as 102"]
+
+
 def test_load_onto_a_mesh():
-    """The bundled model from its file to its shards, and its text."""
-    mesh = nano.make_mesh(2, 2)
+    """The bundled model from its file to its shards, and its text, on three devices that divide nothing of it."""
+    mesh = nano.make_mesh(2, 3)
     model, whole = nano.load(dtype="float32", mesh=mesh), nano.load(dtype="float32")
     expected = parameters.flatten(nano.shard(whole, mesh).params)
     found = parameters.flatten(model.params)
@@ -217,7 +320,7 @@ def test_load_onto_a_mesh():
         np.testing.assert_array_equal(array, expected[path])
         assert array.sharding == expected[path].sharding, path
     wqkv = found["layers.0.attention.wqkv"]
-    assert wqkv.addressable_shards[0].data.nbytes * 2 == wqkv.nbytes
+    assert wqkv.addressable_shards[0].data.nbytes * 3 == wqkv.nbytes
     one, many = (nano.generate(m, "Once upon a time", max_new_tokens=24) for m in (whole, model))
     assert one.text == many.text and len(many.token_ids) == 24
 
@@ -241,8 +344,6 @@ def test_a_conversation_on_a_mesh():
 
 def test_what_cannot_be_split_is_refused(whole, model):
     config = whole.config
-    with pytest.raises(nano.ConfigError, match=r"tp=3 does not divide this model: 8 query heads.*tp may be 1, 2, 4, 8"):
-        arrange(config, 3)
     with pytest.raises(nano.ConfigError, match="dp=4 x tp=4 needs 16 devices, found 8"):
         nano.make_mesh(4, 4)
     with pytest.raises(nano.ConfigError, match="tp is 0"):
@@ -283,28 +384,41 @@ def test_a_mesh_of_the_command_line_that_cannot_be(capsys):
     for more, message in [
         (["--devices", "4"], "--devices 4 comes too late: this process has 8"),
         (["--dp", "4", "--tp", "4"], "needs 16 devices, found 8"),
-        (["--tp", "8"], "tp may be 1, 2, 4"),
     ]:
         assert run([*words, *more]) == 2
         assert message in capsys.readouterr().err
 
 
 def test_the_mesh_command(capsys):
-    """The bundled model, D = 256, V = 2048, on dp=2 x tp=2: its parts, what a step exchanges, and the same logits."""
-    words = ["mesh", "--dp", "2", "--tp", "2", "--dtype", "float32"]
+    """The bundled model, D = 256, on dp=2 x tp=3: its parts, what is made up, what a step exchanges, and the same logits."""
+    words = ["mesh", "--dp", "2", "--tp", "3", "--dtype", "float32"]
     assert run([*words, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     config = nano.load().config
+    assert config.vocab_size == 2048 and config.intermediate_size == 688
     assert report["exchanges"] == {
         "all-reduce": [2 * config.num_layers + 1, (2 * config.num_layers + 1) * 256 * 4],
-        "all-gather": [1, 2048 * 4],
+        "all-gather": [1, 2049 * 4],
     }
     assert 0 < report["largest_logit_difference"] < 1e-4 * 10  # the logits are about ten
     assert report["parameters"]["layers.5.mlp.down"] == {
-        "axes": "D F", "split": "F", "shape": [256, 344], "bytes": 256 * 344 * 4
+        "axes": "D F", "split": "F", "shape": [256, 230], "bytes": 256 * 230 * 4
     }  # fmt: skip
-    norms = (2 * config.num_layers + 1) * 256 * 4  # each device has them whole
-    assert report["bytes_per_device"] == (4 * parameters.count(config) - norms) // 2 + norms
+    held = parameters.shapes(stored := arrange(config, 3), stored_sizes(stored, 3))
+    count, norms = (
+        sum(math.prod(shape) for shape in held.values()),
+        (2 * config.num_layers + 1) * 256,
+    )  # norms are whole
+    assert report["bytes_per_device"] == 4 * ((count - norms) // 3 + norms)
+    padding = round(4 * (count - parameters.count(config)) / 3)
+    assert report["padding_per_device"] == padding > 0
+    assert run(["plan", *words[3:], "--context", "1", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    vectors = 2 * 4 * config.num_layers * config.head_dim * (stored.num_kv_heads - config.num_kv_heads)
+    assert plan["padding"] == round((4 * (count - parameters.count(config)) + vectors) / 3)
+    assert report["padded"] == plan["padded"] == made_up(config, 3) != []
+    assert run(["plan", "--tp", "3"]) == 0
+    assert f"padding: {made_up(config, 3)[0]}" in capsys.readouterr().out
     assert run(["mesh"]) == 2
     assert "give --dp or --tp" in capsys.readouterr().err
 

@@ -39,6 +39,7 @@ def mesh(
     The exchanges are read from the compiled program. For the comparison the whole model is loaded once more.
     """
     import nanollm_jax as nano
+    from nanollm_jax.partition import made_up
 
     over = mesh_for(dp, tp, devices)
     if over is None:
@@ -48,12 +49,15 @@ def mesh(
     spread = nano.load(model, dtype=dtype, revision=revision, mesh=over)
     if picture is not None:
         return draw(spread, over, picture)
+    whole = nano.load(model, dtype=dtype, revision=revision)
     report: dict[str, Any] = {
         "parameters": parts(spread),
         "exchanges": exchanges(step(spread, dp)),
-        "largest_logit_difference": difference(spread, nano.load(model, dtype=dtype, revision=revision), dp),
+        "largest_logit_difference": difference(spread, whole, dp),
+        "padded": made_up(whole.config, tp),
     }
     report["bytes_per_device"] = sum(part["bytes"] for part in report["parameters"].values())
+    report["padding_per_device"] = round((nbytes(spread) - nbytes(whole)) / tp)
     if as_json:
         return print_json(report)
     rows = [
@@ -62,7 +66,11 @@ def mesh(
         if not re.match(r"layers\.[1-9]", path)
     ]
     rows.append(("all, and all layers", "", "", "", f"{report['bytes_per_device']:,}"))
+    if report["padded"]:
+        rows.append(("of it padding", "", "", "", f"{report['padding_per_device']:,}"))
     print_table(("parameter (layer 0 for all)", "axes", "split", "each device has", "bytes"), rows, right=1)
+    for words in report["padded"]:
+        print(f"padding: {words}")
     said = [(kind, f"{count}", f"{nbytes:,}") for kind, (count, nbytes) in report["exchanges"].items()]
     print_table(("in one decode step, each device", "times", "bytes"), said, right=2)
     print(f"largest difference of a logit from one device: {report['largest_logit_difference']:.2e}")
@@ -98,6 +106,13 @@ def parts(model: Model) -> dict[str, dict[str, Any]]:
         split = " ".join(letter for letter in letters[path].split() if RULE.get(letter) == "tp")
         found[path] = {"axes": letters[path], "split": split, "shape": part.shape, "bytes": part.nbytes}
     return found
+
+
+def nbytes(model: Model) -> int:
+    """Bytes of all parameters, each counted once."""
+    import jax
+
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
 
 
 def prompt(model: Model, dp: int) -> tuple[Any, Any, Any]:

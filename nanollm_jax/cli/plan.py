@@ -34,6 +34,7 @@ def plan(
     Closed forms of the shapes in config.json: nothing else is downloaded, and nothing allocated.
     """
     from nanollm_jax.families import read_config
+    from nanollm_jax.partition import made_up
     from nanollm_jax.plan import device as look_up
     from nanollm_jax.plan import make_plan
     from nanollm_jax.source import find_config, read_json
@@ -44,7 +45,7 @@ def plan(
     path = find_config(model, revision)
     config, _ = read_config(read_json(path), str(path))
     made = make_plan(config, dp=dp, tp=tp, batch=batch, context=context, dtype=dtype)
-    report: dict[str, Any] = dataclasses.asdict(made) | {"total": made.total}
+    report: dict[str, Any] = dataclasses.asdict(made) | {"total": made.total, "padded": made_up(config, tp)}
     if limits is not None:
         report |= {
             "device": device,
@@ -56,7 +57,12 @@ def plan(
         return print_json(report)
     print(f"{harmless(str(path))}\n{plural(dp * tp, 'device')}: dp={dp}, tp={tp}; {plural(made.rows, 'row')}\n")
     parts = ("weights", "cache", "state", "temporaries", "total")
-    print_table(("bytes of each device", "GB"), [(name, f"{report[name] / 1e9:.3f}") for name in parts], right=1)
+    sizes = [(name, f"{report[name] / 1e9:.3f}") for name in parts]
+    if report["padded"]:
+        sizes.append(("of it padding", f"{made.padding / 1e9:.3f}"))
+    print_table(("bytes of each device", "GB"), sizes, right=1)
+    for words in report["padded"]:
+        print(f"padding: {words}")
     if limits is not None:
         verdict = "fits" if report["fits"] else "does NOT fit"
         rows = [

@@ -11,11 +11,12 @@ from nanollm_jax import collectives
 
 
 @jax.named_scope("norm")
-@partial(jax.jit, static_argnames=("eps", "offset"))
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
+@partial(jax.jit, static_argnames=("eps", "offset", "heads"))
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0, heads: int | None = None) -> jax.Array:
     """Divide each vector by its root mean square, then stretch it.  x [... *D], scale [*D] -> [... *D]
 
     A scale [N H] takes all heads of a token for one vector, a scale [H] each head for itself. offset is added to scale.
+    heads is how many of the N count, where a mesh has made them up with zeros; None means all.
     Computed in float32 whatever the dtype of x, because the mean of D squares loses bits in bfloat16.
     Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
     """
@@ -23,6 +24,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) ->
     mean_square = jnp.mean(jnp.square(x32), axis=tuple(range(-scale.ndim, 0)), keepdims=True)
     if scale.ndim > 1:
         mean_square = collectives.pmean(mean_square)  # a mesh splits the heads
+        mean_square *= 1 if heads is None else scale.shape[0] * collectives.members() / heads
     return (x32 * jax.lax.rsqrt(mean_square + eps) * (along_last(scale, x) + offset)).astype(x.dtype)
 
 
