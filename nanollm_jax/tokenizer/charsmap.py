@@ -6,6 +6,10 @@ else bits 0-7 are its label, bit 8 says that a value hangs on it, and 10-31, tim
 Its children lie at its own place XOR offset XOR label, a value at its own place XOR offset.
 """
 
+MOST_GROWTH = (
+    256  # times that normalising may make a text longer, in bytes; the longest replacement of Unicode's has 33
+)
+
 
 def growth(charsmap: bytes) -> int:
     """How many times longer a text may become, in bytes. Raises ValueError where an offset leads out of the table."""

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from nanollm_jax.errors import TokenizerError, shown
-from nanollm_jax.tokenizer.charsmap import growth
+from nanollm_jax.tokenizer.charsmap import MOST_GROWTH, growth
 from nanollm_jax.tokenizer.patterns import may_be_empty, quick
 
 FREE_IDS = 1 << 20  # ids up to here need no reason; beyond, a vocabulary may have three holes for each entry
-MOST_GROWTH = 256  # times that normalising may make a text longer, in bytes
 MOST_ADDED = 1 << 24  # bytes of all added tokens together, normalised; the library's automaton takes 60 times as much
 MOST_STEPS = 64  # of a normalizer or a pre-tokenizer
 

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nanollm_jax.errors import TokenizerError
-from nanollm_jax.tokenizer.charsmap import growth
+from nanollm_jax.tokenizer.charsmap import MOST_GROWTH, growth
 
 FIXED = {1: 8, 5: 4}
 PIECE, NORMALIZERS = 1, (3, 5)
 CONTROL, USER_DEFINED = 3, 4  # types of a piece: never in text; in text as a whole
 TABLE = 2
 MOST_PIECES = 1 << 20
-MOST_GROWTH = 256  # times that normalising may make a text longer, in bytes
 
 
 def fields(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
