@@ -29,7 +29,7 @@ def read(reader: Reader, every: int, **settings: Any) -> ModelConfig:
     """What Gemma 2 and 3 share: of `every` layers the last one sees everything, the others a window."""
     layers = reader.count("num_hidden_layers")
     types = ["sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(layers)]
-    window = reader.count("sliding_window", 4096) if reader.get("sliding_window", 4096) is not None else None
+    window = reader.optional_count("sliding_window", 4096)
     scale = reader.number("query_pre_attn_scalar", 256.0) ** -0.5
     return gemma.read(
         reader, default_kv_heads=4, post_norm=True, windows=reader.windows(window, types),

@@ -12,5 +12,5 @@ __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
 
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig. A missing sliding_window is 4096, as in the reference; null is none."""
-    window = reader.count("sliding_window", 4096) if reader.get("sliding_window", 4096) is not None else None
+    window = reader.optional_count("sliding_window", 4096)
     return llama.read(reader, default_kv_heads=8, default_max_positions=4096 * 32, window=window)

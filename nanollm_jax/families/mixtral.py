@@ -14,7 +14,7 @@ __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig."""
     reader = reader.renamed(num_local_experts="num_experts")
-    window = reader.count("sliding_window") if reader.get("sliding_window") is not None else None
+    window = reader.optional_count("sliding_window")
     return llama.read(
         reader, default_max_positions=4096 * 32, default_kv_heads=8, default_theta=1e6, eps=("rms_norm_eps", 1e-5),
         window=window, num_experts=reader.count("num_local_experts", 8),

@@ -26,7 +26,7 @@ def from_hf(reader: Reader) -> ModelConfig:
     reader = reader.having(original_max_position_embeddings=original)
     if reader.get("embd_layer") not in (None, "default"):
         raise reader.error("embd_layer", "nothing or 'default'")
-    window = reader.count("sliding_window") if reader.get("sliding_window") is not None else None
+    window = reader.optional_count("sliding_window")
     config = llama.read(
         reader, default_max_positions=4096, eps=("rms_norm_eps", 1e-5), default_partial=1.0, window=window,
     )  # fmt: skip

@@ -25,7 +25,7 @@ def from_hf(reader: Reader) -> ModelConfig:
 def upper_windows(reader: Reader) -> tuple[Any, ...]:
     """One window per layer, from max_window_layers on, and only where use_sliding_window is true."""
     used, first = reader.flag("use_sliding_window", False), reader.count("max_window_layers", 28, least=0)
-    window = reader.count("sliding_window", 4096) if reader.get("sliding_window", 4096) is not None else None
+    window = reader.optional_count("sliding_window", 4096)
     window = window if used else None
     layers = reader.count("num_hidden_layers")
     return reader.windows(window, [

@@ -18,7 +18,7 @@ def from_hf(reader: Reader) -> ModelConfig:
     named = reader.get("mlp_only_layers") or []
     if not isinstance(named, list) or any(not isinstance(layer, int) for layer in named):
         raise reader.error("mlp_only_layers", "a list of layers")
-    window = reader.count("sliding_window", 4096) if reader.get("sliding_window", 4096) is not None else None
+    window = reader.optional_count("sliding_window", 4096)
     bias = reader.flag("attention_bias", False)
     return llama.read(
         reader, default_max_positions=32768, default_kv_heads=4, qk_norm="head",

@@ -20,7 +20,7 @@ def from_hf(reader: Reader) -> ModelConfig:
         rotates = [int((layer + 1) % interval != 0) for layer in range(layers)]
     if not isinstance(rotates, list) or len(rotates) < layers or any(value not in (0, 1) for value in rotates):
         raise reader.error("no_rope_layers", f"a list of {layers} of 0 and 1")
-    window = reader.count("sliding_window") if reader.get("sliding_window") is not None else None
+    window = reader.optional_count("sliding_window")
     window = window if reader.flag("use_sliding_window", False) else None
     types = ["sliding_attention" if window and not rotates[layer] else "full_attention" for layer in range(layers)]
     bias = reader.flag("attention_bias", False)

@@ -17,7 +17,7 @@ def from_hf(reader: Reader) -> ModelConfig:
         if reader.get(key, known) != known:
             raise reader.error(key, f"{known!r}")
     bias = reader.flag("use_bias", True)
-    window = reader.count("sliding_window") if reader.get("sliding_window") is not None else None
+    window = reader.optional_count("sliding_window")
     return llama.read(
         reader, default_max_positions=4096, default_kv_heads=2, default_tied=True, eps=("norm_epsilon", 1e-5),
         activation=("hidden_act", "gelu_pytorch_tanh"), window=window, norm="layer_norm", gated_mlp=False,
