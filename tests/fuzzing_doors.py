@@ -412,6 +412,13 @@ TOML = [b"true", b"1979-05-27T07:32:00Z", b"07:32:00", b"nan", b"-inf", b"9" * 4
         b'"""x"""', b"[" * 2000, b"0x7fffffffffffffffffff", b"[[chat]]", b"[generate.x]", b"\xff", b"1e999", b"''"]  # fmt: skip
 
 
+@functools.cache
+def commands() -> dict[str, Any]:
+    """The commands of the command line, as click has them."""
+    group: Any = typer.main.get_command(app)
+    return group.commands
+
+
 def settings(rng: random.Random, folder: Path) -> str:
     """The file of --settings: what is taken every command can read, or complains of."""
     data = SETTINGS
@@ -421,22 +428,15 @@ def settings(rng: random.Random, folder: Path) -> str:
         lines[n] = lines[n].partition(b"=")[0] + b"= " + rng.choice(TOML)
         data = b"\n".join(lines)
     (folder / "settings.toml").write_bytes(damage_bytes(rng, data) if rng.random() < 0.6 else data)
-    group: Any = typer.main.get_command(app)
-    found = read_settings(folder / "settings.toml", group.commands)
-    for name, arguments in {
-        "generate": ["x"],
-        "chat": [],
-        "bench": [],
-        "score": ["x"],
-        "tokenize": ["x"],
-        "info": [],
-    }.items():
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                group.commands[name].make_context(name, list(arguments), default_map=found[name])
-        except Exception as error:
-            if not hasattr(error, "format_message"):  # the mark of a usage error
-                raise
+    found = read_settings(folder / "settings.toml", commands())
+    name = rng.choice(["generate", "chat", "bench", "score", "tokenize", "info", "plan"])
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            given = ["x"] if name in ("generate", "score", "tokenize") else []
+            commands()[name].make_context(name, given, default_map=found[name])
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # the mark of a usage error
+            raise
     return "accepted"
 
 
