@@ -8,11 +8,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 QUICK = $(shell $(BIN)/python tests/programs.py)
-TESTS := $(BIN)/python -m pytest -m "not parity" -n auto --maxprocesses 4 --dist loadfile
+TESTS := $(BIN)/python -m pytest -m "not parity and not laws" -n auto --maxprocesses 4 --dist loadfile
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
-.PHONY: help demo fuzz test test-portable parity lint bench bench-peers gpu experiments figures clean
+.PHONY: help demo fuzz test test-portable laws parity lint bench bench-peers gpu experiments figures clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test: .venv/installed-test ## every test that needs no reference implementation;
 test-portable: .venv/installed-test ## the same tests as on a processor without AVX-512, then compiled as for users; takes long
 	$(AVX2) XLA_FLAGS="--xla_cpu_max_isa=AVX2 $(QUICK) $(XLA_FLAGS)" $(TESTS)
 	$(TESTS)
+
+laws: .venv/installed-test ## an answer has the same bits alone and beside others: 1,000 random schedules for every family and dtype; takes hours
+	$(BIN)/python -m pytest -m laws -n auto --maxprocesses 4
 
 parity: .venv/installed-parity ## the same logits and tokens as transformers, and on meshes of every size; installs torch
 	$(BIN)/python -m pytest -m parity -n auto --maxprocesses 4 --dist loadfile

@@ -281,8 +281,7 @@ save(figure, "14_parts")
 #
 # ## In the engine
 # - `nanollm_jax.model.block` is the block of this chapter, line for line. What differs between families of models is read
-#   from the parameters and the config. Only where both halves read the same stream, `nanollm_jax.model.parallel_block`
-#   takes its place.
+#   from the parameters and the config. In some families both halves read the same stream.
 # - `nanollm_jax.model.attend` writes keys and values into a cache and reads all earlier ones from there, so that a
 #   token that was read is never computed again (chapter 20).
 # - The layers stand in a Python loop in `nanollm_jax.model.hidden_states`. When the program is compiled, the loop is

@@ -333,11 +333,12 @@ save(figure, "19_copies")
 # and penalties on what has occurred.*
 #
 # ## In the engine
-# - `nanollm_jax.decode.write_tokens` is one `lax.scan` over tokens: it draws, runs the model on the one new token, and
-#   carries the logits and the cache. `nanollm_jax.generate.write` calls it for a *chunk* of 16 tokens, and for the next
-#   chunk before anybody has looked at the first: while `nanollm_jax.generate.run` looks for the end of the text, the
-#   device goes on.
-# - `nanollm_jax.buckets` rounds prompts and caches up to a few lengths, so that few programs are ever compiled.
+# - `nanollm_jax.engine.slots.write` is one `lax.scan` over tokens: it runs the model on the last token, draws the next one,
+#   and carries the cache. `nanollm_jax.engine.engine.Engine` calls it for a *chunk* of 16 tokens, and for the next
+#   chunk before anybody has looked at the first: while the host looks for a stop string, the device goes on.
+# - The rows of a batch come and go. One that has ended writes nothing, and who waits takes its place: its prompt is read
+#   piece by piece between two chunks.
+# - `nanollm_jax.engine.buckets` rounds prompts and caches up to a few lengths, so that few programs are ever compiled.
 # - `nanollm_jax.profiling.CompileWatch`, used above, counts compilations. The tests use it to show that a second
 #   request compiles nothing.
 # - `nanollm_jax.Generation.logprobs` are ln p of each token that was written, by the model itself, before temperature
@@ -347,8 +348,8 @@ save(figure, "19_copies")
 # ## Exercises
 # 1. What is the perplexity of a model that gives every token the same probability?
 # 2. Change one token in the room behind the text. Does the next token change? Why is that important?
-# 3. A text ends after 5 tokens of a chunk of 16. How many tokens were computed for nothing, and what would a chunk of 1
-#    cost?
+# 3. A text ends with a stop string, which only the host knows, after 5 tokens of a chunk of 16. How many tokens were
+#    computed for nothing, and what would a chunk of 1 cost?
 
 # %% tags=["answer"]
 V = config.vocab_size

@@ -105,7 +105,7 @@ for token in ids:
     logits, memory = forward(np.array([token]), memory)
     one_by_one.append(logits)
 same("one by one with a memory: the same, for every token", one_by_one, reference[0], tolerance=1e-4)
-keys, values = kv.heads(filled, 3, 1)  # layer 3, [1 K S H] twice
+keys, values = filled.layers[3].heads(None, 1, config.num_kv_heads)  # layer 3, [1 K S H] twice
 same("the keys that the library keeps in layer 3", np.swapaxes(keys[0], 0, 1), memory[3][0], tolerance=1e-4)
 same("and the values", np.swapaxes(values[0], 0, 1), memory[3][1], tolerance=1e-4)
 
@@ -200,7 +200,7 @@ def cache_bytes(config, tokens, width=2):
 def library_bytes(config, tokens, width):
     """The same, from the library's arrays; eval_shape computes shapes and allocates nothing."""
     cache = jax.eval_shape(lambda: nano.init_cache(config, 1, tokens, "float16" if width == 2 else "float32"))
-    return sum(math.prod(array.shape) * array.dtype.itemsize for array in (*cache.k, *cache.v))
+    return sum(math.prod(array.shape) * array.dtype.itemsize for array in jax.tree.leaves(cache.layers))
 
 
 rows = []
@@ -268,8 +268,9 @@ for p in range(T):
     out.append(attend(q[p : p + 1], ring_k, ring_v, (slots >= 0)[None])[0])
 same("a ring of 8 slots is a window of 8", out, windowed)
 ours = np.array(history)  # [T S]
-theirs = np.asarray(kv.held(jnp.arange(1, T + 1), S))  # [T S], negative where nothing is
-same("which slot holds which position: nanollm_jax.cache.held", np.maximum(theirs, -1), ours, tolerance=0)
+ring = kv.Ring(jnp.zeros((1, S, 1)), jnp.zeros((1, S, 1)))
+theirs = np.asarray(ring.held(jnp.arange(1, T + 1)))  # [T S], negative where nothing is
+same("which slot holds which position: nanollm_jax.cache.Ring.held", np.maximum(theirs, -1), ours, tolerance=0)
 
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(9, 3.4))
@@ -294,13 +295,13 @@ save(figure, "20_ring")
 # *Dark is new. Each token takes the slot of the oldest one.*
 #
 # ## In the engine
-# - `nanollm_jax.cache` is the only file that knows how keys and values are stored: one buffer a layer, `[B*K S H]`, for
+# - `nanollm_jax.cache` is the only room that knows how keys and values are stored: one buffer a layer, `[B*K S H]`, for
 #   B texts at once. `nanollm_jax.cache.extend` adds the new ones and says which position each slot holds.
 # - Our `concatenate` copies the whole memory for every token. The engine has room from the start and writes one slot
 #   *in place*: the cache is *donated* to the compiled program, which may then reuse its memory
 #   (`nanollm_jax.decode.write_tokens`).
-# - Shapes are fixed inside a program, so the cache has a capacity. `nanollm_jax.generate` begins with a small one and
-#   takes the next power of two when it is full: `nanollm_jax.buckets.capacity`, `nanollm_jax.cache.grow`.
+# - Shapes are fixed inside a program, so the cache has a capacity. the engine begins with a small one and
+#   takes the next power of two when it is full: `nanollm_jax.engine.buckets.capacity`, `nanollm_jax.cache.resize`.
 # - Layers with a window are rings as soon as the capacity exceeds it.
 #
 # ## Exercises

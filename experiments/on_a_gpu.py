@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import json
 import os
+import random
 import re
 import statistics
 import subprocess
@@ -43,8 +44,11 @@ from gpu import shown
 import nanollm_jax as nano
 from nanollm_jax import bench, roofline, trace
 from nanollm_jax import params as parameters
+from nanollm_jax import sampling as smp
 from nanollm_jax.cache import init_cache
-from nanollm_jax.decode import draw_next, init_state, read_prompts, write_tokens
+from nanollm_jax.decode import init_state, read_prompts, write_tokens
+from nanollm_jax.engine.engine import Engine
+from nanollm_jax.engine.request import Request
 from nanollm_jax.hlo import FREE, PARTS, Program
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,6 +227,36 @@ def measure_limits(small: bool) -> dict[str, float]:
 # right numbers
 
 
+def law_of_load(small: bool) -> dict[str, Any]:
+    """The bundled model's answers to requests alone, and to the same ones in random order beside each other: are they equal?
+
+    Of each dtype: answers whose tokens are the same, and whose log-probabilities are the same bit for bit.
+    """
+    found: dict[str, Any] = {"requests": 6 if small else 24, "rows": 8}
+    for dtype in ("float32",) if small else ("bfloat16", "float32"):
+        model, choose = nano.load(dtype=dtype), random.Random(1)
+        text = [choose.randrange(3, 2048) for _ in range(200)]
+        prompts = [[*text[: choose.randrange(1, 200)], choose.randrange(3, 2048)] for _ in range(found["requests"])]
+        settings = [nano.Sampling(temperature=0.0), nano.Sampling(temperature=1.1, top_p=0.9, repetition_penalty=1.2)]
+        requests = [Request(tuple(ids), 16, settings[n % 2], n, streamed=n % 3 == 0) for n, ids in enumerate(prompts)]
+        alone, beside = Engine(model, 8, prefix_bytes=0), Engine(model, 8)
+        expected = []
+        for request in requests:
+            expected.append(alone.submit(request))
+            while not alone.idle:
+                alone.step()
+        tickets = {request: beside.submit(request) for request in choose.sample(requests, len(requests))}
+        while not beside.idle:
+            beside.step()
+        answers = [(one.answer, tickets[one.request].answer) for one in expected]
+        found[dtype] = {
+            "same_tokens": sum(a.token_ids == b.token_ids for a, b in answers),
+            "same_bits": sum((a.token_ids, a.logprobs) == (b.token_ids, b.logprobs) for a, b in answers),
+            "tokens_that_were_cached": sum(ticket.cached_tokens for ticket in tickets.values()),
+        }
+    return found
+
+
 def golden_text() -> dict[str, Any]:
     """The bundled model's greedy story on this device, float32."""
     model = nano.load(dtype="float32")
@@ -310,8 +344,8 @@ class Shape:
         dtype = np.dtype(weights["embedding"]["tokens"].dtype)
         make = lambda: init_state(init_cache(self.config, case.rows, case.capacity, dtype), self.config)  # noqa: E731
         state = jax.eval_shape(make)
-        if case.tokens == case.piece:
-            state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, fresh=bool(case.tokens)))
+        fresh = 0 < case.tokens == case.piece
+        state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, fresh=fresh))
         sampling = nano.Sampling(temperature=0.0).rows(case.rows, self.config.vocab_size)
         return weights, state, sampling, np.zeros(case.rows, np.uint32)
 
@@ -381,7 +415,7 @@ def measure_prefill(shape: Shape, case: Case, program: jax.stages.Compiled, limi
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (case.rows, case.tokens), dtype=np.int32)
     count, fresh = np.full(case.rows, case.piece, np.int32), case.tokens == case.piece
     _, _, sampling, seeds = shape.abstract(case)
-    samples, first = [], []
+    drawn, samples, first = jax.jit(smp.draw), [], []
     for _ in range(6):
         state = jax.block_until_ready(at(state, 0, fresh))
         begun = time.perf_counter()
@@ -389,7 +423,7 @@ def measure_prefill(shape: Shape, case: Case, program: jax.stages.Compiled, limi
             state = program(params, ids[:, start : start + case.piece], count, state)
         jax.block_until_ready(state)
         samples.append(time.perf_counter() - begun)
-        np.asarray(draw_next(state, sampling, seeds, config=config)[0])
+        np.asarray(drawn(state.logits, sampling, state.past, seeds, state.cache.length)[0])
         first.append(time.perf_counter() - begun)
     found, flops = statistics.median(samples[1:]), roofline.prompt_flops(config, case.rows, case.tokens)
     moved = roofline.step_bytes(config, case.rows, 0, shape.itemsize(case), case.dtype == "int8")
@@ -405,7 +439,7 @@ def measure_prefill(shape: Shape, case: Case, program: jax.stages.Compiled, limi
 def read_program(shape: Shape, case: Case, program: jax.stages.Compiled) -> dict[str, Any]:
     """What the compiled loop does to the cache and the weights, read from its text."""
     state, text, memory = shape.abstract(case)[1], program.as_text() or "", program.memory_analysis()
-    buffers = jax.tree.leaves(state.cache.k) + jax.tree.leaves(state.cache.v)
+    buffers = jax.tree.leaves(state.cache.layers)
     weights = [leaf for leaf in jax.tree.leaves(shape.params(case.dtype)) if leaf.ndim > 1]
     parsed = Program(text)
     runs = [parsed.instructions[name] for name in parsed.costs()]
@@ -470,6 +504,7 @@ def run(report: Report, small: bool, layers: int | None, checked: list[str], thr
     futures = {case: pool.submit(shape.compile, case) for case in work}
     report.step("golden text", golden_text, "golden")
     report.step("bundled model's logits", bundled_logits, "logits")
+    report.step("law of load", partial(law_of_load, small), "load")
     report.step("weights of the shape in bfloat16", lambda: shape.params("bfloat16") and None)
     if limits is None:
         return report.say("nothing to hold times against")

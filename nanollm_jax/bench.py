@@ -30,9 +30,9 @@ from nanollm_jax.cache import init_cache
 from nanollm_jax.checks import check_counts
 from nanollm_jax.config import resolve_weights
 from nanollm_jax.decode import decode, prefill
+from nanollm_jax.engine.generate import stream
 from nanollm_jax.errors import RequestError
 from nanollm_jax.families import read_config
-from nanollm_jax.generate import stream
 from nanollm_jax.loading import Model, load
 from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.roofline import host_memory, product_rate, prompt_flops, read_rate, step_bytes
@@ -157,12 +157,14 @@ def first_answer(
     begun = time.perf_counter()
     model = open_model(source, revision, dtype)
     loaded = time.perf_counter()
-    answer = stream(model, prompt(model, 1, prompt_tokens)[0].tolist(), max_new_tokens=CHUNK, chunk=CHUNK)
-    timings = answer.timings
-    next(answer.chunks)
-    first = timings.first_token_seconds - timings.compile_seconds
+    answer = stream(model, prompt(model, 1, prompt_tokens)[0].tolist(), max_new_tokens=CHUNK)
+    answer.begin()
+    while not answer.timings.first_token_seconds:
+        next(answer.steps)
+    first = answer.timings.first_token_seconds - answer.timings.compile_seconds
     for _ in answer:
         pass
+    timings = answer.timings
     return {"load": loaded - begun, "compile": timings.compile_seconds, "first_token": first}
 
 
@@ -180,7 +182,7 @@ def run(
             cost = once(model, count, prompt_tokens, new_tokens)
             for kind, value in zip(("prefill", "decode"), cost, strict=True):
                 seconds.setdefault((kind, count), []).append(value)
-        answer = stream(model, prompt(model, 1, prompt_tokens)[0].tolist(), max_new_tokens=CHUNK, chunk=CHUNK)
+        answer = stream(model, prompt(model, 1, prompt_tokens)[0].tolist(), max_new_tokens=CHUNK)
         for _ in answer:
             pass
         first.append(answer.timings.first_token_seconds)

@@ -232,10 +232,9 @@ class ModelConfig:
     @property
     def switch_length(self) -> int | None:
         """The last length of a text that is read with longrope's short factors; None where every text is read alike."""
-        scaling = self.rope_scaling
-        if not isinstance(scaling, LongRopeScaling) or scaling.original_max_positions >= self.max_positions:
-            return None
-        return scaling.original_max_positions
+        ropes = [self.rope(layer) for layer in range(self.num_layers)]
+        lengths = {rope[1].original_max_positions for rope in ropes if rope and isinstance(rope[1], LongRopeScaling)}
+        return min((length for length in lengths if length < self.max_positions), default=None)
 
     def window(self, layer: int) -> int | None:
         """How many positions a query of this layer sees, itself included; None for all."""

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nanollm_jax import cache as kv
 from nanollm_jax import model
 from nanollm_jax import sampling as smp
 from nanollm_jax.cache import KVCache, check_room, init_cache
@@ -49,22 +48,22 @@ def prefill(
     params: Params,
     tokens: jax.Array | np.ndarray,
     lengths: jax.Array | np.ndarray,
-    cache: KVCache,
+    cache: KVCache | State,
     *,
     config: ModelConfig,
 ) -> State:
-    """Read a prompt per row, each behind what its row of the cache already holds.
+    """Read a prompt per row, each behind what its row of the cache already holds. Of a State, whose history goes on.
 
     tokens [B T] int32, padded on the right with any ids; lengths [B] int32, the real ones. The cache is used up: take
     the one in the returned State. Raises RequestError for lengths outside 1 to T, ids past the vocabulary, and prompts
     past the cache's capacity.
     """
-    check_room(cache, tokens, lengths, config)
+    state = cache if isinstance(cache, State) else init_state(cache, config)
+    check_room(state.cache, tokens, lengths, config)
     (B, T), known = tokens.shape, np.asarray(lengths)
     if known.shape != (B,) or known.min() < 1 or known.max() > T:
         raise RequestError(f"lengths are {known.tolist()}; expected {B} numbers from 1 to {T}, one per row.")
-    cache = dataclasses.replace(cache, fresh=not whole(cache.length).any())
-    return read_prompts(params, tokens, lengths, init_state(cache, config), config=config)
+    return read_prompts(params, tokens, lengths, state, config=config)
 
 
 def decode(
@@ -73,10 +72,18 @@ def decode(
     """Write `steps` tokens per row.  sampling from Sampling.rows, seeds [B] uint32 -> tokens [B n], logprobs [B n], State
 
     The state is used up: take the returned one. Rows do not stop by themselves. Raises RequestError for tokens past
-    the cache's capacity.
+    the cache's capacity, and for those with which a text outgrows longrope's original length: all of it is read otherwise then.
     """
     steps = check_count("steps", steps)
     check_room(state.cache, np.zeros((state.cache.batch, 1), np.int32), steps, config)
+    switch = config.switch_length
+    if switch is not None and not isinstance(state.cache.length, jax.core.Tracer):
+        length = whole(state.cache.length)
+        if ((length <= switch) & (length + steps > switch)).any():
+            raise RequestError(
+                f"{steps} more tokens lead a text past longrope's original length of {switch}, beyond which all of it is "
+                "turned otherwise: decode up to there, and prefill the whole text anew."
+            )
     return write_tokens(params, state, sampling, seeds, config=config, steps=steps)
 
 
@@ -112,30 +119,18 @@ def write_tokens(
 
 
 @program()
-def draw_next(
-    state: State, sampling: Sampling, seeds: jax.Array, *, config: ModelConfig
+def read_scores(
+    params: Params, tokens: jax.Array, count: jax.Array, *, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """The token that write_tokens will draw first: an answer begins with it and waits for no chunk.  -> as there, n = 1"""
-    token, logprob = smp.draw(state.logits, sampling, state.past, seeds, state.cache.length)
-    return token[:, None], logprob[:, None]
-
-
-@program(static=("capacity",))
-def enlarge(state: State, *, config: ModelConfig, capacity: int) -> State:
-    """The same state with a larger cache. What does not grow is handed through."""
-    return dataclasses.replace(state, cache=kv.grow(state.cache, config, capacity))
-
-
-@program()
-def read_scores(params: Params, tokens: jax.Array, *, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
     """How likely each token is after those before it.  tokens [B T+1] -> logprobs [B T] float32, and is it the best [B T] bool
 
-    Unchecked: at most as many tokens as the model has positions. The vocabulary is scored for SLICE tokens at a time, because
-    the logits of a whole text are larger than the model.
+    count [B] says how many of each row's tokens are real; the last one is only predicted. Unchecked: at most as many tokens as
+    the model has positions. The vocabulary is scored for SLICE tokens at a time, because the logits of a whole text are
+    larger than the model.
     """
     B, T = tokens.shape[0], tokens.shape[1] - 1
-    cache = dataclasses.replace(init_cache(config, B, T, params["embedding"]["tokens"].dtype), fresh=True)
-    x, _ = model.hidden_states(params, tokens[:, :-1], jnp.full(B, T, jnp.int32), cache, config=config)
+    cache = init_cache(config, B, T, params["embedding"]["tokens"].dtype)
+    x, _ = model.hidden_states(params, tokens[:, :-1], count - 1, cache, config=config)
     C = min(T, SLICE)
     padding = (0, -T % C)
 
@@ -150,8 +145,8 @@ def read_scores(params: Params, tokens: jax.Array, *, config: ModelConfig) -> tu
         found = jnp.take_along_axis(logprobs, targets[:, :, None], axis=-1)[:, :, 0]
         return found, jnp.argmax(logits, axis=-1) == targets
 
-    def whole(parts: jax.Array) -> jax.Array:
+    def joined(parts: jax.Array) -> jax.Array:
         return parts.swapaxes(0, 1).reshape(B, T + padding[1])[:, :T]
 
     logprobs, best = jax.lax.map(score, (slices(x), slices(tokens[:, 1:])))
-    return whole(logprobs), whole(best)
+    return joined(logprobs), joined(best)

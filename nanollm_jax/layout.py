@@ -20,6 +20,8 @@ from typing import Any
 
 from nanollm_jax.config import ModelConfig
 
+BLOCK = 256  # slots of a cache that attention sums together
+
 
 def layout(config: ModelConfig) -> dict[str, str]:
     """Which parameters a model has: {path: axis letters}. The one place where that is decided."""
@@ -74,6 +76,16 @@ def nbytes(
         scales = 4 * math.prod(shape[: outputs(path, len(shape))])
         found[path] = math.prod(shape) + scales if path in eight else itemsize * math.prod(shape)
     return found
+
+
+def cache_slots(config: ModelConfig, capacity: int) -> list[int]:
+    """S of each layer in a cache of this capacity: the capacity, or the layer's window where that is shorter.
+
+    More than BLOCK of them come in whole blocks, which attention sums one after the other.
+    """
+    sizes = [config.window(layer) or capacity for layer in range(config.num_layers)]
+    whole = lambda size: size if size <= BLOCK else -(-size // BLOCK) * BLOCK  # noqa: E731
+    return [min(whole(size), whole(capacity)) for size in sizes]
 
 
 def outputs(path: str, axes: int) -> int:

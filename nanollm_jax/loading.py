@@ -52,6 +52,9 @@ class Model:
     tokenizer: Tokenizer | None = None
     defaults: Defaults = field(default_factory=Defaults)
     chat_template: ChatTemplate | None = None
+    engines: dict[int, Any] = field(
+        default_factory=dict, init=False, repr=False
+    )  # by rows; engine/ makes and keeps them here
 
     def __post_init__(self) -> None:
         tp = 1 if self.mesh is None else self.mesh.shape["tp"]

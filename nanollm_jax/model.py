@@ -46,15 +46,24 @@ def forward(params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelC
 
 
 def hidden_states(
-    params: Params, tokens: jax.Array, count: jax.Array, cache: KVCache, *, config: ModelConfig
+    params: Params,
+    tokens: jax.Array,
+    count: jax.Array,
+    cache: KVCache,
+    *,
+    config: ModelConfig,
+    end: jax.Array | None = None,
 ) -> Outcome:
     """forward without its last step: the final normalised residual stream.  tokens [B T], count [B] -> [B T D], cache
 
-    count says how many tokens of each row are real; padding behind them leaves no trace in the cache.
+    count says how many tokens of each row are real; padding behind them leaves no trace in the cache. end [B] is how long
+    the whole text of each row is, where more of it is still to come: longrope turns long texts otherwise.
     """
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None, :]
     ropes = [config.rope(layer) for layer in range(config.num_layers)]
-    turns = rope.turns_of_layers(ropes, config.rotary_dim or config.head_dim, positions, cache.length + count)
+    turns = rope.turns_of_layers(
+        ropes, config.rotary_dim or config.head_dim, positions, cache.length + count if end is None else end
+    )
     new = New(positions, count, turns)
     x = embedding.embed(params["embedding"]["tokens"], tokens)
     x = x * jnp.asarray(config.embedding_scale, x.dtype)  # rounded to its dtype, as the reference does
@@ -62,7 +71,7 @@ def hidden_states(
         x = x + embedding.look_up(params["embedding"]["positions"], positions)
     x = tag(x, "embedding")
     for layer, p in enumerate(params["layers"]):
-        x, cache = (parallel_block if config.parallel_residual else block)(p, x, new, cache, layer, config)
+        x, cache = block(p, x, new, cache, layer, config)
     return tag(normalize(params["final_norm"], x, config), "final_norm"), kv.advance(cache, count)
 
 
@@ -74,25 +83,19 @@ def logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def block(p: Params, x: jax.Array, new: New, cache: KVCache, layer: int, config: ModelConfig) -> Outcome:
-    """One layer: attention, then the MLP, each added to the residual stream.  x [B T D] -> x, cache"""
+    """One layer: attention, then the MLP, each added to the residual stream.  x [B T D] -> x, cache
+
+    With a parallel residual both halves read the same stream (Wang & Komatsuzaki 2021, GPT-J-6B).
+    """
     name, scale = f"layers.{layer}", config.residual_scale
     h = tag(normalize(p.get("attention_norm"), x, config), f"{name}.attention_norm")
     attended, cache = attend(p["attention"], h, new, cache, layer, config)
-    x = x + scale * tag(normalize(p.get("attention_post_norm"), attended, config), f"{name}.attention.out")
-    h = tag(normalize(p.get("mlp_norm"), x, config), f"{name}.mlp_norm")
+    before, x = x, x + scale * tag(normalize(p.get("attention_post_norm"), attended, config), f"{name}.attention.out")
+    h = before if config.parallel_residual else x
+    h = tag(normalize(p.get("mlp_norm"), h, config), f"{name}.mlp_norm")
     widened = feed_forward(p["mlp"], h, config)
     x = x + scale * tag(normalize(p.get("mlp_post_norm"), widened, config), f"{name}.mlp.out")
     return tag(x, f"{name}.out"), cache
-
-
-def parallel_block(p: Params, x: jax.Array, new: New, cache: KVCache, layer: int, config: ModelConfig) -> Outcome:
-    """One layer whose halves read the same residual stream (Wang & Komatsuzaki 2021, GPT-J-6B).  x [B T D] -> x, cache"""
-    name = f"layers.{layer}"
-    h = tag(normalize(p["attention_norm"], x, config), f"{name}.attention_norm")
-    attended, cache = attend(p["attention"], h, new, cache, layer, config)
-    h = tag(normalize(p["mlp_norm"], x, config), f"{name}.mlp_norm")
-    widened = tag(feed_forward(p["mlp"], h, config), f"{name}.mlp.out")
-    return tag(x + tag(attended, f"{name}.attention.out") + widened, f"{name}.out"), cache
 
 
 @jax.named_scope("attention")
@@ -101,18 +104,17 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, layer: int, config
     name = f"layers.{layer}.attention"
     q, k, v = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")))
     N, K = config.counted_heads or (None, None)
-    q, k = normalize(p.get("q_norm"), q, config, N), normalize(p.get("k_norm"), k, config, K)
+    q, k = (normalize(p.get(f"{which}_norm"), x, config, "rms_norm", n) for which, x, n in (("q", q, N), ("k", k, K)))
     q, k, v = (attention.clip(value, config.qkv_clip) for value in (q, k, v))
     if (turns := new.turns[layer]) is not None:
         q, k = (rope.ROTATIONS[config.rope_pairs](x, *turns) for x in (q, k))
     q, k, v = tag(q, f"{name}.q"), tag(k, f"{name}.k"), tag(v, f"{name}.v")
 
-    diagonal = cache.fresh  # nothing came before: key t is that of query t
-    cache, keys, values, stand = kv.extend(cache, layer, k, v, new.real)
-    mask = attention.visible(new.positions, stand, config.window(layer))
-    weights = attention.weights(q, keys, mask, config.attention_scale(layer), diagonal, config.attention_softcap)
-    weights = tag(weights, f"{name}.weights")
-    mixed = tag(attention.mix(weights, values, diagonal).astype(h.dtype), f"{name}.mixed")
+    cache, seen = kv.extend(cache, layer, k, v, new.real)
+    mask = attention.visible(new.positions, seen.positions, config.window(layer))
+    scale, cap = config.attention_scale(layer), config.attention_softcap
+    weights = tag(attention.weights(q, seen.keys, mask, scale, seen.own, cap), f"{name}.weights")
+    mixed = tag(attention.mix(weights, seen.values, seen.own).astype(h.dtype), f"{name}.mixed")
     return linear_sum(mixed, p["wo"], p.get("bo")), cache
 
 
@@ -123,8 +125,12 @@ def feed_forward(p: Params, h: jax.Array, config: ModelConfig) -> jax.Array:
     return mlp.mlp(p, h, config.activation)
 
 
-def normalize(p: Params | None, x: jax.Array, config: ModelConfig, heads: int | None = None) -> jax.Array:
-    """The family's norm where there is one, else x.  x [B T *D], scale [*D] -> [B T *D]"""
-    if p is None or "bias" in p:
-        return x if p is None else norm.layer_norm(x, p["scale"], p["bias"], config.norm_eps)
+def normalize(
+    p: Params | None, x: jax.Array, config: ModelConfig, kind: str | None = None, heads: int | None = None
+) -> jax.Array:
+    """The family's norm, or one of another kind, where there is one, else x.  x [B T *D], scale [*D] -> [B T *D]"""
+    if p is None:
+        return x
+    if (kind or config.norm) == "layer_norm":
+        return norm.layer_norm(x, p["scale"], p["bias"], config.norm_eps)
     return norm.rms_norm(x, p["scale"], config.norm_eps, config.norm_offset, heads)

@@ -19,7 +19,7 @@ import numpy as np
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.layout import layout
 
-RULE = {"B": "dp", "K": "tp", "N": "tp", "F": "tp", "M": "tp", "V": "tp"}
+RULE = {"B": "dp", "K": "tp", "N": "tp", "F": "tp", "M": "tp", "V": "tp", "B*K": ("dp", "tp")}
 
 
 def arrange(config: ModelConfig, tp: int) -> ModelConfig:

@@ -105,7 +105,7 @@ def make_plan(
     sizes = stored_sizes(config, tp)
     own = {letter: length // (tp if RULE.get(letter) == "tp" else 1) for letter, length in sizes.items()}
     rows, V = batch // dp, config.vocab_size
-    slots = sum(min(context, config.window(layer) or context) for layer in range(config.num_layers))
+    slots = sum(layout.cache_slots(config, context))
     buffers = rows * config.num_kv_heads // tp * slots * config.head_dim
     shapes, stored = layout.shapes(config, own), layout.nbytes(config, size, in_8_bits, own)
     multiplied = sum(roofline.used_weights(config, config.experts_per_token, own).values())

@@ -61,15 +61,19 @@ def no_history(batch: int, vocab_size: int, positions: int = 0) -> History:
     return History(none, empty(vocab_size), empty(positions), zero, zero + 0)
 
 
-def heard(prompts: Sequence[Sequence[int]], vocab_size: int, positions: int) -> History:
-    """The history of rows that have heard these prompts, made at once: for a cache that holds a part of them already."""
-    prompt, text = np.zeros((len(prompts), vocab_size), bool), np.zeros((len(prompts), positions), np.int32)
-    for row, ids in enumerate(prompts):
-        prompt[row, ids] = True
-        text[row, : len(ids)] = ids
-    length = np.asarray([len(ids) for ids in prompts], np.int32)
-    arrays = (prompt, np.zeros(prompt.shape, np.int32), text, length, np.zeros(len(prompts), np.int32))
-    return History(*map(jnp.asarray, arrays))
+def heard(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], vocab_size: int, positions: int
+) -> History:
+    """The history of rows that heard these prompts and have answered so far, on the host, with room for so many positions."""
+    B = len(prompts)
+    prompt, answer = np.zeros((B, vocab_size), bool), np.zeros((B, vocab_size), np.int32)
+    text, length = np.zeros((B, positions), np.int32), np.zeros(B, np.int32)
+    for row, (said, answered) in enumerate(zip(prompts, answers, strict=True)):
+        ids = [*said, *answered]
+        prompt[row, list(said)] = True
+        np.add.at(answer[row], list(answered), 1)
+        text[row, : len(ids)], length[row] = ids, len(ids)
+    return History(prompt, answer, text, length, np.asarray(list(map(len, answers)), np.int32))  # type: ignore[arg-type]
 
 
 def read(past: History, tokens: jax.Array, count: jax.Array) -> History:

@@ -87,6 +87,18 @@ class Sampling:
             )
         return made
 
+    def split(self, batch: int) -> list[Sampling]:
+        """One Sampling per row, whose every field is one value. Raises RequestError for a field of another length."""
+        flat = all(whole(entry) is not None for entry in listed(self.begin_suppress_tokens) or ())
+        fixed = {"ends", "max_new_tokens"} | ({"begin_suppress_tokens"} if flat else set())
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in fixed}
+        per_row = {name: spread(name, value, batch) for name, value in given.items() if listed(value) is not None}
+        if not per_row:
+            return [self] * batch
+        return [
+            dataclasses.replace(self, **{name: values[row] for name, values in per_row.items()}) for row in range(batch)
+        ]
+
 
 def spread(name: str, value: Any, batch: int) -> list[Any]:
     """One value for all rows, or a sequence of one per row -> one per row."""

@@ -19,14 +19,16 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from nanollm_jax import letters as alphabet
 from nanollm_jax import model, params
-from nanollm_jax.cache import HEADS, ROWS, KVCache, check_room
+from nanollm_jax.cache import KVCache, check_room
 from nanollm_jax.checks import check_count
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import ConfigError, RequestError
+from nanollm_jax.letters import spec
 from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.params import Params
-from nanollm_jax.partition import RULE, arrange, sources, stored_sizes
+from nanollm_jax.partition import arrange, sources, stored_sizes
 
 AXES = ("dp", "tp")
 
@@ -53,11 +55,6 @@ def make_mesh(dp: int = 1, tp: int = 1) -> Mesh:
             f"start fewer, or choose sizes whose product is {len(found)}, the devices that they have."
         )
     return jax.make_mesh((dp, tp), AXES, axis_types=(AxisType.Auto,) * 2, devices=used)
-
-
-def spec(letters: str) -> PartitionSpec:
-    """How an array with these axes is split.  "K Q H D" -> PartitionSpec("tp", None, None, None)"""
-    return PartitionSpec(*(RULE.get(letter) for letter in letters.split()))
 
 
 def spread(part: Part, letters: str, dtype: Any, config: ModelConfig, mesh: Mesh) -> jax.Array:
@@ -148,36 +145,33 @@ def by_letters(do: Callable[[Any, str], Any], leaf: Any, letters: str) -> Any:
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh that parameters, a cache or a state are on, None without one. Of traced arrays only a cache knows."""
-    for leaf in jax.tree.leaves(tree, is_leaf=is_cache):
-        if is_cache(leaf):
-            if leaf.mesh is not None:
-                return leaf.mesh
-        elif not isinstance(leaf, jax.core.Tracer):
-            sharding = getattr(leaf, "sharding", None)
-            if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == AXES:
-                return sharding.mesh  # type: ignore[return-value]  # of an array it is never abstract
+    """The mesh that parameters, a cache or a state are on, None without one. Traced arrays do not know theirs: a cache does."""
+    for leaf in jax.tree.leaves(tree, is_leaf=knows_mesh):
+        mesh = leaf.mesh if knows_mesh(leaf) else None if isinstance(leaf, jax.core.Tracer) else placed_on(leaf)
+        if mesh is not None:
+            return mesh
     return None
 
 
-def is_cache(tree: Any) -> bool:
-    """Is this a KVCache?"""
-    return isinstance(tree, KVCache)
+def knows_mesh(tree: Any) -> bool:
+    """Does this say itself which mesh it is made for?"""
+    return hasattr(tree, "mesh") and not isinstance(tree, jax.Array)
+
+
+def placed_on(array: Any) -> Mesh | None:
+    """The mesh of ours that an array lies on."""
+    sharding = getattr(array, "sharding", None)
+    if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == AXES:
+        return sharding.mesh  # type: ignore[return-value]  # of an array it is never abstract
+    return None
 
 
 def specs(tree: Any, config: ModelConfig) -> Any:
-    """The PartitionSpec of every leaf: parameters by their letters, caches by rows and heads, all else by rows."""
+    """The PartitionSpec of every leaf, by its letters: parameters have them in their layout, everything else says its own."""
     if isinstance(tree, dict):
-        flat, letters = params.flatten(tree), params.layout(config)
-        return params.nest({path: by_letters(lambda _, axes: spec(axes), flat[path], letters[path]) for path in flat})
-
-    def rows(leaf: Any) -> Any:
-        if not is_cache(leaf):
-            return ROWS
-        buffers = (HEADS,) * len(leaf.k)
-        return dataclasses.replace(leaf, k=buffers, v=buffers, length=ROWS)
-
-    return jax.tree.map(rows, tree, is_leaf=is_cache)
+        flat, names = params.flatten(tree), params.layout(config)
+        return params.nest({path: by_letters(lambda _, axes: spec(axes), flat[path], names[path]) for path in flat})
+    return jax.tree.map(spec, alphabet.of(tree))
 
 
 def on_mesh(tree: Any, config: ModelConfig, mesh: Mesh) -> Any:
@@ -190,8 +184,9 @@ def on_mesh(tree: Any, config: ModelConfig, mesh: Mesh) -> Any:
     dp = mesh.shape["dp"]
 
     def ours(leaf: Any) -> Any:
-        if is_cache(leaf) and leaf.mesh is None:
-            if isinstance(leaf.length, jax.core.Tracer) or np.asarray(leaf.length).any():
+        if knows_mesh(leaf) and leaf.mesh is None:
+            traced = isinstance(leaf.length, jax.core.Tracer)
+            if not leaf.fresh or (not traced and np.asarray(leaf.length).any()):
                 raise RequestError(
                     "this cache was not made for the mesh that the parameters are on; "
                     "make it with init_cache(..., mesh=model.mesh)."
@@ -200,7 +195,8 @@ def on_mesh(tree: Any, config: ModelConfig, mesh: Mesh) -> Any:
         return leaf
 
     def placed(leaf: Any, partition: PartitionSpec) -> Any:
-        if leaf.shape[0] % (dp if partition == ROWS else mesh.size):
+        first = partition[0]
+        if leaf.shape[0] % (dp if first == "dp" else mesh.size if first else 1):
             raise RequestError(
                 f"an array of {leaf.shape[0]} rows or heads cannot be split over dp={dp}, tp={mesh.shape['tp']}; "
                 f"make the rows a multiple of {dp}, and the cache with the model's own config."
@@ -213,7 +209,7 @@ def on_mesh(tree: Any, config: ModelConfig, mesh: Mesh) -> Any:
         host = np.asarray(leaf)  # of several processes, each has all of it and places its own part
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    tree = jax.tree.map(ours, tree, is_leaf=is_cache)
+    tree = jax.tree.map(ours, tree, is_leaf=knows_mesh)
     return jax.tree.map(placed, tree, specs(tree, config))
 
 

@@ -7,7 +7,6 @@ counted with the part of its result: rope, for example, mostly disappears into t
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ def profile(
 
     def empty() -> Any:
         cache = init_cache(config, rows, prompt_tokens + new_tokens, dtype_of(model))
-        return jax.block_until_ready(init_state(dataclasses.replace(cache, fresh=True), config))
+        return jax.block_until_ready(init_state(cache, config))
 
     reading = read_prompts.lower(model.params, tokens, lengths, empty(), config=config).compile(named())
     state = reading(model.params, tokens, lengths, empty())

@@ -151,12 +151,12 @@ def test_what_a_new_process_compiles_is_kept_for_the_next(config_file, tmp_path)
     assert set(json.loads(child.stdout)) == {"import", "load", "compile", "first_token"}
     # what is timed as import is all of it: nothing that loading or generating needs is left for later
     timed = bench.STARTING.partition("imported =")[0]
-    needed = ("jax", "nanollm_jax.loading", "nanollm_jax.generate")
+    needed = ("jax", "nanollm_jax.loading", "nanollm_jax.engine.generate")
     script = f"{timed}\nprint([name in sys.modules for name in {needed}])"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert child.stdout == "[True, True, True]\n"
     names = {path.name.split("-")[0] for path in tmp_path.iterdir()}
-    assert {"jit_read_prompts", "jit_write_tokens"} <= names
+    assert {"jit_begin", "jit_read", "jit_write"} <= names
 
 
 def test_summary():
@@ -239,7 +239,7 @@ def test_plot_errors_come_before_the_measurement(run, monkeypatch, tmp_path):
     assert code == 2 and "there is no folder" in err
     monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
     code, _, err = run("bench", "--plot", str(tmp_path / "picture.png"))
-    assert code == 2 and "pip install 'nanollm-jax[plot]'" in err
+    assert code == 2 and "--plot needs matplotlib; install it: " in err
 
 
 # the comparison with other engines

@@ -95,7 +95,8 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(
 
     def ask(self: nano.Conversation, question: str) -> nano.Stream:
         answer = true(self, question)
-        chunks = answer.chunks
+        answer.begin()
+        chunks = answer.steps
 
         def interrupted() -> Iterator[None]:
             try:
@@ -106,7 +107,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(
             finally:
                 chunks.close()  # type: ignore[attr-defined]
 
-        answer.chunks = interrupted()
+        answer.steps = interrupted()
         return answer
 
     monkeypatch.setattr(nano.Conversation, "ask", ask)

@@ -101,12 +101,12 @@ import nanollm_jax as nano
 config = nano.ModelConfig(vocab_size=101, hidden_size=64, num_layers=1, num_heads=16, num_kv_heads=8, head_dim=4,
                           intermediate_size=64, max_positions=32)
 whole = nano.Model(config, nano.init_params(config, jax.random.key(0), jnp.float32))
-expected = nano.generate(whole, [3, 1, 4], max_new_tokens=4, chunk=4)
+expected = nano.generate(whole, [3, 1, 4], max_new_tokens=4)
 for file in sys.argv[1:]:
     with open(file, "rb") as opened:
         settings = tomllib.load(opened)
     mesh = nano.make_mesh(settings.get("dp", 1), settings.get("tp", 1))
-    answer = nano.generate(nano.shard(whole, mesh), [3, 1, 4], max_new_tokens=4, chunk=4)
+    answer = nano.generate(nano.shard(whole, mesh), [3, 1, 4], max_new_tokens=4)
     print(mesh.size, answer.token_ids == expected.token_ids)
 """
 

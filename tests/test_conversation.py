@@ -15,9 +15,11 @@ from models import FURTHER, random_model
 
 import nanollm_jax as nano
 from nanollm_jax import cache as kv
-from nanollm_jax import conversation as room
-from nanollm_jax.conversation import check_order, common_prefix
 from nanollm_jax.decode import State
+from nanollm_jax.engine import buckets, slots
+from nanollm_jax.engine.conversation import check_order
+from nanollm_jax.engine.engine import Engine
+from nanollm_jax.engine.rows import common_prefix
 from nanollm_jax.profiling import CompileWatch
 
 TEMPLATE = """{{ bos_token }}
@@ -49,15 +51,16 @@ def with_template(model: nano.Model, source: str) -> nano.Model:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each prefill reads."""
+    """How many tokens each turn of a conversation has to read."""
     counts: list[int] = []
-    true = room.read_behind
+    true = Engine.begin
 
-    def counting(model: Any, prompts: Any, state: Any, held: int) -> Any:
-        counts.append(sum(map(len, prompts)))
-        return true(model, prompts, state, held)
+    def counting(engine: Engine, slot: Any, text: list[int]) -> None:
+        true(engine, slot, text)
+        if engine.remember:
+            counts.append(len(text) - slot.at)
 
-    monkeypatch.setattr(room, "read_behind", counting)
+    monkeypatch.setattr(Engine, "begin", counting)
     return counts
 
 
@@ -109,7 +112,7 @@ def test_arguments_of_chat_are_honoured_or_refused(model: nano.Model) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     for rest, match in (
         ({"max_new_tokens": 0}, "max_new_tokens"), ({"max_new_tokens": 600}, "more than the model's 512 positions"),
-        ({"seed": -1}, "seed is -1"), ({"stop": ""}, "stop is"), ({"chunk": 0}, "chunk"), ({"sampling": 3}, "sampling is int"),
+        ({"seed": -1}, "seed is -1"), ({"stop": ""}, "stop is"), ({"sampling": 3}, "sampling is int"),
         ({"template": "rag"}, "no chat template 'rag'"),
     ):  # fmt: skip
         with pytest.raises(nano.RequestError, match=match):
@@ -160,8 +163,9 @@ def test_the_second_turn_reads_only_the_new_question(model: nano.Model, read: li
     say(conversation, "And then?")
     first = nano.encode_chat(model, conversation.messages[:1])
     second = nano.encode_chat(model, conversation.messages[:3])
-    assert read == [len(first), len(second) - len(first) - 3]
-    assert model.tokenizer.decode(second[-read[1] :], start=False) == "\nQ: And then?\nA:"
+    # the last token of an answer was drawn and not run
+    assert read == [len(first), len(second) - len(first) - 2]
+    assert model.tokenizer.decode(second[-read[1] :], start=False) == " the\nQ: And then?\nA:"
 
 
 def test_a_warm_turn_compiles_nothing(model: nano.Model) -> None:
@@ -177,13 +181,13 @@ def test_a_warm_turn_compiles_nothing(model: nano.Model) -> None:
 def test_the_cache_grows_with_the_conversation(
     model: nano.Model, read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room.buckets, "SMALLEST", 32)
+    monkeypatch.setattr(buckets, "SMALLEST", 32)
     conversation = nano.Conversation(model, max_new_tokens=10, sampling=nano.Sampling(temperature=0.0))
     capacities = []
     for _ in range(6):
         say(conversation, "What did the little dog do then?")
-        assert conversation.cache is not None
-        capacities.append(conversation.cache.capacity)
+        assert conversation.rows is not None
+        capacities.append(conversation.rows.engine.state.cache.capacity)
     assert capacities == sorted(capacities) and capacities[0] < capacities[-1] <= 512
     assert max(read[1:]) < 64  # growing keeps what was read
 
@@ -193,14 +197,14 @@ def test_a_cache_that_cannot_go_back_is_begun_anew(
 ) -> None:
     conversation = nano.Conversation(model, max_new_tokens=4, sampling=nano.Sampling(temperature=0.0))
     say(conversation, "Who was Tim?")
-    monkeypatch.setattr(room, "rewind", lambda *_: None)
+    monkeypatch.setattr(Engine, "kept", lambda *_: 0)
     answer = say(conversation, "And then?")
     assert read[1] == answer.generation.prompt_tokens and answer.timings.cached_tokens == 0
     assert answer.generation.token_ids == nano.chat(model, conversation.messages[:-1], max_new_tokens=4).token_ids
 
 
 def test_an_answer_cut_short_is_kept_and_the_next_goes_on(model: nano.Model) -> None:
-    conversation = nano.Conversation(model, max_new_tokens=60, sampling=nano.Sampling(temperature=0.0), chunk=4)
+    conversation = nano.Conversation(model, max_new_tokens=60, sampling=nano.Sampling(temperature=0.0))
     answer = conversation.ask("Who was Tim?")
     first = next(answer)
     conversation.stop()
@@ -230,7 +234,7 @@ def test_an_answer_that_fails_leaves_the_conversation_as_it_was(
     conversation = nano.Conversation(model, max_new_tokens=12, sampling=nano.Sampling(temperature=0.0))
     say(conversation, "Who was Tim?")
     before = list(conversation.messages)
-    true, calls = room.write_tokens, []
+    true, calls = slots.write, []
 
     def failing(*arguments: Any, **rest: Any) -> Any:
         calls.append(1)
@@ -238,7 +242,7 @@ def test_an_answer_that_fails_leaves_the_conversation_as_it_was(
             raise ZeroDivisionError
         return true(*arguments, **rest)
 
-    monkeypatch.setattr(room, "write_tokens", failing)
+    monkeypatch.setattr(slots, "write", failing)
     with pytest.raises(ZeroDivisionError):
         list(conversation.ask("And then?"))
     assert conversation.messages == before
@@ -327,13 +331,13 @@ def test_a_conversation_grows_beyond_longropes_original_length_and_back(model: n
     assert config.switch_length == 32
     params = nano.init_params(config, jax.random.key(5), jnp.float32)
     phi = nano.Model(config, params, model.tokenizer, chat_template=model.chat_template)
-    conversation = nano.Conversation(phi, sampling=nano.Sampling(temperature=0.0, repetition_penalty=1.3), chunk=4)
+    conversation = nano.Conversation(phi, sampling=nano.Sampling(temperature=0.0, repetition_penalty=1.3))
 
     def ask(question: str, new: int) -> tuple[int, int]:
         """Lengths of the text before and after an answer that is the same without the kept cache."""
         conversation.max_new_tokens = new
         messages = [*conversation.messages, {"role": "user", "content": question}]
-        alone = nano.chat(phi, messages, max_new_tokens=new, sampling=conversation.sampling, chunk=4)
+        alone = nano.chat(phi, messages, max_new_tokens=new, sampling=conversation.sampling)
         answer = say(conversation, question).generation
         assert answer.token_ids == alone.token_ids
         agree(answer.logprobs, alone.logprobs, 1e-4)
@@ -343,9 +347,10 @@ def test_a_conversation_grows_beyond_longropes_original_length_and_back(model: n
     conversation.undo()
     assert ask("Who was Tim?", 33 - prompt) == (prompt, 33)
     assert min(ask("And then?", 4)) > 33
+    assert min(ask("Why?", 4)) > 33
     assert conversation.answering is not None and conversation.answering.timings.cached_tokens > 10
-    conversation.undo()
-    conversation.undo()
+    for _ in range(3):
+        conversation.undo()
     assert max(ask("Who was Tim?", 4)) < 32
     assert min(ask("What did the little dog do then? " * 3, 4)) > 32
 
@@ -362,21 +367,28 @@ def after(model: nano.Model, tokens: list[int], cache: nano.KVCache) -> State:
 def test_rewind_and_grow(model: nano.Model) -> None:
     """Going back and reading other tokens is as if only these had been read; room added changes nothing."""
     cache = after(model, [1, 300, 301, 302, 303, 304], nano.init_cache(model.config, 1, 8)).cache
-    assert kv.rewind(cache, 7) is None and kv.rewind(cache, -1) is None
-    assert kv.grow(cache, model.config, 8).capacity == 8
-    back = kv.rewind(cache, 3)
+    assert kv.rewind(cache, 7, model.config) is None and kv.rewind(cache, -1, model.config) is None
+    assert kv.resize(cache, model.config, 8).capacity == 8
+    back = kv.rewind(cache, 3, model.config)
     assert back is not None and back.length.tolist() == [3]
-    found = after(model, [400, 401], kv.grow(back, model.config, 12))
+    found = after(model, [400, 401], kv.resize(back, model.config, 12))
     expected = after(model, [1, 300, 301, 400, 401], nano.init_cache(model.config, 1, 8))
     agree(found.logits, expected.logits, 1e-4)
 
 
 def test_a_ring_that_has_overwritten_cannot_go_back() -> None:
-    """Windows of 7: seven positions can be taken back to three, eleven to none but eleven."""
+    """Windows of 7: seven positions can be taken back to three, eleven only to ten, whose window is still there."""
     model = random_model("mistral")
-    for length, target, possible in ((6, 3, True), (7, 0, True), (11, 11, True), (11, 10, False), (11, 3, False)):
+    for length, target, possible in (
+        (6, 3, True),
+        (7, 0, True),
+        (11, 11, True),
+        (11, 10, True),
+        (11, 9, False),
+        (11, 3, False),
+    ):
         tokens = list(range(1, length + 1))
-        back = kv.rewind(after(model, tokens, nano.init_cache(model.config, 1, 32)).cache, target)
+        back = kv.rewind(after(model, tokens, nano.init_cache(model.config, 1, 32)).cache, target, model.config)
         assert (back is not None) == possible
         if back is not None:
             expected = after(model, [*tokens[:target], 50, 51], nano.init_cache(model.config, 1, 32))

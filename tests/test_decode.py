@@ -75,8 +75,8 @@ def test_new_settings_compile_nothing():
             )
     assert watch.programs == 0
     with CompileWatch() as watch:
-        nano.generate(model, ["one"] * 5, max_new_tokens=20)
-    assert watch.programs > 0  # the watch does see a compilation: five rows are a new shape
+        nano.generate(model, ["one"] * 9, max_new_tokens=20)
+    assert watch.programs > 0  # the watch does see a compilation: nine prompts take another engine
 
 
 def test_flags_that_this_xla_has_not_are_left_out():
@@ -160,7 +160,7 @@ def test_public_programs_refuse_what_does_not_fit(model):
 def test_public_prefill_and_decode_are_generate(model):
     sampling = nano.Sampling(temperature=1.2, top_p=0.9)
     prompts = [[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
-    expected = nano.generate(model, prompts, max_new_tokens=8, sampling=sampling, seed=[4, 9], chunk=4)
+    expected = nano.generate(model, prompts, max_new_tokens=8, sampling=sampling, seed=[4, 9])
     rows, seeds = sampling.rows(2, model.config.vocab_size), np.asarray([4, 9], np.uint32)
     first, logprobs, state = nano.decode(model.params, start(model, 2), rows, seeds, config=model.config, steps=4)
     second, _, state = nano.decode(model.params, state, rows, seeds, config=model.config, steps=4)

@@ -17,7 +17,7 @@ def test_published_greedy_text(data):
     model = nano.load(folder, dtype="float32")
     answer = nano.generate(model, [[1]], max_new_tokens=200, sampling=GREEDY)[0]
     assert answer.text.encode() == (folder / "expected_greedy_200.txt").read_bytes()
-    assert "".join(nano.stream(model, [1], max_new_tokens=200, sampling=GREEDY, chunk=32)) == answer.text
+    assert "".join(nano.stream(model, [1], max_new_tokens=200, sampling=GREEDY)) == answer.text
 
 
 def test_bundled_model_tells_its_story():

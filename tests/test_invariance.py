@@ -1,4 +1,4 @@
-"""What must not matter does not matter: pieces, batches, padding, capacity, chunk length; for every family."""
+"""What must not matter does not matter: pieces, batches, padding, capacity; for every family."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_capacity_does_not_matter(model, forward):
 def test_leftovers_in_the_cache_are_not_seen(model, forward):
     """Slots past a row's length hold garbage after padding; it must not reach anyone."""
     tokens = tokens_for(model, 2, 13)
-    clean = empty(model, 2, 44)
-    dirty = clean.replace(k=tuple(k + 1e6 for k in clean.k), v=tuple(v - 1e6 for v in clean.v))
+    clean = empty(model, 2, 44).replace(fresh=False)
+    dirty = clean.replace(layers=tuple(layer.replace(k=layer.k + 1e6, v=layer.v - 1e6) for layer in clean.layers))
     np.testing.assert_array_equal(forward(tokens, clean)[0], forward(tokens, dirty)[0])
 
 
@@ -115,21 +115,13 @@ def test_a_row_alone_is_the_row_in_a_batch(model, sampling):
     assert [row.token_ids for row in swapped[::-1]] == [row.token_ids for row in batch]
 
 
-def test_chunk_length_does_not_matter(model):
-    answers = [
-        nano.generate(model, PROMPTS, max_new_tokens=20, sampling=SAMPLED, seed=1, chunk=chunk) for chunk in (1, 16)
-    ]
-    assert answers[0][0].token_ids != answers[0][1].token_ids
-    for other in answers[1:]:
-        assert [row.token_ids for row in other] == [row.token_ids for row in answers[0]]
-
-
 def test_new_tokens_up_to_the_last_position(model):
     """The chunk overshoots the last position of the model; what is returned does not change."""
     prompt = tokens_for(model, 1, 246)[0].tolist()
-    full = nano.generate(model, prompt, max_new_tokens=10, sampling=SAMPLED, chunk=16)
+    full = nano.generate(model, prompt, max_new_tokens=10, sampling=SAMPLED)
     assert len(full.token_ids) == 10 and full.finish_reason == "length"
-    assert nano.generate(model, prompt, max_new_tokens=10, sampling=SAMPLED, chunk=1).token_ids == full.token_ids
+    watched = nano.stream(model, prompt, max_new_tokens=10, sampling=SAMPLED)
+    assert "".join(watched) == full.text and watched.generation == full
 
 
 def test_padding_does_not_matter(model):

@@ -16,12 +16,14 @@ from programs import compiled
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
 from nanollm_jax.cache import shapes as cache_shapes
+from nanollm_jax.cache.layers import kinds
 from nanollm_jax.cli import run
 from nanollm_jax.decode import State, write_tokens
+from nanollm_jax.letters import spec
 from nanollm_jax.ops.int8 import Int8
+from nanollm_jax.partition import arrange, stored_sizes
 from nanollm_jax.plan import DEVICES, device, make_plan
 from nanollm_jax.sampling import History
-from nanollm_jax.sharding import HEADS, ROWS, arrange, spec, stored_sizes
 
 LARGER = {
     "llama": LLAMA | {"num_attention_heads": 8, "hidden_size": 256, "head_dim": 32, "intermediate_size": 704,
@@ -42,11 +44,12 @@ def step(config, mesh):
     )
     letters = parameters.layout(stored)
     tree = parameters.nest({path: array(shape, jnp.float32, spec(letters[path])) for path, shape in shapes.items()})
-    buffers = tuple(array(shape, jnp.float32, HEADS) for shape in cache_shapes(stored, BATCH, CONTEXT))
-    cache = nano.KVCache(buffers, buffers, array((BATCH,), jnp.int32, ROWS), CONTEXT, mesh=mesh)
-    rows = lambda dtype: array((BATCH, config.vocab_size), dtype, ROWS)  # noqa: E731
-    count = array((BATCH,), jnp.int32, ROWS)
-    text = array((BATCH, config.max_positions), jnp.int32, ROWS)
+    buffers = (array(shape, jnp.float32, spec("B*K S H")) for shape in cache_shapes(stored, BATCH, CONTEXT))
+    layers = tuple(kind(buffer, buffer) for kind, buffer in zip(kinds(stored, CONTEXT), buffers, strict=True))
+    cache = nano.KVCache(layers, array((BATCH,), jnp.int32, spec("B")), capacity=CONTEXT, mesh=mesh)
+    rows = lambda dtype: array((BATCH, config.vocab_size), dtype, spec("B"))  # noqa: E731
+    count = array((BATCH,), jnp.int32, spec("B"))
+    text = array((BATCH, config.max_positions), jnp.int32, spec("B"))
     history = History(rows(bool), rows(jnp.int32), text, count, count)
     state = State(rows(jnp.float32), cache, history)
     sampling, seeds = nano.Sampling().rows(BATCH, config.vocab_size), np.zeros(BATCH, np.uint32)

@@ -32,7 +32,7 @@ def test_library_examples():
     )
     assert all(answer.text in lines for answer in expected) and len(expected) == 2
     assert space["logits"].shape == (1, space["tokens"].shape[1], 2048)
-    assert space["values"]["layers.3.attention.weights"].shape[-1] == 128
+    assert space["values"]["layers.3.attention.weights"].shape[-1] == space["tokens"].shape[1]
 
 
 def test_the_table_of_a_gpu_is_its_report(monkeypatch):

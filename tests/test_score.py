@@ -16,7 +16,7 @@ from agreement import agree
 from models import random_model
 
 import nanollm_jax as nano
-from nanollm_jax.score import windows_of
+from nanollm_jax.engine.score import windows_of
 
 TEXT = "Once upon a time, there was a little girl named Lily. é🙂"
 

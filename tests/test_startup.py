@@ -30,7 +30,7 @@ def test_importing_the_package_waits_for_nothing():
 
 def test_public_names_are_functions_whatever_is_imported_first():
     code = (
-        "import nanollm_jax.decode, nanollm_jax.generate, nanollm_jax.observe; import nanollm_jax as n;"
+        "import nanollm_jax.decode, nanollm_jax.engine.generate, nanollm_jax.observe; import nanollm_jax as n;"
         "print(*(type(getattr(n, name)).__name__ for name in n.__all__ if name in ('decode', 'generate', 'observe')))"
     )
     assert python(code) == ["function"] * 3
@@ -65,9 +65,7 @@ def test_after_warmup_nothing_compiles():
     """200 requests: lengths, compositions of the batch, sampling settings, seeds, stops by id; and streams."""
     model = random_model("llama")
     P, M = 50, 20
-    compiled = {
-        batch: nano.warmup(model, batch=batch, prompt_tokens=P, max_new_tokens=M, chunk=16) for batch in (1, 2, 4)
-    }
+    compiled = {batch: nano.warmup(model, batch=batch, prompt_tokens=P, max_new_tokens=M) for batch in (1, 4)}
     assert min(compiled.values()) > 0
     rng = np.random.default_rng(0)
 
@@ -90,7 +88,7 @@ def test_after_warmup_nothing_compiles():
             prompts = [rng.integers(0, 80, rng.integers(1, P + 1)).tolist() for _ in range(size)]
             answers = nano.generate(
                 model, prompts, max_new_tokens=int(rng.integers(1, M + 1)), sampling=settings(size),
-                seed=rng.integers(0, 2**32, size).tolist(), chunk=16,
+                seed=rng.integers(0, 2**32, size).tolist(),
             )  # fmt: skip
             assert len(answers) == size
     assert watch.programs == 0
@@ -98,24 +96,26 @@ def test_after_warmup_nothing_compiles():
 
 def test_long_prompts_are_warmed_up_too(monkeypatch):
     """Several pieces, growing caches, up to the model's last position; the sizes of the pieces made small for it."""
-    from nanollm_jax import buckets
+    from nanollm_jax.engine import buckets
 
-    monkeypatch.setattr(buckets, "LONGEST", 32)
+    monkeypatch.setattr(buckets, "PIECE", 32)
     monkeypatch.setattr(buckets, "SMALLEST", 32)
     model = random_model("mistral")
-    nano.warmup(model, prompt_tokens=150, max_new_tokens=100, chunk=16)
+    nano.warmup(model, prompt_tokens=150, max_new_tokens=100)
     with CompileWatch() as watch:
         for length, new in [(1, 1), (33, 40), (64, 9), (65, 100), (97, 3), (150, 100)]:
-            answer = nano.generate(model, list(range(1, 1 + length % 90)) * 1 or [1], max_new_tokens=new, chunk=16)
+            answer = nano.generate(model, list(range(1, 1 + length % 90)) * 1 or [1], max_new_tokens=new)
             assert len(answer.token_ids) == new
-            long = nano.generate(model, [7] * length, max_new_tokens=new, chunk=16)
+            long = nano.generate(model, [7] * length, max_new_tokens=new)
             assert long.prompt_tokens == length
     assert watch.programs == 0
 
 
 def test_warmup_refuses_what_does_not_fit():
     model = random_model("llama")
-    with pytest.raises(nano.RequestError, match="200 prompt tokens \\+ 57 new tokens are more than the model's 256"):
+    with pytest.raises(
+        nano.RequestError, match="a prompt of 200 tokens \\+ 57 new tokens is more than the model's 256"
+    ):
         nano.warmup(model, prompt_tokens=200, max_new_tokens=57)
     with pytest.raises(nano.RequestError, match="batch is 0"):
         nano.warmup(model, batch=0)
@@ -129,7 +129,7 @@ seen = []
 jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
 nano.keep_compiled(sys.argv[1] if len(sys.argv) > 1 else {folder!r})
 model = nano.load()
-stream = nano.stream(model, "Once", max_new_tokens=5, chunk=4)
+stream = nano.stream(model, "Once", max_new_tokens=5)
 list(stream)
 print(seen.count("/jax/compilation_cache/cache_hits"), seen.count("/jax/compilation_cache/cache_misses"))
 print(stream.timings.compiled, stream.timings.fetched)

@@ -50,7 +50,7 @@ from nanollm_jax.cli.progress import compiling_shown
 from nanollm_jax.errors import RequestError
 
 if TYPE_CHECKING:
-    from nanollm_jax.generate import Stream
+    from nanollm_jax.engine.generate import Stream
     from nanollm_jax.profiling import Timings
 
 PROMPT = f"The text to continue. {STDIN} Without any, the answer begins from nothing: the BOS token alone."

@@ -52,15 +52,16 @@ def info(
     rows.append(("total", "", "", count, nbytes))
     print_table(("parameter", "axes", "shape", "count", report["dtype"]), rows, right=2)
     sizes = [(name, " ".join(map(str, values))) for name, values in report["compiled_for"].items()]
-    print_table(("one row is compiled for", ""), sizes)
+    print_table(("programs are compiled for", ""), sizes)
     if "checkpoint" in report:
         print_table(("checkpoint", ""), [(name, in_words(value)) for name, value in flat(report["checkpoint"])])
 
 
 def describe(source: str | None, revision: str | None, dtype_name: str | None) -> dict[str, Any]:
     """What --json prints. The config has to be right; what is wrong with other files is said in their place."""
-    from nanollm_jax import buckets, layout
+    from nanollm_jax import layout
     from nanollm_jax.config import DTYPES, resolve_weights
+    from nanollm_jax.engine import buckets
     from nanollm_jax.families import read_config
     from nanollm_jax.source import find_config, find_shape, read_json
 
@@ -87,7 +88,12 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
         "count": count,
         "bytes": sum(nbytes.values()),
         "dtype": "int8" if in_8_bits else dtype.name,
-        "compiled_for": dict(zip(("prompt_tokens", "capacities"), buckets.listed(config.max_positions), strict=True)),
+        "compiled_for": {
+            "rows": list(buckets.ROWS),
+            "prompt_tokens": sorted({buckets.piece(2**n) for n in range(buckets.PIECE.bit_length())}),
+            "new_tokens": [buckets.STREAMED, buckets.CHUNK],
+            "capacities": buckets.capacities(config.max_positions),
+        },
     }  # fmt: skip
     return report if alone else report | {"checkpoint": describe_files(path.parent, config_json, config)}
 

@@ -98,7 +98,7 @@ def draw(model: Model, over: Mesh, path: str) -> None:
 def parts(model: Model) -> dict[str, dict[str, Any]]:
     """What each device holds of every parameter: its axes, which of them is split, the part's shape and bytes."""
     from nanollm_jax import params
-    from nanollm_jax.sharding import RULE
+    from nanollm_jax.partition import RULE
 
     letters, found = params.layout(model.config), {}
     for path, array in params.flatten(model.params).items():

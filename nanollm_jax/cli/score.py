@@ -26,8 +26,8 @@ from nanollm_jax.cli.progress import compiling_shown
 from nanollm_jax.errors import RequestError
 
 if TYPE_CHECKING:
+    from nanollm_jax.engine.score import Score
     from nanollm_jax.loading import Model
-    from nanollm_jax.score import Score
 
 FILE = "A file of UTF-8 text, scored as it is; - is standard input, as is a pipe where none is given."
 WINDOW = "Tokens that are read at once. Default: as many as the model has positions."

@@ -18,7 +18,7 @@ from nanollm_jax.cli.reading import Reader, read
 from nanollm_jax.errors import NanoLLMError, RequestError
 
 if TYPE_CHECKING:
-    from nanollm_jax.conversation import Conversation
+    from nanollm_jax.engine.conversation import Conversation
 
 FORMAT, VERSION = "nanollm conversation", 1  # what a saved file says it is
 SAMPLING = (

@@ -4,7 +4,8 @@ match.  Vaswani et al. 2017, section 3.2; grouped queries: Ainslie et al. 2023, 
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from nanollm_jax.ops.linear import contract
 
 BLOCK = 128  # queries whose scores are computed together
+SLOTS = 256  # slots of a cache that are summed together
 
 
 def split_heads(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -37,43 +39,65 @@ def visible(queries: jax.Array, keys: jax.Array, window: int | None = None) -> j
 
 
 @jax.named_scope("scores")
-@partial(jax.jit, static_argnames=("scale", "diagonal", "cap"))
+@partial(jax.jit, static_argnames=("scale", "own", "cap"))
 def weights(
-    q: jax.Array, k: jax.Array, mask: jax.Array, scale: float, diagonal: bool = False, cap: float | None = None
+    q: jax.Array, k: jax.Array, mask: jax.Array, scale: float, own: int = 0, cap: float | None = None
 ) -> jax.Array:
     """How much each query takes from each key.  q [B T N H], k [B K S H], mask [B T S] -> [B K G T S] float32, sums to 1
 
     Query head n belongs to key head n // G. Masked scores become the lowest float, not -inf: a padding row past the
     window's end may see nothing at all, and softmax over only -inf would be NaN.
-    A cap keeps every score between -cap and cap (soft_cap).
-    diagonal says that query t and key t are the same token: then no block of queries looks at keys behind its own.
+    A cap keeps every score between -cap and cap (soft_cap). own is T where the last T keys are the queries' own tokens, so that
+    no query looks at keys behind its block's own; 0 where they are not.
     """
     B, T, N, H = q.shape
     K, S = k.shape[1:3]
-    rows = []
+    before, rows = S - own, []
     for begin, end in blocks(T):
-        stop = end if diagonal else S
+        stop = before + end if own else S
         block = q[:, begin:end].reshape(B, end - begin, K, N // K, H)
         scores = scale * contract("BTKGH,BKSH->BKGTS", block, k[:, :, :stop])
         scores = soft_cap(scores, cap)
         scores = jnp.where(mask[:, None, None, begin:end, :stop], scores, jnp.finfo(jnp.float32).min)
-        rows.append(jnp.pad(jax.nn.softmax(scores, axis=-1), ((0, 0),) * 4 + ((0, S - stop),)))
+        # softmax, with its sum taken as mix takes its own
+        exponents = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        total = reduce(jnp.add, (jnp.sum(part, axis=(4, 5)) for part in in_blocks(exponents, 4, before)))
+        rows.append(jnp.pad(exponents / total[..., None], ((0, 0),) * 4 + ((0, S - stop),)))
     return jnp.concatenate(rows, axis=3)
 
 
 @jax.named_scope("scores")
-@partial(jax.jit, static_argnames="diagonal")
-def mix(weight: jax.Array, v: jax.Array, diagonal: bool = False) -> jax.Array:
+@partial(jax.jit, static_argnames="own")
+def mix(weight: jax.Array, v: jax.Array, own: int = 0) -> jax.Array:
     """The weighted means of the values.  weight [B K G T S], v [B K S H] -> [B T N H] float32"""
     B, K, G, T, S = weight.shape
     H = v.shape[-1]
-    means = []
+    before, means = S - own, []
     for begin, end in blocks(T):
-        stop = end if diagonal else S
+        stop = before + end if own else S
+        part = weight[:, :, :, begin:end, :stop].astype(v.dtype)
+        parts = zip(in_blocks(part, 4, before), in_blocks(v[:, :, :stop], 2, before), strict=True)
         # T moves outwards after the product: asked of the product itself, XLA on CPU copies all values for it at one row
-        block = contract("BKGTS,BKSH->BKGTH", weight[:, :, :, begin:end, :stop].astype(v.dtype), v[:, :, :stop])
+        block = reduce(jnp.add, (jnp.sum(contract("BKGTCS,BKCSH->BKCGTH", *part), axis=2) for part in parts))
         means.append(block.transpose(0, 3, 1, 2, 4).reshape(B, end - begin, K * G, H))
     return jnp.concatenate(means, axis=1)
+
+
+def in_blocks(x: jax.Array, axis: int, before: int) -> list[jax.Array]:
+    """The parts in which a sum over slots is taken.  [.. S ..] -> the cache's slots and the tokens' own, each [.. C S ..]
+
+    The first `before` slots are the cache's: in blocks of SLOTS where there are more. Blocks behind the last filled one add
+    exact zeros, so a sum has the same bits whatever the capacity is.
+    """
+
+    def cut(begin: int, end: int) -> jax.Array:
+        size = end - begin
+        block = SLOTS if end <= before and size % SLOTS == 0 else size
+        part = jax.lax.slice_in_dim(x, begin, end, axis=axis)
+        return part.reshape(*x.shape[:axis], size // block, block, *x.shape[axis + 1 :])
+
+    ends = [0, min(before, x.shape[axis]), x.shape[axis]]
+    return [cut(begin, end) for begin, end in pairwise(ends) if begin < end]
 
 
 def clip(x: jax.Array, limit: float | None) -> jax.Array:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from nanollm_jax.errors import NumericsError
+from nanollm_jax.profiling import Timings
 from nanollm_jax.tokenizer import Tokenizer
 
 
@@ -18,6 +20,9 @@ class Generation:
     logprobs        natural log-probability of each of them under the model's own distribution, before any setting
     finish_reason   "stop" (an end-of-sequence id, a stop id or a stop string) or "length" (max_new_tokens)
     prompt_tokens   how many tokens the prompt had, BOS included
+    seed            with which it was drawn: the same again gives the same again
+    top_logprobs    of each token the best ones beside it, as many as were asked for: (id, log-probability), the best first
+    timings         what it cost
     """
 
     text: str
@@ -25,6 +30,9 @@ class Generation:
     logprobs: list[float]
     finish_reason: str
     prompt_tokens: int
+    seed: int = 0
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    timings: Timings = field(default_factory=Timings, compare=False)
 
 
 class Answer:
@@ -46,19 +54,23 @@ class Answer:
         self.prompt_tokens = len(prompt)
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
+        self.top_logprobs: list[list[tuple[int, float]]] = []
         self.text = ""
         self.finish_reason = ""
         begins = tokenizer is not None and not any(tokenizer.token_bytes(token) for token in prompt)
         self.decoder = None if tokenizer is None else tokenizer.decoder(start=begins)
 
-    def push(self, token: int, logprob: float) -> None:
-        """Take one more token, unless the answer has ended. Raises NumericsError where the model computed none."""
+    def push(self, token: int, logprob: float, tops: Sequence[tuple[int, float]] = ()) -> None:
+        """Take one more token, and the best ones beside it, unless the answer has ended. Raises NumericsError where the model
+        computed none.
+        """
         if self.finish_reason:
             return
         if math.isnan(logprob):
             raise NumericsError(f"the logits of token {len(self.token_ids)} of the answer")
         self.token_ids.append(token)
         self.logprobs.append(logprob)
+        self.top_logprobs.append(list(tops))
         known = len(self.text)
         if token in self.eos_ids:
             self.finish_reason = "stop"
@@ -81,6 +93,9 @@ class Answer:
         held = [size for end in self.stop for size in range(1, len(end)) if self.text.endswith(end[:size])]
         return len(self.text) - max(held, default=0)
 
-    def result(self) -> Generation:
-        """The finished answer."""
-        return Generation(self.text, self.token_ids, self.logprobs, self.finish_reason, self.prompt_tokens)
+    def result(self, seed: int = 0, timings: Timings | None = None) -> Generation:
+        """The answer, finished or as far as it is."""
+        return Generation(
+            self.text, self.token_ids, self.logprobs, self.finish_reason, self.prompt_tokens, seed, self.top_logprobs,
+            Timings() if timings is None else timings,
+        )  # fmt: skip

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from nanollm_jax import buckets
 from nanollm_jax.checks import check_counts
 from nanollm_jax.collectives import whole
 from nanollm_jax.decode import read_scores
+from nanollm_jax.engine import buckets
+from nanollm_jax.engine.request import check_ids, encode
 from nanollm_jax.errors import NumericsError, RequestError
 from nanollm_jax.loading import Model
-from nanollm_jax.request import check_ids, encode
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,11 @@ def run(model: Model, texts: list[tuple[list[int], int]], window: int, stride: i
         T = buckets.text(part[0].end - part[0].start, model.config.max_positions + 1)
         rows = batch if len(windows) > batch else len(part)
         tokens = np.zeros((model.dp * -(-rows // model.dp), T), np.int32)
+        count = np.ones(len(tokens), np.int32)
         for row, one in enumerate(part):
-            tokens[row, : one.end - one.start] = texts[one.row][0][one.start : one.end]
-        scores, hits = map(whole, read_scores(model.params, tokens, config=model.config))
+            count[row] = one.end - one.start
+            tokens[row, : count[row]] = texts[one.row][0][one.start : one.end]
+        scores, hits = map(whole, read_scores(model.params, tokens, count, config=model.config))
         for row, one in enumerate(part):
             wanted = slice(one.scored - one.start - 1, one.end - one.start - 1)
             if not np.isfinite(scores[row, wanted]).all():

@@ -1,0 +1,197 @@
+"""A model's cache: its layers, how far each row is filled, and the few things that are done to all of them together."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from nanollm_jax import collectives
+from nanollm_jax.cache.layers import Plain, kinds, shapes
+from nanollm_jax.checks import check_count
+from nanollm_jax.config import ModelConfig, resolve_dtype
+from nanollm_jax.errors import RequestError
+from nanollm_jax.letters import axes, spec
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of every layer, L x [B*K S H] twice, and how many positions of each row are filled, length [B].
+
+    rows [R] names the rows that the next tokens are for, and length is theirs, where it is not every row (select).
+    Static: capacity is how many positions a row has room for. fresh says that nothing was written yet, so that a first
+    piece of tokens need not look at the buffers: init_cache says so, and writing takes it back. mesh is the one that the
+    buffers are spread over: each device has its own rows' and heads' vectors, in the same layout as on a single device.
+    """
+
+    layers: tuple[Plain, ...]
+    length: jax.Array = axes("B")
+    rows: jax.Array | None = flax.struct.field(default=None, metadata={"letters": "B"})
+    capacity: int = flax.struct.field(pytree_node=False, default=0)
+    fresh: bool = flax.struct.field(pytree_node=False, default=False)
+    mesh: Mesh | None = flax.struct.field(pytree_node=False, default=None)
+
+    @property
+    def batch(self) -> int:
+        """How many rows the next tokens are for: all B of the buffers, or the selected ones."""
+        return self.length.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def __repr__(self) -> str:
+        kinds = [type(layer).__name__.lower() for layer in self.layers]
+        counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        size = sum(buffer.size * buffer.dtype.itemsize for layer in self.layers for buffer in (layer.k, layer.v))
+        return (
+            f"KVCache({self.batch} rows of {self.capacity} positions, {counted} layers, {self.layers[0].k.dtype}, "
+            f"{size:,} bytes)"
+        )
+
+
+class Seen(NamedTuple):
+    """What new tokens may look at: keys and values [B K S H], the position each stands at [B S], negative where there is
+    none; and how many of them, the last ones, are the new tokens themselves, in their order.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    positions: jax.Array
+    own: int
+
+
+def init_cache(
+    config: ModelConfig, batch: int, capacity: int, dtype: Any = "auto", mesh: Mesh | None = None
+) -> KVCache:
+    """An empty cache for `batch` rows of up to `capacity` tokens each.
+
+    dtype is that of the weights; the cache has it too, but for bfloat16 on CPU, where it is float32: XLA there converts
+    a whole 16-bit buffer to float32 and back for every token. On a mesh each device makes its own part.
+    Raises ConfigError for a count below 1 or an unknown dtype, RequestError for more positions than the model has and
+    for rows that the mesh does not divide.
+    """
+    check_count("batch", batch)
+    check_count("capacity", capacity)
+    if capacity > config.max_positions:
+        raise RequestError(
+            f"a cache of {capacity} positions is more than the model's {config.max_positions}; "
+            f"ask for capacity={config.max_positions} or less."
+        )
+    if mesh is not None and (batch % mesh.shape["dp"] or config.num_kv_heads % mesh.shape["tp"]):
+        raise RequestError(
+            f"a cache of {batch} rows and {config.num_kv_heads} key/value heads does not divide over {dict(mesh.shape)}; "
+            f"make the rows a multiple of {mesh.shape['dp']}, and take the config of the model on the mesh."
+        )
+    dtype = resolve_dtype(dtype)
+    if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        dtype = jnp.dtype(jnp.float32)
+    heads, rows = (None if mesh is None else NamedSharding(mesh, spec(letters)) for letters in ("B*K S H", "B"))
+    layers = tuple(
+        kind(*(jnp.zeros(shape, dtype, device=heads) for _ in range(2)))
+        for kind, shape in zip(kinds(config, capacity), shapes(config, batch, capacity), strict=True)
+    )
+    length = jnp.zeros(batch, jnp.int32, device=rows)
+    return KVCache(layers, length, capacity=capacity, fresh=True, mesh=mesh)
+
+
+def resize(cache: KVCache, config: ModelConfig, capacity: int) -> KVCache:
+    """The same cache with another capacity, which no row is longer than. Rings that stay what they are are handed through."""
+    made = []
+    for old, kind, (_, S, _) in zip(cache.layers, kinds(config, capacity), shapes(config, 1, capacity), strict=True):
+        sized = lambda x, S=S: jnp.pad(x[:, :S], ((0, 0), (0, max(S - x.shape[1], 0)), (0, 0)))  # noqa: E731
+        made.append(kind(*((old.k, old.v) if old.slots == S else map(sized, (old.k, old.v)))))
+    return dataclasses.replace(cache, layers=tuple(made), capacity=capacity)
+
+
+def check_room(cache: KVCache, tokens: jax.Array | np.ndarray, new: Any, config: ModelConfig) -> None:
+    """Raise RequestError unless tokens [B T] are ids of the model, one row per row of the cache, with room for `new` more.
+
+    Looks at values only where they are known: inside jit they are not, and the caller has to see to it.
+    """
+    if tokens.ndim != 2 or tokens.shape[0] != cache.batch or tokens.shape[1] == 0:
+        raise RequestError(
+            f"tokens have shape {list(tokens.shape)}; expected [{cache.batch} T], a row per row of the cache."
+        )
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise RequestError(f"tokens have dtype {tokens.dtype}; expected whole numbers.")
+    known = [
+        collectives.whole(value) for value in (tokens, cache.length, new) if not isinstance(value, jax.core.Tracer)
+    ]
+    if len(known) < 3:
+        return
+    ids, length, more = known
+    if ids.min() < 0 or ids.max() >= config.vocab_size:
+        raise RequestError(f"tokens go from {ids.min()} to {ids.max()}; expected 0 to {config.vocab_size - 1}.")
+    full = int((length + more).max())
+    if full > cache.capacity:
+        raise RequestError(
+            f"{full} positions do not fit the cache of {cache.capacity}; shorten the text or make it with capacity={full}."
+        )
+
+
+@jax.named_scope("cache")
+def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Array) -> tuple[KVCache, Seen]:
+    """Take one layer's new keys and values behind each row's length, and give back all that the new tokens may look at.
+
+    k, v [B T K H], of which the first count [B] of each row are real. The length stays as it is until every layer has
+    written (advance). What falls past the capacity is dropped.
+
+    A single token looks at the buffers with itself in them. Several look at what was there before, and at themselves: in a
+    ring the last ones overwrite what the first still sees; and a first piece gives the same whatever the capacity is.
+    """
+    B, T, K, H = k.shape
+    old = cache.layers[layer]
+    positions = cache.length[:, None] + jnp.arange(T)[None]  # [B T]
+    real = (jnp.arange(T)[None] < count[:, None]) & (positions < cache.capacity)
+    own = k.swapaxes(1, 2).astype(old.k.dtype), v.swapaxes(1, 2).astype(old.k.dtype)
+    if T == 1 or cache.fresh:
+        new = old.write(cache.rows, k, v, positions, real)
+        keys, values = own if cache.fresh else new.heads(cache.rows, B, K)
+        stand = positions if cache.fresh else new.held(cache.length + count)
+    else:
+        new, *before = old.take(cache.rows, k, v, positions, real)
+        keys, values = (jnp.concatenate(both, axis=2) for both in zip(before, own, strict=True))
+        stand = jnp.concatenate([old.held(cache.length), positions], axis=1)
+    written = dataclasses.replace(cache, layers=(*cache.layers[:layer], new, *cache.layers[layer + 1 :]))
+    return written, Seen(keys, values, stand, T if T > 1 or cache.fresh else 0)
+
+
+def advance(cache: KVCache, count: jax.Array) -> KVCache:
+    """Count the new positions of every row, [B]."""
+    return dataclasses.replace(cache, length=cache.length + count, fresh=False)
+
+
+def select(cache: KVCache, rows: jax.Array, fresh: bool = False) -> KVCache:
+    """The same buffers, for tokens of these rows [R] alone; put_back takes the result in. fresh: nothing is in those rows.
+
+    A row past the last one is nobody's: what is written there is dropped.
+    """
+    return dataclasses.replace(cache, rows=rows, length=cache.length.at[rows].get(mode="clip"), fresh=fresh)
+
+
+def put_back(cache: KVCache, part: KVCache) -> KVCache:
+    """The whole cache after tokens of some of its rows were written: part is what became of select's."""
+    length = cache.length.at[part.rows].set(part.length, mode="drop")
+    return dataclasses.replace(part, length=length, rows=None, fresh=False)
+
+
+def rewind(cache: KVCache, length: int, config: ModelConfig) -> KVCache | None:
+    """The cache as it was when every row had `length` positions; None where that is more than it holds, or gone.
+
+    Slots past the length are never seen and are written again, so going back is counting back. A ring cannot go back to
+    where it has overwritten what a window still sees.
+    """
+    lengths = np.asarray(cache.length)
+    if not 0 <= length <= lengths.min():
+        return None
+    longest = int(lengths.max())
+    if any(kept.forgets(longest, length, config.window(layer)) for layer, kept in enumerate(cache.layers)):
+        return None
+    return dataclasses.replace(cache, length=jnp.full(cache.batch, length, jnp.int32))

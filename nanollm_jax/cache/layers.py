@@ -1,0 +1,159 @@
+"""How one layer keeps the keys and values of its rows: a plain buffer, or a ring where a window is shorter than the cache.
+
+Both are two buffers [B*K S H]: rows and heads share an axis because that is the layout that XLA on CPU updates in place at
+any batch size; with them apart, a batch of one is copied whole. Slots that hold nothing a query may see are never seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from nanollm_jax import collectives
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.layout import cache_slots
+from nanollm_jax.letters import axes
+
+
+@flax.struct.dataclass
+class Plain:
+    """Position p stands in slot p.  k and v [B*K S H]"""
+
+    k: jax.Array = axes("B*K S H")
+    v: jax.Array = axes("B*K S H")
+
+    @property
+    def slots(self) -> int:
+        """S, how many vectors a row has room for."""
+        return self.k.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both buffers."""
+        return self.k.nbytes + self.v.nbytes
+
+    def place(self, positions: jax.Array) -> jax.Array:
+        """The slot of each position, of the same shape; S or more where there is none."""
+        return positions
+
+    def held(self, length: jax.Array) -> jax.Array:
+        """The position that each slot holds, for rows of this length; negative if none.  [B] -> [B S]"""
+        slots = jnp.arange(self.slots)[None]
+        return jnp.where(slots < length[:, None], slots, -1)
+
+    def forgets(self, length: int, back: int, window: int | None) -> bool:
+        """Would a row that had `length` positions miss any of those that it needs behind its first `back`?"""
+        return False
+
+    def heads(self, rows: jax.Array | None, B: int, K: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values with rows and heads apart, of all rows or of the B named ones.  -> [B K S H] twice"""
+        S, H = self.k.shape[1:]
+        apart = lambda x: x.reshape(-1, K, S, H) if rows is None else x.reshape(-1, K, S, H).at[rows].get(mode="clip")  # noqa: E731
+        return apart(self.k), apart(self.v)
+
+    def at(self, rows: jax.Array, positions: jax.Array, K: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of these positions [R P] of these rows [R].  -> [R K P H] twice
+
+        Of more positions than a ring has slots, only the last ones are what they were.
+        """
+        heads = rows[:, None, None] * K + jnp.arange(K)[None, :, None]
+        found = lambda x: x.at[heads, self.place(positions)[:, None, :]].get(mode="clip")  # noqa: E731
+        return found(self.k), found(self.v)
+
+    def write(self, rows: jax.Array | None, k: jax.Array, v: jax.Array, positions: jax.Array, real: jax.Array) -> Plain:
+        """Put new tokens into their slots.  rows [B] or None for all, k and v [B T K H], positions and real [B T] -> the same
+
+        A row past the last one and a position past the last slot are dropped.
+        """
+        B, T, K, H = k.shape
+        place = jnp.arange(T)[None]
+        # of more real tokens than a ring has slots, the last ones stay: no slot is written twice
+        stays = real & (place >= jnp.sum(real, axis=1, keepdims=True) - self.slots)
+        slots = jnp.repeat(jnp.where(stays, self.place(positions), self.slots), K, axis=0)
+        row = jnp.arange(B) if rows is None else rows
+        heads = (row[:, None] * K + jnp.arange(K)[None]).reshape(B * K, 1)
+        # A single vector is written twice, once past the end where it is dropped: XLA on CPU makes a slice update of a
+        # scatter of one, and that copies the buffer for every token.
+        alone = B * K * T == 1
+        slots = jnp.concatenate([slots, jnp.full((1, 1), self.slots)], axis=1) if alone else slots
+
+        def put(buffer: jax.Array, new: jax.Array) -> jax.Array:
+            new = new.swapaxes(1, 2).reshape(B * K, T, H).astype(buffer.dtype)
+            new = jnp.repeat(new, 2, axis=1) if alone else new
+            return buffer.at[heads, slots].set(new, mode="drop", unique_indices=True)
+
+        return dataclasses.replace(self, k=put(self.k, k), v=put(self.v, v))
+
+    def take(
+        self, rows: jax.Array | None, k: jax.Array, v: jax.Array, positions: jax.Array, real: jax.Array
+    ) -> tuple[Plain, jax.Array, jax.Array]:
+        """write, and the keys and values that were there before, [B K S H] twice; `held` says which these are."""
+        B, _, K, _ = k.shape
+        new = self.write(rows, k, v, positions, real)
+        return new, *new.heads(rows, B, K)  # the new ones stand behind those
+
+
+@flax.struct.dataclass
+class Ring(Plain):
+    """Position p stands in slot p % S: a new token takes the place of one that left the window."""
+
+    def place(self, positions: jax.Array) -> jax.Array:
+        """The slot of each position, of the same shape."""
+        return positions % self.slots
+
+    def held(self, length: jax.Array) -> jax.Array:
+        """The position that each slot holds, for rows of this length; negative if none yet.  [B] -> [B S]
+
+        Length 5, S = 3: slots 0 1 2 hold positions 3 4 2.
+        """
+        last = length[:, None] - 1
+        return last - (last - jnp.arange(self.slots)[None]) % self.slots
+
+    def forgets(self, length: int, back: int, window: int | None) -> bool:
+        """Were any of the last `window` positions before `back` overwritten by those up to `length`?"""
+        assert window is not None
+        return length > self.slots and back < length - self.slots + window - 1
+
+    def take(
+        self, rows: jax.Array | None, k: jax.Array, v: jax.Array, positions: jax.Array, real: jax.Array
+    ) -> tuple[Plain, jax.Array, jax.Array]:
+        """write, and the keys and values that were there before, [B K S H] twice: new ones may stand in their places.
+
+        Of some rows, what they hold is cut out, written to, and put back: XLA would keep a copy of all rows otherwise.
+        """
+        B, _, K, _ = k.shape
+        if rows is None:
+            return self.write(rows, k, v, positions, real), *self.heads(rows, B, K)
+        begins = [row * K for row in rows]
+
+        def rows_from(begins: list[Any]) -> list[jax.Array]:
+            return [jnp.stack([jax.lax.dynamic_slice_in_dim(x, at, K) for at in begins]) for x in (self.k, self.v)]
+
+        # in a cond of their own: XLA would slice again, wherever somebody looks at them, and keep that copy for it
+        last = self.k.shape[0] - K  # nobody's row is the last one, put back as it was
+        cut = jax.lax.cond(
+            jnp.any(real), lambda: rows_from(begins), lambda: rows_from([jnp.minimum(at, last) for at in begins])
+        )
+        flat = Ring(*(x.reshape(B * K, *x.shape[2:]) for x in cut)).write(None, k, v, positions, real)
+
+        def put(buffer: jax.Array, new: jax.Array) -> jax.Array:
+            for n, begin in enumerate(begins):
+                buffer = jax.lax.dynamic_update_slice_in_dim(buffer, new[n * K : (n + 1) * K], begin, 0)
+            return buffer
+
+        return Ring(put(self.k, flat.k), put(self.v, flat.v)), *cut
+
+
+def kinds(config: ModelConfig, capacity: int) -> list[type[Plain]]:
+    """The kind of each layer in a cache of this capacity."""
+    return [Ring if capacity > S else Plain for S in cache_slots(config, capacity)]
+
+
+def shapes(config: ModelConfig, batch: int, capacity: int) -> list[tuple[int, int, int]]:
+    """The shape of each layer's two buffers, [B*K S H]. Inside the program of one member of a mesh: of the heads it holds."""
+    heads = config.num_kv_heads // collectives.members()
+    return [(batch * heads, S, config.head_dim) for S in cache_slots(config, capacity)]

@@ -1,0 +1,44 @@
+"""The few sizes in which programs are compiled: whatever a request asks for is rounded up to one of them."""
+
+from __future__ import annotations
+
+ROWS = (1, 8, 32)  # of engines; a mesh has as many in each part that it splits the rows into
+PIECE = 128  # tokens of a prompt that are read at once, and of a block of a prefix that is kept
+SHORTEST = 16  # tokens that a shorter piece is padded to
+SMALLEST = 256  # positions of a cache; growing through smaller ones would compile more than it saves
+CHUNK, STREAMED = 16, 4  # steps of a chunk: where nobody waits for anything but its end, and where somebody does
+
+
+def rows(count: int, dp: int = 1) -> int:
+    """How many rows the engine for so many prompts has; there may be more prompts than rows."""
+    return dp * next((rows for rows in ROWS if rows * dp >= count), ROWS[-1])
+
+
+def piece(tokens: int, longest: int = PIECE) -> int:
+    """How many tokens a piece of a prompt is padded to, of an engine whose longest is so long."""
+    return min(max(SHORTEST, power_of_two(tokens)), longest)
+
+
+def text(tokens: int, limit: int) -> int:
+    """How many tokens a text that is scored at once is padded to, at most `limit`."""
+    return min(max(SHORTEST, power_of_two(tokens)), limit)
+
+
+def capacity(positions: int, limit: int) -> int:
+    """How many positions a cache for so many has, in a model of `limit` positions."""
+    return min(max(SMALLEST, power_of_two(positions)), limit)
+
+
+def capacities(limit: int) -> list[int]:
+    """All capacities of caches, in a model of `limit` positions."""
+    return sorted({capacity(2**n, limit) for n in range((limit - 1).bit_length() + 1)})
+
+
+def prefix_bytes(context: int) -> int:
+    """What an engine may keep of prompts that were read, of a model whose longest text takes `context` bytes of cache."""
+    return min(2 * context, 2**30)
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is at least size."""
+    return 1 << (size - 1).bit_length()

@@ -1,0 +1,319 @@
+"""The one loop: requests sit down in rows, are read piece by piece, written chunk by chunk, and stand up.
+
+No clock, no thread, no socket: what happens is a function of the requests and cancellations in the order in which they
+came. Every request is one sentence: this row has these ids; the cache holds the first n of them; read the rest, then write.
+A new request is n = 0, a prefix that was read before or a conversation's next turn another n, and a text that outgrows
+longrope's original length n = 0 again.
+
+The law of load: in one engine (rows, piece) an answer has the same bits alone and beside any others. Pieces end at
+multiples of `piece`, so where they begin never depends on what was cached; sums over slots do not depend on the capacity;
+and a row's numbers do not depend on the other rows'.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+
+import jax
+import numpy as np
+
+from nanollm_jax.cache import init_cache
+from nanollm_jax.collectives import whole
+from nanollm_jax.engine import buckets, slots
+from nanollm_jax.engine.prefix import Prefixes
+from nanollm_jax.engine.request import Request
+from nanollm_jax.engine.rows import Event, Owner, Pending, Slot, Spent, Ticket, common_prefix, seat_of
+from nanollm_jax.errors import NumericsError
+from nanollm_jax.loading import Model
+
+EVENTS = 4096  # how many of the last events are remembered
+
+
+class Engine:
+    """B rows of one model, and everything that is waiting for one."""
+
+    def __init__(
+        self,
+        model: Model,
+        rows: int,
+        *,
+        piece: int | None = None,
+        prefix_bytes: int | None = None,
+        remember: bool = False,
+    ) -> None:
+        """rows is B, a multiple of the mesh's dp; piece is P: tokens of a prompt that are read at once, and of a block
+        that is kept.
+
+        prefix_bytes bounds what is kept of prompts that were read; None is buckets' choice. remember: rows keep what they read
+        and wrote, and what comes next reads only what is new in it; for conversations, whose row is theirs alone.
+        """
+        self.model, self.config = model, model.config
+        self.rows, self.dp, self.remember = rows, model.dp, remember
+        self.piece = buckets.PIECE if piece is None else piece
+        self.slots = [Slot(row) for row in range(rows)]
+        self.queue: deque[Ticket] = deque()
+        self.pending: deque[Pending] = deque()
+        self.events: deque[Event] = deque(maxlen=EVENTS)
+        self.tickets = 0
+        self.spent = Spent()
+        self.smallest = buckets.capacity(1, self.config.max_positions)
+        self.state = self.empty()
+        self.pool: slots.Pool | None = None
+        self.places = 0 if remember else self.blocks_in(prefix_bytes)
+        self.prefixes = [Prefixes(self.piece, self.places) for _ in range(self.dp)]
+
+    def empty(self) -> slots.State:
+        """A state of rows that are nobody's, of the smallest capacity."""
+        dtype = self.model.params["embedding"]["tokens"].dtype
+        cache = init_cache(self.config, self.rows, self.smallest, dtype, self.model.mesh)
+        return slots.empty_state(cache, self.config)
+
+    def blocks_in(self, limit: int | None) -> int:
+        """How many blocks of a prefix each part of the rows may keep in so many bytes."""
+        position = sum(layer.nbytes // (layer.slots * self.rows) for layer in self.state.cache.layers)
+        limit = buckets.prefix_bytes(position * self.config.max_positions) if limit is None else limit
+        return limit // (position * self.piece * self.dp)
+
+    # what comes in
+
+    def submit(self, request: Request) -> Ticket:
+        """Take a request in. It waits for a row, first come first served."""
+        ticket = Ticket(self.tickets, request, request.answer(self.model), self.spent)
+        self.tickets += 1
+        self.queue.append(ticket)
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody waits for this answer any more; it stays as far as it came, and its row is free at the next step."""
+        if not ticket.ended:
+            ticket.cancelled = True
+
+    @property
+    def idle(self) -> bool:
+        """Is there nothing to do?"""
+        return not (self.queue or self.pending or any(slot.ticket for slot in self.slots))
+
+    # what happens
+
+    def step(self) -> list[Ticket]:
+        """Do the next thing: seat who waits, read, write a chunk, and look at what came back. -> whose answers grew or ended.
+
+        Where somebody waits for pieces of text at most one piece of a prompt is read between two chunks, so that nobody who
+        writes waits longer than for one piece and one chunk; otherwise all that are seated are read first. One chunk is
+        always on its way while the last one is looked at.
+        """
+        for slot in self.slots:
+            if slot.ticket is not None and slot.ticket.ended:
+                self.free(slot)
+        self.seat()
+        watched = any(slot.ticket is not None and slot.ticket.request.streamed for slot in self.slots)
+        while self.read() and not watched:
+            pass
+        # a first token that nothing was written before waits for no loop to be compiled
+        first = watched and bool(self.pending) and not any(pending.wrote for pending in self.pending)
+        wrote = not first and self.write(watched)
+        grown: dict[Ticket, None] = {}
+        while len(self.pending) > int(wrote):
+            grown.update(dict.fromkeys(self.look(self.pending.popleft())))
+        return list(grown)
+
+    def seat(self) -> None:
+        """Give free rows to who came first: to each the first of those whose part of the rows knows most of its prompt."""
+        nobody = not any(slot.ticket for slot in self.slots)
+        if self.queue and nobody and not self.remember and self.state.cache.capacity > self.smallest:
+            self.state = self.empty()  # nobody needs the room that somebody needed
+        while self.queue and (free := [slot for slot in self.slots if slot.ticket is None]):
+            ticket = self.queue.popleft()
+            if ticket.cancelled:
+                continue
+            ids, root = ticket.request.ids, self.root(ticket.request, len(ticket.request.ids))
+            known = [len(prefixes.find(root, ids[:-1])) for prefixes in self.prefixes]
+            slot = max(free, key=lambda one: known[self.part(one)])
+            slot.ticket, slot.drawn = ticket, 0
+            self.events.append(Event("admitted", ticket.number, slot.row, len(ids)))
+            self.begin(slot, list(ids))
+            ticket.cached_tokens = slot.at
+
+    def root(self, request: Request, length: int) -> Hashable:
+        """The world in which a text is read: longrope reads long ones otherwise."""
+        switch = self.config.switch_length
+        return (request.root, switch is not None and length > switch)
+
+    def part(self, slot: Slot) -> int:
+        """Which part of the rows a slot is in, of as many as the mesh splits them into."""
+        return slot.row // (self.rows // self.dp)
+
+    def begin(self, slot: Slot, text: list[int]) -> None:
+        """Let a row's request read this text, of which the row may hold a beginning."""
+        ticket = slot.ticket
+        assert ticket is not None
+        request, switch = ticket.request, self.config.switch_length
+        n = self.kept(slot, text) if self.remember else 0
+        left = request.max_new_tokens - slot.drawn
+        if switch is not None and len(text) <= switch:
+            left = min(
+                left, switch + 1 - len(text)
+            )  # the token that outgrows it is drawn, and read again with all the rest
+        slot.text, slot.at, slot.held, slot.reach = text, n, text[:n], slot.reach if n else 0
+        slot.fill(n)
+        slot.allowed, slot.flying, slot.block, slot.keeps = slot.drawn + left, 0, None, True
+        seat = seat_of(self.config, self.rows_of(slot), request, ticket.answer.token_ids, n, left)
+        self.state = slots.begin(self.state, seat, config=self.config)
+
+    def kept(self, slot: Slot, text: list[int]) -> int:
+        """How many of a text's first tokens the row holds and can go back to. The last one is read in any case."""
+        n, switch = common_prefix(slot.held, text[:-1]), self.config.switch_length
+        if switch is not None and (len(text) > switch) != (slot.filled > switch):
+            return 0
+        layers = enumerate(self.state.cache.layers)
+        return 0 if any(kept.forgets(slot.reach, n, self.config.window(layer)) for layer, kept in layers) else n
+
+    def read(self) -> bool:
+        """Read the next piece of who came first among those that have more to read, in each part of the rows. Was there any?"""
+        reading = sorted((slot for slot in self.slots if slot.reading), key=lambda slot: slot.ticket.number)  # type: ignore[union-attr]
+        if not reading:
+            return False
+        for slot in reading:
+            self.recall(slot)
+        T, fresh = shape = reading[0].program(self.piece)
+        chosen = {self.part(slot): slot for slot in reversed(reading) if slot.program(self.piece) == shape}
+        tokens, (count, row, end, last) = np.zeros((self.dp, T), np.int32), np.zeros((4, self.dp), np.int32)
+        row += self.rows // self.dp  # nobody's
+        for part, slot in chosen.items():
+            size = slot.piece(self.piece)
+            tokens[part, :size] = slot.text[slot.at : slot.at + size]
+            count[part], row[part], end[part] = size, slot.row % (self.rows // self.dp), len(slot.text)
+            last[part] = slot.at + size == len(slot.text)
+        self.make_room(max(slot.at + slot.piece(self.piece) for slot in chosen.values()))
+        self.state, drawn = slots.read(
+            self.model.params, self.state, tokens, count, row, end, last.astype(bool), config=self.config, fresh=fresh
+        )
+        owners = [Owner(part, slot, slot.ticket, 1) for part, slot in chosen.items() if last[part]]  # type: ignore[arg-type]
+        for slot in chosen.values():
+            self.advance(slot, slot.piece(self.piece))
+        if owners:
+            self.pending.append(Pending(drawn, owners, wrote=False))
+        return True
+
+    def recall(self, slot: Slot) -> None:
+        """Put into a row what comes next of its text and was read before. Its last token is read in any case."""
+        assert slot.ticket is not None
+        root, prefixes = self.root(slot.ticket.request, len(slot.text)), self.prefixes[self.part(slot)]
+        while slot.keeps and slot.at % self.piece == 0 and slot.at + self.piece < len(slot.text):
+            block = prefixes.next(root, slot.block, slot.text[slot.at : slot.at + self.piece])
+            if block is None:
+                break
+            self.make_room(slot.at + self.piece)
+            at, place = self.one(slot, slot.at), self.one(slot, block.place)
+            self.state = slots.restore(self.state, self.pool, self.rows_of(slot), at, place, config=self.config)
+            self.events.append(Event("hit", slot.ticket.number, slot.row, self.piece))
+            slot.at += self.piece
+            slot.block, slot.held = block, slot.text[: slot.at]
+            slot.fill(slot.at)
+            slot.ticket.cached_tokens += self.piece
+
+    def advance(self, slot: Slot, size: int) -> None:
+        """Note that a row has read so many tokens more, and keep them where they are a whole piece."""
+        assert slot.ticket is not None
+        self.events.append(Event("piece", slot.ticket.number, slot.row, size))
+        if slot.keeps and size == self.piece:
+            self.keep(slot)
+        slot.at += size
+        slot.held = slot.text[: slot.at]
+        slot.fill(slot.at)
+        slot.ticket.read_tokens += size
+        slot.flying += not slot.reading
+
+    def keep(self, slot: Slot) -> None:
+        """Keep the piece that a row has just read as a block of the pool."""
+        assert slot.ticket is not None
+        root = self.root(slot.ticket.request, len(slot.text))
+        ids = slot.text[slot.at : slot.at + self.piece]
+        slot.block, new = self.prefixes[self.part(slot)].add(root, slot.block, ids)
+        slot.keeps = slot.block is not None
+        if slot.block is not None and new:
+            at, place = self.one(slot, slot.at), self.one(slot, slot.block.place)
+            self.pool = slots.keep(self.blocks(), self.state, self.rows_of(slot), at, place, config=self.config)
+
+    def blocks(self) -> slots.Pool:
+        """The pool; made when something is first kept."""
+        if self.pool is None:
+            self.pool = slots.empty_pool(self.state.cache, self.places * self.dp, self.piece)
+        return self.pool
+
+    def write(self, watched: bool) -> bool:
+        """Send the next chunk of tokens for every row that writes on its way. Was there any?"""
+        writing = [slot for slot in self.slots if slot.left > 0]
+        if not writing:
+            return False
+        waiting = watched or bool(self.queue) or any(slot.reading for slot in self.slots)
+        steps = buckets.STREAMED if waiting else buckets.CHUNK
+        owners = [Owner(slot.row, slot, slot.ticket, min(steps, slot.left)) for slot in writing]  # type: ignore[arg-type]
+        self.make_room(max(owner.slot.filled + owner.tokens for owner in owners))
+        wanted = np.zeros(self.rows, bool)
+        wanted[[slot.row for slot in writing]] = True
+        self.state, drawn = slots.write(self.model.params, self.state, wanted, config=self.config, steps=steps)
+        for _, slot, _, tokens in owners:
+            slot.flying += tokens
+            slot.fill(slot.filled + tokens)
+        self.events.append(Event("chunk", -1, len(writing), steps))
+        self.pending.append(Pending(drawn, owners, wrote=True))
+        return True
+
+    def look(self, pending: Pending) -> list[Ticket]:
+        """Take in what came back from the device. -> whose answers grew."""
+        drawn = jax.tree.map(whole, pending.drawn)
+        for index, slot, ticket, tokens in pending.owners:
+            if slot.ticket is not ticket:
+                continue  # it was cancelled, and the row is somebody else's by now
+            slot.flying -= tokens
+            for n in np.flatnonzero(drawn.real[index]):
+                if not ticket.ended:
+                    self.take(slot, ticket, drawn, index, int(n), pending.wrote)
+            if ticket.ended:
+                self.free(slot)
+            elif not slot.flying and slot.drawn == slot.allowed:  # it has outgrown longrope's original length
+                self.events.append(Event("switched", ticket.number, slot.row, slot.drawn))
+                self.begin(slot, [*ticket.request.ids, *ticket.answer.token_ids])
+        return [owner.ticket for owner in pending.owners]
+
+    def take(self, slot: Slot, ticket: Ticket, drawn: slots.Drawn, index: int, n: int, wrote: bool) -> None:
+        """One more token of an answer."""
+        if wrote:
+            slot.held.append(ticket.answer.token_ids[-1])  # it was run
+        slot.drawn += 1
+        best = zip(drawn.top_tokens[index, n].tolist(), drawn.top_logprobs[index, n].tolist(), strict=True)
+        try:
+            ticket.answer.push(
+                int(drawn.token[index, n]), float(drawn.logprob[index, n]), list(best)[: ticket.request.top_logprobs]
+            )
+        except NumericsError as error:
+            ticket.error = error
+
+    def free(self, slot: Slot) -> None:
+        """Nobody's row."""
+        assert slot.ticket is not None
+        self.events.append(Event("freed", slot.ticket.number, slot.row, slot.drawn))
+        slot.ticket = None
+
+    def make_room(self, positions: int) -> None:
+        """A capacity of so many positions at least."""
+        capacity = buckets.capacity(min(positions, self.config.max_positions), self.config.max_positions)
+        if capacity > self.state.cache.capacity:
+            self.state = slots.resize(self.state, config=self.config, capacity=capacity)
+
+    # what programs take: one entry for each part of the rows
+
+    def rows_of(self, slot: Slot) -> np.ndarray:
+        """[R] row numbers within their parts: this slot's, and in the other parts nobody's."""
+        rows = self.rows // self.dp
+        found = np.full(self.dp, rows, np.int32)
+        found[self.part(slot)] = slot.row % rows
+        return found
+
+    def one(self, slot: Slot, value: int) -> np.ndarray:
+        """[R] this slot's number in its place, zeros in the others."""
+        found = np.zeros(self.dp, np.int32)
+        found[self.part(slot)] = value
+        return found

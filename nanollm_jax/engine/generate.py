@@ -1,0 +1,259 @@
+"""Texts out of prompts: all of them at the end, or piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar, overload
+
+from nanollm_jax.engine.answer import Generation
+from nanollm_jax.engine.request import Request, encode_prompts, requests_of
+from nanollm_jax.engine.rows import Ticket
+from nanollm_jax.engine.shared import Shared, failed, rows_for
+from nanollm_jax.loading import Model
+from nanollm_jax.profiling import Timings
+from nanollm_jax.settings import Sampling
+
+Piece = TypeVar("Piece", str, tuple[int, str])
+Stops = str | Sequence[str] | Sequence[Sequence[str]]
+StopIds = int | Sequence[int] | Sequence[Sequence[int]]
+
+
+@overload
+def generate(
+    model: Model,
+    prompts: str | Sequence[int],
+    *,
+    max_new_tokens: int = ...,
+    sampling: Sampling | None = ...,
+    seed: int | None = ...,
+    stop: Stops = ...,
+    stop_ids: StopIds = ...,
+    n: None = ...,
+    top_logprobs: int = ...,
+    rows: int | None = ...,
+) -> Generation: ...
+
+
+@overload
+def generate(
+    model: Model,
+    prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int] = ...,
+    sampling: Sampling | Sequence[Sampling] | None = ...,
+    seed: int | Sequence[int] | None = ...,
+    stop: Stops = ...,
+    stop_ids: StopIds = ...,
+    n: int | None = ...,
+    top_logprobs: int = ...,
+    rows: int | None = ...,
+) -> Any: ...
+
+
+def generate(
+    model: Model,
+    prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int] = 128,
+    sampling: Sampling | Sequence[Sampling] | None = None,
+    seed: int | Sequence[int] | None = 0,
+    stop: Stops = (),
+    stop_ids: StopIds = (),
+    n: int | None = None,
+    top_logprobs: int = 0,
+    rows: int | None = None,
+) -> Generation | list[Generation] | list[list[Generation]]:
+    """Continue prompts. One prompt -> a Generation; a list of any number of prompts -> a list of them, in order.
+
+    prompts        a text, a list of texts, a list of ids (one prompt), or a list of lists of ids, which are taken as they are
+    max_new_tokens of each answer, at most
+    sampling       None is what the checkpoint's generation_config.json says, greedy where it says nothing
+    seed           one number, 0 to 2**32 - 1, for every prompt, or one per prompt; None is a fresh one for each, which the
+                   Generation has. Draws depend on (seed, position) only
+    stop           texts that end an answer and are not part of it, besides the model's end-of-sequence ids; one that spells a
+                   special token, which prints nothing, is that token's id as well
+    stop_ids       ids that end an answer, too
+    n              answers to each prompt, drawn with seed, seed + 1, ..: instead of each Generation a list of n of them
+    top_logprobs   how many of the best tokens to give beside each, up to 20
+    rows           how many are written at the same time. None is 1, 8 or 32 per part of the rows that a mesh splits, as it
+                   fits; answers of engines with another number of rows are the same but for the last bits of their logprobs
+    max_new_tokens, sampling and seed may be lists of one per prompt; stop and stop_ids too, as lists of lists.
+    Raises RequestError naming the argument that cannot be honoured, NumericsError where the model computes no numbers.
+    """
+    texts, single = encode_prompts(model, prompts)
+    requests = requests_of(
+        model, texts, max_new_tokens, sampling, seed, stop, stop_ids, n=1 if n is None else n, top_logprobs=top_logprobs
+    )
+    if not requests:
+        return []
+    shared = rows_for(model, len(requests), rows)
+    tickets = shared.submit(requests)
+    for _ in shared.follow(tickets):
+        if (error := failed(tickets)) is not None:
+            raise error
+    results = [ticket.result(shared.engine.spent) for ticket in tickets]
+    if n is None:
+        return results[0] if single else results
+    each = [results[first : first + n] for first in range(0, len(results), n)]
+    return each[0] if single else each
+
+
+@overload
+def stream(  # type: ignore[overload-overlap]  # a text is a sequence of texts as well, and is one prompt
+    model: Model,
+    prompt: str | Sequence[int],
+    *,
+    max_new_tokens: int = ...,
+    sampling: Sampling | None = ...,
+    seed: int | None = ...,
+    stop: Stops = ...,
+    stop_ids: StopIds = ...,
+    top_logprobs: int = ...,
+    rows: int | None = ...,
+) -> Stream[str]: ...
+
+
+@overload
+def stream(
+    model: Model,
+    prompt: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int] = ...,
+    sampling: Sampling | Sequence[Sampling] | None = ...,
+    seed: int | Sequence[int] | None = ...,
+    stop: Stops = ...,
+    stop_ids: StopIds = ...,
+    top_logprobs: int = ...,
+    rows: int | None = ...,
+) -> Stream[tuple[int, str]]: ...
+
+
+def stream(
+    model: Model,
+    prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int] = 128,
+    sampling: Sampling | Sequence[Sampling] | None = None,
+    seed: int | Sequence[int] | None = 0,
+    stop: Stops = (),
+    stop_ids: StopIds = (),
+    top_logprobs: int = 0,
+    rows: int | None = None,
+) -> Stream[Any]:
+    """Continue a prompt and yield its text as it is written, piece by piece. Joined, the pieces are generate's text.
+
+    Of a list of prompts the pieces are pairs (index of the prompt, text), in the order in which they come. `for` and
+    `async for` both work. Arguments as in generate, checked before the first piece is asked for. A piece is whole characters,
+    and text that may turn out to be the beginning of a stop string is held back until that is known.
+    """
+    texts, single = encode_prompts(model, prompt)
+    requests = requests_of(
+        model, texts, max_new_tokens, sampling, seed, stop, stop_ids, top_logprobs=top_logprobs, streamed=True
+    )
+    return Stream(lambda: rows_for(model, len(requests), rows), requests, single)
+
+
+class Stream(Iterator[Piece], Generic[Piece]):
+    """The pieces of one answer, in order, or pairs (index, piece) of several.
+
+    generation and timings are the answer so far and what it cost so far, of the first prompt; generations has all of them.
+    """
+
+    def __init__(
+        self,
+        rows: Callable[[], Shared],
+        requests: Sequence[Request],
+        single: bool,
+        done: Callable[[Any], None] = lambda _: None,
+    ) -> None:
+        """rows() is the engine that answers; nothing runs before the first piece is asked for.
+
+        done is called with this stream, once, when its answers have ended or nobody wants more of them.
+        """
+        self.rows, self.done = rows, done
+        self.requests = requests
+        self.single = single
+        self.shared: Shared | None = None
+        self.tickets: list[Ticket] = []
+        self.shown = [0] * len(requests)
+        self.steps: Iterator[None] = iter(())
+        self.closed = False
+
+    def begin(self) -> None:
+        """Submit the requests, once."""
+        if self.shared is None and not self.closed:
+            self.shared = self.rows()
+            self.tickets = self.shared.submit(self.requests)
+            self.steps = self.shared.follow(self.tickets)
+
+    def __next__(self) -> Piece:
+        """The next text that is certain. Raises StopIteration after the last, and what went wrong with an answer."""
+        self.begin()
+        while True:
+            for index, ticket in enumerate(self.tickets):
+                certain = ticket.answer.certain()
+                if certain > self.shown[index]:
+                    piece = ticket.answer.text[self.shown[index] : certain]
+                    self.shown[index] = certain
+                    return piece if self.single else (index, piece)  # type: ignore[return-value]
+            if (error := failed(self.tickets)) is not None:
+                self.close()
+                raise error
+            try:
+                ended = next(self.steps, self.steps) is self.steps
+            except BaseException:
+                self.closed = True  # nothing came of it
+                raise
+            if ended and not self.grown():
+                self.finish()
+                raise StopIteration
+
+    def __aiter__(self) -> Stream[Piece]:
+        """The same pieces in `async for`: another thread waits for each."""
+        return self
+
+    async def __anext__(self) -> Piece:
+        """The next piece."""
+        piece = await asyncio.to_thread(next, self, None)
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    def close(self) -> None:
+        """Nobody wants more of it: the answer stays as far as it came."""
+        if self.shared is not None:
+            self.shared.cancel(self.tickets)
+            self.finish()
+        self.closed = True
+
+    def grown(self) -> bool:
+        """Is there text that was not shown yet?"""
+        return any(ticket.answer.certain() > shown for ticket, shown in zip(self.tickets, self.shown, strict=True))
+
+    def finish(self) -> None:
+        """Say once that it is done."""
+        if not self.closed and failed(self.tickets) is None:
+            self.closed = True
+            self.done(self)
+
+    @property
+    def generations(self) -> list[Generation]:
+        """The answers as far as they were computed; complete where finish_reason is not empty."""
+        if self.shared is None:
+            return [Generation("", [], [], "", len(request.ids), request.seed) for request in self.requests]
+        return [ticket.result(self.shared.engine.spent) for ticket in self.tickets]
+
+    @property
+    def generation(self) -> Generation:
+        """The answer to the first prompt."""
+        return self.generations[0]
+
+    @property
+    def timings(self) -> Timings:
+        """Seconds and tokens so far, of the first prompt."""
+        return self.generation.timings
+
+    def __repr__(self) -> str:
+        written = sum(len(ticket.answer.token_ids) for ticket in self.tickets)
+        return f"Stream({len(self.requests)} answers, {written} tokens so far)"

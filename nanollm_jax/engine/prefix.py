@@ -1,0 +1,100 @@
+"""What was read before and need not be read again: whole pieces of prompts, kept by blocks of P tokens.
+
+The host has a tree: a block is found by the one before it and by its own ids, compared one by one. The device has a pool
+of as many blocks as a bound on bytes allows; a hit is copied into the row, so nothing is shared and nothing is counted.
+Where the pool is full, the leaf that was used longest ago makes room.
+
+Only what was read as a whole piece is kept, never what decoding wrote: the two differ in their last bits, and an answer
+would then depend on what happened to be cached.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass
+class Block:
+    """One block: its place in the pool, the block before it, how many follow it, and a number that no other ever had."""
+
+    uid: int
+    place: int
+    before: Block | None
+    key: tuple[Hashable, tuple[int, ...]]
+    followed: int = 0
+
+
+class Prefixes:
+    """Which blocks of P ids stand at which places of a pool of `places`, the least recently used ones first to go."""
+
+    def __init__(self, size: int, places: int) -> None:
+        """size is P; with 0 places nothing is ever kept."""
+        self.size = size
+        self.free = list(range(places))[::-1]
+        self.blocks: OrderedDict[tuple[Hashable, tuple[int, ...]], Block] = OrderedDict()
+        self.uids = itertools.count()
+
+    def __len__(self) -> int:
+        """How many blocks are kept."""
+        return len(self.blocks)
+
+    def find(self, root: Hashable, ids: Sequence[int]) -> list[Block]:
+        """The blocks that ids begin with, in order. root says in which world they were read: a setting, an adapter, a salt."""
+        found: list[Block] = []
+        for begin in range(0, len(ids) - self.size + 1, self.size):
+            block = self.next(root, found[-1] if found else None, ids[begin : begin + self.size])
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def next(self, root: Hashable, before: Block | None, ids: Sequence[int]) -> Block | None:
+        """The block of these P ids behind another one, None where there is none. It and those before it are used now."""
+        found = self.blocks.get(self.key(root, before, ids))
+        for block in self.chain(found):  # a block is used no earlier than what follows it
+            self.blocks.move_to_end(block.key)
+        return found
+
+    def add(self, root: Hashable, before: Block | None, ids: Sequence[int]) -> tuple[Block | None, bool]:
+        """The block of these P ids behind another one, and whether it is new: then its place has to be filled.
+
+        None where there is no room, because the pool has no places or every block is followed by another; and where the block
+        before was forgotten meanwhile.
+        """
+        if before is not None and before.key not in self.blocks:
+            return None, False
+        if (known := self.next(root, before, ids)) is not None:
+            return known, False
+        place = self.free.pop() if self.free else self.drop(before)
+        if place is None:
+            return None, False
+        key = self.key(root, before, ids)
+        self.blocks[key] = Block(next(self.uids), place, before, key)
+        if before is not None:
+            before.followed += 1
+        return self.next(root, before, ids), True
+
+    def drop(self, spared: Block | None) -> int | None:
+        """The place of the leaf that was used longest ago, which is forgotten; `spared` is not taken."""
+        leaf = next((one for one in self.blocks.values() if not one.followed and one is not spared), None)
+        if leaf is None:
+            return None
+        del self.blocks[leaf.key]
+        if leaf.before is not None:
+            leaf.before.followed -= 1
+        return leaf.place
+
+    def key(self, root: Hashable, before: Block | None, ids: Sequence[int]) -> tuple[Hashable, tuple[int, ...]]:
+        """How a block is found."""
+        return (("root", root) if before is None else before.uid, tuple(ids))
+
+    def chain(self, block: Block | None) -> list[Block]:
+        """A block and those before it, the last one first."""
+        found = []
+        while block is not None:
+            found.append(block)
+            block = block.before
+        return found

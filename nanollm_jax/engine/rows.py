@@ -1,0 +1,178 @@
+"""What the engine knows on the host: requests on their way, who sits in which row, and what the device is about to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.engine import buckets
+from nanollm_jax.engine.answer import Answer, Generation
+from nanollm_jax.engine.prefix import Block
+from nanollm_jax.engine.request import Request
+from nanollm_jax.engine.slots import Drawn, Seat
+from nanollm_jax.errors import NanoLLMError
+from nanollm_jax.profiling import Timings
+from nanollm_jax.sampling import heard
+
+
+class Event(NamedTuple):
+    """Something that happened in a row to a request, and how much of it.
+
+    "admitted" prompt tokens, "hit" tokens that were cached, "piece" tokens read, "switched" and "freed" tokens drawn;
+    "chunk" steps of all rows that wrote, and row says how many these were
+    """
+
+    what: str
+    request: int
+    row: int
+    amount: int
+
+
+class Spent(NamedTuple):
+    """What the steps of an engine have cost until now: seconds, those of making programs ready, and how many of these."""
+
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+    compiled: int = 0
+    fetched: int = 0
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request on its way: its answer while it grows, and how many of its prompt's tokens were cached and how many read.
+
+    asked, began and stopped are what the engine had spent when it was submitted, had its first token, and ended; whoever steps
+    the engine fills in the last two.
+    """
+
+    number: int
+    request: Request
+    answer: Answer
+    asked: Spent
+    began: Spent | None = None
+    stopped: Spent | None = None
+    error: NanoLLMError | None = None
+    cancelled: bool = False
+    cached_tokens: int = 0
+    read_tokens: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Will nothing more come?"""
+        return bool(self.answer.finish_reason) or self.cancelled or self.error is not None
+
+    def timings(self, now: Spent) -> Timings:
+        """What it cost until now, or until it ended."""
+        stopped = self.stopped or now
+        began = self.began or stopped
+        reading, writing = (
+            tuple(b - a for a, b in zip(*span, strict=True)) for span in ((self.asked, began), (began, stopped))
+        )
+        compiled = [a + b for a, b in zip(reading, writing, strict=True)]
+        return Timings(
+            prompt_tokens=self.read_tokens,
+            new_tokens=len(self.answer.token_ids),
+            compile_seconds=compiled[1],
+            prefill_seconds=reading[0] - reading[1],
+            decode_seconds=writing[0] - writing[1],
+            first_token_seconds=reading[0] if self.began else 0.0,
+            cached_tokens=self.cached_tokens,
+            compiled=int(compiled[2] - compiled[3]),
+            fetched=int(compiled[3]),
+        )
+
+    def result(self, now: Spent) -> Generation:
+        """The answer, finished or as far as it is. Raises what went wrong with it."""
+        if self.error is not None:
+            raise self.error
+        return self.answer.result(self.request.seed, self.timings(now))
+
+
+@dataclass(eq=False)
+class Slot:
+    """One row: whose it is, the text that it has to read, how far it has read, and which ids its cache holds.
+
+    allowed    tokens that it may draw before it ends or is read anew, drawn how many it has drawn, flying how many more at most
+               are on their way and were not looked at
+    filled     positions that its cache holds of its text at most: held, and those of tokens that were not looked at
+    reach      positions that were ever written behind the first ones that are held, of this text or of one before
+    block      the last block of its prefix, while it is kept (keeps)
+    """
+
+    row: int
+    ticket: Ticket | None = None
+    text: list[int] = field(default_factory=list)
+    at: int = 0
+    held: list[int] = field(default_factory=list)
+    filled: int = 0
+    reach: int = 0
+    allowed: int = 0
+    drawn: int = 0
+    flying: int = 0
+    block: Block | None = None
+    keeps: bool = False
+
+    def fill(self, positions: int) -> None:
+        """Note that so many positions are written."""
+        self.filled, self.reach = positions, max(self.reach, positions)
+
+    @property
+    def reading(self) -> bool:
+        """Is there more of its text to read?"""
+        return self.ticket is not None and self.at < len(self.text)
+
+    @property
+    def left(self) -> int:
+        """How many tokens it may still draw, those on their way counted as drawn; 0 while it reads."""
+        return 0 if self.ticket is None or self.reading else self.allowed - self.drawn - self.flying
+
+    def piece(self, longest: int) -> int:
+        """How many tokens its next piece has: it ends where the text does, or at a multiple of the longest."""
+        return min(longest - self.at % longest, len(self.text) - self.at)
+
+    def program(self, longest: int) -> tuple[int, bool]:
+        """What reads its next piece: the length that it is padded to, and whether nothing is before it."""
+        return buckets.piece(self.piece(longest), longest), self.at == 0
+
+
+class Owner(NamedTuple):
+    """Whose one row of what is on its way is: where in the array, the slot, the request, and how many tokens at most."""
+
+    at: int
+    slot: Slot
+    ticket: Ticket
+    tokens: int
+
+
+class Pending(NamedTuple):
+    """What is on its way from the device, and whether it was written, so that the token before each of it was run."""
+
+    drawn: Drawn
+    owners: list[Owner]
+    wrote: bool
+
+
+def seat_of(
+    config: ModelConfig, rows: Any, request: Request, answer: Sequence[int] = (), length: int = 0, left: int = 0
+) -> Seat:
+    """What rows [R] are to be: a request's settings and what was answered so far, the same in every part of the rows."""
+    V, P = config.vocab_size, config.max_positions
+
+    def each(value: Any) -> Any:
+        return np.repeat(np.atleast_1d(value), len(rows), axis=0)
+
+    return Seat(
+        row=rows, length=each(np.int32(length)), history=jax.tree.map(each, heard([request.ids], [answer], V, P)),
+        sampling=jax.tree.map(each, request.rows(V)), seed=each(np.uint32(request.seed)),
+        tops=each(np.int32(request.top_logprobs)), left=each(np.int32(left)),
+    )  # fmt: skip
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two lists have in common at their beginnings."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

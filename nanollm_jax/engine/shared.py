@@ -1,0 +1,126 @@
+"""An engine that several threads use at the same time: no thread of its own, whoever waits for an answer steps for all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from nanollm_jax.checks import check_counts
+from nanollm_jax.engine import buckets
+from nanollm_jax.engine.engine import Engine
+from nanollm_jax.engine.request import Request
+from nanollm_jax.engine.rows import Ticket
+from nanollm_jax.errors import NanoLLMError, RequestError
+from nanollm_jax.loading import Model
+from nanollm_jax.profiling import CompileWatch
+
+
+class Shared:
+    """An engine, and who is stepping it."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Nobody is."""
+        self.engine = engine
+        self.turn = threading.Condition()
+        self.stepping = False
+        self.waiting: set[Ticket] = set()
+        self.broken: BaseException | None = None
+
+    @property
+    def free(self) -> int:
+        """How many rows nobody has or waits for."""
+        return self.engine.rows - len(self.waiting)
+
+    def submit(self, requests: Sequence[Request]) -> list[Ticket]:
+        """Take requests in, in this order."""
+        with self.turn:
+            tickets = [self.engine.submit(request) for request in requests]
+            self.waiting.update(tickets)
+            return tickets
+
+    def cancel(self, tickets: Sequence[Ticket]) -> None:
+        """Nobody waits for these any more."""
+        with self.turn:
+            for ticket in tickets:
+                self.engine.cancel(ticket)
+            self.waiting.difference_update(tickets)
+
+    def follow(self, tickets: Sequence[Ticket]) -> Iterator[None]:
+        """Step, or wait while somebody else does, until all of these have ended; yields after each step.
+
+        Left before its end, by an error or because nobody wants more, it cancels them.
+        """
+        try:
+            while not all(ticket.ended for ticket in tickets):
+                self.advance()
+                yield
+        finally:
+            self.cancel(tickets)
+
+    def advance(self) -> None:
+        """One step, ours or that of the thread that is at it. Raises RequestError where a step failed: the state is gone."""
+        with self.turn:
+            if self.stepping:
+                self.turn.wait()
+                return
+            if self.broken is not None:
+                raise RequestError(
+                    f"the rows of this model were lost in a step that ended with {self.broken!r}; ask again."
+                )
+            self.stepping = True
+        try:
+            self.step()
+        except BaseException as error:
+            self.broken = error  # whoever waits is told so, and the model makes new rows for who comes next
+            raise
+        finally:
+            with self.turn:
+                self.stepping = False
+                self.turn.notify_all()
+
+    def step(self) -> None:
+        """One step of the engine, and the time that it took."""
+        engine, begun = self.engine, time.perf_counter()
+        with CompileWatch() as watch:
+            grown = engine.step()
+        spent = engine.spent
+        engine.spent = spent._replace(
+            seconds=spent.seconds + time.perf_counter() - begun, compile_seconds=spent.compile_seconds + watch.seconds,
+            compiled=spent.compiled + watch.programs, fetched=spent.fetched + watch.fetched,
+        )  # fmt: skip
+        for ticket in grown:
+            ticket.began = ticket.began or engine.spent
+            if ticket.ended:
+                ticket.stopped = ticket.stopped or engine.spent
+                self.waiting.discard(ticket)
+
+
+def rows_for(model: Model, count: int, rows: int | None) -> Shared:
+    """The engine of a model for so many prompts: of `rows` rows, or the one that fits best.
+
+    That is the smallest under way that has room for them; else the smallest that seats them together with all that is under
+    way. A model makes an engine when it is first needed, and keeps it.
+    """
+    if rows is not None:
+        (rows,) = check_counts(rows=rows)
+        return made(model, -(-rows // model.dp) * model.dp)
+    known: list[Shared] = sorted(model.engines.values(), key=lambda shared: shared.engine.rows)
+    busy = [shared for shared in known if shared.waiting and shared.broken is None]
+    for shared in busy:
+        if shared.free >= count and shared.engine.rows in buckets.ROWS:
+            return shared
+    return made(model, buckets.rows(count + sum(len(shared.waiting) for shared in busy), model.dp))
+
+
+def made(model: Model, rows: int) -> Shared:
+    """The engine of so many rows, made now if there is none."""
+    shared: Shared | None = model.engines.get(rows)
+    if shared is None or shared.broken is not None:
+        shared = model.engines[rows] = Shared(Engine(model, rows))
+    return shared
+
+
+def failed(tickets: Sequence[Ticket]) -> NanoLLMError | None:
+    """What went wrong with the first of these with which something did."""
+    return next((ticket.error for ticket in tickets if ticket.error is not None), None)

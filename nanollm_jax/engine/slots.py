@@ -1,0 +1,262 @@
+"""The compiled programs of rows that come and go, and the state that they hand on. Few, of fixed shapes; all else is traced.
+
+    begin     a row is somebody's: its settings are put on the device, once
+    read      one piece of one row's prompt; where the prompt ends the first token of the answer is drawn
+    write     a chunk of tokens for all live rows; a row that has ended writes nothing and draws nothing
+    keep      a piece that a row has read becomes a block of the pool
+    restore   a block of the pool becomes what a row has read
+    resize    another capacity
+
+Each takes the state and gives it back, updated in place. On a mesh dp rows at a time are begun and read, one of each part
+of the rows; row numbers count within a part, and one past the last row is nobody's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from nanollm_jax import cache as kv
+from nanollm_jax import model
+from nanollm_jax import sampling as smp
+from nanollm_jax.cache import KVCache
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.letters import axes, spec
+from nanollm_jax.params import Params
+from nanollm_jax.sampling import History
+from nanollm_jax.settings import Sampling
+from nanollm_jax.sharding import program
+
+TOPS = 20  # alternatives to a token that can be asked for
+
+
+@flax.struct.dataclass
+class State:
+    """What the device holds for B rows.
+
+    token is the one that was drawn and not yet run: a row that has read its prompt and drawn nothing else is at length
+    positions in the cache, and its token will stand at position `length`. live rows go on; left is how many tokens a row may
+    still draw. tops is how many alternatives to each token a row wants to see.
+    Row of 5 prompt ids that drew one token, 3 allowed: length 5, live, left 2. After one step: length 6, left 1.
+    """
+
+    cache: KVCache
+    history: History
+    sampling: Sampling
+    seed: jax.Array = axes("B")
+    tops: jax.Array = axes("B")
+    token: jax.Array = axes("B")
+    live: jax.Array = axes("B")
+    left: jax.Array = axes("B")
+
+
+@flax.struct.dataclass
+class Seat:
+    """What R rows are to be: row and length [R], the ids of the prompt and of the answer so far, and the settings."""
+
+    history: History
+    sampling: Sampling
+    row: jax.Array = axes("B")
+    length: jax.Array = axes("B")
+    seed: jax.Array = axes("B")
+    tops: jax.Array = axes("B")
+    left: jax.Array = axes("B")
+
+
+@flax.struct.dataclass
+class Drawn:
+    """Tokens of n steps: ids and log-probabilities [B n], whether the row drew one at all, and the best TOPS [B n X]."""
+
+    token: jax.Array = axes("B T")
+    logprob: jax.Array = axes("B T")
+    real: jax.Array = axes("B T")
+    top_tokens: jax.Array = axes("B T X")
+    top_logprobs: jax.Array = axes("B T X")
+
+
+@flax.struct.dataclass
+class Pool:
+    """Blocks of P positions that were read once: keys and values of each layer, L x [B*K P H], B of them."""
+
+    k: tuple[jax.Array, ...] = axes("B*K P H")
+    v: tuple[jax.Array, ...] = axes("B*K P H")
+
+
+def empty_state(cache: KVCache, config: ModelConfig) -> State:
+    """Rows that are nobody's."""
+    B, V = cache.batch, config.vocab_size
+    zeros = partial(jnp.zeros, B)  # a buffer each: all of them are donated
+    sampling = jax.tree.map(jnp.array, Sampling(temperature=0.0).rows(B, V))
+    history = smp.no_history(B, V, config.max_positions)
+    return State(
+        dataclasses.replace(cache, fresh=False), history, sampling, seed=zeros(jnp.uint32), tops=zeros(jnp.int32),
+        token=zeros(jnp.int32), live=zeros(bool), left=zeros(jnp.int32),
+    )  # fmt: skip
+
+
+@program(donate=("state",))
+def begin(state: State, seat: Seat, *, config: ModelConfig) -> State:
+    """Give rows to somebody: they hold the first `length` positions of what they held, and are about to read."""
+    put = lambda old, new: old.at[seat.row].set(new.astype(old.dtype), mode="drop")  # noqa: E731
+    cache = dataclasses.replace(state.cache, length=put(state.cache.length, seat.length), fresh=False)
+    return dataclasses.replace(
+        state,
+        cache=cache,
+        live=put(state.live, jnp.zeros_like(seat.row)),
+        **{
+            name: jax.tree.map(put, getattr(state, name), getattr(seat, name))
+            for name in ("history", "sampling", "seed", "tops", "left")
+        },
+    )
+
+
+@program(static=("fresh",), donate=("state",))
+def read(
+    params: Params, state: State, tokens: jax.Array, count: jax.Array, row: jax.Array, end: jax.Array, last: jax.Array,
+    *, config: ModelConfig, fresh: bool,
+) -> tuple[State, Drawn]:  # fmt: skip
+    """Read one piece of the prompts of R rows behind what each holds.  tokens [R T], the others [R]
+
+    count says how many tokens are real, row whose they are, end how long the whole text is. Where the piece is the last one,
+    the first token of the answer is drawn. fresh: the rows hold nothing yet.
+    """
+    part = kv.select(state.cache, row, fresh)
+    x, part = model.hidden_states(params, tokens, count, part, config=config, end=end)
+    final = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
+    logits = model.logits(params, final, config)[:, 0]
+    own = lambda tree: jax.tree.map(lambda array: array.at[row].get(mode="clip"), tree)  # noqa: E731
+    history = own(state.history)
+    token, logprob = smp.draw(logits, own(state.sampling), history, own(state.seed), part.length)
+    tops = own(state.tops)
+    drawn = Drawn(*(each[:, None] for each in (token, logprob, last, *best_of(logits, jnp.where(last, tops, 0)))))
+    history = keep_where(last, smp.remember(history, token), history)
+    left = own(state.left) - last
+    put = lambda old, new: old.at[row].set(new, mode="drop")  # noqa: E731
+    return dataclasses.replace(
+        state,
+        cache=kv.put_back(state.cache, part),
+        history=jax.tree.map(put, state.history, history),
+        token=put(state.token, token),
+        live=put(state.live, last & goes_on(token, left, own(state.sampling).ends)),
+        left=put(state.left, left),
+    ), drawn
+
+
+@program(static=("steps",), donate=("state",))
+def write(params: Params, state: State, wanted: jax.Array, *, config: ModelConfig, steps: int) -> tuple[State, Drawn]:
+    """Up to `steps` tokens for each live row that is still wanted [B].  -> state, [B n]
+
+    One lax.scan that carries the cache. When no row is live any more, what is left of it costs nothing.
+    """
+    state = dataclasses.replace(state, live=state.live & wanted)
+
+    def one(state: State, _: None) -> tuple[State, Drawn]:
+        return jax.lax.cond(jnp.any(state.live), lambda: step(params, state, config), lambda: (state, nothing(state)))
+
+    state, drawn = jax.lax.scan(one, state, length=steps)
+    return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
+
+
+def step(params: Params, state: State, config: ModelConfig) -> tuple[State, Drawn]:
+    """Run the token of every live row and draw the next one: one step of write, and a pure function.  -> state, [B]"""
+    live = state.live
+    x, cache = model.hidden_states(params, state.token[:, None], live.astype(jnp.int32), state.cache, config=config)
+    logits = model.logits(params, x, config)[:, 0]
+    token, logprob = smp.draw(logits, state.sampling, state.history, state.seed, cache.length)
+    tops = best_of(logits, jnp.where(live, state.tops, 0))
+    token = jnp.where(live, token, state.token)
+    left = state.left - live
+    return dataclasses.replace(
+        state,
+        cache=cache,
+        history=keep_where(live, smp.remember(state.history, token), state.history),
+        token=token,
+        live=live & goes_on(token, left, state.sampling.ends),
+        left=left,
+    ), Drawn(token, logprob, live, *tops)
+
+
+def nothing(state: State) -> Drawn:
+    """What a step without live rows draws."""
+    return Drawn(state.token, (0 * state.left).astype(jnp.float32), state.live, *none_of(state.tops))
+
+
+def goes_on(token: jax.Array, left: jax.Array, ends: jax.Array) -> jax.Array:
+    """Does an answer go on behind this token?  token and left [B], ends [B V] -> [B] bool"""
+    return (left > 0) & ~jnp.take_along_axis(ends, token[:, None], axis=1)[:, 0]
+
+
+def best_of(logits: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The ids of the TOPS best tokens and their log-probabilities, where any row wants some.  [B V], [B] -> [B X] twice"""
+    V = logits.shape[1]
+
+    def found() -> tuple[jax.Array, jax.Array]:
+        best, ids = jax.lax.top_k(logits, min(TOPS, V))
+        best = best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        widen = ((0, 0), (0, TOPS - min(TOPS, V)))
+        return jnp.pad(ids, widen), jnp.pad(best, widen, constant_values=-jnp.inf)
+
+    return jax.lax.cond(jnp.any(wanted > 0), found, lambda: none_of(wanted))
+
+
+def none_of(wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What best_of gives where nobody wants any.  [B] -> [B X] twice. Made of the rows, so that a mesh splits it as them."""
+    zeros = jnp.broadcast_to(0 * wanted[:, None], (wanted.shape[0], TOPS))
+    return zeros, zeros.astype(jnp.float32)
+
+
+def keep_where(rows: jax.Array, new: Any, old: Any) -> Any:
+    """The new values in these rows [B], the old ones in the others."""
+    return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old)
+
+
+def empty_pool(cache: KVCache, blocks: int, size: int) -> Pool:
+    """A pool of so many blocks of `size` positions each, beside this cache."""
+    K = cache.layers[0].k.shape[0] // cache.batch
+    # named, a device would bind every program that takes the pool to it, and compile it again
+    where = None if cache.mesh is None else NamedSharding(cache.mesh, spec("B*K P H"))
+    made = lambda x: jnp.zeros((blocks * K, size, x.shape[2]), x.dtype, device=where)  # noqa: E731
+    return Pool(tuple(made(layer.k) for layer in cache.layers), tuple(made(layer.v) for layer in cache.layers))
+
+
+@program(donate=("pool",))
+def keep(pool: Pool, state: State, row: jax.Array, at: jax.Array, block: jax.Array, *, config: ModelConfig) -> Pool:
+    """Copy the positions at, at + 1, .. of R rows to blocks of the pool.  row, at and block [R]"""
+    P, K = pool.k[0].shape[1], state.cache.layers[0].k.shape[0] // state.cache.batch
+    positions = at[:, None] + jnp.arange(P)[None]
+    found = [layer.at(row, positions, K) for layer in state.cache.layers]
+    heads = (block[:, None] * K + jnp.arange(K)[None]).reshape(-1)
+
+    def put(blocks: tuple[jax.Array, ...], new: list[jax.Array]) -> tuple[jax.Array, ...]:
+        return tuple(
+            old.at[heads].set(x.reshape(-1, *x.shape[2:]), mode="drop") for old, x in zip(blocks, new, strict=True)
+        )
+
+    return Pool(put(pool.k, [k for k, _ in found]), put(pool.v, [v for _, v in found]))
+
+
+@program(donate=("state",))
+def restore(state: State, pool: Pool, row: jax.Array, at: jax.Array, block: jax.Array, *, config: ModelConfig) -> State:
+    """Put blocks of the pool at the positions at, at + 1, .. of R rows, and count them.  row, at and block [R]"""
+    P, K = pool.k[0].shape[1], state.cache.layers[0].k.shape[0] // state.cache.batch
+    positions = at[:, None] + jnp.arange(P)[None]
+    heads = block[:, None] * K + jnp.arange(K)[None]
+    taken = lambda buffer: buffer.at[heads].get(mode="clip").swapaxes(1, 2)  # noqa: E731  # [R P K H]
+    layers = tuple(
+        layer.write(row, taken(k), taken(v), positions, jnp.ones_like(positions, bool))
+        for layer, k, v in zip(state.cache.layers, pool.k, pool.v, strict=True)
+    )
+    length = state.cache.length.at[row].set(at + P, mode="drop")
+    return dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=layers, length=length))
+
+
+@program(static=("capacity",))
+def resize(state: State, *, config: ModelConfig, capacity: int) -> State:
+    """The same state with a cache of another capacity. What keeps its size is handed through."""
+    return dataclasses.replace(state, cache=kv.resize(state.cache, config, capacity))

@@ -1,0 +1,104 @@
+"""Ready before the first request: every program that requests will need, compiled ahead by running it on nobody's rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import numpy as np
+
+from nanollm_jax.checks import check_counts
+from nanollm_jax.engine import buckets, slots
+from nanollm_jax.engine.engine import Engine
+from nanollm_jax.engine.request import Request, check_room
+from nanollm_jax.engine.rows import seat_of
+from nanollm_jax.engine.shared import rows_for
+from nanollm_jax.loading import Model
+from nanollm_jax.profiling import CompileWatch
+
+
+def warmup(
+    model: Model,
+    *,
+    batch: int = 1,
+    prompt_tokens: int = 128,
+    max_new_tokens: int = 128,
+    rows: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Compile ahead every program that requests up to this size need. Returns how many were compiled.
+
+    batch            prompts at a time, whose rows are made ready; or `rows`, as in generate
+    prompt_tokens    tokens of the longest prompt, max_new_tokens of the longest answer
+    progress         is told of each program when it is ready: "[3/12] write 16 tokens, 8 rows of 256 positions: 1.2 s"
+    Afterwards such requests compile nothing, whatever their lengths, sampling settings, seeds and stops; and the first turns of
+    a Conversation of that size neither, where batch is 1. Raises RequestError for what the model has no positions for.
+    """
+    batch, prompt_tokens, max_new_tokens = check_counts(
+        batch=batch, prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens
+    )
+    check_room(model, prompt_tokens, max_new_tokens)
+    return warm(rows_for(model, batch, rows).engine, prompt_tokens, prompt_tokens + max_new_tokens, progress)
+
+
+def warm(engine: Engine, prompt: int, positions: int, progress: Callable[[str], None] = lambda _: None) -> int:
+    """warmup of one engine, that nobody uses yet. Returns how many programs were compiled."""
+    with CompileWatch() as watch:
+        found = list(programs(engine, prompt, positions))
+        for n, (name, run) in enumerate(found, 1):
+            begun = time.perf_counter()
+            run()
+            jax.block_until_ready(engine.state)
+            progress(f"[{n}/{len(found)}] {name}: {time.perf_counter() - begun:.1f} s")
+        engine.state = engine.empty()
+    return watch.programs
+
+
+def programs(engine: Engine, prompt: int, positions: int) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The programs of an engine for prompts of up to `prompt` tokens in texts of up to `positions`: names, and calls that run
+    them on nobody's rows, to be made in this order.
+    """
+    config, params = engine.config, engine.model.params
+    nobody = np.full(engine.dp, engine.rows // engine.dp, np.int32)
+    zeros, no = np.zeros(engine.dp, np.int32), np.zeros(engine.dp, bool)
+    capacities = buckets.capacities(config.max_positions)
+    limit = buckets.capacity(min(positions, config.max_positions), config.max_positions)
+    lengths = sorted({buckets.piece(2**n, engine.piece) for n in range(engine.piece.bit_length())})
+    lengths = [T for T in lengths if buckets.piece(min(prompt, engine.piece), engine.piece) >= T]
+
+    def resize(capacity: int) -> None:
+        engine.make_room(capacity)
+
+    def begin() -> None:
+        request = Request((0,), 1, engine.model.defaults.sampling)
+        engine.state = slots.begin(engine.state, seat_of(config, nobody, request), config=config)
+
+    def read(T: int, fresh: bool) -> None:
+        tokens = np.zeros((engine.dp, T), np.int32)
+        engine.state, _ = slots.read(params, engine.state, tokens, zeros, nobody, zeros, no, config=config, fresh=fresh)
+
+    def write(steps: int) -> None:
+        engine.state, _ = slots.write(params, engine.state, np.zeros(engine.rows, bool), config=config, steps=steps)
+
+    def keep() -> None:
+        engine.pool = slots.keep(engine.blocks(), engine.state, nobody, zeros, zeros, config=config)
+
+    def restore() -> None:
+        engine.state = slots.restore(engine.state, engine.blocks(), nobody, zeros, zeros, config=config)
+
+    for capacity in (S for S in capacities if limit >= S):
+        where = f"{engine.rows} row{'s' * (engine.rows > 1)} of {capacity:,} positions"
+        if capacity > capacities[0]:
+            yield f"make room, {where}", partial(resize, capacity)
+        yield f"begin, {where}", begin
+        for T in lengths:
+            yield f"read {T} tokens, {where}", partial(read, T, True)
+            if prompt > engine.piece or engine.remember:
+                yield f"read {T} tokens behind others, {where}", partial(read, T, False)
+        for steps in (buckets.STREAMED, buckets.CHUNK):
+            yield f"write {steps} tokens, {where}", partial(write, steps)
+        if prompt > engine.piece and engine.places:
+            yield f"keep a prefix, {where}", keep
+            yield f"restore a prefix, {where}", restore

@@ -1,0 +1,274 @@
+"""The law of load: in one engine an answer has the same bits alone and beside any others, whatever is cached."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+
+import jax
+import numpy as np
+import pytest
+from agreement import agree
+from models import CONFIG_JSON, FURTHER, random_model
+from programs import compiled
+
+import nanollm_jax as nano
+from nanollm_jax.engine import slots
+from nanollm_jax.engine.engine import Engine
+from nanollm_jax.engine.prefix import Prefixes
+from nanollm_jax.engine.request import Request
+from nanollm_jax.engine.rows import seat_of
+from nanollm_jax.engine.warmup import warm
+from nanollm_jax.profiling import CompileWatch
+
+PIECE, ROWS = 32, 4
+SETTINGS = [
+    nano.Sampling(temperature=0.0),
+    nano.Sampling(temperature=1.1, top_k=30, top_p=0.95, repetition_penalty=1.1, min_new_tokens=3),
+    nano.Sampling(temperature=0.9, frequency_penalty=0.3, logit_bias={5: 2.0}),
+    nano.Sampling(temperature=1.4, no_repeat_ngram_size=2, min_p=0.02),
+]
+
+
+def elements(line):
+    """How many numbers the result of an instruction has."""
+    shape = re.search(r"= \w+\[([\d,]*)\]", line)
+    return int(np.prod([int(size) for size in shape.group(1).split(",") if size])) if shape else 0
+
+
+def model_of(family, dtype="float32", positions=600):
+    """A small random model with room for more than one block of slots."""
+    names = {"max_position_embeddings", "n_positions"} & (CONFIG_JSON | FURTHER)[family].keys()
+    config, _ = nano.read_config((CONFIG_JSON | FURTHER)[family] | dict.fromkeys(names, positions))
+    return nano.Model(config, nano.init_params(config, jax.random.key(5), dtype))
+
+
+def requests_for(model, count, seed=1, longest=300):
+    """Prompts of 1 to 350 tokens, many of which begin alike; every kind of setting; some stop, some are watched."""
+    rng, V = np.random.default_rng(seed), model.config.vocab_size
+    shared = rng.integers(0, V, longest).tolist()
+    made = []
+    for n in range(count):
+        begin = shared[: int(rng.integers(1, longest))] if n % 2 else []
+        ids = begin + rng.integers(0, V, int(rng.integers(1, 50))).tolist()
+        made.append(
+            Request(
+                tuple(ids), int(rng.integers(1, 24)), SETTINGS[n % 4], int(rng.integers(0, 2**32)),
+                ends=(3, 60) if n % 3 else (), top_logprobs=2 * (n % 5 == 0), streamed=n % 7 == 0,
+            )
+        )  # fmt: skip
+    return made
+
+
+def result(ticket):
+    answer = ticket.answer
+    return answer.token_ids, answer.logprobs, answer.top_logprobs, answer.finish_reason
+
+
+def alone(model, requests, **settings):
+    """Each request by itself, one after the other, and nothing kept of any."""
+    engine, found = Engine(model, ROWS, piece=PIECE, prefix_bytes=0, **settings), []
+    for request in requests:
+        ticket = engine.submit(request)
+        while not engine.idle:
+            engine.step()
+        found.append(result(ticket))
+    return found
+
+
+def schedule(engine, requests, seed):
+    """The requests in a random order, a few at a time, of which some are cancelled. -> tickets, in the order of the requests"""
+    choose, tickets = random.Random(seed), {}
+    waiting = choose.sample(range(len(requests)), len(requests))
+    while waiting or not engine.idle:
+        for _ in range(choose.choice([0, 0, 1, 3])):
+            if waiting:
+                n = waiting.pop()
+                tickets[n] = engine.submit(requests[n])
+        if tickets and choose.random() < 0.05:
+            engine.cancel(tickets[choose.choice(list(tickets))])
+        engine.step()
+    return [tickets[n] for n in range(len(requests))]
+
+
+def check_law(model, count, schedules, prefix_bytes=None):
+    """Every schedule against every request alone: tokens and log-probabilities ==, rows free, the store within its bound."""
+    requests = requests_for(model, count)
+    expected = alone(model, requests)
+    engine = Engine(model, ROWS, piece=PIECE, prefix_bytes=prefix_bytes)
+    warm(engine, 350, 400)
+    for seed in range(schedules):
+        with CompileWatch() as watch:
+            tickets = schedule(engine, requests, seed)
+        assert watch.programs == 0
+        for ticket, (ids, logprobs, *rest) in zip(tickets, expected, strict=True):
+            if ticket.cancelled:
+                known = len(ticket.answer.token_ids)
+                assert (ticket.answer.token_ids, ticket.answer.logprobs) == (ids[:known], logprobs[:known])
+            else:
+                assert result(ticket) == (ids, logprobs, *rest), f"schedule {seed}"
+        assert all(slot.ticket is None for slot in engine.slots) and not engine.pending
+        assert len(engine.prefixes[0]) <= engine.places
+    return engine
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_an_answer_is_a_function_of_its_request(family):
+    """Full attention and rings; prefixes that are kept, found, and (the bound is a few blocks) forgotten."""
+    model = model_of(family)
+    position = sum(layer.nbytes // (layer.slots * ROWS) for layer in Engine(model, ROWS).state.cache.layers)
+    engine = check_law(model, 12, 3, prefix_bytes=5 * PIECE * position)
+    events = [event.what for event in engine.events]
+    assert engine.places == 5 and {"admitted", "hit", "piece", "chunk", "freed"} <= set(events)
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("family", [*CONFIG_JSON, *FURTHER])
+def test_the_law_of_load(family, dtype):
+    """1,000 schedules for every family and dtype."""
+    if dtype == "int8" and "num_experts" in str((CONFIG_JSON | FURTHER)[family]):
+        with pytest.raises(nano.ConfigError, match="int8"):
+            model_of(family, dtype)
+        return
+    check_law(model_of(family, dtype), 24, 1000)
+
+
+def test_longrope_switches_inside_the_engine():
+    """A text that outgrows the original length of 32 is read again with the other factors: as one forward of all of it."""
+    model = model_of("phi3", positions=256)
+    prompt = list(range(1, 25))
+    ((ids, logprobs, *_),) = alone(model, [Request(tuple(prompt), 30, SETTINGS[0])])
+    tokens = np.asarray([prompt + ids], np.int32)
+    whole, _ = nano.forward(model.params, tokens, nano.init_cache(model.config, 1, 64, "float32"), config=model.config)
+    scores = np.asarray(jax.nn.log_softmax(whole))[0]
+    # behind the switch every token is that of the whole text read at once
+    for n in range(32 + 2 - len(prompt), len(ids)):
+        assert ids[n] == scores[len(prompt) + n - 1].argmax()
+        agree(logprobs[n], scores[len(prompt) + n - 1, ids[n]], 1e-4)
+
+
+def test_rows_that_are_not_live_stay_as_they_are():
+    """A chunk for nobody gives back every bit of the state."""
+    model = random_model("llama")
+    engine = Engine(model, 2, piece=PIECE)
+    engine.submit(requests_for(model, 1)[0])
+    while not engine.idle:
+        engine.step()
+    before = [np.asarray(leaf).copy() for leaf in jax.tree.leaves(engine.state)]
+    after, drawn = slots.write(model.params, engine.state, np.zeros(2, bool), config=model.config, steps=4)
+    assert not np.asarray(drawn.real).any()
+    for old, new in zip(before, jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_ended_rows_cost_no_steps_and_who_waits_is_seated():
+    """More requests than rows: in order of arrival, and nobody waits for the longest."""
+    model = random_model("llama")
+    engine = Engine(model, 2, piece=PIECE)
+    sizes = [40, 3, 3, 3, 3]
+    tickets = [engine.submit(Request((1, 2, 3), size, SETTINGS[0], streamed=True)) for size in sizes]
+    ended = []
+    while not engine.idle:
+        ended += [ticket for ticket in engine.step() if ticket.ended and ticket not in ended]
+    assert ended == [*tickets[1:], tickets[0]]
+    assert [len(ticket.answer.token_ids) for ticket in tickets] == sizes
+
+
+def test_a_writing_row_waits_for_one_piece_and_one_chunk():
+    """While others arrive with long prompts, between two chunks of somebody who is watched there is one piece at most."""
+    model = random_model("llama")
+    engine = Engine(model, 3, piece=PIECE)
+    engine.submit(Request((1, 2, 3), 60, SETTINGS[0], streamed=True))
+    engine.step()
+    for _ in range(4):
+        engine.submit(Request(tuple(range(1, 100)), 4, SETTINGS[0]))
+    while not engine.idle:
+        engine.step()
+    order = "".join(event.what[0] for event in engine.events if event.what in ("piece", "chunk"))
+    # the first prompt; then one piece between two chunks: four of the next prompt, and the last one of those that begin alike
+    assert "pp" not in order[1:] and order.count("p") == 1 + 4 + 3
+
+
+def test_prefixes_are_exact_bounded_and_forget_the_oldest():
+    kept = Prefixes(2, 3)
+    a, new = kept.add("x", None, [1, 2])
+    assert new and kept.add("x", None, [1, 2]) == (a, False)
+    b, _ = kept.add("x", a, [3, 4])
+    assert kept.find("x", [1, 2, 3, 4, 5]) == [a, b] and kept.find("y", [1, 2]) == [] == kept.find("x", [1])
+    c, _ = kept.add("x", None, [5, 6])
+    assert kept.find("x", [1, 2, 3, 4]) == [a, b]
+    d, new = kept.add("x", None, [7, 8])  # c was used longest ago; a is older, but b follows it
+    assert new and d.place == c.place and kept.find("x", [5, 6]) == [] and len(kept) == 3
+    e, new = kept.add("x", b, [9, 9])  # d makes room; b, which it follows, is spared
+    assert new and e.place == d.place and kept.find("x", [1, 2, 3, 4, 9, 9]) == [a, b, e]
+    assert kept.add("x", d, [0, 0]) == (None, False)  # what it would follow is forgotten
+    assert Prefixes(2, 0).add("x", None, [1, 2]) == (None, False)
+
+
+def test_threads_share_the_rows_of_a_model():
+    """Sixteen at once, of several engines: every answer is its own, and no thread is left waiting."""
+    model = random_model("llama")
+    prompts = [list(range(1, 2 + n)) for n in range(16)]
+    expected = [
+        nano.generate(model, prompt, max_new_tokens=6, seed=n, sampling=SETTINGS[1], rows=8)
+        for n, prompt in enumerate(prompts)
+    ]
+    found = {}
+
+    def ask(n):
+        found[n] = nano.generate(model, prompts[n], max_new_tokens=6, seed=n, sampling=SETTINGS[1], rows=8)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[n].token_ids for n in range(16)] == [answer.token_ids for answer in expected]
+    assert [found[n].logprobs for n in range(16)] == [answer.logprobs for answer in expected]
+
+
+def test_an_answer_that_is_given_up_frees_its_row():
+    model = random_model("llama")
+    answer = nano.stream(model, [1, 2, 3], max_new_tokens=200, sampling=SETTINGS[0], rows=1)
+    with pytest.raises(StopIteration):  # no tokenizer: no text, and then the end
+        next(answer)
+    many = nano.stream(model, [[1], [2]], max_new_tokens=50, rows=2)
+    many.begin()
+    next(many.steps)
+    many.close()
+    assert nano.generate(model, [[1], [2]], max_new_tokens=3, rows=2)[1].finish_reason == "length"
+    assert all(slot.ticket is None for slot in model.engines[2].engine.slots)
+
+
+@pytest.mark.parametrize("window", [None, 50])
+def test_no_program_copies_the_cache(window):
+    """The state is given back in place; what reading a row needs beside it does not grow with the other rows."""
+    config, _ = nano.read_config(CONFIG_JSON["mistral"] | {"sliding_window": window})
+    model = nano.Model(config, nano.init_params(config, jax.random.key(5), "float32"))
+    one, no, beside = np.zeros(1, np.int32), np.zeros(1, bool), {}
+    for rows in (4, 16):
+        engine = Engine(model, rows, piece=PIECE)
+        state, pool, tokens = engine.state, engine.blocks(), np.zeros((1, PIECE), np.int32)
+        seat = seat_of(config, one, Request((0,), 1, SETTINGS[0]))
+        read = (model.params, state, tokens, one, one, one, no)
+        programs = {
+            "begin": slots.begin.lower(state, seat, config=config),
+            "read first": slots.read.lower(*read, config=config, fresh=True),
+            "read": slots.read.lower(*read, config=config, fresh=False),
+            "write": slots.write.lower(model.params, state, np.ones(rows, bool), config=config, steps=4),
+            "restore": slots.restore.lower(state, pool, one, one, one, config=config),
+            "keep": slots.keep.lower(pool, state, one, one, one, config=config),
+        }
+        buffers = {layer.k.size for layer in state.cache.layers}
+        for name, lowered in programs.items():
+            program = compiled(lowered)
+            copies = [line for line in program.as_text().splitlines()
+                      if re.search(r" (copy|transpose|convert)\(", line) and elements(line) in buffers]  # fmt: skip
+            assert copies == [], name
+            memory, kept = program.memory_analysis(), pool if name == "keep" else state
+            assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(kept)), name
+            beside.setdefault(name, []).append(memory.temp_size_in_bytes)
+    row = state.cache.nbytes // 16
+    assert all(beside[name][1] <= beside[name][0] + row for name in ("begin", "read first", "read", "restore", "keep"))
