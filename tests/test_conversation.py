@@ -234,7 +234,7 @@ def test_an_answer_that_fails_leaves_the_conversation_as_it_was(
     conversation = nano.Conversation(model, max_new_tokens=12, sampling=nano.Sampling(temperature=0.0))
     say(conversation, "Who was Tim?")
     before = list(conversation.messages)
-    true, calls = slots.write, []
+    true, calls = slots.write_tokens, []
 
     def failing(*arguments: Any, **rest: Any) -> Any:
         calls.append(1)
@@ -242,7 +242,7 @@ def test_an_answer_that_fails_leaves_the_conversation_as_it_was(
             raise ZeroDivisionError
         return true(*arguments, **rest)
 
-    monkeypatch.setattr(slots, "write", failing)
+    monkeypatch.setattr(slots, "write_tokens", failing)
     with pytest.raises(ZeroDivisionError):
         list(conversation.ask("And then?"))
     assert conversation.messages == before

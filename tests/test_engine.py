@@ -157,7 +157,7 @@ def test_rows_that_are_not_live_stay_as_they_are():
     while not engine.idle:
         engine.step()
     before = [np.asarray(leaf).copy() for leaf in jax.tree.leaves(engine.state)]
-    after, drawn = slots.write(model.params, engine.state, np.zeros(2, bool), config=model.config, steps=4)
+    after, drawn = slots.write_tokens(model.params, engine.state, np.zeros(2, bool), config=model.config, steps=4)
     assert not np.asarray(drawn.real).any()
     for old, new in zip(before, jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -257,7 +257,7 @@ def test_no_program_copies_the_cache(window):
             "begin": slots.begin.lower(state, seat, config=config),
             "read first": slots.read.lower(*read, config=config, fresh=True),
             "read": slots.read.lower(*read, config=config, fresh=False),
-            "write": slots.write.lower(model.params, state, np.ones(rows, bool), config=config, steps=4),
+            "write": slots.write_tokens.lower(model.params, state, np.ones(rows, bool), config=config, steps=4),
             "restore": slots.restore.lower(state, pool, one, one, one, config=config),
             "keep": slots.keep.lower(pool, state, one, one, one, config=config),
         }

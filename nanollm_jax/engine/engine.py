@@ -253,7 +253,7 @@ class Engine:
         self.make_room(max(owner.slot.filled + owner.tokens for owner in owners))
         wanted = np.zeros(self.rows, bool)
         wanted[[slot.row for slot in writing]] = True
-        self.state, drawn = slots.write(self.model.params, self.state, wanted, config=self.config, steps=steps)
+        self.state, drawn = slots.write_tokens(self.model.params, self.state, wanted, config=self.config, steps=steps)
         for _, slot, _, tokens in owners:
             slot.flying += tokens
             slot.fill(slot.filled + tokens)

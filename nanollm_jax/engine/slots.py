@@ -1,11 +1,11 @@
 """The compiled programs of rows that come and go, and the state that they hand on. Few, of fixed shapes; all else is traced.
 
-    begin     a row is somebody's: its settings are put on the device, once
-    read      one piece of one row's prompt; where the prompt ends the first token of the answer is drawn
-    write     a chunk of tokens for all live rows; a row that has ended writes nothing and draws nothing
-    keep      a piece that a row has read becomes a block of the pool
-    restore   a block of the pool becomes what a row has read
-    resize    another capacity
+    begin         a row is somebody's: its settings are put on the device, once
+    read          one piece of one row's prompt; where the prompt ends the first token of the answer is drawn
+    write_tokens  a chunk for all live rows; a row that has ended writes nothing and draws nothing
+    keep          a piece that a row has read becomes a block of the pool
+    restore       a block of the pool becomes what a row has read
+    resize        another capacity
 
 Each takes the state and gives it back, updated in place. On a mesh dp rows at a time are begun and read, one of each part
 of the rows; row numbers count within a part, and one past the last row is nobody's.
@@ -149,7 +149,9 @@ def read(
 
 
 @program(static=("steps",), donate=("state",))
-def write(params: Params, state: State, wanted: jax.Array, *, config: ModelConfig, steps: int) -> tuple[State, Drawn]:
+def write_tokens(
+    params: Params, state: State, wanted: jax.Array, *, config: ModelConfig, steps: int
+) -> tuple[State, Drawn]:
     """Up to `steps` tokens for each live row that is still wanted [B].  -> state, [B n]
 
     One lax.scan that carries the cache. When no row is live any more, what is left of it costs nothing.
@@ -164,7 +166,7 @@ def write(params: Params, state: State, wanted: jax.Array, *, config: ModelConfi
 
 
 def step(params: Params, state: State, config: ModelConfig) -> tuple[State, Drawn]:
-    """Run the token of every live row and draw the next one: one step of write, and a pure function.  -> state, [B]"""
+    """Run the token of every live row and draw the next one: one step of write_tokens, and a pure function.  -> state, [B]"""
     live = state.live
     x, cache = model.hidden_states(params, state.token[:, None], live.astype(jnp.int32), state.cache, config=config)
     logits = model.logits(params, x, config)[:, 0]

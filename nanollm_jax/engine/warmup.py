@@ -80,7 +80,9 @@ def programs(engine: Engine, prompt: int, positions: int) -> Iterator[tuple[str,
         engine.state, _ = slots.read(params, engine.state, tokens, zeros, nobody, zeros, no, config=config, fresh=fresh)
 
     def write(steps: int) -> None:
-        engine.state, _ = slots.write(params, engine.state, np.zeros(engine.rows, bool), config=config, steps=steps)
+        engine.state, _ = slots.write_tokens(
+            params, engine.state, np.zeros(engine.rows, bool), config=config, steps=steps
+        )
 
     def keep() -> None:
         engine.pool = slots.keep(engine.blocks(), engine.state, nobody, zeros, zeros, config=config)
