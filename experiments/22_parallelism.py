@@ -338,7 +338,7 @@ save(figure, "22_scaling")
 # - `nanollm_jax.make_mesh` makes a mesh with the axes "dp" (data parallel) and "tp" (tensor parallel), and
 #   `nanollm_jax.load` with this mesh reads each device's part of the weights from the file. All else is called as before:
 #   `nanollm_jax.generate` runs where the parameters are.
-# - `nanollm_jax.sharding.RULE` is our `SPECS` for letters instead of names: B along "dp"; K, F and V along "tp". So
+# - `nanollm_jax.partition.RULE` is our `SPECS` for letters instead of names: B along "dp"; K, F and V along "tp". So
 #   `nanollm_jax.params.layout` says how each parameter is cut: `wqkv` along K, in whole groups of heads, and `up` along
 #   F, so that gate and up of a number stay together. `nanollm_jax.sharding.parallelize` has the only `shard_map`.
 # - The sums stand where ours do: `nanollm_jax.ops.linear.linear_sum` behind attention and MLP, which adds a bias after

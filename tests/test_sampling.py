@@ -184,7 +184,7 @@ def test_no_run_comes_again(size):
     expected = {token for token in range(V) if (*text[len(text) - size + 1 :], token) in runs}
     assert set(np.flatnonzero(np.isneginf(shaped[0])).tolist()) == expected and len(expected) > (size < 4)
     assert np.isfinite(shaped[1]).all()
-    known = smp.heard([text], V, 16)
+    known = smp.heard([text], [[]], V, 16)
     assert (known.text == drawn_text(text, []).text).all() and (known.prompt == drawn_text(text, []).prompt).all()
 
 
