@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
     raise
 
 import nanollm_jax as nano
-from nanollm_jax.checks import check_count
+from nanollm_jax.checks import check_counts
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # what a task may set, by the same names
 
@@ -54,8 +54,8 @@ class NanoLLM(TemplateLM):
         if not str(batch_size).isdecimal():
             raise nano.RequestError(f"batch_size is {batch_size!r}; expected a number.")
         self.batch_size = int(batch_size)
-        check_count("batch_size", self.batch_size)
-        self.max_gen_toks = check_count("max_gen_toks", max_gen_toks)
+        check_counts(batch_size=self.batch_size)
+        (self.max_gen_toks,) = check_counts(max_gen_toks=max_gen_toks)
         self.model = nano.load(pretrained, dtype=dtype, revision=revision)
         if self.model.tokenizer is None:
             raise nano.RequestError(
@@ -63,7 +63,7 @@ class NanoLLM(TemplateLM):
             )
         self.tokenizer = self.model.tokenizer
         self.max_length = (
-            self.model.config.max_positions if max_length is None else check_count("max_length", max_length)
+            self.model.config.max_positions if max_length is None else check_counts(max_length=max_length)[0]
         )
         if not 1 <= self.max_length <= self.model.config.max_positions:
             limit = self.model.config.max_positions
