@@ -20,14 +20,14 @@ help: ## list these targets
 demo: .venv/installed ## a story from the bundled model, printed as it is generated
 	@$(BIN)/nanollm generate "Once upon a time" --echo --max-new-tokens 300 --temperature 0.7 --top-p 0.9 --seed 4
 
-test: .venv/installed-test ## every test that needs no reference implementation; below 4 minutes on 2 cores
+test: .venv/installed-test ## every test that needs no reference implementation
 	XLA_FLAGS="$(QUICK) $(XLA_FLAGS)" $(TESTS)
 
 test-portable: .venv/installed-test ## the same tests as on a processor without AVX-512, then compiled as for users; takes long
 	$(AVX2) XLA_FLAGS="--xla_cpu_max_isa=AVX2 $(QUICK) $(XLA_FLAGS)" $(TESTS)
 	$(TESTS)
 
-laws: .venv/installed-test ## an answer has the same bits alone and beside others: 1,000 random schedules for every family and dtype; takes hours
+laws: .venv/installed-test ## an answer has the same bits alone and beside others: 1,000 random schedules for every family and dtype; takes long
 	$(BIN)/python -m pytest -m laws -n auto --maxprocesses 4
 
 parity: .venv/installed-parity ## the same logits and tokens as transformers, and on meshes of every size; installs torch
