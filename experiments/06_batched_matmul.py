@@ -110,7 +110,7 @@ table("Letters by kind", ["equation", "what it does", "batch", "rows", "columns"
 # queries with its own keys, and no product can be shared.
 #
 # ## On real values
-# The library can show every value inside the model (`nanollm_jax.observe`). These are the values of attention in the
+# The library can show every value inside the model (`nanollm_jax.glass.observe`). These are the values of attention in the
 # first layer, for a short text.
 
 # %%

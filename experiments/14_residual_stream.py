@@ -286,7 +286,7 @@ save(figure, "14_parts")
 #   token that was read is never computed again (chapter 20).
 # - The layers stand in a Python loop in `nanollm_jax.model.hidden_states`. When the program is compiled, the loop is
 #   unrolled.
-# - Every value of this chapter has its name in those functions. `nanollm_jax.observe` runs the program equation by
+# - Every value of this chapter has its name in those functions. `nanollm_jax.glass.observe` runs the program equation by
 #   equation and collects or replaces them. In the compiled program the names are gone and cost nothing.
 #
 # ## Exercises

@@ -38,7 +38,7 @@ import numpy as np
 from chapter import BLUE, ORANGE, check, check_time, plt, predict, quick, same, save, seconds, table
 
 import nanollm_jax as nano
-from nanollm_jax.profiling import CompileWatch
+from nanollm_jax.engine.timings import CompileWatch
 
 model = nano.load(dtype="float32")
 config, tokenizer = model.config, model.tokenizer
@@ -339,7 +339,7 @@ save(figure, "19_copies")
 # - The rows of a batch come and go. One that has ended writes nothing, and who waits takes its place: its prompt is read
 #   piece by piece between two chunks.
 # - `nanollm_jax.engine.buckets` rounds prompts and caches up to a few lengths, so that few programs are ever compiled.
-# - `nanollm_jax.profiling.CompileWatch`, used above, counts compilations. The tests use it to show that a second
+# - `nanollm_jax.engine.timings.CompileWatch`, used above, counts compilations. The tests use it to show that a second
 #   request compiles nothing.
 # - `nanollm_jax.Generation.logprobs` are ln p of each token that was written, by the model itself, before temperature
 #   and cuts. So a perplexity can be computed from them. `nanollm_jax.score` does it for a text that is

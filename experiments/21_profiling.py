@@ -43,8 +43,8 @@ from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, check_time, plt, pred
 
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
-from nanollm_jax import roofline
 from nanollm_jax.decode import init_state
+from nanollm_jax.measure import roofline
 from nanollm_jax.ops import int8
 
 model = nano.load(dtype="float32")
@@ -178,7 +178,9 @@ def step_flops(c, rows, length):
 LLAMA_8B = nano.read_config(json.loads((Path(nano.__file__).parents[1] / "configs/llama-3.1-8b.json").read_text()))[0]
 for c, rows, length, width in ((config, 1, 100, 4), (config, 7, 31, 2), (LLAMA_8B, 4, 1000, 2)):
     ours = step_bytes(c, rows, length, width)
-    check(f"{ours:,} bytes: nanollm_jax.roofline.step_bytes", ours == roofline.step_bytes(c, rows, length, width))
+    check(
+        f"{ours:,} bytes: nanollm_jax.measure.roofline.step_bytes", ours == roofline.step_bytes(c, rows, length, width)
+    )
 check("FLOPs of a text of 1: the library", step_flops(config, 3, 0) == roofline.prompt_flops(config, 3, 1))
 flops, moved = step_flops(config, 1, 100), step_bytes(config, 1, 100, 4)
 print(f"one token: {flops / 1e6:.1f} MFLOP, {moved / 1e6:.1f} MB, {flops / moved:.2f} FLOPs for each byte")
@@ -394,10 +396,10 @@ save(figure, "21_bits")
 # how the scales are chosen.*
 #
 # ## In the engine
-# - `nanollm_jax.trace.profile` is the profiler for compiled programs: it reads XLA's own record of a run and says for
+# - `nanollm_jax.measure.trace.profile` is the profiler for compiled programs: it reads XLA's own record of a run and says for
 #   each part of the model what share it took. `nanollm profile` prints it, and `nanollm bench` the speeds with the
 #   share of the roofline that they reach.
-# - `nanollm_jax.roofline` has the two measured rates and the counts of this chapter.
+# - `nanollm_jax.measure.roofline` has the two measured rates and the counts of this chapter.
 # - `nanollm_jax.generate` takes a list of prompts as one batch. `nanollm_jax.config.resolve_dtype` says which weights
 #   are used: float32 on a CPU, 16 bits on a GPU.
 # - `nanollm_jax.load` with dtype "int8" keeps the matrices in 8 bits, with a scale a row. The vectors lose less than

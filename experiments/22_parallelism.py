@@ -340,13 +340,13 @@ save(figure, "22_scaling")
 #   `nanollm_jax.generate` runs where the parameters are.
 # - `nanollm_jax.partition.RULE` is our `SPECS` for letters instead of names: B along "dp"; K, F and V along "tp". So
 #   `nanollm_jax.params.layout` says how each parameter is cut: `wqkv` along K, in whole groups of heads, and `up` along
-#   F, so that gate and up of a number stay together. `nanollm_jax.sharding.parallelize` has the only `shard_map`.
+#   F, so that gate and up of a number stay together. `nanollm_jax.devices.programs.parallelize` has the only `shard_map`.
 # - The sums stand where ours do: `nanollm_jax.ops.linear.linear_sum` behind attention and MLP, which adds a bias after
 #   the sum, once, and `nanollm_jax.ops.embedding.embed`. They call `nanollm_jax.collectives.psum`, which without a mesh
 #   hands its argument back. So `nanollm_jax.model.forward` is one text for one device and for many. At the top the
 #   parts of the logits are put together, since sampling needs all of them.
 # - Each device keeps the keys and values of its own heads in a cache of its own (chapter 20). With more devices than key
-#   and value heads, `nanollm_jax.sharding.arrange` repeats those, and each copy serves a part of its queries.
+#   and value heads, `nanollm_jax.partition.arrange` repeats those, and each copy serves a part of its queries.
 # - `nanollm mesh` shows who holds what, counts the exchanges in the compiled program, and compares with one device.
 #   `nanollm plan` does what our model of scaling does, for published sizes and devices.
 

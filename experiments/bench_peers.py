@@ -33,7 +33,7 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 import typer
 
-from nanollm_jax.bench import machine
+from nanollm_jax.measure.bench import machine
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 CHECK_ROWS, CHECK_STEPS = 8, 16

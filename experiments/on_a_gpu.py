@@ -42,14 +42,14 @@ import numpy as np
 from gpu import shown
 
 import nanollm_jax as nano
-from nanollm_jax import bench, roofline, trace
 from nanollm_jax import params as parameters
 from nanollm_jax import sampling as smp
 from nanollm_jax.cache import init_cache
 from nanollm_jax.decode import init_state, read_prompts, write_tokens
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
-from nanollm_jax.hlo import FREE, PARTS, Program
+from nanollm_jax.measure import bench, roofline, trace
+from nanollm_jax.measure.hlo import FREE, PARTS, Program
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "gpu"

@@ -8,6 +8,8 @@ from nanollm_jax.decode import State as State
 from nanollm_jax.decode import decode as decode
 from nanollm_jax.decode import prefill as prefill
 from nanollm_jax.defaults import Defaults as Defaults
+from nanollm_jax.devices.mesh import make_mesh as make_mesh
+from nanollm_jax.devices.programs import forward as forward
 from nanollm_jax.engine.answer import Generation as Generation
 from nanollm_jax.engine.conversation import Conversation as Conversation
 from nanollm_jax.engine.conversation import chat as chat
@@ -28,14 +30,12 @@ from nanollm_jax.errors import NumericsError as NumericsError
 from nanollm_jax.errors import RequestError as RequestError
 from nanollm_jax.errors import TokenizerError as TokenizerError
 from nanollm_jax.families import read_config as read_config
+from nanollm_jax.glass.observe import observe as observe
 from nanollm_jax.loading import Model as Model
 from nanollm_jax.loading import load as load
 from nanollm_jax.loading import shard as shard
-from nanollm_jax.observe import observe as observe
 from nanollm_jax.params import init_params as init_params
 from nanollm_jax.settings import Sampling as Sampling
-from nanollm_jax.sharding import forward as forward
-from nanollm_jax.sharding import make_mesh as make_mesh
 from nanollm_jax.startup import keep_compiled as keep_compiled
 
 __version__: str

@@ -1,7 +1,7 @@
 """What devices that share a model say to each other: a few words, and without a mesh they say nothing.
 
-Inside the one shard_map (sharding.py) the mesh has an axis "tp" along which weights are split. Everywhere else that axis
-does not exist, and the functions here hand their argument back: the same ops run on a whole model and on a part of one.
+Inside the one shard_map (devices/programs.py) the mesh has an axis "tp" along which weights are split. Everywhere else that
+axis does not exist, and the functions here hand their argument back: the same ops run on a whole model and on a part of one.
 """
 
 from __future__ import annotations

@@ -20,11 +20,11 @@ from nanollm_jax.cache import KVCache, check_room, init_cache
 from nanollm_jax.checks import check_count
 from nanollm_jax.collectives import whole
 from nanollm_jax.config import ModelConfig
+from nanollm_jax.devices.programs import program
 from nanollm_jax.errors import RequestError
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import History
 from nanollm_jax.settings import Sampling
-from nanollm_jax.sharding import program
 
 SLICE = 128  # tokens whose logits are in memory at the same time while a text is scored
 

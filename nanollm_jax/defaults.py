@@ -13,7 +13,7 @@ from nanollm_jax.checks import whole
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import ConfigError, NanoLLMWarning, RequestError, shown
 from nanollm_jax.settings import Sampling
-from nanollm_jax.source import read_json
+from nanollm_jax.weights.source import read_json
 
 # settings of generation_config.json that are numbers of ours by the same name: those that mean something only where tokens
 # are drawn, and those that always do

@@ -100,3 +100,11 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             if found[key] != value:
                 raise ValueError(f"{key!r} is there twice, with different values")
     return found
+
+
+def host_memory() -> int | None:
+    """Bytes of this machine's memory, or None where the system does not say, as Windows."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -15,19 +15,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from nanollm_jax import files, sharding
+from nanollm_jax import files
 from nanollm_jax import params as parameters
 from nanollm_jax.chat import ChatTemplate, load_chat_template
 from nanollm_jax.config import ModelConfig, resolve_weights
 from nanollm_jax.defaults import Defaults, read_defaults
+from nanollm_jax.devices.mesh import mesh_of
+from nanollm_jax.devices.shards import shard_params, spread
 from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMWarning, TokenizerError
 from nanollm_jax.families import read_config
 from nanollm_jax.params import Params
-from nanollm_jax.roofline import host_memory
-from nanollm_jax.source import find, read_json
+from nanollm_jax.partition import arrange, stored_sizes
 from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from nanollm_jax.weights import Checkpoint, open_checkpoint
 from nanollm_jax.weights.load import load_params
+from nanollm_jax.weights.source import find, read_json
 
 # What trainers leave in a model's folder, or alone
 ADAPTERS = (
@@ -58,12 +60,12 @@ class Model:
 
     def __post_init__(self) -> None:
         tp = 1 if self.mesh is None else self.mesh.shape["tp"]
-        parameters.check_params(self.params, self.config, sharding.stored_sizes(self.config, tp))
+        parameters.check_params(self.params, self.config, stored_sizes(self.config, tp))
 
     @property
     def mesh(self) -> Mesh | None:
         """The mesh that the parameters are on, None on a single device."""
-        return sharding.mesh_of(self.params)
+        return mesh_of(self.params)
 
     @property
     def dp(self) -> int:
@@ -105,11 +107,11 @@ def load(
     chat_template = None if tokenizer is None else load_chat_template(folder, tokenizer)
     defaults = read_defaults(config_json, folder, config, None if tokenizer is None else tokenizer.eos_id)
     check_tied(checkpoint, config, family)
-    stored = config if mesh is None else sharding.arrange(config, mesh.shape["tp"])
-    spread = None if mesh is None else partial(sharding.spread, dtype=dtype, config=config, mesh=mesh)
+    stored = config if mesh is None else arrange(config, mesh.shape["tp"])
+    onto = None if mesh is None else partial(spread, dtype=dtype, config=config, mesh=mesh)
     flat = load_params(
         checkpoint, family.table(config), parameters.layout(config), config.sizes, dtype,
-        ignore=family.ignored(config), prefixes=family.PREFIXES, spread=spread, finish=parameters.keeper(config, in_8_bits),
+        ignore=family.ignored(config), prefixes=family.PREFIXES, spread=onto, finish=parameters.keeper(config, in_8_bits),
     )  # fmt: skip
     return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template)
 
@@ -118,7 +120,7 @@ def shard(model: Model, mesh: Mesh) -> Model:
     """A model that was made or loaded in one place, spread over a mesh. Raises ConfigError where it is on one."""
     if model.mesh is not None:
         raise ConfigError(f"this model is on a mesh of {dict(model.mesh.shape)} already; load it again with the other.")
-    config, params = sharding.shard_params(model.params, model.config, mesh)
+    config, params = shard_params(model.params, model.config, mesh)
     return dataclasses.replace(model, config=config, params=params)
 
 
@@ -168,7 +170,7 @@ def check_memory(folder: Path, needed: int) -> None:
 
     Not for the machine alone: of a file with a hole in it, most of the bytes are only claimed.
     """
-    memory = host_memory()
+    memory = files.host_memory()
     if jax.default_backend() == "cpu" and memory is not None and needed > memory:
         raise CheckpointError(
             f"{folder}: its parameters take {needed / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory; "

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from nanollm_jax import roofline
+from nanollm_jax.measure import roofline
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

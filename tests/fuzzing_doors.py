@@ -43,12 +43,12 @@ from nanollm_jax.cli.app import app
 from nanollm_jax.cli.settings import read_settings
 from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.families.keys import INERT
-from nanollm_jax.source import read_json
 from nanollm_jax.tokenizer import Tokenizer, load_tokenizer
 from nanollm_jax.tokenizer.protobuf import fields
 from nanollm_jax.weights import open_checkpoint
 from nanollm_jax.weights.checkpoint import FLOATS
 from nanollm_jax.weights.rows import source_shape
+from nanollm_jax.weights.source import read_json
 
 TEXTS = ("Hello, y'all! 123\n\n  the cat", "naïve 😁 ▁ \x00", "  a")
 CONFIGS = [*CONFIG_JSON.values(), *FURTHER.values()]

@@ -17,9 +17,10 @@ from agreement import agree
 from models import CONFIG_JSON, random_model
 
 import nanollm_jax as nano
-from nanollm_jax import bench, cli, roofline
+from nanollm_jax import cli
 from nanollm_jax.decode import init_state, read_prompts
-from nanollm_jax.profiling import CompileWatch
+from nanollm_jax.engine.timings import CompileWatch
+from nanollm_jax.measure import bench, roofline
 
 ROOT = Path(__file__).parents[1]
 

@@ -27,9 +27,9 @@ from nanollm_jax.cli.generate import figures
 from nanollm_jax.cli.info import flat, in_words, tree_rows
 from nanollm_jax.cli.printing import harmless, spelled
 from nanollm_jax.cli.session import SAMPLING
+from nanollm_jax.engine.timings import Timings
 from nanollm_jax.loading import Defaults
-from nanollm_jax.profiling import Timings
-from nanollm_jax.source import find
+from nanollm_jax.weights.source import find
 
 ROOT = Path(nano.__file__).parents[1]
 PROMPT = "Once upon a time"
@@ -89,7 +89,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, model: nano.Model) -> dict[str, Any]:
         seen.update(prompt=prompt, **rest)
         raise nano.RequestError("asked")
 
-    monkeypatch.setattr("nanollm_jax.source.find", look_for)
+    monkeypatch.setattr("nanollm_jax.weights.source.find", look_for)
     monkeypatch.setattr(nano, "load", load)
     monkeypatch.setattr(nano, "stream", stream)
     return seen

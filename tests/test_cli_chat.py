@@ -23,7 +23,7 @@ import nanollm_jax as nano
 from nanollm_jax import cli
 from nanollm_jax.cli.reading import Keyboard, Lines, private
 from nanollm_jax.cli.session import Session
-from nanollm_jax.source import find
+from nanollm_jax.weights.source import find
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}{% endif %}{{ m.content }}\n{% endfor %}"
 Talk = Callable[..., tuple[str, str]]

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import nanollm_jax as nano
-from nanollm_jax import params, source
+from nanollm_jax import params
 from nanollm_jax.cli import run
+from nanollm_jax.weights import source
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = sorted((CONFIGS / "runs").glob("*.toml"))

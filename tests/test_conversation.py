@@ -20,7 +20,7 @@ from nanollm_jax.engine import buckets, slots
 from nanollm_jax.engine.conversation import check_order
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.rows import common_prefix
-from nanollm_jax.profiling import CompileWatch
+from nanollm_jax.engine.timings import CompileWatch
 
 TEMPLATE = """{{ bos_token }}
 {%- if messages[0].role == 'system' %}{{ messages[0].content + '\n' }}{% set messages = messages[1:] %}{% endif %}

@@ -17,8 +17,8 @@ from programs import QUICK, compiled, known
 import nanollm_jax as nano
 from nanollm_jax.cache import shapes
 from nanollm_jax.decode import init_state, read_prompts, write_tokens
-from nanollm_jax.hlo import Program
-from nanollm_jax.profiling import CompileWatch
+from nanollm_jax.engine.timings import CompileWatch
+from nanollm_jax.measure.hlo import Program
 
 # bfloat16: a table of tokens that is larger than what sampling needs for its rows
 WIDE = LLAMA | {"hidden_size": 192, "vocab_size": 512}

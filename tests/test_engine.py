@@ -19,8 +19,8 @@ from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.prefix import Prefixes
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import seat_of
+from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.engine.warmup import warm
-from nanollm_jax.profiling import CompileWatch
 
 PIECE, ROWS = 32, 4
 SETTINGS = [

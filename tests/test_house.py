@@ -17,72 +17,52 @@ ARROWS = {
     "files": {"errors"},
     "worker": set(),
     "checks": {"errors"},
+    # the transformer and its state
     "config": {"checks", "errors"},
     "layout": {"config", "errors"},
     "params": {"config", "errors", "layout", "ops"},
     "partition": {"config", "errors", "layout"},
-    "source": {"errors", "files", "weights"},
     "letters": {"partition"},
-    "cache": {"checks", "collectives", "config", "errors", "layout", "letters"},
     "collectives": set(),
     "ops": {"collectives"},
+    "cache": {"checks", "collectives", "config", "errors", "layout", "letters"},
     "model": {"cache", "config", "ops", "params"},
-    "observe": {"errors"},
     "settings": {"checks", "errors"},
     "sampling": {"settings"},
-    "sharding": {"cache", "checks", "config", "errors", "letters", "model", "ops", "params", "partition"},
-    "plan": {"checks", "config", "errors", "layout", "partition", "roofline"},
+    "devices": {"cache", "checks", "config", "errors", "letters", "model", "ops", "params", "partition"},
     "decode": {
         "cache",
         "checks",
         "collectives",
         "config",
+        "devices",
         "errors",
         "model",
         "params",
         "sampling",
         "settings",
-        "sharding",
     },
-    "profiling": set(),
+    # from files to a model
     "weights": {"config", "errors", "files", "params"},
+    "families": {"checks", "config", "errors", "weights"},
     "tokenizer": {"checks", "errors", "files", "worker"},
     "chat": {"errors", "files", "tokenizer", "worker"},
-    "families": {"checks", "config", "errors", "weights"},
-    "defaults": {"checks", "config", "errors", "files", "settings", "source"},
+    "defaults": {"checks", "config", "errors", "files", "settings", "weights"},
     "loading": {
         "chat",
         "config",
         "defaults",
+        "devices",
         "errors",
         "families",
         "files",
         "params",
-        "roofline",
-        "sharding",
-        "source",
+        "partition",
         "tokenizer",
         "weights",
     },
     "startup": {"errors"},
-    "roofline": {"config", "layout"},
-    "hlo": set(),
-    "trace": {"bench", "cache", "checks", "config", "decode", "errors", "hlo", "roofline", "settings"},
-    "bench": {
-        "cache",
-        "checks",
-        "config",
-        "decode",
-        "engine",
-        "errors",
-        "families",
-        "loading",
-        "ops",
-        "params",
-        "roofline",
-        "settings",
-        "source",
-    },
+    # from requests to answers
     "engine": {
         "cache",
         "chat",
@@ -90,17 +70,35 @@ ARROWS = {
         "collectives",
         "config",
         "decode",
+        "devices",
         "errors",
         "letters",
         "loading",
         "model",
         "params",
-        "profiling",
         "sampling",
         "settings",
-        "sharding",
         "tokenizer",
     },
+    # how fast, and what is inside
+    "measure": {
+        "cache",
+        "checks",
+        "config",
+        "decode",
+        "engine",
+        "errors",
+        "families",
+        "files",
+        "layout",
+        "loading",
+        "ops",
+        "params",
+        "partition",
+        "settings",
+        "weights",
+    },
+    "glass": {"errors"},
 }
 ANYTHING = {"cli", "integrations", "__init__", "__main__"}
 
@@ -172,14 +170,14 @@ def test_compiled_code_stands_in_one_place():
     for name, path in FILES.items():
         words = set(names(path))
         loops = words & {"jax.jit", "jit", "scan", "while_loop", "fori_loop"}
-        # sharding.py compiles the programs; params.py creates weights; observe.py reads the word in a traced program;
+        # devices/programs.py compiles the programs; params.py creates weights; observe.py reads the word in a traced program;
         # sampling.py looks for a threshold
         allowed = {
             "decode.py": {"scan"},
             "engine/slots.py": {"scan"},
-            "sharding.py": {"jit"},
+            "devices/programs.py": {"jit"},
             "params.py": {"jit"},
-            "observe.py": {"jit"},
+            "glass/observe.py": {"jit"},
             "sampling.py": {"fori_loop"},
         }
         assert loops <= ({"jit"} if room(name) == "ops" else allowed.get(name, set())), name
@@ -187,13 +185,13 @@ def test_compiled_code_stands_in_one_place():
         assert room(name) in ("cli", "startup") or not words & {"environ", "getenv"}, name
         # the words of many devices, each in the one place where it is written
         places = {
-            "shard_map": "sharding.py",
+            "shard_map": "devices/programs.py",
             "lax.psum": "collectives.py",
             "lax.pmean": "collectives.py",
             "lax.all_gather": "collectives.py",
         }
         text = path.read_text()
-        assert text.count("jax.shard_map(") == (name == "sharding.py"), name
+        assert text.count("jax.shard_map(") == (name == "devices/programs.py"), name
         assert not [word for word, place in places.items() if name != place and f"jax.{word}(" in text], name
 
 

@@ -21,8 +21,8 @@ from tokenizers_like import trained
 import nanollm_jax as nano
 from nanollm_jax import params
 from nanollm_jax.families import FAMILIES
-from nanollm_jax.source import find
 from nanollm_jax.weights.rows import rearrange
+from nanollm_jax.weights.source import find
 
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 PREFIX = dict.fromkeys(CONFIG_JSON | FURTHER | RELATED | COMPOSITE, "model.")

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from models import CONFIG_JSON, random_model
 
 import nanollm_jax as nano
-from nanollm_jax.profiling import CompileWatch
+from nanollm_jax.engine.timings import CompileWatch
 
 TOKENS = jnp.asarray([[3, 14, 15, 9, 26]])
 PER_LAYER = ["attention_norm", "attention.q", "attention.k", "attention.v", "attention.weights", "attention.mixed",

@@ -20,9 +20,9 @@ from nanollm_jax.cache.layers import kinds
 from nanollm_jax.cli import run
 from nanollm_jax.decode import State, write_tokens
 from nanollm_jax.letters import spec
+from nanollm_jax.measure.plan import DEVICES, device, make_plan
 from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.partition import arrange, stored_sizes
-from nanollm_jax.plan import DEVICES, device, make_plan
 from nanollm_jax.sampling import History
 
 LARGER = {

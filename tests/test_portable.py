@@ -27,7 +27,7 @@ for module in pkgutil.walk_packages(nanollm_jax.__path__, "nanollm_jax."):
         importlib.import_module(module.name)
 
 import nanollm_jax as nano
-from nanollm_jax import bench, plan
+from nanollm_jax.measure import bench, plan
 from nanollm_jax.cli import main
 
 with tempfile.TemporaryDirectory() as folder:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 import nanollm_jax as nano
-from nanollm_jax import profiling
-from nanollm_jax.profiling import CompileWatch, Timings, timed
+from nanollm_jax.engine import timings as profiling
+from nanollm_jax.engine.timings import CompileWatch, Timings, timed
 
 
 def fresh_program():

@@ -22,8 +22,8 @@ import nanollm_jax as nano
 from nanollm_jax import params as parameters
 from nanollm_jax.cli import run
 from nanollm_jax.decode import write_tokens
+from nanollm_jax.devices.shards import spread
 from nanollm_jax.partition import arrange, made_up, sources, stored_sizes
-from nanollm_jax.sharding import spread
 
 # eight query heads, few key/value heads, odd vocabularies, biases where a family has them
 SHAPES = {

@@ -14,7 +14,7 @@ from models import random_model
 
 import nanollm_jax as nano
 from nanollm_jax import startup
-from nanollm_jax.profiling import CompileWatch
+from nanollm_jax.engine.timings import CompileWatch
 
 
 def python(code, **environment):
@@ -30,7 +30,7 @@ def test_importing_the_package_waits_for_nothing():
 
 def test_public_names_are_functions_whatever_is_imported_first():
     code = (
-        "import nanollm_jax.decode, nanollm_jax.engine.generate, nanollm_jax.observe; import nanollm_jax as n;"
+        "import nanollm_jax.decode, nanollm_jax.engine.generate, nanollm_jax.glass.observe; import nanollm_jax as n;"
         "print(*(type(getattr(n, name)).__name__ for name in n.__all__ if name in ('decode', 'generate', 'observe')))"
     )
     assert python(code) == ["function"] * 3
@@ -124,7 +124,7 @@ def test_warmup_refuses_what_does_not_fit():
 SECOND = """
 import jax, sys
 import nanollm_jax as nano
-from nanollm_jax import profiling
+from nanollm_jax.engine import timings as profiling
 seen = []
 jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
 nano.keep_compiled(sys.argv[1] if len(sys.argv) > 1 else {folder!r})

@@ -12,8 +12,9 @@ import pytest
 from models import CONFIG_JSON
 
 import nanollm_jax as nano
-from nanollm_jax import cli, hlo, roofline, trace
+from nanollm_jax import cli
 from nanollm_jax.decode import init_state, read_prompts, write_tokens
+from nanollm_jax.measure import hlo, roofline, trace
 
 WIDE = {
     "llama": {"hidden_size": 240, "intermediate_size": 500, "vocab_size": 700},

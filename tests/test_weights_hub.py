@@ -15,8 +15,8 @@ import pytest
 from safetensors.numpy import save
 
 from nanollm_jax.errors import CheckpointError, ConfigError
-from nanollm_jax.source import read_json
 from nanollm_jax.weights import resolve
+from nanollm_jax.weights.source import read_json
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = save({"x": np.arange(6, dtype=np.float32)})
@@ -47,7 +47,7 @@ REFUSALS = {"no/such": (404, "RepoNotFound"), "gated/model": (403, "GatedRepo"),
 PROGRAM = """
 import json, os, sys
 from nanollm_jax.errors import CheckpointError, ConfigError
-from nanollm_jax.source import read_json
+from nanollm_jax.weights.source import read_json
 from nanollm_jax.weights import open_checkpoint, resolve
 for source, revision in json.loads(sys.argv[1]):
     try:

@@ -34,7 +34,7 @@ def bench(
     """
     if plot is not None:
         check_plot(plot)
-    from nanollm_jax.bench import bench as measure
+    from nanollm_jax.measure.bench import bench as measure
 
     report = measure(
         model, revision=revision, dtype=dtype, rows=rows or (1, 4, 8, 32), prompt_tokens=prompt_tokens,

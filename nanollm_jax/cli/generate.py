@@ -51,7 +51,7 @@ from nanollm_jax.errors import RequestError
 
 if TYPE_CHECKING:
     from nanollm_jax.engine.generate import Stream
-    from nanollm_jax.profiling import Timings
+    from nanollm_jax.engine.timings import Timings
 
 PROMPT = f"The text to continue. {STDIN} Without any, the answer begins from nothing: the BOS token alone."
 TRUNCATE = "Read only the end of a prompt that is too long for the model."

@@ -63,7 +63,7 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
     from nanollm_jax.config import DTYPES, resolve_weights
     from nanollm_jax.engine import buckets
     from nanollm_jax.families import read_config
-    from nanollm_jax.source import find_config, find_shape, read_json
+    from nanollm_jax.weights.source import find_config, find_shape, read_json
 
     if dtype_name is not None:
         resolve_weights(dtype_name)  # a wrong one is found before anything is looked for

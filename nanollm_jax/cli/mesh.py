@@ -146,7 +146,7 @@ def step(model: Model, dp: int) -> str:
 
 def exchanges(text: str) -> dict[str, tuple[int, int]]:
     """Every kind of message between devices in a compiled program: how often, and the bytes of what comes out of it."""
-    from nanollm_jax import hlo
+    from nanollm_jax.measure import hlo
 
     found: dict[str, tuple[int, int]] = {}
     for instruction in hlo.Program(text).instructions.values():

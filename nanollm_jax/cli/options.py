@@ -69,7 +69,7 @@ def keep_compiled(wanted: bool) -> None:
 
 def checkpoint(model: str | None, revision: str | None) -> Path:
     """The folder of a model, found or downloaded before jax is imported: a wrong name is no reason to wait."""
-    from nanollm_jax.source import find
+    from nanollm_jax.weights.source import find
 
     return find(model, revision)
 

@@ -34,10 +34,10 @@ def plan(
     Closed forms of the shapes in config.json: nothing else is downloaded, and nothing allocated.
     """
     from nanollm_jax.families import read_config
+    from nanollm_jax.measure.plan import device as look_up
+    from nanollm_jax.measure.plan import make_plan
     from nanollm_jax.partition import made_up
-    from nanollm_jax.plan import device as look_up
-    from nanollm_jax.plan import make_plan
-    from nanollm_jax.source import find_config, read_json
+    from nanollm_jax.weights.source import find_config, read_json
 
     if device == "cpu" and dp * tp > 1:
         raise ConfigError("cpu is this machine, one device; leave out --dp and --tp.")

@@ -36,7 +36,7 @@ def profile(
     """
     if plot is not None:
         check_plot(plot)
-    from nanollm_jax.trace import profile as measure
+    from nanollm_jax.measure.trace import profile as measure
 
     with tempfile.TemporaryDirectory() as gone:
         report = measure(

@@ -19,8 +19,8 @@ def tokenize(text: Text = None, model: Source = None, revision: Revision = None,
     Each has an id, a piece of text as the vocabulary spells it, and the bytes that it prints: none for special tokens.
     A BOS is in front where the model wants one.
     """
-    from nanollm_jax.source import find
     from nanollm_jax.tokenizer import load_tokenizer
+    from nanollm_jax.weights.source import find
 
     text = read_text(text)
     if text is None:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from nanollm_jax.engine.timings import Timings
 from nanollm_jax.errors import NumericsError
-from nanollm_jax.profiling import Timings
 from nanollm_jax.tokenizer import Tokenizer
 
 

@@ -10,8 +10,8 @@ from nanollm_jax.engine.answer import Generation
 from nanollm_jax.engine.request import Request, encode_prompts, requests_of
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.shared import Shared, failed, rows_for
+from nanollm_jax.engine.timings import Timings
 from nanollm_jax.loading import Model
-from nanollm_jax.profiling import Timings
 from nanollm_jax.settings import Sampling
 
 Piece = TypeVar("Piece", str, tuple[int, str])

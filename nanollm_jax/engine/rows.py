@@ -15,8 +15,8 @@ from nanollm_jax.engine.answer import Answer, Generation
 from nanollm_jax.engine.prefix import Block
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.slots import Drawn, Seat
+from nanollm_jax.engine.timings import Timings
 from nanollm_jax.errors import NanoLLMError
-from nanollm_jax.profiling import Timings
 from nanollm_jax.sampling import heard
 
 

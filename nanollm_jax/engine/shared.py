@@ -11,9 +11,9 @@ from nanollm_jax.engine import buckets
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import Ticket
+from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.errors import NanoLLMError, RequestError
 from nanollm_jax.loading import Model
-from nanollm_jax.profiling import CompileWatch
 
 
 class Shared:

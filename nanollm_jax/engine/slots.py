@@ -27,11 +27,11 @@ from nanollm_jax import model
 from nanollm_jax import sampling as smp
 from nanollm_jax.cache import KVCache
 from nanollm_jax.config import ModelConfig
+from nanollm_jax.devices.programs import program
 from nanollm_jax.letters import axes, spec
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import History
 from nanollm_jax.settings import Sampling
-from nanollm_jax.sharding import program
 
 TOPS = 20  # alternatives to a token that can be asked for
 

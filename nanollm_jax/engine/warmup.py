@@ -15,8 +15,8 @@ from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request, check_room
 from nanollm_jax.engine.rows import seat_of
 from nanollm_jax.engine.shared import rows_for
+from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.loading import Model
-from nanollm_jax.profiling import CompileWatch
 
 
 def warmup(

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from nanollm_jax import layout, roofline
+from nanollm_jax import files, layout
 from nanollm_jax.checks import check_count
 from nanollm_jax.config import ModelConfig, resolve_weights
 from nanollm_jax.errors import ConfigError, RequestError
+from nanollm_jax.measure import roofline
 from nanollm_jax.partition import RULE, arrange, stored_sizes
 
 VOCABULARIES = 5  # arrays [B V] float32 that sampling has at the same time; what a layer needs fits in their place
@@ -131,7 +132,7 @@ def make_plan(
 def device(name: str) -> Device:
     """The device of this name; "cpu" is this machine's, measured now. Raises ConfigError naming all that are known."""
     if name == "cpu":
-        if (memory := roofline.host_memory()) is None:
+        if (memory := files.host_memory()) is None:
             raise ConfigError(f"this system does not say how much memory it has; name a device: {', '.join(DEVICES)}.")
         return Device(memory, roofline.read_rate(), roofline.product_rate(np.float32))
     if name not in DEVICES:

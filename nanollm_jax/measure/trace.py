@@ -16,13 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from nanollm_jax.bench import check_fits, describe, dtype_of, machine, open_model, prompt
 from nanollm_jax.cache import init_cache
 from nanollm_jax.checks import check_counts
 from nanollm_jax.decode import init_state, read_prompts, write_tokens
 from nanollm_jax.errors import RequestError
-from nanollm_jax.hlo import Cost, Program
-from nanollm_jax.roofline import product_rate, read_rate
+from nanollm_jax.measure.bench import check_fits, describe, dtype_of, machine, open_model, prompt
+from nanollm_jax.measure.hlo import Cost, Program
+from nanollm_jax.measure.roofline import product_rate, read_rate
 from nanollm_jax.settings import Sampling
 
 WAITING = "waiting"  # nothing runs: the time between two instructions

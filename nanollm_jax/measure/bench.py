@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 import nanollm_jax
+from nanollm_jax import files
 from nanollm_jax import params as parameters
 from nanollm_jax.cache import init_cache
 from nanollm_jax.checks import check_counts
@@ -34,10 +35,10 @@ from nanollm_jax.engine.generate import stream
 from nanollm_jax.errors import RequestError
 from nanollm_jax.families import read_config
 from nanollm_jax.loading import Model, load
+from nanollm_jax.measure.roofline import product_rate, prompt_flops, read_rate, step_bytes
 from nanollm_jax.ops.int8 import Int8
-from nanollm_jax.roofline import host_memory, product_rate, prompt_flops, read_rate, step_bytes
 from nanollm_jax.settings import Sampling
-from nanollm_jax.source import find_shape, read_json
+from nanollm_jax.weights.source import find_shape, read_json
 
 CHUNK = 4  # tokens of a first answer: one call of the compiled loop, as in stream
 STARTING = """
@@ -46,7 +47,7 @@ begun = time.perf_counter()
 import nanollm_jax as nano
 nano.load, nano.stream  # names are imported when they are first used
 imported = time.perf_counter() - begun
-from nanollm_jax.bench import first_answer
+from nanollm_jax.measure.bench import first_answer
 print(json.dumps({"import": imported} | first_answer(**json.loads(sys.argv[1]))))
 """
 Progress = Callable[[str], None]
@@ -118,7 +119,7 @@ def check_fits(model: Model, rows: int, capacity: int) -> None:
         )
     row = 2 * config.num_layers * config.num_kv_heads * capacity * config.head_dim * itemsize + 16 * config.vocab_size
     stats = jax.devices()[0].memory_stats()
-    memory = stats["bytes_limit"] if stats else host_memory()
+    memory = stats["bytes_limit"] if stats else files.host_memory()
     if memory is None:
         return
     room = memory - nbytes(model)

@@ -12,7 +12,6 @@ Williams, Waterman & Patterson 2009, "Roofline: An Insightful Visual Performance
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -79,14 +78,6 @@ def used_weights(config: ModelConfig, experts: float, sizes: dict[str, int] | No
         for path, axes in layout.layout(config).items()
         if path not in looked_up
     }
-
-
-def host_memory() -> int | None:
-    """Bytes of this machine's memory, or None where the system does not say, as Windows."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def read_rate() -> float:

@@ -1,0 +1,111 @@
+"""Parameters onto the devices of a mesh: every device asks for its own part, and for no more.
+
+Along "tp" a device holds some heads, a part of the MLP and a part of the vocabulary. What tp does not divide is made up with
+zeros, and key/value heads may be repeated, which changes no number that the model computes (partition.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from nanollm_jax import params
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.letters import spec
+from nanollm_jax.ops.int8 import Int8
+from nanollm_jax.params import Params
+from nanollm_jax.partition import arrange, sources, stored_sizes
+
+Part = Callable[[tuple[slice, ...]], np.ndarray]  # from an index to that part of a parameter
+
+
+def spread(part: Part, letters: str, dtype: Any, config: ModelConfig, mesh: Mesh) -> jax.Array:
+    """One parameter onto its devices, each of which asks for its own part only.
+
+    part(index) gives that part of the parameter as `config`, not arranged, has it, in dtype. Heads are divided and repeated
+    here, and what tp does not divide is made up with zeros.
+    """
+    tp, names = mesh.shape["tp"], letters.split()
+    own, sizes = sources(config, tp), stored_sizes(arrange(config, tp), tp)
+    shape = tuple(sizes[letter] for letter in names)
+
+    def piece(index: tuple[slice, ...]) -> np.ndarray:
+        wanted = {axis: own[name][index[axis]] for axis, name in enumerate(names) if name in own}
+        cuts = [around(wanted[axis]) if axis in wanted else slice(0, size) for axis, size in enumerate(shape)]
+        if "Q" in names:  # asked for whole: several tensors share it
+            query = own["N"].reshape(sizes["K"], sizes["G"])[index[0]]
+            found, first = part((cuts[0], slice(0, config.sizes["Q"]), *cuts[2:])), cuts[0].start
+            return divide_heads(found, behind(wanted[0], first), behind(query, first * config.sizes["G"]))
+        found = part(tuple(cuts))
+        for axis, source in wanted.items():
+            found = select(found, behind(source, cuts[axis].start), axis)
+        return found
+
+    def placed(index: Any) -> np.ndarray:
+        return np.ascontiguousarray(piece(index), dtype)
+
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, spec(letters)), placed)
+
+
+def around(source: np.ndarray) -> slice:
+    """The shortest slice that has all of these positions in it; -1 is none of them."""
+    there = source[source >= 0]
+    return slice(int(there.min()), int(there.max()) + 1) if there.size else slice(0, 0)
+
+
+def behind(source: np.ndarray, first: int) -> np.ndarray:
+    """Positions counted from `first` on; -1 stays."""
+    return np.where(source < 0, -1, source - first)
+
+
+def select(array: np.ndarray, source: np.ndarray, axis: int = 0) -> np.ndarray:
+    """These positions of an axis, and zeros for -1; the array itself where they are all that it has."""
+    if np.array_equal(source, np.arange(array.shape[axis])):
+        return array
+    found = np.zeros((*array.shape[:axis], len(source), *array.shape[axis + 1 :]), array.dtype)
+    there: Any = (*[slice(None)] * axis, source >= 0)
+    found[there] = np.take(array, source[source >= 0], axis)
+    return found
+
+
+def divide_heads(wqkv: np.ndarray, key: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Key/value heads with their queries, cut into shares.  wqkv [k G+2 ...], key [K'], query [K' G'] -> [K' G'+2 ...]
+
+    key says which head each new one is, query which of the k*G queries it serves; -1 is zeros. k = 1, G = 7, G' = 4, key
+    (0 0), query (0 1 2 3), (4 5 6 -1): the head (q0 ... q6 k v) becomes (q0 q1 q2 q3 k v) and (q4 q5 q6 0 k v).
+    """
+    k, Q, *rest = wqkv.shape
+    if np.array_equal(query.reshape(query.size), np.arange(k * (Q - 2))):
+        return wqkv  # as it is
+    queries = select(wqkv[:, :-2].reshape(k * (Q - 2), *rest), query.reshape(query.size))
+    return np.concatenate([queries.reshape(*query.shape, *rest), select(wqkv[:, -2:], key)], axis=1)
+
+
+def shard_params(whole: Params, config: ModelConfig, mesh: Mesh) -> tuple[ModelConfig, Params]:
+    """Parameters that are in one place -> the config as the mesh holds it, and the parameters on it.
+
+    For parameters made in memory; load(..., mesh=mesh) never holds the whole. Raises CheckpointError where config and
+    parameters do not match.
+    """
+    arranged = arrange(config, mesh.shape["tp"])
+    params.check_params(whole, config)
+    letters, flat = params.layout(config), params.flatten(whole)
+
+    def placed(array: Any, axes: str) -> jax.Array:
+        array = np.asarray(array)
+        return spread(lambda index: array[index], axes, array.dtype, config, mesh)
+
+    return arranged, params.nest({path: by_letters(placed, flat[path], letters[path]) for path in letters})
+
+
+def by_letters(do: Callable[[Any, str], Any], leaf: Any, letters: str) -> Any:
+    """do(array, letters) for one parameter, or for both arrays of one in 8 bits, the scales having its outputs' letters."""
+    if not isinstance(leaf, Int8):
+        return do(leaf, letters)
+    ours = " ".join(letters.split()[: leaf.scale.ndim])
+    return dataclasses.replace(leaf, values=do(leaf.values, letters), scale=do(leaf.scale, ours))

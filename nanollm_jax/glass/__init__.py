@@ -1,0 +1,1 @@
+"""Looking inside: any named value of the model, collected or replaced."""
