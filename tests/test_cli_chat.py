@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -239,6 +240,17 @@ def test_every_mistake_is_one_line_and_loses_nothing(
         assert conversation.messages == before and Session(conversation, Lines()).settings() == settings
     assert (tmp_path / "junk").read_text() == "{"
     assert talk("and?")[0] == contents(conversation)[-1] + "\n"  # it goes on
+
+
+def test_a_full_disk_is_named_with_the_file_and_leaves_none(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def write(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as write(2) says it: without a name
+
+    monkeypatch.setattr(json, "dump", write)
+    assert talk(f"/save {tmp_path}/x") == ("", f"nanollm: {tmp_path}/x: No space left on device\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_line_that_is_not_utf8_is_refused_and_the_next_one_read(

@@ -195,6 +195,9 @@ class Session:
             with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
                 json.dump(content, file, indent=1)
             beside.replace(path)
+        except OSError as error:
+            error.filename = str(path)  # a full disk does not say whose it is
+            raise
         finally:
             beside.unlink(missing_ok=True)
         print(f"saved {plural(len(self.conversation.messages), 'message')} to {harmless(str(path))}")
