@@ -52,10 +52,14 @@ from nanollm_jax.errors import RequestError
 if TYPE_CHECKING:
     from nanollm_jax.engine.generate import Stream
     from nanollm_jax.engine.timings import Timings
+    from nanollm_jax.loading import Model
 
 PROMPT = f"The text to continue. {STDIN} Without any, the answer begins from nothing: the BOS token alone."
 TRUNCATE = "Read only the end of a prompt that is too long for the model."
 SPECIAL = "Read what spells a special token in PROMPT, such as <|fim_prefix|>, as that token and not as its letters."
+INPUT = "Answer every line of a file, one JSON object each; - is standard input."
+OUTPUT = "Where the answers go, one JSON object a line, as they end. Left out, or -: standard output."
+ROWS = "With --input: how many are written at the same time. Left out: as many as fit, up to 32."
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # the settings that can do nothing at temperature 0, switched off
 
 
@@ -87,12 +91,26 @@ def generate(
     process_id: ProcessId = None,
     compile_cache: KeepCompiled = True,
     as_json: AsJson = False,
+    lines: Annotated[str | None, typer.Option("--input", metavar="FILE", show_default=False, help=INPUT)] = None,
+    output: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help=OUTPUT)] = None,
+    rows: Annotated[int | None, typer.Option(metavar="N", min=1, show_default=False, help=ROWS)] = None,
 ) -> None:
     """Continue a text. The answer is printed as it is written, then one line of figures on standard error.
+
+    With --input each line of a file is an object of its own: "prompt" (a text, or ids) or "messages", and any of id,
+    max_new_tokens, seed, stop, stop_ids, n, top_logprobs, special, truncate, tools, variables and the settings of
+    nanollm_jax.Sampling; the other options are for lines that do not say. A line that is wrong is named before anything runs.
+    After a run was stopped, in whatever way, the same command goes on where it was.
 
     Sampling settings that are not given are the checkpoint's own, which nanollm info shows. Where these are greedy,
     --top-k, --top-p and --min-p bring --temperature 1 with them; beside --temperature 0 they are an error.
     """
+    if lines is None and (output is not None or rows is not None):
+        raise RequestError(f"{'--rows' if output is None else '--output'} without --input; leave it out.")
+    if lines is not None:
+        both = {"PROMPT": prompt is not None, "--echo": echo, "--json": as_json, "--distributed": distributed}
+        if wrong := [name for name, given in both.items() if given]:
+            raise RequestError(f"--input and {wrong[0]} exclude each other; leave one out.")
     join(distributed, coordinator, num_processes, process_id)
     if echo and as_json:
         raise RequestError("--echo and --json exclude each other; the JSON object has the prompt anyway.")
@@ -100,23 +118,33 @@ def generate(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
+    if lines is not None:
+        from nanollm_jax.cli.bulk import Bulk
+        from nanollm_jax.cli.lines import Defaults
+
+        said = Defaults(max_new_tokens, seed, stop or [], stop_id or [], special, truncate, settings)
+        bulk = Bulk(lines, output, said, f"{model} {revision} {dtype}")
+        bulk_model = open_model(model, revision, dtype, compile_cache, dp, tp, devices)
+        failed, interrupted = bulk.answer(bulk_model, rows)
+        raise typer.Exit(INTERRUPTED if interrupted else 2 if failed else 0)
     # of several processes each has a standard input of its own, which is read where that was asked for
     text = ("" if prompt is None and distributed else read_text(prompt)) or ""
-    folder = checkpoint(model, revision)
+    loaded = open_model(model, revision, dtype, compile_cache, dp, tp, devices)
     import jax
 
     import nanollm_jax as nano
 
-    keep_compiled(compile_cache)
-    loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices))
     sampling = with_settings(loaded.defaults.sampling, settings)
     seed = agreed(secrets.randbelow(2**32)) if seed is None else seed
     bos = None if loaded.tokenizer is None else loaded.tokenizer.bos_id
     # nothing but a BOS can begin from nothing, also for models that want none in front of a text
     ids = [bos] if bos is not None and not text else nano.encode(loaded, text, special=special)
+    read = fitted(ids, bos, loaded.config.max_positions, max_new_tokens, truncate)
+    if len(read) < len(ids):
+        warn(f"of {len(ids)} prompt tokens the last {loaded.config.max_positions - max_new_tokens} are read.")
     answer = nano.stream(
         loaded,
-        fitted(ids, bos, loaded.config.max_positions, max_new_tokens, truncate),
+        read,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         seed=seed,
@@ -142,6 +170,17 @@ def generate(
     raise typer.Exit(INTERRUPTED if interrupts else 0)
 
 
+def open_model(
+    model: str | None, revision: str | None, dtype: str, compile_cache: bool, dp: int, tp: int, devices: int | None
+) -> Model:
+    """The model that the options name."""
+    folder = checkpoint(model, revision)
+    import nanollm_jax as nano
+
+    keep_compiled(compile_cache)
+    return nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices))
+
+
 def fitted(ids: list[int], bos: int | None, positions: int, new: int, truncate: bool) -> list[int]:
     """A prompt for which there is room before so many new tokens; of one that is too long, a BOS and its end if asked for."""
     room = positions - new
@@ -157,7 +196,6 @@ def fitted(ids: list[int], bos: int | None, positions: int, new: int, truncate: 
             f"a prompt of {len(ids)} tokens + {new} new tokens is more than the model's {positions} positions; "
             f"shorten it, or add --truncate, which reads its last {room} tokens{fewer}."
         )
-    warn(f"of {len(ids)} prompt tokens the last {room} are read.")
     head = ids[:1] if ids[0] == bos else []
     return head + ids[len(ids) - room + len(head) :]
 

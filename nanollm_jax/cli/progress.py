@@ -1,11 +1,11 @@
-"""What a person sees while a program is compiled: how long it has taken so far, on standard error where that is a terminal."""
+"""What a person who waits sees, where standard error is a terminal: how far a long run is, how long a compilation takes."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,6 +50,29 @@ def compiling_shown() -> Iterator[None]:
         ended.set()
         thread.join()
         monitoring.unregister_event_duration_listener(note)
+
+
+@contextmanager
+def bar(total: int | None, done: int) -> Iterator[Callable[[int], None]]:
+    """Inside, a bar of how many of `total` lines, where that is known, have an answer: `done` from before, and one more
+    whenever what this yields is called with how many tokens all of them have.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    begun = time.monotonic()
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("lines"), rate, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total, completed=done, rate="")
+
+        def advance(tokens: int) -> None:
+            progress.update(task, advance=1, rate=f"{tokens / (time.monotonic() - begun):.0f} tok/s")
+
+        yield advance
 
 
 def write(text: str) -> None:

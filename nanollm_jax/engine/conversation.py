@@ -94,13 +94,18 @@ def stream_chat(
     variables: Mapping[str, Any] | None = None,
 ) -> Stream[str]:
     """chat, yielding the text as it is written, piece by piece; arguments are checked before the first piece is asked for."""
-    checked = check_messages(messages)
-    if checked[-1]["role"] == "assistant":
-        raise RequestError("the last message is an answer already; end with a message that asks for one.")
-    ids = encode_chat(model, checked, tools=tools, template=template, variables=variables)
+    ids = read_chat(model, messages, tools=tools, template=template, variables=variables)
     new = min(ANSWER, room(model, ids)) if max_new_tokens is None else max_new_tokens
     requests = requests_of(model, [ids], new, sampling, seed, stop, stop_ids, chat=True, streamed=True)
     return Stream(lambda: rows_for(model, 1, None), requests, single=True)
+
+
+def read_chat(model: Model, messages: Sequence[Message], **rest: Any) -> list[int]:
+    """encode_chat of messages that are to be answered. Raises RequestError where the last one is an answer."""
+    checked = check_messages(messages)
+    if checked[-1]["role"] == "assistant":
+        raise RequestError("the last message is an answer already; end with a message that asks for one.")
+    return encode_chat(model, checked, **rest)
 
 
 def room(model: Model, ids: list[int]) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from nanollm_jax.engine.answer import Generation
@@ -15,6 +16,7 @@ from nanollm_jax.loading import Model
 from nanollm_jax.settings import Sampling
 
 Piece = TypeVar("Piece", str, tuple[int, str])
+Key = TypeVar("Key")
 Stops = str | Sequence[str] | Sequence[Sequence[str]]
 StopIds = int | Sequence[int] | Sequence[Sequence[int]]
 
@@ -97,6 +99,33 @@ def generate(
         return results[0] if single else results
     each = [results[first : first + n] for first in range(0, len(results), n)]
     return each[0] if single else each
+
+
+def as_they_end(shared: Shared, asked: Iterable[tuple[Key, Sequence[Request]]]) -> Iterator[tuple[Key, list[Ticket]]]:
+    """Any number of groups of requests, each under a key -> every key and its tickets, when the last of these has ended.
+
+    Groups are taken from `asked` when rows are about to be free for them: twice as many requests as there are rows are known
+    at a time, however many there are.
+    """
+    source, rest = iter(asked), True
+    waiting: dict[int, tuple[Key, list[Ticket]]] = {}
+    numbers = itertools.count()
+    try:
+        while rest or waiting:
+            while rest and sum(len(tickets) for _, tickets in waiting.values()) < 2 * shared.engine.rows:
+                entry = next(source, None)
+                if entry is None:
+                    rest = False
+                else:
+                    waiting[next(numbers)] = entry[0], shared.submit(entry[1])
+            for number, (key, tickets) in list(waiting.items()):
+                if all(ticket.ended for ticket in tickets):
+                    del waiting[number]
+                    yield key, tickets
+            if waiting:
+                shared.advance()
+    finally:
+        shared.cancel([ticket for _, tickets in waiting.values() for ticket in tickets])
 
 
 @overload
