@@ -22,6 +22,7 @@ from nanollm_jax.collectives import whole
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.programs import program
 from nanollm_jax.errors import RequestError
+from nanollm_jax.letters import nbytes
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import History
 from nanollm_jax.settings import Sampling
@@ -36,6 +37,9 @@ class State:
     logits: jax.Array
     cache: KVCache
     past: History
+
+    def __repr__(self) -> str:
+        return f"State(logits {list(self.logits.shape)}, {self.cache}, {nbytes(self)} in all)"
 
 
 def init_state(cache: KVCache, config: ModelConfig) -> State:

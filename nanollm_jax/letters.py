@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 import flax.struct
+import jax
 from jax.sharding import PartitionSpec
 
 from nanollm_jax.partition import RULE
@@ -40,6 +41,11 @@ def of(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: of(value) for key, value in tree.items()}
     return None if tree is None else ROWS
+
+
+def nbytes(tree: Any) -> str:
+    """Bytes of all arrays of a tree, in words; of those on a mesh, what all devices have together."""
+    return f"{sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)):,} bytes"
 
 
 def named(field: dataclasses.Field[Any], value: Any) -> Any:

@@ -46,7 +46,8 @@ class Model:
     """Everything that generate and chat need. tokenizer and chat_template are None where the checkpoint brings none.
 
     Model(config, params) makes one of any config and parameters. On a mesh the config is that of what the devices hold:
-    its counts of heads and its MLP widths have the padding in them. Raises CheckpointError where the two do not match.
+    its counts of heads and its MLP widths have the padding in them, and unpadded is the one that has none.
+    Raises CheckpointError where config and params do not match.
     """
 
     config: ModelConfig
@@ -54,6 +55,7 @@ class Model:
     tokenizer: Tokenizer | None = None
     defaults: Defaults = field(default_factory=Defaults)
     chat_template: ChatTemplate | None = None
+    unpadded: ModelConfig | None = None
     engines: dict[int, Any] = field(
         default_factory=dict, init=False, repr=False
     )  # by rows; engine/ makes and keeps them here
@@ -72,8 +74,22 @@ class Model:
         """Over how many devices rows are split."""
         return 1 if self.mesh is None else self.mesh.shape["dp"]
 
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the model has, tied embeddings counted once; the padding of a mesh is none of them."""
+        return parameters.count(self.unpadded or self.config)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters; on a mesh, what all devices hold together."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+
     def __repr__(self) -> str:
-        return f"Model({self.config}, {parameters.count(self.config):,} parameters, tokenizer={self.tokenizer})"
+        config, mesh = self.unpadded or self.config, "" if self.mesh is None else f", on {dict(self.mesh.shape)}"
+        return (
+            f"Model({config.num_layers} layers of width {config.hidden_size}, vocabulary {config.vocab_size}, "
+            f"{self.num_parameters:,} parameters in {self.nbytes:,} bytes{mesh}, tokenizer={self.tokenizer})"
+        )
 
 
 def load(
@@ -113,7 +129,7 @@ def load(
         checkpoint, family.table(config), parameters.layout(config), config.sizes, dtype,
         ignore=family.ignored(config), prefixes=family.PREFIXES, spread=onto, finish=parameters.keeper(config, in_8_bits),
     )  # fmt: skip
-    return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template)
+    return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config)
 
 
 def shard(model: Model, mesh: Mesh) -> Model:
@@ -121,7 +137,7 @@ def shard(model: Model, mesh: Mesh) -> Model:
     if model.mesh is not None:
         raise ConfigError(f"this model is on a mesh of {dict(model.mesh.shape)} already; load it again with the other.")
     config, params = shard_params(model.params, model.config, mesh)
-    return dataclasses.replace(model, config=config, params=params)
+    return dataclasses.replace(model, config=config, params=params, unpadded=model.config)
 
 
 def name_adapters(folder: Path) -> None:

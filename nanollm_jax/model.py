@@ -93,7 +93,7 @@ def block(p: Params, x: jax.Array, new: New, cache: KVCache, layer: int, config:
     before, x = x, x + scale * tag(normalize(p.get("attention_post_norm"), attended, config), f"{name}.attention.out")
     h = before if config.parallel_residual else x
     h = tag(normalize(p.get("mlp_norm"), h, config), f"{name}.mlp_norm")
-    widened = feed_forward(p["mlp"], h, config)
+    widened = feed_forward(p["mlp"], h, layer, config)
     x = x + scale * tag(normalize(p.get("mlp_post_norm"), widened, config), f"{name}.mlp.out")
     return tag(x, f"{name}.out"), cache
 
@@ -118,10 +118,11 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, layer: int, config
     return linear_sum(mixed, p["wo"], p.get("bo")), cache
 
 
-def feed_forward(p: Params, h: jax.Array, config: ModelConfig) -> jax.Array:
+def feed_forward(p: Params, h: jax.Array, layer: int, config: ModelConfig) -> jax.Array:
     """The MLP, or a few of many.  h [B T D] -> [B T D]"""
     if "router" in p:
-        return moe.moe(p, h, config.activation, config.experts_per_token, config.renormalize_experts)
+        chances = tag(moe.chances(p["router"], h), f"layers.{layer}.mlp.router")
+        return moe.moe(p, h, chances, config.activation, config.experts_per_token, config.renormalize_experts)
     return mlp.mlp(p, h, config.activation)
 
 

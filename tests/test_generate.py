@@ -51,6 +51,23 @@ def test_text_is_what_the_tokens_say(model):
     assert answer.text.startswith(",") or answer.text.startswith(" ")
 
 
+def test_what_is_printed_is_short_and_says_how_large_it_is(model):
+    stream = nano.stream(model, [STORY, "The dog"], max_new_tokens=60)
+    assert repr(stream) == "Stream(2 answers, 0 of at most 120 tokens)"
+    for _ in stream:
+        pass
+    state = stream.shared.engine.state
+    size = f"{sum(leaf.nbytes for leaf in jax.tree.leaves(state)):,} bytes"
+    assert size in repr(stream) and size in repr(state) and "KVCache(8 rows of " in repr(state)
+    cache = nano.init_cache(model.config, 2, 32, jnp.float32)
+    assert repr(cache) == f"KVCache(2 rows of 32 positions, 6 plain layers, float32, {cache.nbytes:,} bytes)"
+    heard = nano.prefill(model.params, np.array([[5], [6]]), np.array([1, 1]), cache, config=model.config)
+    answer, score = stream.generations[0], nano.score(model, STORY)
+    assert f"{len(answer.token_ids)} tokens" in repr(answer) and repr(answer.text[:30])[:-1] in repr(answer)
+    assert f"{len(score.token_ids)} tokens" in repr(score)
+    assert max(map(len, map(repr, (model, stream, state, cache, heard, score)))) < 260 and len(repr(answer)) < 320
+
+
 def test_bos_alone_begins_a_text(model):
     assert model.tokenizer.encode("") == [1]
     answer = ask(model, "")

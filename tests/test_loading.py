@@ -662,7 +662,20 @@ def test_a_model_of_ones_own():
     config, _ = nano.read_config(LLAMA)
     model = nano.Model(config, params.nest(draw(LLAMA)))
     assert (model.tokenizer, model.defaults.eos_ids, model.defaults.sampling.temperature) == (None, (), 0.0)
-    assert f"{params.count(config):,} parameters" in repr(model) and "vocab_size=101" in repr(model)
+    assert f"{params.count(config):,} parameters" in repr(model) and "vocabulary 101," in repr(model)
+    assert f"{sum(array.nbytes for array in params.flatten(model.params).values()):,} bytes" in repr(model)
+
+
+def test_a_mesh_changes_no_count():
+    """Nothing here divides by 5: heads, widths and vocabulary are made up there, and none of that is counted."""
+    config, _ = nano.read_config(LLAMA)
+    one = nano.Model(config, params.nest(draw(LLAMA)))
+    many = nano.shard(one, nano.make_mesh(1, 5))
+    assert many.num_parameters == one.num_parameters == params.count(config) < params.count(many.config)
+    assert (
+        repr(many) == repr(one).replace(f"{one.nbytes:,} bytes", f"{many.nbytes:,} bytes, on {{'dp': 1, 'tp': 5}}")
+        and many.nbytes > one.nbytes
+    )
 
 
 @pytest.mark.parametrize("changes", [dict(num_hidden_layers=3), dict(vocab_size=102), dict(tie_word_embeddings=True)])

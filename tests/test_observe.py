@@ -87,11 +87,68 @@ def test_a_branch_that_is_taken_is_seen_and_no_other():
         result, values = nano.observe(function, jnp.int32(choice), jnp.ones(2), change={name: lambda x: x * 3})
         assert list(values) == [name] and result.tolist() == [6.0, 6.0]
     inside = jax.jit(lambda choice: nano.observe(function, choice, jnp.ones(2))[0])
-    assert inside(jnp.int32(1)).tolist() == [2.0, 2.0]
+    with pytest.raises(nano.RequestError, match="a, b, c: computed in a branch that a traced value chooses"):
+        inside(jnp.int32(1))
 
 
 def tag_of(name, x):
     return checkpoint_name(x + 1, name)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_nothing_is_missing_in_silence(family):
+    """Over the decode loop, on a mesh, compiled, without names: an error that says what to do instead."""
+    model = random_model(family)
+    config, params = model.config, model.params
+    cache = nano.init_cache(config, 1, 8, jnp.float32)
+    kept = jax.jit(nano.forward, static_argnames="config")
+    plain = look(model)[1]
+    kept(params, TOKENS, cache, config=config)
+    assert list(look(model, kept)[1]) == list(plain)  # it was compiled before
+    with pytest.raises(nano.RequestError, match="a program that was lowered has no names any more; pass the function"):
+        nano.observe(kept.lower(params, TOKENS, cache, config=config).compile(), params, TOKENS, cache)
+    state = nano.prefill(params, TOKENS, np.array([5]), cache, config=config)
+    sampling, seeds = nano.Sampling().rows(1, config.vocab_size), np.zeros(1, np.uint32)
+    with pytest.raises(
+        nano.RequestError, match=r"embedding, .* \.\.: computed inside a loop, once per step; observe a single"
+    ):
+        nano.observe(nano.decode, params, state, sampling, seeds, config=config, steps=2)
+    many = nano.shard(model, nano.make_mesh(1, 2))
+    cache = nano.init_cache(many.config, 1, 8, jnp.float32, mesh=many.mesh)
+    with pytest.raises(
+        nano.RequestError, match="on a mesh, each device having a part of it; observe the model on one device"
+    ):
+        nano.observe(nano.forward, many.params, TOKENS, cache, config=many.config)
+    with pytest.raises(nano.RequestError, match="nothing in this function has a name; observe forward"):
+        nano.observe(jnp.sin, jnp.ones(2))
+
+
+def test_under_the_other_checkpoint_of_jax(model):
+    """JAX_REMAT3=1 names values by an equation of another kind."""
+    plain = look(model)
+    if "jax_remat3" not in jax.config.values:
+        pytest.skip("this jax has no other")
+    jax.config.update("jax_remat3", True)
+    try:
+        (logits, _), values = look(model, change={"layers.1.mlp.out": jnp.zeros_like})
+    finally:
+        jax.config.update("jax_remat3", False)
+    assert list(values) == list(plain[1])
+    np.testing.assert_array_equal(values["layers.1.mlp_norm"], plain[1]["layers.1.mlp_norm"])
+    assert np.abs(logits - plain[0][0]).max() > 1e-3
+
+
+def test_a_router_can_be_seen_and_turned():
+    """Layers 0 and 2 have experts, of which each token takes two; with other chances it takes others."""
+    model = random_model("qwen3_moe")
+    (logits, _), values = look(model)
+    chances = values["layers.2.mlp.router"]
+    assert [name for name in values if "router" in name] == ["layers.0.mlp.router", "layers.2.mlp.router"]
+    assert chances.shape == (1, 5, model.config.num_experts)
+    agree(chances.sum(-1), np.ones((1, 5)))
+    (turned, _), after = look(model, change={"layers.2.mlp.router": lambda chances: 1 - chances})
+    np.testing.assert_array_equal(after["layers.2.mlp_norm"], values["layers.2.mlp_norm"])
+    assert np.abs(turned - logits).max() > 1e-3
 
 
 def test_tags_leave_nothing_in_the_lowered_program(model):

@@ -242,10 +242,12 @@ def test_both_ways_through_the_experts(rows, top_k, renormalize):
 
     @jax.jit
     def dense(p, x):
-        return moe.dense(p, x, *moe.route(p["router"], x, top_k, renormalize), "silu")
+        chances = moe.chances(p["router"], x[None])
+        return moe.dense(p, x, *moe.chosen(chances[0], top_k, renormalize), "silu"), chances
 
-    agree(dense(p, x), expected)
-    agree(jax.jit(moe.moe, static_argnums=(2, 3, 4))(p, x[None], "silu", top_k, renormalize)[0], expected)
+    given, chances = dense(p, x)
+    agree(given, expected)
+    agree(jax.jit(moe.moe, static_argnums=(3, 4, 5))(p, x[None], chances, "silu", top_k, renormalize)[0], expected)
 
 
 @pytest.mark.parametrize("way", [moe.dense, moe.grouped])
@@ -259,7 +261,7 @@ def test_an_expert_that_gets_all_rows_and_experts_that_get_none(way):
 @pytest.mark.parametrize("way", [moe.dense, moe.grouped])
 def test_experts_without_a_gate(way):
     p, x = experts(3, 5, 4, U=1), random(6, 4)
-    weight, expert = moe.route(p["router"], x, 3, False)
+    weight, expert = moe.chosen(moe.chances(p["router"], x[None])[0], 3, False)
     agree(way(p, x, weight, expert, "relu"), sum(
         np.asarray(jax.nn.softmax(x @ p["router"].T))[:, [e]] * (np.maximum(x @ p["up"][e, 0].T, 0) @ p["down"][e].T)
         for e in range(3)))  # fmt: skip

@@ -29,11 +29,25 @@ def test_importing_the_package_waits_for_nothing():
 
 
 def test_public_names_are_functions_whatever_is_imported_first():
+    """As attributes and by `from nanollm_jax import`, before and after every module of the package was imported."""
     code = (
-        "import nanollm_jax.decode, nanollm_jax.engine.generate, nanollm_jax.glass.observe; import nanollm_jax as n;"
-        "print(*(type(getattr(n, name)).__name__ for name in n.__all__ if name in ('decode', 'generate', 'observe')))"
+        "import nanollm_jax as n, importlib, pkgutil, sys\n"
+        "def names():\n"
+        "    found = {}\n"
+        "    for name in n.__all__: exec(f'from nanollm_jax import {name}', found)\n"
+        "    return {name: found[name] for name in n.__all__}\n"
+        "first = names() if sys.argv[-1] == 'first' else None\n"
+        "for module in pkgutil.walk_packages(n.__path__, 'nanollm_jax.'):\n"
+        "    if 'lm_eval' not in module.name and '__main__' not in module.name: importlib.import_module(module.name)\n"
+        "last = names()\n"
+        "assert first is None or first == last\n"
+        "assert not [name for name, value in last.items() if isinstance(value, type(sys))]\n"
+        "assert all(getattr(n, name) is value for name, value in last.items())\n"
+        "from nanollm_jax.decode import State; from nanollm_jax.chat import check_messages\n"
+        "assert last['State'] is State\n"
+        "print('all', len(last))"
     )
-    assert python(code) == ["function"] * 3
+    assert python(code) == python(f"import sys; sys.argv.append('first')\n{code}") == ["all", str(len(nano.__all__))]
     assert set(nano.__all__) == set(nano.HOME) <= set(dir(nano))
     assert all(getattr(nano, name) is not None for name in nano.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -16,7 +16,7 @@ from nanollm_jax.cache.layers import Plain, kinds, shapes
 from nanollm_jax.checks import check_count
 from nanollm_jax.config import ModelConfig, resolve_dtype
 from nanollm_jax.errors import RequestError
-from nanollm_jax.letters import axes, spec
+from nanollm_jax.letters import axes, nbytes, spec
 
 
 @flax.struct.dataclass
@@ -49,10 +49,9 @@ class KVCache:
     def __repr__(self) -> str:
         kinds = [type(layer).__name__.lower() for layer in self.layers]
         counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-        size = sum(buffer.size * buffer.dtype.itemsize for layer in self.layers for buffer in (layer.k, layer.v))
         return (
             f"KVCache({self.batch} rows of {self.capacity} positions, {counted} layers, {self.layers[0].k.dtype}, "
-            f"{size:,} bytes)"
+            f"{nbytes(self.layers)})"
         )
 
 

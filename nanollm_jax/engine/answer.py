@@ -10,6 +10,8 @@ from nanollm_jax.engine.timings import Timings
 from nanollm_jax.errors import NumericsError
 from nanollm_jax.tokenizer import Tokenizer
 
+SHOWN = 200  # characters of an answer in its repr
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -33,6 +35,13 @@ class Generation:
     seed: int = 0
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     timings: Timings = field(default_factory=Timings, compare=False)
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}..."
+        return (
+            f"Generation({text!r}, {len(self.token_ids)} tokens behind {self.prompt_tokens}, "
+            f"finish_reason={self.finish_reason!r}, seed={self.seed})"
+        )
 
 
 class Answer:

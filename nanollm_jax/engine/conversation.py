@@ -19,6 +19,7 @@ from nanollm_jax.engine.generate import Stream
 from nanollm_jax.engine.request import check_seeds, check_stops, known, requests_of
 from nanollm_jax.engine.shared import Shared, rows_for
 from nanollm_jax.errors import RequestError
+from nanollm_jax.letters import nbytes
 from nanollm_jax.loading import Model
 from nanollm_jax.settings import Sampling
 
@@ -152,6 +153,10 @@ class Conversation:
         check_stops(model, stop, stop_ids)
         if system is not None:
             self.set_system(system)
+
+    def __repr__(self) -> str:
+        held = "nothing held yet" if self.rows is None else f"{nbytes(self.rows.engine.state)} of state"
+        return f"Conversation({len(self.messages)} messages, {held})"
 
     def ask(self, question: str) -> Stream[str]:
         """Put a question and yield the answer piece by piece. Both become messages when the answer is asked for and ends.

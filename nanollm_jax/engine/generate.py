@@ -12,6 +12,7 @@ from nanollm_jax.engine.request import Request, encode_prompts, requests_of
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.shared import Shared, failed, rows_for
 from nanollm_jax.engine.timings import Timings
+from nanollm_jax.letters import nbytes
 from nanollm_jax.loading import Model
 from nanollm_jax.settings import Sampling
 
@@ -285,4 +286,7 @@ class Stream(Iterator[Piece], Generic[Piece]):
 
     def __repr__(self) -> str:
         written = sum(len(ticket.answer.token_ids) for ticket in self.tickets)
-        return f"Stream({len(self.requests)} answers, {written} tokens so far)"
+        asked = sum(request.max_new_tokens for request in self.requests)
+        shared, answers = self.shared, f"{len(self.requests)} answer{'s' * (len(self.requests) != 1)}"
+        where = "" if shared is None else f", {shared.engine.rows} rows, {nbytes(shared.engine.state)} of state"
+        return f"Stream({answers}, {written} of at most {asked} tokens{where})"

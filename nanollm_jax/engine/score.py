@@ -33,6 +33,9 @@ class Score:
     best: list[bool]
     bytes: int
 
+    def __repr__(self) -> str:
+        return f"Score({len(self.token_ids)} tokens, {self.bytes} bytes of text, logprob={self.logprob:.2f})"
+
     @property
     def logprob(self) -> float:
         """Natural log-probability of all of them."""
@@ -89,8 +92,12 @@ def score(
         )
     if isinstance(texts, str):
         return run(model, [text_to_score(model, texts)], window, stride, batch)[0]
-    if not isinstance(texts, Sequence):
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes | bytearray | memoryview):
         raise RequestError(f"texts is {type(texts).__name__}; expected a text, or a list of texts or pairs.")
+    if isinstance(texts, tuple) and len(texts) == 2:
+        raise RequestError(
+            "texts is a tuple of two, which may be two texts or a pair; [a, b] is two texts, [(a, b)] one pair."
+        )
     return run(model, [text_to_score(model, text) for text in texts], window, stride, batch)
 
 

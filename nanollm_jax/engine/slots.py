@@ -28,7 +28,7 @@ from nanollm_jax import sampling as smp
 from nanollm_jax.cache import KVCache
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.programs import program
-from nanollm_jax.letters import axes, spec
+from nanollm_jax.letters import axes, nbytes, spec
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import History
 from nanollm_jax.settings import Sampling
@@ -54,6 +54,9 @@ class State:
     token: jax.Array = axes("B")
     live: jax.Array = axes("B")
     left: jax.Array = axes("B")
+
+    def __repr__(self) -> str:
+        return f"State({self.cache}, history of {self.cache.capacity} ids a row, {nbytes(self)} in all)"
 
 
 @flax.struct.dataclass

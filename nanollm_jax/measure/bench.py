@@ -122,7 +122,7 @@ def check_fits(model: Model, rows: int, capacity: int) -> None:
     memory = stats["bytes_limit"] if stats else files.host_memory()
     if memory is None:
         return
-    room = memory - nbytes(model)
+    room = memory - model.nbytes
     if rows * row > room:
         raise RequestError(
             f"{rows} rows of {capacity} positions need {rows * row / 1e9:.1f} GB beside the weights; the device has "
@@ -267,15 +267,10 @@ def in_8_bits(model: Model) -> bool:
     return isinstance(model.params["embedding"]["tokens"], Int8)
 
 
-def nbytes(model: Model) -> int:
-    """Bytes of all weights."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-
-
 def describe(model: Model, source: str | None) -> dict[str, Any]:
     """Which model was measured."""
     return {
-        "source": source or "the bundled model", "parameters": parameters.count(model.config), "bytes": nbytes(model),
+        "source": source or "the bundled model", "parameters": model.num_parameters, "bytes": model.nbytes,
         "dtype": "int8" if in_8_bits(model) else dtype_of(model).name,
     }  # fmt: skip
 

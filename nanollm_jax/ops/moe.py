@@ -20,21 +20,26 @@ Experts = dict[str, jax.Array]  # router [E D], up [E U M D], down [E D M]
 
 
 @jax.named_scope("mlp")
-def moe(p: Experts, x: jax.Array, activation: str, top_k: int, renormalize: bool) -> jax.Array:
-    """The weighted sum of each token's top_k experts.  x [B T D] -> [B T D]"""
+def chances(router: jax.Array, x: jax.Array) -> jax.Array:
+    """How well each expert fits each token: a softmax over all of them.  router [E D], x [B T D] -> [B T E] float32"""
     B, T, D = x.shape
-    rows = x.reshape(B * T, D)
-    weight, expert = route(p["router"], rows, top_k, renormalize)
-    given = collectives.psum(grouped(p, rows, weight, expert, activation))
+    return jax.nn.softmax(product(x.reshape(B * T, D), router), axis=-1).reshape(B, T, router.shape[0])
+
+
+@jax.named_scope("mlp")
+def moe(p: Experts, x: jax.Array, chances: jax.Array, activation: str, top_k: int, renormalize: bool) -> jax.Array:
+    """The weighted sum of each token's top_k experts.  x [B T D], chances [B T E] -> [B T D]"""
+    (B, T, D), E = x.shape, chances.shape[2]
+    weight, expert = chosen(chances.reshape(B * T, E), top_k, renormalize)
+    given = collectives.psum(grouped(p, x.reshape(B * T, D), weight, expert, activation))
     return given.reshape(B, T, D).astype(x.dtype)
 
 
-def route(router: jax.Array, x: jax.Array, top_k: int, renormalize: bool) -> tuple[jax.Array, jax.Array]:
-    """Each row's experts and what they count.  router [E D], x [R D] -> weights [R k] float32, experts [R k] int32
+def chosen(chances: jax.Array, top_k: int, renormalize: bool) -> tuple[jax.Array, jax.Array]:
+    """Each row's experts and what they count.  chances [R E] -> weights [R k] float32, experts [R k] int32
 
-    The softmax is over all experts; renormalize makes the weights of those that were chosen sum to 1.
+    renormalize makes the weights of those that were chosen sum to 1.
     """
-    chances = jax.nn.softmax(product(x, router), axis=-1)
     weight, expert = jax.lax.top_k(chances, top_k)
     return weight / jnp.sum(weight, axis=-1, keepdims=True) if renormalize else weight, expert
 
