@@ -1,14 +1,15 @@
 # Tests are nearly all compilation. Without LLVM's optimiser, with XLA's plain emitter of fusions, and in one piece per program,
 # that takes a fraction of the time. tests/programs.py names the flags, those that the installed version has; the user's own
-# XLA_FLAGS come behind them. Tests that read a compiled program turn the emitter on again, and parity runs with everything on, as
-# users do.
+# XLA_FLAGS come behind them. Tests that read a compiled program turn the emitter on again; parity has one case of every family,
+# and the laws have all of theirs, compiled as for users.
 #
 # Everything runs in .venv, which is made on the first call from any Python 3.11 to 3.13: make PYTHON=python3.12 test
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 QUICK = $(shell $(BIN)/python tests/programs.py)
-TESTS := $(BIN)/python -m pytest -m "not parity and not laws" -n auto --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+TESTS := $(PYTEST) -m "not parity and not laws"
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
@@ -28,10 +29,11 @@ test-portable: .venv/installed-test ## the same tests as on a processor without 
 	$(TESTS)
 
 laws: .venv/installed-test ## an answer has the same bits alone and beside others: 1,000 random schedules for every family and dtype; takes long
-	$(BIN)/python -m pytest -m laws -n auto --maxprocesses 4
+	$(PYTEST) -m laws
 
 parity: .venv/installed-parity ## the same logits and tokens as transformers, and on meshes of every size; installs torch
-	$(BIN)/python -m pytest -m parity -n auto --maxprocesses 4 --dist loadfile
+	XLA_FLAGS="$(QUICK) $(XLA_FLAGS)" $(PYTEST) -m "parity and not as_users"
+	$(PYTEST) -m as_users
 
 fuzz: .venv/installed-test ## 10,000 damaged files at every door; another hundred thousand: make fuzz SEED=1
 	$(BIN)/python tests/fuzzing.py --seed $(or $(SEED),0)

@@ -255,9 +255,13 @@ def random_reference(config, model_type, seed):
 @pytest.fixture(scope="module", params=CASES)
 def pair(request, tmp_path_factory):
     """The reference, and our model loaded from its files."""
-    folder = tmp_path_factory.mktemp(request.param)
-    reference = write_reference(folder, CASES[request.param], seed=len(request.param))
-    return reference, nano.load(folder, dtype="float32"), folder
+    return reference_and_ours(request.param, tmp_path_factory)
+
+
+def reference_and_ours(name, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(name)
+    reference = write_reference(folder, CASES[name], seed=len(name))
+    return reference, nano.load(folder, dtype="float32")
 
 
 def reference_logits(reference, tokens):
@@ -274,7 +278,10 @@ def our_logits(model, tokens, capacity=None):
 
 def test_logits(pair):
     """Past every window and past every original_max_position_embeddings of CASES."""
-    reference, model, _ = pair
+    check_logits(*pair)
+
+
+def check_logits(reference, model):
     tokens = np.random.default_rng(1).integers(0, model.config.vocab_size, (2, 150), dtype=np.int32)
     expected = reference_logits(reference, tokens)
     assert np.abs(expected).max() > 0.5  # logits of nothing would agree as well
@@ -282,25 +289,33 @@ def test_logits(pair):
 
 
 def test_greedy_tokens(pair):
-    """64 tokens of three prompts of different lengths, in one batch here and one by one in the reference."""
-    import torch
+    """64 tokens of three prompts of different lengths, beside each other here and one by one in the reference."""
+    check_greedy_tokens(*pair, 64)
 
-    reference, model, _ = pair
+
+@pytest.mark.as_users
+@pytest.mark.parametrize("name", ONE_OF_EACH.values(), ids=ONE_OF_EACH)
+def test_compiled_as_for_users(name, tmp_path_factory):
+    """One of every family, in programs compiled with everything on."""
+    pair = reference_and_ours(name, tmp_path_factory)
+    check_logits(*pair)
+    check_greedy_tokens(*pair, 16)
+
+
+def check_greedy_tokens(reference, model, count):
+    """The reference's greedy answer is the one whose every token is its first choice after those before: one pass tells,
+    and with longrope, which reads a text that outgrew its original length otherwise, one for each side of that.
+    """
     rng = np.random.default_rng(2)
     prompts = [rng.integers(3, model.config.vocab_size, size).tolist() for size in (1, 5, 41)]
-    answers = nano.generate(model, prompts, max_new_tokens=64, sampling=nano.Sampling(temperature=0.0))
+    answers = nano.generate(model, prompts, max_new_tokens=count, sampling=nano.Sampling(temperature=0.0))
     for prompt, answer in zip(prompts, answers, strict=True):
-        ids = torch.tensor([prompt])
-        # without its cache, which keeps the whole past when the window is 1
-        expected = reference.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=64,
-            do_sample=False,
-            pad_token_id=2,
-            use_cache=False,
-        )
-        assert answer.token_ids == expected[0, len(prompt) :].tolist()
+        ids = answer.token_ids
+        text, switch = prompt + ids[:-1], model.config.switch_length
+        first = [] if switch is None else reference_logits(reference, [text[:switch]])[0].argmax(-1).tolist()
+        choices = first + reference_logits(reference, [text])[0].argmax(-1).tolist()[len(first) :]
+        assert ids == choices[len(prompt) - 1 :]
+        assert 2 not in ids[:-1] and (len(ids) == count or ids[-1] == 2)  # its end of text
 
 
 def test_both_dialects_of_config_json(tmp_path):

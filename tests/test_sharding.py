@@ -78,6 +78,16 @@ def expected(whole):
     indirect=["whole"],
 )
 def test_a_mesh_gives_what_one_device_gives(whole, expected, dp, tp):
+    check_mesh(whole, expected, dp, tp)
+
+
+@pytest.mark.parity
+@pytest.mark.as_users
+def test_a_mesh_compiled_as_for_users(whole, expected):
+    check_mesh(whole, expected, 2, 4)
+
+
+def check_mesh(whole, expected, dp, tp):
     model = nano.shard(whole, nano.make_mesh(dp, tp))
     logits, tokens, logprobs, state = answer(model)
     assert logits.shape == (4, whole.config.vocab_size) and tokens.shape == (4, 64)
@@ -106,8 +116,11 @@ EVERY = [
     ("family", "dp", "tp"), SPECIAL + [pytest.param(*one, marks=pytest.mark.parity) for one in EVERY]
 )
 def test_every_further_family_on_a_mesh(family, dp, tp):
-    """Logits after two prompts, one past rope's original length, and 40 tokens of a greedy and a sampled row."""
+    """Logits after two prompts, one past rope's original length, and 40 tokens of a greedy and a sampled row; with longrope
+    as many as do not outgrow that length.
+    """
     one = random_model(family)
+    steps = 40 if one.config.switch_length is None else one.config.switch_length - 9
     tokens = np.random.default_rng(0).integers(0, one.config.vocab_size, (2, 40)).astype(np.int32)
     sampling = nano.Sampling(temperature=[0, 1.1], top_k=[0, 40], repetition_penalty=[1, 1.2])
     found = []
@@ -116,7 +129,7 @@ def test_every_further_family_on_a_mesh(family, dp, tp):
         state = nano.prefill(model.params, tokens, np.asarray([40, 9]), cache, config=model.config)
         logits = np.asarray(state.logits)
         rows = sampling.rows(2, model.config.vocab_size)
-        drawn, _, _ = nano.decode(model.params, state, rows, SEEDS[:2], config=model.config, steps=40)
+        drawn, _, _ = nano.decode(model.params, state, rows, SEEDS[:2], config=model.config, steps=steps)
         found.append((logits, np.asarray(drawn)))
     agree(found[1][0], found[0][0], 1e-4)
     np.testing.assert_array_equal(found[1][1], found[0][1])
