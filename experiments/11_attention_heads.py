@@ -61,7 +61,7 @@ def softmax(scores):
 
 def turn(heads):
     """[T N H] -> [T N H]: each vector turned by the angle of its position. Chapter 12; here the library does it."""
-    frequencies, _ = rope.frequencies(H, config.rope_theta, config.rope_scaling)
+    frequencies, _ = rope.frequencies(H, config.layers[0].rope.theta)
     cos, sin = rope.turns(jnp.arange(len(heads))[None], frequencies)  # [B T 1 H/2] each
     return np.asarray(rope.rotate(jnp.asarray(heads)[None], cos, sin))[0]
 
@@ -225,7 +225,7 @@ text = model.tokenizer.encode(STORY)[:32]
 
 def reach(window, step):
     """For each distance back: the largest change of the last scores when the piece there becomes another one."""
-    windowed = dataclasses.replace(config, windows=(window,) * L)
+    windowed = dataclasses.replace(config, layers=(nano.LayerConfig(window=window),) * L)
     cache = nano.init_cache(windowed, batch=1, capacity=len(text), dtype="float32")
     last = jax.jit(lambda ids: nano.forward(model.params, ids, cache, config=windowed)[0][0, -1])  # [V]
     before, changes = last(jnp.asarray([text])), {}

@@ -307,7 +307,8 @@ else:
 
 def surprise(setting):
     """-> [T-1], the loss at each position, mean over the rows"""
-    longer = dataclasses.replace(config, rope_scaling=setting, max_positions=T)
+    layer = nano.LayerConfig(rope=nano.Rope(config.layers[0].rope.theta, setting))
+    longer = dataclasses.replace(config, layers=(layer,) * config.num_layers, max_positions=T)
     cache = nano.init_cache(longer, batch=len(rows), capacity=T, dtype="float32")
     logits = jax.jit(nano.forward, static_argnames="config")(model.params, jnp.asarray(rows), cache, config=longer)[0]
     logprobs = jax.nn.log_softmax(logits[:, :-1], axis=-1)  # [B T-1 V]

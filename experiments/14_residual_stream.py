@@ -59,7 +59,7 @@ def rms_norm(x, scale):
 def rotate(x, positions):
     """x [T N H] -> [T N H]: chapter 12"""
     half = x.shape[-1] // 2
-    angle = (positions[:, None] * config.rope_theta ** (-np.arange(half) / half)[None])[:, None]  # [T 1 H/2]
+    angle = (positions[:, None] * config.layers[0].rope.theta ** (-np.arange(half) / half)[None])[:, None]  # [T 1 H/2]
     left, right = x[..., :half], x[..., half:]
     return np.concatenate(
         [left * np.cos(angle) - right * np.sin(angle), right * np.cos(angle) + left * np.sin(angle)], axis=-1

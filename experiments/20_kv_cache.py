@@ -50,7 +50,7 @@ def rms_norm(x, w):
 
 def rotate(x, positions):
     """x [T N H], positions [T] -> [T N H]: chapter 12"""
-    frequencies = (config.rope_theta ** (-np.arange(0, H, 2) / H)).astype(np.float32)
+    frequencies = (config.layers[0].rope.theta ** (-np.arange(0, H, 2) / H)).astype(np.float32)
     angle = (positions[:, None] * frequencies)[:, None]  # [T 1 H/2]
     left, right = x[..., : H // 2], x[..., H // 2 :]
     return np.concatenate(
@@ -193,7 +193,7 @@ models = {
 
 def cache_bytes(config, tokens, width=2):
     """Bytes of keys and values for so many tokens of one text; a layer with a window keeps no more than that."""
-    kept = [min(tokens, config.window(layer) or tokens) for layer in range(config.num_layers)]
+    kept = [min(tokens, layer.window or tokens) for layer in config.layers]
     return sum(2 * n * config.num_kv_heads * config.head_dim * width for n in kept)
 
 

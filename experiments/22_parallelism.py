@@ -172,7 +172,7 @@ def forward(params, tokens, config, total):
     x = total(jnp.where(mine[..., None], own[jnp.clip(place, 0, own.shape[0] - 1)], 0))  # [B T D]
     for w in params["layers"]:
         h = rms_norm(x, w["attention_norm"]["scale"], config.norm_eps)
-        x = x + total(attention(h, w["attention"], config.rope_theta))
+        x = x + total(attention(h, w["attention"], config.layers[0].rope.theta))
         h = rms_norm(x, w["mlp_norm"]["scale"], config.norm_eps)
         x = x + total(mlp(h, w["mlp"]))
     table = params.get("unembedding") or params["embedding"]
@@ -223,8 +223,8 @@ predict(
 
 # %% tags=["answer"]
 small = dataclasses.replace(
-    model.config, hidden_size=64, num_layers=2, num_heads=16, num_kv_heads=8, head_dim=8, intermediate_size=96,
-    vocab_size=256,
+    model.config, hidden_size=64, layers=model.config.layers[:2], num_heads=16, num_kv_heads=8, head_dim=8,
+    intermediate_size=96, vocab_size=256,
 )  # fmt: skip
 params = nano.init_params(small, jax.random.key(22), "float32")
 tokens = random.integers(0, small.vocab_size, (8, 6), dtype=np.int32)  # [B T]

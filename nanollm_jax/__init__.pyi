@@ -3,7 +3,9 @@
 from nanollm_jax.cache import KVCache as KVCache
 from nanollm_jax.cache import init_cache as init_cache
 from nanollm_jax.chat import ChatTemplate as ChatTemplate
+from nanollm_jax.config import LayerConfig as LayerConfig
 from nanollm_jax.config import ModelConfig as ModelConfig
+from nanollm_jax.config import Rope as Rope
 from nanollm_jax.decode import State as State
 from nanollm_jax.decode import decode as decode
 from nanollm_jax.decode import prefill as prefill

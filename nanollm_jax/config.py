@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import ml_dtypes
-import numpy as np
-
 from nanollm_jax.checks import check_count, check_positive
-from nanollm_jax.errors import ConfigError
+from nanollm_jax.errors import ConfigError, shown
 
 NORMS = ("rms_norm", "layer_norm")
 QK_NORMS = (None, "head", "width")
 ROPE_PAIRS = ("halves", "neighbours")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 MOST_LAYERS = 10_000  # the deepest model that was published has 126; each is a piece of the compiled program
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -81,48 +77,84 @@ class LongRopeScaling:
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
-Rope = tuple[float, RopeScaling | None]  # theta and scaling
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How queries and keys are rotated: the base of the angles, and what stretches them for longer contexts."""
+
+    theta: float = 10000.0
+    scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "theta", check_positive("rope_theta", self.theta))
+        if self.scaling is not None:
+            check_rope_scaling(self.scaling)
+            if self.theta == 1 and isinstance(self.scaling, YarnScaling):
+                raise ConfigError("rope_theta is 1: all pairs turn alike, and yarn scaling has nothing to choose from.")
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What one layer may have otherwise than the next. Prints only what is not as it is in a plain LLaMA.
+
+    window           how many positions a query sees, itself included; None for all
+    rope             how queries and keys are rotated; None where nothing is
+    attention_scale  what scores are multiplied by; None means 1/sqrt(head_dim)
+    experts          has it a router and experts in place of the one MLP?
+    """
+
+    window: int | None = None
+    rope: Rope | None = Rope()
+    attention_scale: float | None = None
+    experts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            object.__setattr__(self, "window", check_count("window", self.window))
+        if self.attention_scale is not None:
+            object.__setattr__(self, "attention_scale", check_positive("attention_scale", self.attention_scale))
+        if self.rope is not None and not isinstance(self.rope, Rope):
+            raise ConfigError(f"rope is {shown(self.rope)}; expected a Rope, or None.")
+        if not isinstance(self.experts, bool):
+            raise ConfigError(f"experts is {self.experts!r}; expected True or False.")
+
+    def __repr__(self) -> str:
+        return told(self)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture of one decoder-only transformer. Letters as in params.py. Raises ConfigError on values that cannot be.
 
-    rope_theta None means that nothing is rotated; learned_positions adds a table of max_positions vectors instead.
-    windows has one entry per layer: how many positions a query sees, itself included, or None for all.
-    attention_scales has one entry per layer: what scores are multiplied by; empty means 1/sqrt(head_dim).
-    ropes has one entry per layer where layers differ: (theta, scaling), or None for a layer that rotates nothing.
+    layers has one record for each of the L layers: what is special about it. learned_positions is a table of max_positions
+    vectors, for models that rotate nothing.
     rotary_dim is how many channels of a head are rotated, the first ones; None means all. rope_pairs says which of them
     turn together: "halves" channel i of the first half with i of the second, "neighbours" channels 2i and 2i + 1.
     pre_norm is a norm before attention and MLP, post_norm one of what they give, before it is added.
     qk_norm "head" normalises each query and key head by itself, "width" all heads of a token together.
     counted_heads is how many query and key heads a norm of all together counts, where a mesh holds more; None means all.
     norm_offset is added to every norm's scale. A cap c makes c * tanh(x / c) of x.
-    num_experts 0 means that there are none; dense_layers are the layers that have none all the same.
+    num_experts 0 means that there are none; layers say which of them have some.
     """
 
     vocab_size: int  # V
     hidden_size: int  # D
-    num_layers: int  # L
     num_heads: int  # N
     num_kv_heads: int  # K
     head_dim: int  # H
     intermediate_size: int  # F
     max_positions: int  # P
+    layers: tuple[LayerConfig, ...] = field(hash=False)  # L of them: to hash them all would take longer than a step
     norm: str = "rms_norm"
     norm_eps: float = 1e-5
     activation: str = "silu"
     gated_mlp: bool = True
     learned_positions: bool = False
-    rope_theta: float | None = 10000.0
-    rope_scaling: RopeScaling | None = None
-    windows: tuple[int | None, ...] = ()
-    attention_scales: tuple[float, ...] = ()
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
     tie_embeddings: bool = False
-    ropes: tuple[Rope | None, ...] = ()
     rotary_dim: int | None = None
     rope_pairs: str = "halves"
     pre_norm: bool = True
@@ -141,14 +173,23 @@ class ModelConfig:
     experts_per_token: int = 1
     expert_size: int = 1  # M
     renormalize_experts: bool = True
-    dense_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
-                     "intermediate_size", "max_positions"):  # fmt: skip
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "intermediate_size",
+            "max_positions",
+        ):
             self.own(name, check_count)
-        if self.num_layers > MOST_LAYERS:
-            raise ConfigError(f"num_layers is {self.num_layers}; expected a whole number of at most {MOST_LAYERS}.")
+        layers = self.layers  # a list has no hash, and jit needs one
+        if not isinstance(layers, tuple) or not layers or any(not isinstance(layer, LayerConfig) for layer in layers):
+            raise ConfigError(f"layers is {shown(layers)}; expected a tuple of LayerConfigs, one a layer.")
+        if len(layers) > MOST_LAYERS:
+            raise ConfigError(f"layers has {len(layers)} entries; expected at most {MOST_LAYERS}.")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: "
@@ -159,24 +200,14 @@ class ModelConfig:
         if self.activation not in ACTIVATIONS:
             raise ConfigError(f"activation {self.activation!r} is not supported; known: {', '.join(ACTIVATIONS)}.")
         self.own("norm_eps", check_positive)
-        if self.rope_theta is not None:
-            self.own("rope_theta", check_positive)
-            if self.head_dim % 2:
-                raise ConfigError(f"head_dim {self.head_dim} is odd; rope rotates pairs, so it has to be even.")
-        if self.rope_scaling is not None:
-            check_rope_scaling(self.rope_scaling)
-            if self.rope_theta == 1 and isinstance(self.rope_scaling, YarnScaling):
-                raise ConfigError("rope_theta is 1: all pairs turn alike, and yarn scaling has nothing to choose from.")
+        if self.head_dim % 2 and any(layer.rope for layer in layers):
+            raise ConfigError(f"head_dim {self.head_dim} is odd; rope rotates pairs, so it has to be even.")
         if self.rotary_dim is not None:
             self.own("rotary_dim", check_count)
             if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
                 raise ConfigError(f"rotary_dim {self.rotary_dim} is not an even number up to head_dim {self.head_dim}.")
         if self.rope_pairs not in ROPE_PAIRS:
             raise ConfigError(f"rope_pairs {self.rope_pairs!r} is not supported; known: {', '.join(ROPE_PAIRS)}.")
-        for rope in {rope for rope in self.ropes if rope is not None}:
-            check_positive("rope theta", rope[0])
-            if rope[1] is not None:
-                check_rope_scaling(rope[1])
         for name in ("embedding_scale", "residual_scale", "logit_scale"):
             self.own(name, check_positive)
         for name in ("attention_softcap", "logit_softcap", "qkv_clip"):
@@ -191,23 +222,12 @@ class ModelConfig:
                 raise ConfigError(
                     f"experts_per_token {self.experts_per_token} is more than {self.num_experts} experts."
                 )
+        elif any(layer.experts for layer in layers):
+            raise ConfigError("a layer has experts, and num_experts is 0; say how many there are.")
         for name in ("gated_mlp", "learned_positions", "qkv_bias", "attention_out_bias", "mlp_bias", "tie_embeddings",
                      "pre_norm", "post_norm", "parallel_residual", "renormalize_experts"):  # fmt: skip
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False.")
-        for name in ("windows", "attention_scales", "ropes", "dense_layers"):
-            if not isinstance(getattr(self, name), tuple):  # a list has no hash, and jit needs one
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a tuple with one entry a layer, or ().")
-        for name in ("windows", "attention_scales", "ropes"):
-            if getattr(self, name) and len(getattr(self, name)) != self.num_layers:
-                raise ConfigError(
-                    f"{name} has {len(getattr(self, name))} entries for {self.num_layers} layers; give one a layer."
-                )
-        own = tuple(None if window is None else check_count("window", window) for window in self.windows)
-        object.__setattr__(self, "windows", own)
-        object.__setattr__(
-            self, "attention_scales", tuple(check_positive("attention scale", scale) for scale in self.attention_scales)
-        )
 
     def own(self, name: str, check: Callable[[str, Any], Any]) -> None:
         """Check a number, and keep it as Python's own."""
@@ -223,42 +243,57 @@ class ModelConfig:
             "E": self.num_experts, "M": self.expert_size,
         }  # fmt: skip
 
-    def rope(self, layer: int) -> Rope | None:
-        """Base and scaling of this layer's rope; None where it rotates nothing."""
-        if self.ropes:
-            return self.ropes[layer]
-        return None if self.rope_theta is None else (self.rope_theta, self.rope_scaling)
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.layers)
 
     @property
     def switch_length(self) -> int | None:
         """The last length of a text that is read with longrope's short factors; None where every text is read alike."""
-        ropes = [self.rope(layer) for layer in range(self.num_layers)]
-        lengths = {rope[1].original_max_positions for rope in ropes if rope and isinstance(rope[1], LongRopeScaling)}
+        scalings = {layer.rope.scaling for layer in self.layers if layer.rope}
+        lengths = [one.original_max_positions for one in scalings if isinstance(one, LongRopeScaling)]
         return min((length for length in lengths if length < self.max_positions), default=None)
 
-    def window(self, layer: int) -> int | None:
-        """How many positions a query of this layer sees, itself included; None for all."""
-        return self.windows[layer] if self.windows else None
+    def __repr__(self) -> str:
+        return told(self, layers=", ".join(f"{where}: {layer}" for layer, where in self.alike()))
 
-    def attention_scale(self, layer: int) -> float:
-        """What this layer multiplies its scores by."""
-        return self.attention_scales[layer] if self.attention_scales else self.head_dim**-0.5
+    def alike(self) -> list[tuple[LayerConfig, str]]:
+        """Each kind of layer, in order of the first of it, and which layers are of it: "0-4 6-10 12"."""
+        kinds = dict.fromkeys(self.layers, "")
+        for kind in kinds:
+            own = {index: None for index, layer in enumerate(self.layers) if layer == kind}
+            firsts = [index for index in own if index - 1 not in own]
+            lasts = [index for index in own if index + 1 not in own]
+            kinds[kind] = " ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in zip(firsts, lasts, strict=True))
+        return list(kinds.items())
+
+
+def told(record: Any, **words: str) -> str:
+    """A dataclass as it is printed: only what is not its default. words: for a field that is written otherwise."""
+    said = {
+        one.name: words.get(one.name, repr(getattr(record, one.name)))
+        for one in dataclasses.fields(record)
+        if getattr(record, one.name) != one.default
+    }
+    return f"{type(record).__name__}({', '.join(f'{name}={value}' for name, value in said.items())})"
 
 
 def check_rope_scaling(scaling: RopeScaling) -> None:
     """Raise ConfigError unless every number of a rope scaling makes sense."""
     if not isinstance(scaling, RopeScaling):
         raise ConfigError(
-            f"rope_scaling is {scaling!r}; expected a LinearScaling, Llama3Scaling, YarnScaling or LongRopeScaling, or None."
+            f"rope_scaling is {shown(scaling)}; expected a LinearScaling, Llama3Scaling, YarnScaling or LongRopeScaling, "
+            "or None."
         )
-    for field in dataclasses.fields(scaling):
-        name, value = f"rope scaling {scaling.kind}: {field.name}", getattr(scaling, field.name)
-        if field.name == "original_max_positions":
+    for one in dataclasses.fields(scaling):
+        name, value = f"rope scaling {scaling.kind}: {one.name}", getattr(scaling, one.name)
+        if one.name == "original_max_positions":
             check_count(name, value)
         elif isinstance(value, tuple):
             for factor in value:
                 check_positive(name, factor)
-        elif field.name != "truncate":
+        elif one.name != "truncate":
             check_positive(name, value)
         elif not isinstance(value, bool):
             raise ConfigError(f"{name} is {value!r}; expected True or False.")
@@ -267,35 +302,3 @@ def check_rope_scaling(scaling: RopeScaling) -> None:
             f"rope scaling llama3: high_freq_factor {scaling.high_freq_factor} has to be above "
             f"low_freq_factor {scaling.low_freq_factor}."
         )
-
-
-def resolve_dtype(dtype: Any) -> np.dtype:
-    """The dtype of weights and activations for "auto", a name, or a dtype. Raises ConfigError for any other.
-
-    "auto" is float32 on CPU, where 16-bit products are converted one by one, and bfloat16 on GPU and TPU.
-    """
-    if isinstance(dtype, str) and dtype == "auto":
-        import jax  # nothing else here asks what devices there are
-
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    resolved = None if dtype is None else as_dtype(dtype)
-    if resolved is None or resolved.name not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is not supported; known: auto, {', '.join(DTYPES)}, and int8 for weights.")
-    return resolved
-
-
-def resolve_weights(dtype: Any) -> tuple[np.dtype, bool]:
-    """The dtype of activations, and whether matrices are kept in 8 bits: "int8" is "auto" with matrices in 8 bits.
-
-    Raises ConfigError for what is neither "int8" nor known to resolve_dtype.
-    """
-    in_8_bits = dtype is not None and as_dtype(dtype) == np.dtype("int8")
-    return resolve_dtype("auto" if in_8_bits else dtype), in_8_bits
-
-
-def as_dtype(dtype: Any) -> np.dtype | None:
-    """NumPy's dtype of what is one, or names one; None for anything else."""
-    try:
-        return np.dtype(ml_dtypes.bfloat16 if isinstance(dtype, str) and dtype == "bfloat16" else dtype)
-    except TypeError:
-        return None

@@ -40,12 +40,11 @@ def layout(config: ModelConfig) -> dict[str, str]:
     experts = {"router": "E D", "up": "E U M D", "down": "E D M"}
     norms = {f"{half}_norm": norm for half in ("attention", "mlp") if config.pre_norm}
     norms |= {f"{half}_post_norm": norm for half in ("attention", "mlp") if config.post_norm}
-    dense = set(config.dense_layers) if config.num_experts else set(range(config.num_layers))
     tree = {
         "embedding": {"tokens": "V D"} | ({"positions": "P D"} if config.learned_positions else {}),
         "layers": {
-            str(layer): norms | {"attention": attention, "mlp": mlp if layer in dense else experts}
-            for layer in range(config.num_layers)
+            str(index): norms | {"attention": attention, "mlp": experts if layer.experts else mlp}
+            for index, layer in enumerate(config.layers)
         },
         "final_norm": norm,
         "unembedding": {} if config.tie_embeddings else {"tokens": "V D"},
@@ -83,7 +82,7 @@ def cache_slots(config: ModelConfig, capacity: int) -> list[int]:
 
     More than BLOCK of them come in whole blocks, which attention sums one after the other.
     """
-    sizes = [config.window(layer) or capacity for layer in range(config.num_layers)]
+    sizes = [layer.window or capacity for layer in config.layers]
     whole = lambda size: size if size <= BLOCK else -(-size // BLOCK) * BLOCK  # noqa: E731
     return [min(whole(size), whole(capacity)) for size in sizes]
 

@@ -18,10 +18,11 @@ from jax.sharding import Mesh
 from nanollm_jax import files
 from nanollm_jax import params as parameters
 from nanollm_jax.chat import ChatTemplate, load_chat_template
-from nanollm_jax.config import ModelConfig, resolve_weights
+from nanollm_jax.config import ModelConfig
 from nanollm_jax.defaults import Defaults, read_defaults
 from nanollm_jax.devices.mesh import mesh_of
 from nanollm_jax.devices.shards import shard_params, spread
+from nanollm_jax.dtypes import resolve_weights
 from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMWarning, TokenizerError
 from nanollm_jax.families import read_config
 from nanollm_jax.params import Params

@@ -60,9 +60,11 @@ def hidden_states(
     the whole text of each row is, where more of it is still to come: longrope turns long texts otherwise.
     """
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None, :]
-    ropes = [config.rope(layer) for layer in range(config.num_layers)]
     turns = rope.turns_of_layers(
-        ropes, config.rotary_dim or config.head_dim, positions, cache.length + count if end is None else end
+        [layer.rope for layer in config.layers],
+        config.rotary_dim or config.head_dim,
+        positions,
+        cache.length + count if end is None else end,
     )
     new = New(positions, count, turns)
     x = embedding.embed(params["embedding"]["tokens"], tokens)
@@ -111,8 +113,8 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, layer: int, config
     q, k, v = tag(q, f"{name}.q"), tag(k, f"{name}.k"), tag(v, f"{name}.v")
 
     cache, seen = kv.extend(cache, layer, k, v, new.real)
-    mask = attention.visible(new.positions, seen.positions, config.window(layer))
-    scale, cap = config.attention_scale(layer), config.attention_softcap
+    mask = attention.visible(new.positions, seen.positions, config.layers[layer].window)
+    scale, cap = config.layers[layer].attention_scale, config.attention_softcap
     weights = tag(attention.weights(q, seen.keys, mask, scale, seen.own, cap), f"{name}.weights")
     mixed = tag(attention.mix(weights, seen.values, seen.own).astype(h.dtype), f"{name}.mixed")
     return linear_sum(mixed, p["wo"], p.get("bo")), cache

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from nanollm_jax.config import ModelConfig, resolve_weights
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.dtypes import resolve_weights
 from nanollm_jax.errors import CheckpointError
 from nanollm_jax.layout import count as count
 from nanollm_jax.layout import layout as layout

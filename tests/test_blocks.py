@@ -41,8 +41,9 @@ def phi():
 
 def test_longrope_of_single_layers_switches_as_well(phi):
     config = phi.config
-    apart = dataclasses.replace(config, ropes=(None, (config.rope_theta, config.rope_scaling), None), rope_scaling=None)
-    assert isinstance(config.rope_scaling, LongRopeScaling) and config.switch_length == apart.switch_length == 32
+    first, *rest = config.layers
+    apart = dataclasses.replace(config, layers=(dataclasses.replace(first, rope=None), *rest))
+    assert isinstance(first.rope.scaling, LongRopeScaling) and config.switch_length == apart.switch_length == 32
 
 
 def test_decode_does_not_lead_a_text_past_longropes_original_length(phi):

@@ -769,13 +769,13 @@ def test_info_of_a_config_alone(run: Run, tmp_path: Path) -> None:
     assert (code, strict_json(out)) == (0, report)
     assert err == f"nanollm: {path}: the reference does not read use_magic = True, and neither do we.\n"
     assert "checkpoint" not in report
-    assert report["config"]["rope_scaling"] == {"kind": "linear", "factor": 2.5}
+    layer = {"window": 32, "rope": {"theta": 10000.0, "scaling": {"kind": "linear", "factor": 2.5}}}
+    assert report["config"]["layers"] == [layer | {"attention_scale": None, "experts": False}] * 2
     assert report["count"] == params.count(nano.read_config(config)[0])
     code, out, _ = run("info", str(path))
     assert code == 0 and out.startswith(f"{path}\n")
-    assert re.search(r"^windows +32 \(2 times\) *$", out, re.M)
-    assert re.search(r"^rope_scaling\.factor +2\.5 *$", out, re.M)
-    assert "attention_scales" not in out  # empty: nothing to say
+    assert re.search(r"^layers\.window +32 \(2 times\) *$", out, re.M)
+    assert re.search(r"^layers\.rope\.scaling\.factor +2\.5 \(2 times\) *$", out, re.M)
 
 
 def test_info_shows_the_config_whatever_is_wrong_beside_it(run: Run, folder: Path) -> None:

@@ -11,13 +11,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from nanollm_jax.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling, resolve_dtype
+from nanollm_jax.config import LayerConfig, LinearScaling, Llama3Scaling, ModelConfig, Rope, YarnScaling
+from nanollm_jax.dtypes import resolve_dtype
 from nanollm_jax.errors import ConfigError, NanoLLMWarning, shown
 
 RIGHT = dict(
-    vocab_size=11, hidden_size=12, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=8, intermediate_size=10, max_positions=20
+    vocab_size=11, hidden_size=12, layers=(LayerConfig(),) * 3, num_heads=6, num_kv_heads=2, head_dim=8, intermediate_size=10,
+    max_positions=20,
 )  # fmt: skip
-COUNTS = list(RIGHT)
+COUNTS = [name for name in RIGHT if name != "layers"]
 FLAGS = ["gated_mlp", "learned_positions", "qkv_bias", "attention_out_bias", "mlp_bias", "tie_embeddings"]
 LLAMA3 = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=16)
 YARN = YarnScaling(factor=4.0, original_max_positions=16, attention_factor=1.1)
@@ -63,16 +65,22 @@ def test_sizes_from_numpy_are_whole_numbers_too():
 
 
 @pytest.mark.parametrize("value", [0, -1e-5, math.nan, math.inf, 10**400, 1e39, 1e-39, "1e-5", True, [1.0]])
-@pytest.mark.parametrize("name", ["norm_eps", "rope_theta"])
-def test_epsilon_and_theta_are_finite_and_positive(name, value):
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("norm_eps", lambda value: config(norm_eps=value)), ("rope_theta", Rope),
+        ("attention_scale", lambda value: LayerConfig(attention_scale=value)),
+    ],
+)  # fmt: skip
+def test_epsilon_theta_and_scale_are_finite_and_positive(name, make, value):
     with pytest.raises(ConfigError, match=f"^{name} is .*expected a finite number above 0"):
-        config(**{name: value})
+        make(value)
 
 
 def test_an_epsilon_is_needed_and_rope_is_not():
     with pytest.raises(ConfigError, match=r"^norm_eps is None"):
         config(norm_eps=None)
-    assert config(rope_theta=None).rope_theta is None
+    assert config(layers=(LayerConfig(rope=None),)).switch_length is None
 
 
 @pytest.mark.parametrize("value", [0, 1, None, "no", np.True_])
@@ -92,17 +100,12 @@ def test_flags_are_true_or_false(name, value):
         (dict(activation="tanh"), "activation 'tanh' is not supported; known: gelu, gelu_tanh, relu, silu"),
         (dict(activation=[]), r"activation \[\] is not supported"),
         (dict(head_dim=7), "head_dim 7 is odd; rope rotates pairs"),
-        (dict(windows=(4, 4)), "windows has 2 entries for 3 layers"),
-        (dict(windows=(4, None, 0)), "window is 0; expected a whole number of at least 1"),
-        (dict(windows=(4, 2.5, 1)), "window is 2.5"),
-        (dict(windows=[4, 4, 4]), r"windows is \[4, 4, 4\]; expected a tuple"),
-        (dict(windows=4), "windows is 4; expected a tuple"),
-        (dict(attention_scales=(0.5,) * 4), "attention_scales has 4 entries for 3 layers"),
-        (dict(attention_scales=(0.5, -1.0, 1.0)), "attention scale is -1.0; expected a finite number above 0"),
-        (dict(attention_scales=(0.5, math.nan, 1.0)), "attention scale is nan"),
-        (dict(attention_scales=[1.0, 1.0, 1.0]), r"attention_scales is \[1.0, 1.0, 1.0\]; expected a tuple"),
-        (dict(rope_scaling={"factor": 2.0}), "rope_scaling is .*expected a LinearScaling, Llama3Scaling, YarnScaling or Long"),
-        (dict(rope_scaling=YARN, rope_theta=1.0), "rope_theta is 1"),
+        (dict(layers=[LayerConfig()]), r"layers is \[LayerConfig\(\)\]; expected a tuple of LayerConfigs, one a layer"),
+        (dict(layers=3), "layers is 3; expected a tuple of LayerConfigs"),
+        (dict(layers=()), r"layers is \(\); expected a tuple"),
+        (dict(layers=(LayerConfig(), None)), "layers is .*; expected a tuple of LayerConfigs"),
+        (dict(layers=(LayerConfig(),) * 10001), "layers has 10001 entries; expected at most 10000"),
+        (dict(layers=(LayerConfig(experts=True),)), "a layer has experts, and num_experts is 0; say how many there are"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(changes, words):
@@ -110,12 +113,31 @@ def test_what_cannot_be_is_refused(changes, words):
         config(**changes)
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: LayerConfig(window=0), "window is 0; expected a whole number of at least 1"),
+        (lambda: LayerConfig(window=2.5), "window is 2.5"),
+        (lambda: LayerConfig(experts=1), "experts is 1; expected True or False"),
+        (lambda: LayerConfig(rope=(1e4, None)), r"rope is \(10000.0, None\); expected a Rope, or None"),
+        (
+            lambda: Rope(1e4, {"factor": 2.0}),
+            "rope_scaling is .*expected a LinearScaling, Llama3Scaling, YarnScaling or Long",
+        ),
+        (lambda: Rope(1.0, YARN), "rope_theta is 1"),
+    ],
+)
+def test_a_layer_that_cannot_be_is_refused(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
 def test_an_odd_head_is_fine_where_nothing_is_rotated():
-    assert config(head_dim=7, rope_theta=None).sizes["H"] == 7
+    assert config(head_dim=7, layers=(LayerConfig(rope=None),)).sizes["H"] == 7
 
 
 def test_theta_one_is_refused_by_yarn_alone():
-    assert config(rope_theta=1.0, rope_scaling=LinearScaling(2.0)).rope_theta == 1.0
+    assert Rope(1.0, LinearScaling(2.0)).theta == 1.0
 
 
 @pytest.mark.parametrize("value", [0, -2.0, math.inf, "8", True, None])
@@ -124,24 +146,24 @@ def test_every_number_of_a_rope_scaling_is_checked(scaling, value):
     for field in dataclasses.fields(scaling):
         if field.name != "truncate":
             with pytest.raises(ConfigError, match=f"rope scaling {scaling.kind}: {field.name} is "):
-                config(rope_scaling=dataclasses.replace(scaling, **{field.name: value}))
+                Rope(1e4, dataclasses.replace(scaling, **{field.name: value}))
 
 
 @pytest.mark.parametrize("value", [1, 0.0, "yes", None])
 def test_yarn_truncates_or_does_not(value):
     with pytest.raises(ConfigError, match=r"rope scaling yarn: truncate is .*expected True or False"):
-        config(rope_scaling=dataclasses.replace(YARN, truncate=value))
+        Rope(1e4, dataclasses.replace(YARN, truncate=value))
 
 
 def test_a_fraction_of_a_position_is_refused():
     with pytest.raises(ConfigError, match=r"original_max_positions is 16.5"):
-        config(rope_scaling=dataclasses.replace(LLAMA3, original_max_positions=16.5))
+        Rope(1e4, dataclasses.replace(LLAMA3, original_max_positions=16.5))
 
 
 @pytest.mark.parametrize("high", [1.0, 0.5])
 def test_the_band_of_llama3_has_a_width(high):
     with pytest.raises(ConfigError, match=f"high_freq_factor {high} has to be above low_freq_factor 1.0"):
-        config(rope_scaling=dataclasses.replace(LLAMA3, high_freq_factor=high))
+        Rope(1e4, dataclasses.replace(LLAMA3, high_freq_factor=high))
 
 
 def test_sizes_name_every_axis():
@@ -150,20 +172,28 @@ def test_sizes_name_every_axis():
     }  # fmt: skip
 
 
-def test_windows_and_scales_are_per_layer():
-    plain = config()
-    assert [plain.window(layer) for layer in range(3)] == [None, None, None]
-    assert plain.attention_scale(2) == pytest.approx(8**-0.5)
-    layered = config(windows=(4, None, 9), attention_scales=(0.5, 0.25, 2.0))
-    assert [layered.window(layer) for layer in range(3)] == [4, None, 9]
-    assert [layered.attention_scale(layer) for layer in range(3)] == [0.5, 0.25, 2.0]
+def test_a_deep_model_is_printed_in_a_few_words():
+    """Equal layers stand together, and what is not said is as by default."""
+    local, whole = LayerConfig(window=1024), LayerConfig(rope=Rope(1e6, LinearScaling(8.0)))
+    layers = tuple(whole if layer % 6 == 5 else local for layer in range(80))
+    text = repr(config(layers=layers, norm_eps=1e-6))
+    assert len(text) < 420 and "num_heads=6" in text and "norm_eps=1e-06" in text and "qkv_bias" not in text
+    assert "layers=0-4 6-10 12-16 " in text and " 78-79: LayerConfig(window=1024), 5 11 17 " in text
+    assert "77: LayerConfig(rope=Rope(theta=1000000.0, scaling=LinearScaling(factor=8.0)))" in text
+    assert repr(config()).endswith("layers=0-2: LayerConfig())")
+
+
+def layered(**changes):
+    """The second of three layers is another."""
+    return dict(layers=(LayerConfig(), LayerConfig(**changes), LayerConfig()))
 
 
 DIFFERENT = [
     dict(vocab_size=12), dict(norm="layer_norm"), dict(norm_eps=1e-6), dict(activation="relu"), dict(gated_mlp=False),
-    dict(learned_positions=True), dict(rope_theta=None), dict(rope_theta=1e6), dict(rope_scaling=LinearScaling(2.0)),
-    dict(rope_scaling=LinearScaling(4.0)), dict(rope_scaling=LLAMA3), dict(rope_scaling=YARN), dict(windows=(4, 4, 4)),
-    dict(windows=(4, None, 4)), dict(attention_scales=(1.0, 0.5, 1.0)), dict(tie_embeddings=True), dict(mlp_bias=True),
+    dict(learned_positions=True), layered(rope=None), layered(rope=Rope(1e6)), layered(rope=Rope(scaling=LinearScaling(2.0))),
+    layered(rope=Rope(scaling=LinearScaling(4.0))), layered(rope=Rope(scaling=LLAMA3)), layered(rope=Rope(scaling=YARN)),
+    layered(window=4), dict(layers=(LayerConfig(window=4),) * 3), layered(attention_scale=0.5), dict(tie_embeddings=True),
+    dict(mlp_bias=True), dict(layers=(LayerConfig(),) * 2), dict(num_experts=4) | layered(experts=True),
 ]  # fmt: skip
 
 

@@ -99,8 +99,8 @@ import jax, jax.numpy as jnp
 jax.config.update("jax_num_cpu_devices", 16)
 import nanollm_jax as nano
 
-config = nano.ModelConfig(vocab_size=101, hidden_size=64, num_layers=1, num_heads=16, num_kv_heads=8, head_dim=4,
-                          intermediate_size=64, max_positions=32)
+config = nano.ModelConfig(vocab_size=101, hidden_size=64, layers=(nano.LayerConfig(),), num_heads=16, num_kv_heads=8,
+                          head_dim=4, intermediate_size=64, max_positions=32)
 whole = nano.Model(config, nano.init_params(config, jax.random.key(0), jnp.float32))
 expected = nano.generate(whole, [3, 1, 4], max_new_tokens=4)
 for file in sys.argv[1:]:

@@ -14,7 +14,7 @@ from models import COMPOSITE, CONFIG_JSON, FURTHER, GPT2, LLAMA, MISTRAL, RELATE
 
 import nanollm_jax as nano
 from nanollm_jax import families, params
-from nanollm_jax.config import LinearScaling, Llama3Scaling, YarnScaling
+from nanollm_jax.config import LayerConfig, LinearScaling, Llama3Scaling, Rope, YarnScaling
 from nanollm_jax.errors import ConfigError
 from nanollm_jax.families import FAMILIES
 from nanollm_jax.weights.rows import rearrange, source_shape, stored_shape
@@ -132,6 +132,12 @@ def read(values, **changes):
     return nano.read_config(values | changes)[0]
 
 
+def rope(values, **changes):
+    """That of all layers."""
+    (found,) = {layer.rope for layer in read(values, **changes).layers}
+    return found
+
+
 def as_transformers_5_writes_it(values):
     """dtype and rope_parameters instead of torch_dtype, rope_theta and rope_scaling."""
     values = dict(values)
@@ -147,10 +153,11 @@ def test_published_configs_mean_what_they_mean(name, dialect):
     config, family = nano.read_config(dialect(HUB[name]))
     sizes = (config.vocab_size, config.hidden_size, config.num_layers, config.num_heads, config.num_kv_heads,
              config.head_dim, config.intermediate_size, config.max_positions)  # fmt: skip
-    rest = (config.tie_embeddings, config.rope_theta, config.window(0), params.count(config))
+    theta = None if config.layers[0].rope is None else config.layers[0].rope.theta
+    rest = (config.tie_embeddings, theta, config.layers[0].window, params.count(config))
     assert sizes + rest == MEANT[name]
     assert family is FAMILIES[HUB[name]["model_type"]]
-    assert set(config.windows) <= {config.window(0)}
+    assert len({(layer.window, layer.rope) for layer in config.layers}) == 1
 
 
 def test_every_published_config_has_its_row():
@@ -158,9 +165,9 @@ def test_every_published_config_has_its_row():
 
 
 def test_the_scalings_of_llama_3():
-    assert read(HUB["llama-3-8b"]).rope_scaling is None
-    assert read(HUB["llama-3.1-8b-instruct"]).rope_scaling == Llama3Scaling(8.0, 1.0, 4.0, 8192)
-    assert read(HUB["llama-3.2-1b"]).rope_scaling == Llama3Scaling(32.0, 1.0, 4.0, 8192)
+    assert rope(HUB["llama-3-8b"]) == Rope(5e5)
+    assert rope(HUB["llama-3.1-8b-instruct"]) == Rope(5e5, Llama3Scaling(8.0, 1.0, 4.0, 8192))
+    assert rope(HUB["llama-3.2-1b"]) == Rope(5e5, Llama3Scaling(32.0, 1.0, 4.0, 8192))
 
 
 def test_what_gpt2_always_has_and_llama_never():
@@ -171,7 +178,7 @@ def test_what_gpt2_always_has_and_llama_never():
     for config in (llama, mistral):
         assert config.gated_mlp and not config.learned_positions
         assert not (config.qkv_bias or config.attention_out_bias or config.mlp_bias)
-        assert config.attention_scale(0) == config.head_dim**-0.5
+        assert {layer.attention_scale for layer in config.layers} == {None}
 
 
 # GPT-2's own keys
@@ -200,7 +207,9 @@ def test_gpt2_is_tied_unless_it_says_otherwise(changes, tied):
     ],
 )
 def test_the_scale_flags_of_gpt2(changes, scales):
-    assert read(GPT2, **changes).attention_scales == pytest.approx(scales)
+    layers = read(GPT2, **changes).layers
+    assert [layer.attention_scale for layer in layers] == pytest.approx(scales)
+    assert [layer.rope for layer in layers] == [None, None]
 
 
 def test_missing_keys_have_the_defaults_of_the_reference():
@@ -209,10 +218,10 @@ def test_missing_keys_have_the_defaults_of_the_reference():
     assert (gpt2.max_positions, gpt2.norm_eps, gpt2.activation) == (1024, 1e-5, "gelu_tanh")
     needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     llama = read({key: LLAMA[key] for key in needed}, model_type="llama")
-    assert (llama.num_kv_heads, llama.max_positions, llama.norm_eps, llama.rope_theta) == (6, 2048, 1e-6, 10000.0)
-    assert (llama.head_dim, llama.windows, llama.tie_embeddings) == (8, (), False)
+    assert (llama.num_kv_heads, llama.max_positions, llama.norm_eps) == (6, 2048, 1e-6)
+    assert (llama.head_dim, set(llama.layers), llama.tie_embeddings) == (8, {LayerConfig()}, False)
     mistral = read({key: LLAMA[key] for key in needed}, model_type="mistral", num_attention_heads=8)
-    assert (mistral.num_kv_heads, mistral.max_positions, mistral.windows) == (8, 131072, (4096, 4096))
+    assert (mistral.num_kv_heads, mistral.max_positions, mistral.layers) == (8, 131072, (LayerConfig(4096),) * 2)
 
 
 @pytest.mark.parametrize("values", [LLAMA, MISTRAL], ids=["llama", "mistral"])
@@ -222,9 +231,11 @@ def test_a_null_counts_as_the_heads_and_the_width_give_it(values):
     assert config.head_dim == values["hidden_size"] // values["num_attention_heads"]
 
 
-@pytest.mark.parametrize(("window", "windows"), [(None, ()), (1, (1, 1)), (7, (7, 7)), (10**6, (10**6, 10**6))])
+@pytest.mark.parametrize(
+    ("window", "windows"), [(None, (None, None)), (1, (1, 1)), (7, (7, 7)), (10**6, (10**6, 10**6))]
+)
 def test_mistral_windows_are_the_same_in_every_layer(window, windows):
-    assert read(MISTRAL, sliding_window=window).windows == windows
+    assert tuple(layer.window for layer in read(MISTRAL, sliding_window=window).layers) == windows
 
 
 # Gemma 3 with eyes
@@ -240,7 +251,7 @@ def test_of_gemma_3_with_images_the_text_model_is_read():
         "model_type": "gemma3", "text_config": text, "torch_dtype": "bfloat16", "vision_config": {"hidden_size": 1152},
     }  # fmt: skip
     config = read(values)
-    assert params.count(config) == 3_880_263_168 and config.ropes[5] == (1e6, LinearScaling(8.0))
+    assert params.count(config) == 3_880_263_168 and config.layers[5].rope == Rope(1e6, LinearScaling(8.0))
     alone = text | {"vocab_size": 262208, "num_attention_heads": 8}
     assert config == read(alone)
     with pytest.raises(ConfigError, match=r"^config.json: text_config: not understood: magic_norm = 1"):
@@ -274,13 +285,11 @@ def test_rope_scaling_in_both_dialects(kind, word):
     old = read(PLAIN, rope_theta=5e5, rope_scaling={word: kind} | numbers)
     new = read(PLAIN, rope_parameters={word: kind, "rope_theta": 5e5} | numbers)
     assert old == new
-    assert (old.rope_theta, old.rope_scaling) == (5e5, scaling)
+    assert old.layers[0].rope == Rope(5e5, scaling)
 
 
 def test_both_words_for_the_type_may_stand_side_by_side():
-    assert read(PLAIN, rope_scaling=dict(type="linear", rope_type="linear", factor=2)).rope_scaling == LinearScaling(
-        2.0
-    )
+    assert rope(PLAIN, rope_scaling=dict(type="linear", rope_type="linear", factor=2)).scaling == LinearScaling(2.0)
 
 
 @pytest.mark.parametrize(
@@ -293,12 +302,11 @@ def test_both_words_for_the_type_may_stand_side_by_side():
     ],
 )  # fmt: skip
 def test_no_scaling_in_many_words(changes):
-    config = read(PLAIN, **changes)
-    assert (config.rope_theta, config.rope_scaling) == (10000.0, None)
+    assert rope(PLAIN, **changes) == Rope()
 
 
 def test_the_theta_inside_wins_as_in_the_reference():
-    assert read(PLAIN, rope_theta=1.0, rope_parameters={"rope_type": "default", "rope_theta": 7e5}).rope_theta == 7e5
+    assert rope(PLAIN, rope_theta=1.0, rope_parameters={"rope_type": "default", "rope_theta": 7e5}).theta == 7e5
 
 
 @pytest.mark.parametrize(
@@ -306,8 +314,8 @@ def test_the_theta_inside_wins_as_in_the_reference():
 )
 def test_the_original_length_beside_the_object_wins_as_in_the_reference(beside, inside, original):
     scaling = dict(rope_type="yarn", factor=2.0, original_max_position_embeddings=inside)
-    config = read(PLAIN, rope_scaling=scaling, original_max_position_embeddings=beside)
-    assert config.rope_scaling.original_max_positions == original
+    found = rope(PLAIN, rope_scaling=scaling, original_max_position_embeddings=beside).scaling
+    assert found.original_max_positions == original
 
 
 @pytest.mark.parametrize(
@@ -324,7 +332,7 @@ def test_the_original_length_beside_the_object_wins_as_in_the_reference(beside, 
 )
 def test_how_hot_yarn_makes_attention(numbers, factor):
     scaling = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32) | numbers
-    assert read(PLAIN, rope_scaling=scaling).rope_scaling.attention_factor == pytest.approx(factor)
+    assert rope(PLAIN, rope_scaling=scaling).scaling.attention_factor == pytest.approx(factor)
 
 
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
@@ -366,7 +374,7 @@ def test_rope_scaling_that_is_not_known_or_not_whole_is_refused(scaling, words):
     ("changes", "truncate"), [({}, True), (dict(truncate=None), False), (dict(truncate=False), False)]
 )
 def test_yarn_truncates_where_the_key_is_missing_and_not_where_it_is_null_as_in_the_reference(changes, truncate):
-    assert read(PLAIN, rope_scaling=YARN | changes).rope_scaling.truncate is truncate
+    assert rope(PLAIN, rope_scaling=YARN | changes).scaling.truncate is truncate
 
 
 def test_two_scalings_that_disagree_are_refused():

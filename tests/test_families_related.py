@@ -9,7 +9,7 @@ from models import MISTRAL, RELATED, SHARED, YARN
 
 import nanollm_jax as nano
 from nanollm_jax import params
-from nanollm_jax.config import Llama3Scaling, YarnScaling
+from nanollm_jax.config import Llama3Scaling, Rope, YarnScaling
 from nanollm_jax.errors import ConfigError
 
 
@@ -34,7 +34,7 @@ def test_of_qwen_and_mistral_with_images_the_text_model_is_read():
         stretched = read(
             images, model_type=name, text_config=inside | {"rope_scaling": mrope | {"type": "yarn"} | YARN}
         )
-        assert stretched.rope_scaling == read(text, model_type=alone, rope_scaling=YARN).rope_scaling
+        assert stretched.layers[0].rope == read(text, model_type=alone, rope_scaling=YARN).layers[0].rope
     sees = {"model_type": "mistral3", "image_token_index": 10, "spatial_merge_size": 2, "vision_feature_layer": -1}
     assert read(sees, text_config=MISTRAL) == read(MISTRAL)
     with pytest.raises(ConfigError, match=r"^config.json: text_config: model_type is 'ministral3'; expected 'mistral'"):
@@ -65,8 +65,8 @@ LAYERS = ["full_attention", "sliding_attention", "sliding_attention"]
 )
 def test_which_layers_have_a_window_and_which_rotate(family, changes, windows, rotates):
     config = read(RELATED[family], **changes)
-    assert config.windows == windows
-    assert sum(config.rope(layer) is not None for layer in range(config.num_layers)) == rotates
+    assert tuple(layer.window for layer in config.layers) == (windows or (None,) * 3)
+    assert sum(layer.rope is not None for layer in config.layers) == rotates
 
 
 @pytest.mark.parametrize(
@@ -96,16 +96,16 @@ def test_what_a_related_family_does_not_have_is_refused(family, changes, words):
 def test_the_ropes_of_olmo_3():
     """Only layers without a window are stretched. A rope_theta beside the objects is theirs, as in the reference."""
     stretched = YarnScaling(4.0, 32, 0.1 * math.log(4) + 1)
-    assert set(read(RELATED["olmo3"]).ropes) == {(5e5, None)}  # three layers, all with a window
+    assert {layer.rope for layer in read(RELATED["olmo3"]).layers} == {Rope(5e5)}  # three layers, all with a window
     config = read(RELATED["olmo3"], num_hidden_layers=4, rope_theta=1e4)
-    assert config.ropes == ((5e5, None),) * 3 + ((1e4, stretched),)
+    assert [layer.rope for layer in config.layers] == [Rope(5e5)] * 3 + [Rope(1e4, stretched)]
 
 
 def test_code_world_model_without_a_word_about_rope():
-    config = read(RELATED["cwm"], rope_theta=1e4)
-    assert (config.rope_theta, config.rope_scaling) == (1e6, Llama3Scaling(16.0, 1.0, 4.0, 8192))
-    config = read(RELATED["cwm"], rope_theta=1e4, rope_scaling=YARN)
-    assert (config.rope_theta, config.rope_scaling.factor) == (1e4, 4.0)
+    rope = read(RELATED["cwm"], rope_theta=1e4).layers[0].rope
+    assert rope == Rope(1e6, Llama3Scaling(16.0, 1.0, 4.0, 8192))
+    rope = read(RELATED["cwm"], rope_theta=1e4, rope_scaling=YARN).layers[0].rope
+    assert (rope.theta, rope.scaling.factor) == (1e4, 4.0)
 
 
 def test_dynamic_scaling_begins_past_the_positions_that_a_model_has():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from agreement import agree
 
-from nanollm_jax.config import ACTIVATIONS, LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
+from nanollm_jax.config import ACTIVATIONS, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 from nanollm_jax.ops import attention, embedding, mlp, moe, norm, rope
 from nanollm_jax.ops.linear import MANY, linear, product
 
@@ -313,7 +313,7 @@ def test_neighbours_turn_as_complex_numbers(H, R):
 def test_longrope_has_its_own_factors_beyond_the_original_length():
     scaling = LongRopeScaling((1.0, 2.0), (3.0, 5.0), 8, 1.25)
     positions = jnp.arange(6)[None] + jnp.asarray([0, 4])[:, None]
-    [cos, sin], other = rope.turns_of_layers([(100.0, scaling), None], 4, positions, jnp.asarray([8, 9]))
+    [cos, sin], other = rope.turns_of_layers([Rope(100.0, scaling), None], 4, positions, jnp.asarray([8, 9]))
     assert other is None
     for row, factors in enumerate(([1.0, 2.0], [3.0, 5.0])):
         angle = np.asarray(positions)[row][:, None] / (100.0 ** np.array([0, 0.5]) * factors)

@@ -17,8 +17,8 @@ from nanollm_jax import params
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import CheckpointError
 
-SIZES = dict(vocab_size=13, hidden_size=10, num_layers=2, num_heads=6, num_kv_heads=3, head_dim=4, intermediate_size=7,
-             max_positions=9)  # fmt: skip
+SIZES = dict(vocab_size=13, hidden_size=10, layers=(nano.LayerConfig(),) * 2, num_heads=6, num_kv_heads=3, head_dim=4,
+             intermediate_size=7, max_positions=9)  # fmt: skip
 FEATURES = dict(
     norm=["rms_norm", "layer_norm"], gated_mlp=[True, False], learned_positions=[False, True], qkv_bias=[False, True],
     attention_out_bias=[False, True], mlp_bias=[False, True], tie_embeddings=[False, True],
@@ -26,7 +26,8 @@ FEATURES = dict(
 EVERY = [
     ModelConfig(**SIZES, **dict(zip(FEATURES, values, strict=True))) for values in itertools.product(*FEATURES.values())
 ]
-V, D, L, N, K, H, F, P = SIZES.values()
+V, D, layers, N, K, H, F, P = SIZES.values()
+L = len(layers)
 
 
 def expected_count(config):
@@ -68,7 +69,7 @@ def test_random_weights_fill_the_layout(config, dtype):
 
 
 def test_layers_keep_their_order_past_nine():
-    config = ModelConfig(**SIZES | {"num_layers": 12})
+    config = ModelConfig(**SIZES | {"layers": SIZES["layers"] * 6})
     flat = {path: np.full(shape, i) for i, (path, shape) in enumerate(params.shapes(config).items())}
     tree = params.nest(dict(sorted(flat.items())))
     for layer in range(12):
@@ -76,8 +77,9 @@ def test_layers_keep_their_order_past_nine():
 
 
 # few different shapes, because each is compiled: tables and matrices are all 300 by 64 or the reverse
-DRAWN = dict(vocab_size=300, hidden_size=64, num_layers=1, num_heads=8, num_kv_heads=8, head_dim=16, intermediate_size=300,
-             max_positions=300, norm="layer_norm", learned_positions=True, qkv_bias=True, mlp_bias=True)  # fmt: skip
+DRAWN = dict(vocab_size=300, hidden_size=64, layers=(nano.LayerConfig(),), num_heads=8, num_kv_heads=8, head_dim=16,
+             intermediate_size=300, max_positions=300,
+             norm="layer_norm", learned_positions=True, qkv_bias=True, mlp_bias=True)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def drawn():
 
 def test_an_array_depends_on_the_key_and_its_path_alone(drawn):
     """Not on what else the model has: a deeper, tied model keeps the weights that both have."""
-    deeper = ModelConfig(**DRAWN | {"num_layers": 2}, tie_embeddings=True)
+    deeper = ModelConfig(**DRAWN | {"layers": DRAWN["layers"] * 2}, tie_embeddings=True)
     other = params.flatten(nano.init_params(deeper, jax.random.key(3)))
     both = drawn.keys() & other.keys()
     assert drawn.keys() - both == {"unembedding.tokens", "layers.0.attention.bo"}

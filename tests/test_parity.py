@@ -327,7 +327,7 @@ def test_both_dialects_of_config_json(tmp_path):
     values |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope, "torch_dtype": values.pop("dtype")}
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert nano.load(tmp_path, dtype="float32").config == new.config
-    assert new.config.rope_scaling is not None
+    assert new.config.layers[0].rope.scaling is not None
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -114,8 +114,9 @@ def test_limits_of_a_published_model():
 
 def test_what_a_mesh_that_does_not_divide_costs():
     """Qwen 2.5 7B, 28 query heads over 4, on eight devices as 32 over 8; on three as 42 over 6, with a third of zeros."""
-    config = nano.ModelConfig(vocab_size=152064, hidden_size=3584, num_layers=28, num_heads=28, num_kv_heads=4,
-                              head_dim=128, intermediate_size=18944, max_positions=32768, qkv_bias=True)  # fmt: skip
+    config = nano.ModelConfig(vocab_size=152064, hidden_size=3584, layers=(nano.LayerConfig(),) * 28, num_heads=28,
+                              num_kv_heads=4, head_dim=128, intermediate_size=18944, max_positions=32768,
+                              qkv_bias=True)  # fmt: skip
     one, eight, three = (make_plan(config, tp=tp, context=1024) for tp in (1, 8, 3))
     row = 28 * 128 * 2  # bytes of one number for each channel of a head in each layer
     made = row * ((32 + 16 - 28 - 8) * (3584 + 1) + (32 - 28) * 3584)  # wqkv and its bias, wo

@@ -227,7 +227,8 @@ def test_weights_are_read_once_and_where_they_are_needed():
 
 
 def shaped(N, K, **changes):
-    return nano.ModelConfig(vocab_size=101, hidden_size=8, num_layers=1, num_heads=N, num_kv_heads=K, head_dim=2,
+    changes = {"layers": (nano.LayerConfig(experts="num_experts" in changes),)} | changes
+    return nano.ModelConfig(vocab_size=101, hidden_size=8, num_heads=N, num_kv_heads=K, head_dim=2,
                             intermediate_size=10, max_positions=32, **changes)  # fmt: skip
 
 
@@ -279,7 +280,10 @@ ODD = {
     "7-over-1-neighbours": ((7, 1), {"rope_pairs": "neighbours", "qk_norm": "head", "qkv_bias": True}),
     "6-over-6-whole-norm": ((6, 6), WIDTH | {"gated_mlp": False, "activation": "gelu"}),
     "6-over-2-experts": ((6, 2), EXPERTS),
-    "6-over-3-parallel": ((6, 3), {"parallel_residual": True, "windows": (3,), "norm": "layer_norm"}),
+    "6-over-3-parallel": (
+        (6, 3),
+        {"parallel_residual": True, "layers": (nano.LayerConfig(window=3),), "norm": "layer_norm"},
+    ),
 }
 
 
@@ -319,7 +323,7 @@ def test_a_mesh_that_divides_nothing_in_8_bits(name, tp):
 
 
 def test_what_is_made_up_is_said():
-    config = shaped(14, 2, **EXPERTS, dense_layers=(0,))
+    config = shaped(14, 2, **EXPERTS, layers=(nano.LayerConfig(),))
     assert made_up(config, 1) == []
     assert made_up(config, 4) == ["14 query heads over 2 key/value heads as 16 over 4", "MLP width 10 as 12",
                                   "vocabulary 101 as 104"]  # fmt: skip

@@ -53,7 +53,7 @@ def test_a_program_says_of_itself_what_xla_says(family, B):
     config, *lowered = compiled(family, B, T)
     D, N, K, H = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
     matrices = 3 if config.gated_mlp else 2
-    window = config.window(0)
+    window = config.layers[0].window
     looked_at = (T, window or S)  # keys: those of the first piece itself, then a ring or all slots
     for program, tokens, keys in zip(lowered, (B * T, B), looked_at, strict=True):
         program = program.compile()

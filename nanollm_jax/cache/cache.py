@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 from nanollm_jax import collectives
 from nanollm_jax.cache.layers import Plain, kinds, shapes
 from nanollm_jax.checks import check_count
-from nanollm_jax.config import ModelConfig, resolve_dtype
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.dtypes import resolve_dtype
 from nanollm_jax.errors import RequestError
 from nanollm_jax.letters import axes, nbytes, spec
 
@@ -191,6 +192,6 @@ def rewind(cache: KVCache, length: int, config: ModelConfig) -> KVCache | None:
     if not 0 <= length <= lengths.min():
         return None
     longest = int(lengths.max())
-    if any(kept.forgets(longest, length, config.window(layer)) for layer, kept in enumerate(cache.layers)):
+    if any(kept.forgets(longest, length, of.window) for kept, of in zip(cache.layers, config.layers, strict=True)):
         return None
     return dataclasses.replace(cache, length=jnp.full(cache.batch, length, jnp.int32))

@@ -60,7 +60,7 @@ def info(
 def describe(source: str | None, revision: str | None, dtype_name: str | None) -> dict[str, Any]:
     """What --json prints. The config has to be right; what is wrong with other files is said in their place."""
     from nanollm_jax import layout
-    from nanollm_jax.config import DTYPES, resolve_weights
+    from nanollm_jax.dtypes import DTYPES, resolve_weights
     from nanollm_jax.engine import buckets
     from nanollm_jax.families import read_config
     from nanollm_jax.weights.source import find_config, find_shape, read_json
@@ -73,9 +73,10 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
     config, _ = read_config(config_json, str(path))
     said = config_json.get("dtype", config_json.get("torch_dtype"))
     dtype, in_8_bits = resolve_weights(dtype_name or (said if said in DTYPES else "float32"))
-    fields = dataclasses.asdict(config)
-    if config.rope_scaling is not None:
-        fields["rope_scaling"] = {"kind": config.rope_scaling.kind} | fields["rope_scaling"]
+    fields = {"num_layers": config.num_layers} | dataclasses.asdict(config)
+    for layer, said in zip(config.layers, fields["layers"], strict=True):
+        if layer.rope is not None and layer.rope.scaling is not None:
+            said["rope"]["scaling"] = {"kind": layer.rope.scaling.kind} | said["rope"]["scaling"]
     shapes, count = layout.shapes(config), layout.count(config)
     nbytes = layout.nbytes(config, dtype.itemsize, in_8_bits)
     report = {
@@ -157,10 +158,17 @@ def tree_rows(parameters: dict[str, dict[str, Any]]) -> list[tuple[str, str, str
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested dicts -> (dotted name, value), in order."""
-    rows = []
+    """Nested dicts -> (dotted name, value), in order. Of a list of dicts the values of each name are one list."""
+    rows: list[tuple[str, Any]] = []
     for name, value in tree.items():
-        rows += flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+        if isinstance(value, dict):
+            rows += flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple) and value and all(isinstance(item, dict) for item in value):
+            each = [dict(flat(item, f"{prefix}{name}.")) for item in value]
+            names = dict.fromkeys(one for item in each for one in item)
+            rows += [(one, tuple(item.get(one) for item in each)) for one in names]
+        else:
+            rows.append((prefix + name, value))
     return rows
 
 

@@ -167,7 +167,7 @@ class Engine:
         if switch is not None and (len(text) > switch) != (slot.filled > switch):
             return 0
         layers = enumerate(self.state.cache.layers)
-        return 0 if any(kept.forgets(slot.reach, n, self.config.window(layer)) for layer, kept in layers) else n
+        return 0 if any(kept.forgets(slot.reach, n, self.config.layers[layer].window) for layer, kept in layers) else n
 
     def read(self) -> bool:
         """Read the next piece of who came first among those that have more to read, in each part of the rows. Was there any?"""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.families import llama
 from nanollm_jax.families.llama import PREFIXES, ignored
@@ -16,15 +14,12 @@ __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig. A model without any window rotates in every layer."""
     window = reader.optional_count("sliding_window", 4096)
-    config = llama.read(
+    windows = reader.windows(window, kinds(reader, window))
+    return llama.read(
         reader, default_max_positions=2048, default_kv_heads=32, eps=("rms_norm_eps", 1e-5), pre_norm=False,
-        post_norm=True, qk_norm="head", windows=reader.windows(window, kinds(reader, window)),
+        post_norm=True, qk_norm="head", windows=windows,
+        rotates=() if window is None else [bool(one) for one in windows],
     )  # fmt: skip
-    if window is None:
-        return config
-    return dataclasses.replace(config, ropes=tuple(
-        config.rope(layer) if config.window(layer) else None for layer in range(config.num_layers)
-    ))  # fmt: skip
 
 
 def kinds(reader: Reader, window: int | None) -> list[str]:

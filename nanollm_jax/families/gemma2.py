@@ -33,7 +33,7 @@ def read(reader: Reader, every: int, **settings: Any) -> ModelConfig:
     scale = reader.number("query_pre_attn_scalar", 256.0) ** -0.5
     return gemma.read(
         reader, default_kv_heads=4, post_norm=True, windows=reader.windows(window, types),
-        attention_scales=(scale,) * layers, **settings,
+        attention_scale=scale, **settings,
     )  # fmt: skip
 
 

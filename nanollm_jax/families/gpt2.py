@@ -5,7 +5,7 @@ Its linear weights are stored [inputs, outputs], and queries, keys and values li
 
 from __future__ import annotations
 
-from nanollm_jax.config import ModelConfig
+from nanollm_jax.config import LayerConfig, ModelConfig
 from nanollm_jax.families import llama
 from nanollm_jax.families.reader import Reader
 from nanollm_jax.weights import Row
@@ -31,19 +31,19 @@ def from_hf(reader: Reader) -> ModelConfig:
     return ModelConfig(
         vocab_size=reader.count("vocab_size"),
         hidden_size=width,
-        num_layers=layers,
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=H,
         intermediate_size=reader.count("n_inner", 4 * width),
         max_positions=positions,
+        layers=tuple(
+            LayerConfig(rope=None, attention_scale=scale / (layer + 1 if by_layer else 1)) for layer in range(layers)
+        ),
         norm="layer_norm",
         norm_eps=reader.number("layer_norm_epsilon", 1e-5),
         activation=reader.activation("activation_function", "gelu_new"),
         gated_mlp=False,
         learned_positions=True,
-        rope_theta=None,
-        attention_scales=tuple(scale / (layer + 1 if by_layer else 1) for layer in range(layers)),
         qkv_bias=True,
         attention_out_bias=True,
         mlp_bias=True,

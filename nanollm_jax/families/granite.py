@@ -23,10 +23,9 @@ def from_hf(reader: Reader) -> ModelConfig:
 def read(reader: Reader, **features: Any) -> ModelConfig:
     """What all Granites share, in llama.read's words."""
     bias = reader.flag("attention_bias", False)
-    scale = reader.number("attention_multiplier", 1.0)
     return llama.read(
         reader, default_max_positions=2048, qkv_bias=bias, attention_out_bias=bias,
-        attention_scales=(scale,) * reader.count("num_hidden_layers"),
+        attention_scale=reader.number("attention_multiplier", 1.0),
         embedding_scale=reader.number("embedding_multiplier", 1.0),
         residual_scale=reader.number("residual_multiplier", 1.0),
         logit_scale=1.0 / reader.number("logits_scaling", 1.0), **features,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.families import granite, llama
 from nanollm_jax.families.llama import PREFIXES, ignored
@@ -26,9 +24,9 @@ def from_hf(reader: Reader) -> ModelConfig:
     if reader.get("position_embedding_type") not in (None, "nope", "rope"):
         raise reader.error("position_embedding_type", "'rope', or nothing or 'nope' for none")
     reader.get("layer_types")
-    config = granite.read(reader.having(intermediate_size=reader.count("shared_intermediate_size", 1024)))
     rotates = reader.get("position_embedding_type") == "rope"
-    return config if rotates else dataclasses.replace(config, rope_theta=None, rope_scaling=None)
+    width = reader.count("shared_intermediate_size", 1024)
+    return granite.read(reader.having(intermediate_size=width), rotates=[rotates] * len(types))
 
 
 def mlp(config: ModelConfig, ours: str, theirs: str) -> list[Row]:

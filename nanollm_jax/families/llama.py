@@ -7,10 +7,10 @@ the parts of a layer that are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nanollm_jax.config import ModelConfig
+from nanollm_jax.config import LayerConfig, ModelConfig
 from nanollm_jax.families.reader import Reader
 from nanollm_jax.weights import Row
 
@@ -42,39 +42,46 @@ def read(
     eps: tuple[str, float] = ("rms_norm_eps", 1e-6),
     activation: tuple[str, str] = ("hidden_act", "silu"),
     window: int | None = None,
+    windows: Sequence[int | None] = (),
+    rotates: Sequence[bool] = (),
+    experts: Sequence[bool] = (),
+    attention_scale: float | None = None,
     **features: Any,
 ) -> ModelConfig:
     """The keys that this family and its relatives share; `features` are the ModelConfig fields that a relative sets.
 
-    A null num_key_value_heads is as many as heads in all of them. `window` is one for every layer; eps and activation
-    are the key and what a missing one means.
+    A null num_key_value_heads is as many as heads in all of them. eps and activation are the key and what a missing one
+    means. window and attention_scale are of every layer; windows, rotates and experts have one entry a layer, or none: then
+    there is no window but `window`, every layer rotates, and has experts where num_experts says that there are any.
     """
     layers, heads, width = (reader.count(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     max_positions = reader.count("max_position_embeddings", default_max_positions)
-    theta, scaling, partial = reader.rope(max_positions, default_theta, default_partial)
+    rope, partial = reader.rope(max_positions, default_theta, default_partial)
     if reader.values.get("head_dim", default_head_dim) is None and width % heads:
         raise reader.error("hidden_size", f"a multiple of num_attention_heads {heads}, or a head_dim of its own")
     kv_heads = heads if default_kv_heads is None or "num_key_value_heads" in reader.values else default_kv_heads
     head_dim = reader.count(
         "head_dim", width // heads if "head_dim" in reader.values else default_head_dim or width // heads
     )
-    if window:
-        features["windows"] = (window,) * layers
+    windows = windows or (window,) * layers
+    rotates = rotates or (True,) * layers
+    experts = experts or ("num_experts" in features,) * layers
     if partial != 1.0:
         features["rotary_dim"] = int(head_dim * partial)
     return ModelConfig(
         vocab_size=reader.count("vocab_size"),
         hidden_size=width,
-        num_layers=layers,
         num_heads=heads,
         num_kv_heads=reader.count("num_key_value_heads", kv_heads),
         head_dim=head_dim,
         intermediate_size=reader.count("intermediate_size"),
         max_positions=max_positions,
+        layers=tuple(
+            LayerConfig(windows[layer], rope if rotates[layer] else None, attention_scale, experts[layer])
+            for layer in range(layers)
+        ),
         norm_eps=reader.number(*eps),
         activation=reader.activation(*activation),
-        rope_theta=theta,
-        rope_scaling=scaling,
         tie_embeddings=reader.flag("tie_word_embeddings", default_tied),
         **features,
     )
@@ -90,11 +97,11 @@ def with_local_rope(reader: Reader, local_theta: float, read: Callable[[Reader],
     if not isinstance(ropes, dict) or not ropes.keys() <= {"full_attention", "sliding_attention"}:
         raise reader.error("rope_parameters", "an object with full_attention and sliding_attention")
     config = read(reader.having(rope_parameters=ropes.get("full_attention")))
-    assert config.rope_theta is not None
     inner = reader.having(rope_parameters=ropes.get("sliding_attention"), rope_scaling=None, rope_theta=None)
-    local, whole = inner.rope(config.max_positions, local_theta)[:2], (config.rope_theta, config.rope_scaling)
+    local, _ = inner.rope(config.max_positions, local_theta)
     return dataclasses.replace(
-        config, ropes=tuple(whole if config.window(layer) is None else local for layer in range(config.num_layers))
+        config,
+        layers=tuple(dataclasses.replace(layer, rope=local) if layer.window else layer for layer in config.layers),
     )
 
 

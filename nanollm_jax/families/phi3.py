@@ -31,7 +31,7 @@ def from_hf(reader: Reader) -> ModelConfig:
         reader, default_max_positions=4096, eps=("rms_norm_eps", 1e-5), default_partial=1.0, window=window,
     )  # fmt: skip
     pairs = (config.rotary_dim or config.head_dim) // 2
-    if isinstance(scaling := config.rope_scaling, LongRopeScaling):
+    if (rope := config.layers[0].rope) is not None and isinstance(scaling := rope.scaling, LongRopeScaling):
         found = (len(scaling.short_factors), len(scaling.long_factors))
         if found != (pairs, pairs):
             raise ConfigError(f"longrope has {found[0]} short and {found[1]} long factors; expected {pairs} of each.")

@@ -27,14 +27,14 @@ def from_hf(reader: Reader) -> ModelConfig:
         experts_per_token=reader.count("num_experts_per_tok", 8),
         expert_size=reader.count("moe_intermediate_size", 768),
         renormalize_experts=reader.flag("norm_topk_prob", False),
-        dense_layers=tuple(layer for layer in range(layers) if layer in named or (layer + 1) % step),
+        experts=[layer not in named and (layer + 1) % step == 0 for layer in range(layers)],
     )  # fmt: skip
 
 
 def mlp(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
     """The rows of one layer's MLP, or of its router and experts."""
-    layer = int(ours.split(".")[1])
-    return (llama.mlp if layer in config.dense_layers else olmoe.mlp)(config, ours, theirs)
+    layer = config.layers[int(ours.split(".")[1])]
+    return (olmoe.mlp if layer.experts else llama.mlp)(config, ours, theirs)
 
 
 def table(config: ModelConfig) -> list[Row]:

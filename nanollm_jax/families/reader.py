@@ -16,6 +16,7 @@ from nanollm_jax.config import (
     Llama3Scaling,
     LongRopeScaling,
     ModelConfig,
+    Rope,
     RopeScaling,
     YarnScaling,
 )
@@ -150,8 +151,8 @@ class Reader:
 
     def rope(
         self, max_positions: int, default_theta: float = 10000.0, default_partial: float | None = None
-    ) -> tuple[float, RopeScaling | None, float]:
-        """Rope's base, its scaling, and which part of a head it turns, from either dialect.
+    ) -> tuple[Rope, float]:
+        """Rope's base and scaling, and which part of a head it turns, from either dialect.
 
         default_partial None says that the family turns whole heads, whatever the file says.
         """
@@ -174,7 +175,7 @@ class Reader:
         kind = inner.get("rope_type", inner.get("type", "default"))
         scaling = read_scaling(inner, kind, original, max_positions)
         inner.finish()
-        return theta, scaling, partial
+        return Rope(theta, scaling), partial
 
     def finish(self) -> None:
         """Raise for keys that nobody read and that may matter, and note those that do not. See keys.py."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.families import llama
 from nanollm_jax.families.llama import PREFIXES, ignored, table
@@ -24,10 +22,8 @@ def from_hf(reader: Reader) -> ModelConfig:
     window = window if reader.flag("use_sliding_window", False) else None
     types = ["sliding_attention" if window and not rotates[layer] else "full_attention" for layer in range(layers)]
     bias = reader.flag("attention_bias", False)
-    config = llama.read(
+    return llama.read(
         reader, default_max_positions=32768, default_kv_heads=4, default_theta=2e6, default_tied=True, qkv_bias=bias,
         attention_out_bias=bias, mlp_bias=reader.flag("mlp_bias", False), windows=reader.windows(window, types),
+        rotates=[bool(value) for value in rotates],
     )  # fmt: skip
-    assert config.rope_theta is not None
-    rope = (config.rope_theta, config.rope_scaling)
-    return dataclasses.replace(config, ropes=tuple(rope if rotates[layer] else None for layer in range(layers)))

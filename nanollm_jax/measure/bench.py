@@ -29,8 +29,8 @@ from nanollm_jax import files
 from nanollm_jax import params as parameters
 from nanollm_jax.cache import init_cache
 from nanollm_jax.checks import check_counts
-from nanollm_jax.config import resolve_weights
 from nanollm_jax.decode import decode, prefill
+from nanollm_jax.dtypes import resolve_weights
 from nanollm_jax.engine.generate import stream
 from nanollm_jax.errors import RequestError
 from nanollm_jax.families import read_config

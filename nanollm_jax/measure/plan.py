@@ -14,7 +14,8 @@ import numpy as np
 
 from nanollm_jax import files, layout
 from nanollm_jax.checks import check_count
-from nanollm_jax.config import ModelConfig, resolve_weights
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.dtypes import resolve_weights
 from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.measure import roofline
 from nanollm_jax.partition import RULE, arrange, stored_sizes

@@ -39,7 +39,7 @@ def step_bytes(config: ModelConfig, rows: int, length: int, itemsize: int, in_8_
     stored = layout.nbytes(config, itemsize, in_8_bits)
     weights = sum(stored[path] * used[path] / math.prod(sizes[path]) for path in used)
     vectors = sum(stored[path] // sizes[path][0] for path in stored.keys() - used.keys())
-    seen = sum(min(length + 1, config.window(layer) or length + 1) for layer in range(config.num_layers))
+    seen = sum(min(length + 1, layer.window or length + 1) for layer in config.layers)
     cached = 2 * config.num_kv_heads * config.head_dim * (seen + config.num_layers)
     return round(weights) + rows * (itemsize * cached + vectors)
 
@@ -53,7 +53,7 @@ def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
     letters, used = layout.layout(config), used_weights(config, config.experts_per_token)
     products = [path for path, axes in letters.items() if path.startswith("layers.") and {"D", " "} <= set(axes)]
     weights = round(sum(used[path] for path in products))
-    windows = [config.window(layer) or length for layer in range(config.num_layers)]
+    windows = [layer.window or length for layer in config.layers]
     pairs = sum(sum(min(position + 1, window) for position in range(length)) for window in windows)
     attention = 4 * config.num_heads * config.head_dim * pairs
     return rows * (2 * length * weights + attention + 2 * config.vocab_size * config.hidden_size)

@@ -41,17 +41,17 @@ def visible(queries: jax.Array, keys: jax.Array, window: int | None = None) -> j
 @jax.named_scope("scores")
 @partial(jax.jit, static_argnames=("scale", "own", "cap"))
 def weights(
-    q: jax.Array, k: jax.Array, mask: jax.Array, scale: float, own: int = 0, cap: float | None = None
+    q: jax.Array, k: jax.Array, mask: jax.Array, scale: float | None = None, own: int = 0, cap: float | None = None
 ) -> jax.Array:
     """How much each query takes from each key.  q [B T N H], k [B K S H], mask [B T S] -> [B K G T S] float32, sums to 1
 
-    Query head n belongs to key head n // G. Masked scores become the lowest float, not -inf: a padding row past the
-    window's end may see nothing at all, and softmax over only -inf would be NaN.
+    Query head n belongs to key head n // G. scale None is 1/sqrt(H). Masked scores become the lowest float, not -inf: a
+    padding row past the window's end may see nothing at all, and softmax over only -inf would be NaN.
     A cap keeps every score between -cap and cap (soft_cap). own is T where the last T keys are the queries' own tokens, so that
     no query looks at keys behind its block's own; 0 where they are not.
     """
-    B, T, N, H = q.shape
-    K, S = k.shape[1:3]
+    (B, T, N, H), (K, S) = q.shape, k.shape[1:3]
+    scale = H**-0.5 if scale is None else scale
     before, rows = S - own, []
     for begin, end in blocks(T):
         stop = before + end if own else S

@@ -42,19 +42,20 @@ def frequencies(head_dim: int, theta: float, scaling: Any = None) -> tuple[np.nd
 
 
 def turns_of_layers(
-    ropes: Sequence[tuple[float, Any] | None], width: int, positions: jax.Array, end: jax.Array
+    ropes: Sequence[Any], width: int, positions: jax.Array, end: jax.Array
 ) -> list[tuple[jax.Array, jax.Array] | None]:
-    """turns for each layer's (theta, scaling), each once.  positions [B T], end [B] -> L x two [B T 1 width/2] float32
+    """turns for each layer's rope, each once.  positions [B T], end [B] -> L x two [B T 1 width/2] float32
 
-    None for a layer without rope. end is how long each row's text is: longrope turns long ones otherwise.
+    A rope is config.py's record of theta and scaling, or None for a layer without. end is how long each row's text is:
+    longrope turns long ones otherwise.
     """
     known: dict[Any, Any] = {None: None}
     for rope in ropes:
         if rope is not None and rope not in known:
             freqs: Any
-            freqs, factor = frequencies(width, *rope)
+            freqs, factor = frequencies(width, rope.theta, rope.scaling)
             if freqs.ndim == 2:
-                freqs = jnp.where((end > rope[1].original_max_positions)[:, None], freqs[1][None], freqs[0][None])
+                freqs = jnp.where((end > rope.scaling.original_max_positions)[:, None], freqs[1][None], freqs[0][None])
             known[rope] = turns(positions, freqs, factor)
     return [known[rope] for rope in ropes]
 
