@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 from nanollm_jax.checks import check_count, check_positive
 from nanollm_jax.errors import ConfigError, shown
 
-NORMS = ("rms_norm", "layer_norm")
+# the kinds of norm: the name of a function in ops/norm.py, and the parameters that it takes behind x
+NORMS = {"rms_norm": ("scale",), "layer_norm": ("scale", "bias")}
 QK_NORMS = (None, "head", "width")
 ROPE_PAIRS = ("halves", "neighbours")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
@@ -132,7 +133,7 @@ class ModelConfig:
     rotary_dim is how many channels of a head are rotated, the first ones; None means all. rope_pairs says which of them
     turn together: "halves" channel i of the first half with i of the second, "neighbours" channels 2i and 2i + 1.
     pre_norm is a norm before attention and MLP, post_norm one of what they give, before it is added.
-    qk_norm "head" normalises each query and key head by itself, "width" all heads of a token together.
+    qk_norm "head" normalises each query and key head by itself, "width" all heads of a token together, both by RMS.
     counted_heads is how many query and key heads a norm of all together counts, where a mesh holds more; None means all.
     norm_offset is added to every norm's scale. A cap c makes c * tanh(x / c) of x.
     num_experts 0 means that there are none; layers say which of them have some.
@@ -195,7 +196,7 @@ class ModelConfig:
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: "
                 "every key/value head serves the same number of query heads."
             )
-        if self.norm not in NORMS:
+        if self.norm not in tuple(NORMS):
             raise ConfigError(f"norm {self.norm!r} is not supported; known: {', '.join(NORMS)}.")
         if self.activation not in ACTIVATIONS:
             raise ConfigError(f"activation {self.activation!r} is not supported; known: {', '.join(ACTIVATIONS)}.")
@@ -242,6 +243,18 @@ class ModelConfig:
             "Q": self.num_heads // self.num_kv_heads + 2, "F": self.intermediate_size, "U": 2 if self.gated_mlp else 1,
             "E": self.num_experts, "M": self.expert_size,
         }  # fmt: skip
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Which norms of the residual stream there are: those of a layer, and the last. All are of the one kind `norm`."""
+        before = ("attention_norm", "mlp_norm") if self.pre_norm else ()
+        behind = ("attention_post_norm", "mlp_post_norm") if self.post_norm else ()
+        return (*before, *behind, "final_norm")
+
+    @property
+    def norm_leaves(self) -> tuple[str, ...]:
+        """The parameters of each of them, in the order in which the kind's function takes them, [D] each."""
+        return NORMS[self.norm]
 
     @property
     def num_layers(self) -> int:

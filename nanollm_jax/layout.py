@@ -25,7 +25,7 @@ BLOCK = 256  # slots of a cache that attention sums together
 
 def layout(config: ModelConfig) -> dict[str, str]:
     """Which parameters a model has: {path: axis letters}. The one place where that is decided."""
-    norm = {"scale": "D"} | ({"bias": "D"} if config.norm == "layer_norm" else {})
+    norm = dict.fromkeys(config.norm_leaves, "D")
     attention: dict[str, Any] = {"wqkv": "K Q H D", "wo": "D N H"}
     if config.qkv_bias:
         attention |= {"bqkv": "K Q H"}
@@ -38,8 +38,7 @@ def layout(config: ModelConfig) -> dict[str, str]:
     if config.mlp_bias:
         mlp |= {"up_bias": "U F", "down_bias": "D"}
     experts = {"router": "E D", "up": "E U M D", "down": "E D M"}
-    norms = {f"{half}_norm": norm for half in ("attention", "mlp") if config.pre_norm}
-    norms |= {f"{half}_post_norm": norm for half in ("attention", "mlp") if config.post_norm}
+    norms = {name: norm for name in config.norms if name != "final_norm"}
     tree = {
         "embedding": {"tokens": "V D"} | ({"positions": "P D"} if config.learned_positions else {}),
         "layers": {

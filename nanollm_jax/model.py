@@ -1,8 +1,8 @@
 """The transformer: tokens and a cache in, logits and a longer cache out. One text for every family.
 
-Whatever a family has or lacks (biases, a gate, a second table of positions) is read off the parameter tree; whatever
-it sets (epsilon, activation, window, rope) off the config. Every value worth looking at is tagged with a name, which
-costs nothing: the tag is gone once the program is lowered.
+What a family has or lacks (norms, experts, windows, rope) is what its config says; a bias and a gate are there where the
+parameter tree has them. Sizes come from arrays, so the same text runs on a part of the heads on each device of a mesh. Every
+value worth looking at is tagged with a name, which costs nothing: the tag is gone once the program is lowered.
 """
 
 from __future__ import annotations
@@ -60,80 +60,76 @@ def hidden_states(
     the whole text of each row is, where more of it is still to come: longrope turns long texts otherwise.
     """
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None, :]
-    turns = rope.turns_of_layers(
-        [layer.rope for layer in config.layers],
-        config.rotary_dim or config.head_dim,
-        positions,
-        cache.length + count if end is None else end,
-    )
+    ropes, width = [layer.rope for layer in config.layers], config.rotary_dim or config.head_dim
+    turns = rope.turns_of_layers(ropes, width, positions, cache.length + count if end is None else end)
     new = New(positions, count, turns)
     x = embedding.embed(params["embedding"]["tokens"], tokens)
     x = x * jnp.asarray(config.embedding_scale, x.dtype)  # rounded to its dtype, as the reference does
-    if "positions" in params["embedding"]:
+    if config.learned_positions:
         x = x + embedding.look_up(params["embedding"]["positions"], positions)
     x = tag(x, "embedding")
-    for layer, p in enumerate(params["layers"]):
-        x, cache = block(p, x, new, cache, layer, config)
-    return tag(normalize(params["final_norm"], x, config), "final_norm"), kv.advance(cache, count)
+    for index, p in enumerate(params["layers"]):
+        x, cache = block(p, x, new, cache, index, config)
+    return tag(normalize(params, "final_norm", x, config), "final_norm"), kv.advance(cache, count)
 
 
 def logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """Score the vocabulary.  x [B T D] -> [B T V] float32. Without a table of its own the embedding's serves."""
-    table = params["unembedding"] if "unembedding" in params else params["embedding"]
-    scores = config.logit_scale * embedding.unembed(table["tokens"], x, config.vocab_size)
+    """Score the vocabulary.  x [B T D] -> [B T V] float32. Tied, the embedding's table serves here as well."""
+    table = params["embedding" if config.tie_embeddings else "unembedding"]["tokens"]
+    scores = config.logit_scale * embedding.unembed(table, x, config.vocab_size)
     return tag(attention.soft_cap(scores, config.logit_softcap), "logits")
 
 
-def block(p: Params, x: jax.Array, new: New, cache: KVCache, layer: int, config: ModelConfig) -> Outcome:
+def block(p: Params, x: jax.Array, new: New, cache: KVCache, index: int, config: ModelConfig) -> Outcome:
     """One layer: attention, then the MLP, each added to the residual stream.  x [B T D] -> x, cache
 
     With a parallel residual both halves read the same stream (Wang & Komatsuzaki 2021, GPT-J-6B).
     """
-    name, scale = f"layers.{layer}", config.residual_scale
-    h = tag(normalize(p.get("attention_norm"), x, config), f"{name}.attention_norm")
-    attended, cache = attend(p["attention"], h, new, cache, layer, config)
-    before, x = x, x + scale * tag(normalize(p.get("attention_post_norm"), attended, config), f"{name}.attention.out")
+    name, scale = f"layers.{index}", config.residual_scale
+    h = tag(normalize(p, "attention_norm", x, config), f"{name}.attention_norm")
+    found, cache = attend(p["attention"], h, new, cache, index, config)
+    before, x = x, x + scale * tag(normalize(p, "attention_post_norm", found, config), f"{name}.attention.out")
+
     h = before if config.parallel_residual else x
-    h = tag(normalize(p.get("mlp_norm"), h, config), f"{name}.mlp_norm")
-    widened = feed_forward(p["mlp"], h, layer, config)
-    x = x + scale * tag(normalize(p.get("mlp_post_norm"), widened, config), f"{name}.mlp.out")
+    h = tag(normalize(p, "mlp_norm", h, config), f"{name}.mlp_norm")
+    found = feed_forward(p["mlp"], h, index, config)
+    x = x + scale * tag(normalize(p, "mlp_post_norm", found, config), f"{name}.mlp.out")
     return tag(x, f"{name}.out"), cache
 
 
 @jax.named_scope("attention")
-def attend(p: Params, h: jax.Array, new: New, cache: KVCache, layer: int, config: ModelConfig) -> Outcome:
+def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config: ModelConfig) -> Outcome:
     """Self-attention of the new tokens over everything in the cache, themselves included.  h [B T D] -> [B T D], cache"""
-    name = f"layers.{layer}.attention"
-    q, k, v = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")))
-    N, K = config.counted_heads or (None, None)
-    q, k = (normalize(p.get(f"{which}_norm"), x, config, "rms_norm", n) for which, x, n in (("q", q, N), ("k", k, K)))
-    q, k, v = (attention.clip(value, config.qkv_clip) for value in (q, k, v))
-    if (turns := new.turns[layer]) is not None:
+    name, layer = f"layers.{index}.attention", config.layers[index]
+    q, k, v = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")))  # [B T N H], and [B T K H] twice
+    if config.qk_norm is not None:
+        N, K = config.counted_heads or (None, None)
+        q = norm.rms_norm(q, p["q_norm"]["scale"], config.norm_eps, config.norm_offset, N)
+        k = norm.rms_norm(k, p["k_norm"]["scale"], config.norm_eps, config.norm_offset, K)
+    q, k, v = (attention.clip(x, config.qkv_clip) for x in (q, k, v))
+    if (turns := new.turns[index]) is not None:
         q, k = (rope.ROTATIONS[config.rope_pairs](x, *turns) for x in (q, k))
     q, k, v = tag(q, f"{name}.q"), tag(k, f"{name}.k"), tag(v, f"{name}.v")
 
-    cache, seen = kv.extend(cache, layer, k, v, new.real)
-    mask = attention.visible(new.positions, seen.positions, config.layers[layer].window)
-    scale, cap = config.layers[layer].attention_scale, config.attention_softcap
-    weights = tag(attention.weights(q, seen.keys, mask, scale, seen.own, cap), f"{name}.weights")
-    mixed = tag(attention.mix(weights, seen.values, seen.own).astype(h.dtype), f"{name}.mixed")
+    cache, seen = kv.extend(cache, index, k, v, new.real)
+    mask = attention.visible(new.positions, seen.positions, layer.window)  # [B T S]
+    weights = attention.weights(q, seen.keys, mask, layer.attention_scale, seen.own, config.attention_softcap)
+    weights = tag(weights, f"{name}.weights")  # [B K G T S]
+    mixed = tag(attention.mix(weights, seen.values, seen.own).astype(h.dtype), f"{name}.mixed")  # [B T N H]
     return linear_sum(mixed, p["wo"], p.get("bo")), cache
 
 
-def feed_forward(p: Params, h: jax.Array, layer: int, config: ModelConfig) -> jax.Array:
-    """The MLP, or a few of many.  h [B T D] -> [B T D]"""
-    if "router" in p:
-        chances = tag(moe.chances(p["router"], h), f"layers.{layer}.mlp.router")
-        return moe.moe(p, h, chances, config.activation, config.experts_per_token, config.renormalize_experts)
-    return mlp.mlp(p, h, config.activation)
+def feed_forward(p: Params, h: jax.Array, index: int, config: ModelConfig) -> jax.Array:
+    """The MLP, or those of many that the router takes for each token.  h [B T D] -> [B T D]"""
+    if not config.layers[index].experts:
+        return mlp.mlp(p, h, config.activation)
+    chances = tag(moe.chances(p["router"], h), f"layers.{index}.mlp.router")  # [B T E]
+    return moe.moe(p, h, chances, config.activation, config.experts_per_token, config.renormalize_experts)
 
 
-def normalize(
-    p: Params | None, x: jax.Array, config: ModelConfig, kind: str | None = None, heads: int | None = None
-) -> jax.Array:
-    """The family's norm, or one of another kind, where there is one, else x.  x [B T *D], scale [*D] -> [B T *D]"""
-    if p is None:
+def normalize(p: Params, name: str, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """One of the norms that the config has, in its kind; x itself where it has none of this name.  x [B T D] -> [B T D]"""
+    if name not in config.norms:
         return x
-    if (kind or config.norm) == "layer_norm":
-        return norm.layer_norm(x, p["scale"], p["bias"], config.norm_eps)
-    return norm.rms_norm(x, p["scale"], config.norm_eps, config.norm_offset, heads)
+    leaves = [p[name][leaf] for leaf in config.norm_leaves]
+    return getattr(norm, config.norm)(x, *leaves, eps=config.norm_eps, offset=config.norm_offset)

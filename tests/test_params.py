@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import math
@@ -14,8 +15,9 @@ import pytest
 
 import nanollm_jax as nano
 from nanollm_jax import params
-from nanollm_jax.config import ModelConfig
+from nanollm_jax.config import NORMS, ModelConfig
 from nanollm_jax.errors import CheckpointError
+from nanollm_jax.ops import norm
 
 SIZES = dict(vocab_size=13, hidden_size=10, layers=(nano.LayerConfig(),) * 2, num_heads=6, num_kv_heads=3, head_dim=4,
              intermediate_size=7, max_positions=9)  # fmt: skip
@@ -57,6 +59,24 @@ def test_nested_and_flat_trees_are_each_other_and_pass_the_check_for_every_combi
         again = params.flatten(tree)
         assert again.keys() == flat.keys() and all(again[path] is flat[path] for path in flat)
         params.check_params(tree, config)
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_norm_is_a_function_and_the_parameters_that_it_takes(kind):
+    """One entry says both, to the layout and to the model; a tree with less is refused, never read as another kind."""
+    function = getattr(norm, kind)
+    assert tuple(inspect.signature(function).parameters)[1 : 1 + len(NORMS[kind])] == NORMS[kind]
+    config = ModelConfig(**SIZES, norm=kind, post_norm=True)
+    tree = nano.init_params(config, jax.random.key(0), "float32")
+    assert all(tuple(block[name]) == NORMS[kind] for block in tree["layers"] for name in config.norms[:-1])
+    assert config.norms[:-1] == ("attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm")
+    tokens, cache = np.array([[1, 2]]), nano.init_cache(config, 1, 4, "float32")
+    for leaf in NORMS[kind]:
+        less = tree | {"final_norm": {name: array for name, array in tree["final_norm"].items() if name != leaf}}
+        with pytest.raises(CheckpointError, match=f"1 parameters do not match the config: final_norm.{leaf}"):
+            nano.Model(config, less)
+        with pytest.raises(KeyError, match=leaf):
+            nano.forward(less, tokens, cache, config=config)
 
 
 @pytest.mark.parametrize("config", EVERY[::9])

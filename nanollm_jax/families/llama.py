@@ -184,7 +184,5 @@ def head(config: ModelConfig, *names: str) -> list[Row]:
 
 def norm(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
     """The rows of one norm."""
-    rows = [Row(f"{ours}.scale", f"{theirs}.weight", "D -> D")]
-    if config.norm == "layer_norm":
-        rows.append(Row(f"{ours}.bias", f"{theirs}.bias", "D -> D"))
-    return rows
+    names = {"scale": "weight", "bias": "bias"}
+    return [Row(f"{ours}.{leaf}", f"{theirs}.{names[leaf]}", "D -> D") for leaf in config.norm_leaves]

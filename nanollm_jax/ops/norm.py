@@ -1,4 +1,7 @@
-"""Normalisation: bring every vector of the residual stream to the same size before it is used."""
+"""Normalisation: bring every vector of the residual stream to the same size before it is used.
+
+config.py names the kinds: a function here, and the parameters that it takes behind x.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,19 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0, he
 
 
 @jax.named_scope("norm")
-@partial(jax.jit, static_argnames="eps")
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+@partial(jax.jit, static_argnames=("eps", "offset"))
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
     """Centre each vector, divide it by its deviation, stretch and shift it.  x [... D], scale, bias [D] -> [... D]
 
-    Computed in float32 whatever the dtype of x. Ba, Kiros & Hinton 2016, "Layer Normalization", section 3.
+    offset is added to scale. Computed in float32 whatever the dtype of x.
+    Ba, Kiros & Hinton 2016, "Layer Normalization", section 3.
     """
     x32 = x.astype(jnp.float32)
     centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + eps) * along_last(scale, x) + along_last(bias, x)).astype(x.dtype)
+    return (centred * jax.lax.rsqrt(variance + eps) * (along_last(scale, x) + offset) + along_last(bias, x)).astype(
+        x.dtype
+    )
 
 
 def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
