@@ -13,13 +13,16 @@ TESTS := $(PYTEST) -m "not parity and not laws"
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
-.PHONY: help demo fuzz test test-portable laws parity lint bench bench-peers gpu experiments figures clean
+.PHONY: help demo serve fuzz test test-portable laws parity lint bench bench-peers gpu experiments figures clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: .venv/installed ## a story from the bundled model, printed as it is generated
 	@$(BIN)/nanollm generate "Once upon a time" --echo --max-new-tokens 300 --temperature 0.7 --top-p 0.9 --seed 4
+
+serve: .venv/installed-serve ## an OpenAI-compatible server of the bundled model, at http://127.0.0.1:8000/v1
+	@$(BIN)/nanollm serve
 
 test: .venv/installed-test ## every test that needs no reference implementation
 	XLA_FLAGS="$(QUICK) $(XLA_FLAGS)" $(TESTS)

@@ -25,6 +25,7 @@ ALLOWED = {
     "no_repeat_ngram_size": ("a whole number, 0 (off) or more", lambda value: value >= 0 and value == int(value)),
     "min_new_tokens": ("a whole number, 0 (off) or more", lambda value: value >= 0 and value == int(value)),
 }
+OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # the settings that can do nothing at temperature 0, switched off
 WHOLE = ("top_k", "no_repeat_ngram_size", "min_new_tokens")
 
 
@@ -98,6 +99,18 @@ class Sampling:
         return [
             dataclasses.replace(self, **{name: values[row] for name, values in per_row.items()}) for row in range(batch)
         ]
+
+
+def cuts_of(settings: Mapping[str, Any]) -> list[str]:
+    """The settings among these that do something only where tokens are drawn."""
+    return [name for name, off in OFF.items() if settings.get(name, off) != off]
+
+
+def with_settings(defaults: Sampling, given: Mapping[str, Any]) -> Sampling:
+    """The checkpoint's own sampling with what was given; a cut of a greedy one brings temperature 1 with it."""
+    if defaults.temperature == 0 and cuts_of(given):
+        given = {"temperature": 1.0} | dict(given)
+    return defaults.replace(**given)
 
 
 def spread(name: str, value: Any, batch: int) -> list[Any]:

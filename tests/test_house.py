@@ -83,6 +83,8 @@ ARROWS = {
         "settings",
         "tokenizer",
     },
+    # answers over HTTP: knows no array
+    "serve": {"chat", "engine", "errors", "loading", "settings", "tokenizer"},
     # how fast, and what is inside
     "measure": {
         "cache",
@@ -124,6 +126,15 @@ def imports(path):
             for alias in node.names:
                 if alias.name.startswith("nanollm_jax."):
                     yield alias.name.split(".")[1]
+
+
+def modules(path):
+    """Every module that a file imports, lazily or not, as it is written."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
 
 
 def names(path):
@@ -205,6 +216,17 @@ def test_one_loop_writes():
         name for name, path in FILES.items() if re.search(r"slots\.(begin|read|write_tokens)\(", path.read_text())
     }
     assert callers == {"engine/engine.py", "engine/warmup.py"}
+
+
+def test_each_side_of_the_server_keeps_to_itself():
+    """serve has no arrays, and the engine knows of no network and no loop of events."""
+    foreign = {
+        "serve": {"jax", "numpy"},
+        "engine": {"http", "socket", "starlette", "uvicorn", "msgspec", "nanollm_jax.serve"},
+    }
+    for name, path in FILES.items():
+        words = {word.split(".")[0] if word.split(".")[0] != "nanollm_jax" else word for word in modules(path)}
+        assert not words & foreign.get(room(name), set()), name
 
 
 def test_no_room_for_leftovers():

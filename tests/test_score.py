@@ -17,6 +17,7 @@ from models import random_model
 
 import nanollm_jax as nano
 from nanollm_jax.engine.score import windows_of
+from nanollm_jax.model import hidden_states
 
 TEXT = "Once upon a time, there was a little girl named Lily. é🙂"
 
@@ -190,3 +191,40 @@ def test_bits_per_byte_are_those_of_the_card(model: nano.Model, data: Path) -> N
     assert isinstance(scores, list) and len(scores) == 785
     bits = -sum(score.logprob for score in scores) / math.log(2) / sum(score.bytes for score in scores)
     agree(bits, 0.8496, 5e-4)
+
+
+def test_the_best_tokens_beside_each(llama):
+    """By plain forward: their ids, and the same number for a token that is itself the best."""
+    ids = [(7 * n) % 101 for n in range(40)]
+    tokens = jnp.asarray([ids + [0] * (256 - len(ids))])
+    logprobs = np.asarray(next_logprobs(llama.params, tokens, llama.config))[: len(ids) - 1]
+    found = nano.score(llama, [ids], top_logprobs=3)[0]
+    assert [[token for token, _ in top] for top in found.top_logprobs] == np.argsort(-logprobs)[:, :3].tolist()
+    agree([[value for _, value in top] for top in found.top_logprobs], -np.sort(-logprobs)[:, :3], 1e-5)
+    for token, logprob, best, top in zip(found.token_ids, found.logprobs, found.best, found.top_logprobs, strict=True):
+        assert best == (top[0] == (token, logprob))
+    windowed = nano.score(llama, [ids], window=10, top_logprobs=1)[0]
+    assert [
+        token == top[0][0] for token, top in zip(windowed.token_ids, windowed.top_logprobs, strict=True)
+    ] == windowed.best
+    assert nano.score(llama, [ids])[0].top_logprobs == []
+    with pytest.raises(nano.RequestError, match="top_logprobs is 21"):
+        nano.score(llama, [ids], top_logprobs=21)
+
+
+def test_embeddings(llama):
+    """Mean and last of the states that the head reads; of length 1 unless that is not wanted; alone and in a batch."""
+    texts = [[(7 * n + at) % 101 for n in range(size)] for at, size in enumerate((3, 40, 17))]
+    for at, ids in enumerate(texts):
+        cache = nano.init_cache(llama.config, 1, 64, jnp.float32)
+        states, _ = hidden_states(llama.params, jnp.asarray([ids]), jnp.asarray([len(ids)]), cache, config=llama.config)
+        states = np.asarray(states[0])
+        for pooling, expected in (("mean", states.mean(0)), ("last", states[-1])):
+            plain = nano.embed(llama, texts, pooling=pooling, normalize=False)
+            agree(plain[at], expected, 1e-4)
+            agree(nano.embed(llama, ids, pooling=pooling), expected / np.linalg.norm(expected), 1e-4)
+            agree(nano.embed(llama, texts, pooling=pooling, normalize=False, batch=2), plain, 1e-4)
+    with pytest.raises(nano.RequestError, match="pooling is 'cls'; expected mean or last"):
+        nano.embed(llama, texts, pooling="cls")
+    with pytest.raises(nano.RequestError, match="text 0 has 257 tokens, the model 256 positions"):
+        nano.embed(llama, [[1] * 257])

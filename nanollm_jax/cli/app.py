@@ -16,6 +16,7 @@ from nanollm_jax.cli.mesh import mesh
 from nanollm_jax.cli.plan import plan
 from nanollm_jax.cli.profile import profile
 from nanollm_jax.cli.score import score
+from nanollm_jax.cli.serve import serve
 from nanollm_jax.cli.settings import read_settings
 from nanollm_jax.cli.tokenize import tokenize
 
@@ -62,7 +63,7 @@ def nanollm(
         print(context.get_help())
 
 
-for command in (generate, chat, score, tokenize, info, bench, profile, plan, mesh):
+for command in (generate, chat, serve, score, tokenize, info, bench, profile, plan, mesh):
     app.command()(command)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nanollm_jax.cli.devices import Devices, Tp, mesh_for
-from nanollm_jax.cli.generate import given_settings, with_settings
+from nanollm_jax.cli.generate import given_settings
 from nanollm_jax.cli.options import (
     Dtype,
     Frequency,
@@ -83,6 +83,7 @@ def chat(
     written = None if template is None else decoded(expanded(template).read_bytes(), str(template))
     folder = checkpoint(model, revision)
     import nanollm_jax as nano
+    from nanollm_jax.settings import with_settings
 
     keep_compiled(compile_cache)
     loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(1, tp, devices))

@@ -60,7 +60,6 @@ SPECIAL = "Read what spells a special token in PROMPT, such as <|fim_prefix|>, a
 INPUT = "Answer every line of a file, one JSON object each; - is standard input."
 OUTPUT = "Where the answers go, one JSON object a line, as they end. Left out, or -: standard output."
 ROWS = "With --input: how many are written at the same time. Left out: as many as fit, up to 32."
-OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # the settings that can do nothing at temperature 0, switched off
 
 
 def generate(
@@ -133,6 +132,7 @@ def generate(
     import jax
 
     import nanollm_jax as nano
+    from nanollm_jax.settings import with_settings
 
     sampling = with_settings(loaded.defaults.sampling, settings)
     seed = agreed(secrets.randbelow(2**32)) if seed is None else seed
@@ -202,25 +202,13 @@ def fitted(ids: list[int], bos: int | None, positions: int, new: int, truncate: 
 
 def given_settings(**settings: Any) -> dict[str, Any]:
     """The sampling settings that were given. Raises RequestError now for a wrong one, and not after a model was loaded."""
-    from nanollm_jax.settings import Sampling
+    from nanollm_jax.settings import Sampling, cuts_of
 
     settings = {name: value for name, value in settings.items() if value is not None}
     Sampling(**settings).rows(1, 1)
     if settings.get("temperature") == 0 and (cuts := cuts_of(settings)):
         raise RequestError(f"temperature 0 takes the best token, so {', '.join(cuts)} can do nothing; leave one out.")
     return settings
-
-
-def cuts_of(settings: dict[str, Any]) -> list[str]:
-    """The settings among these that do something only where tokens are drawn."""
-    return [name for name, off in OFF.items() if settings.get(name, off) != off]
-
-
-def with_settings(defaults: Any, settings: dict[str, Any]) -> Any:
-    """The checkpoint's own sampling with what was given; a cut of a greedy one brings temperature 1 with it."""
-    if defaults.temperature == 0 and cuts_of(settings):
-        settings = {"temperature": 1.0} | settings
-    return defaults.replace(**settings)
 
 
 def report(prompt: str, answer: Stream, seed: int) -> dict[str, Any]:

@@ -126,9 +126,10 @@ def token(key: str) -> int:
 def requests_of(model: Model, line: Mapping[str, Any], defaults: Defaults) -> list[Request]:
     """What a line asks for, n requests. Raises RequestError, or TokenizerError for what a template does with it."""
     import nanollm_jax as nano
-    from nanollm_jax.cli.generate import fitted, with_settings
+    from nanollm_jax.cli.generate import fitted
     from nanollm_jax.engine import request
     from nanollm_jax.engine.conversation import read_chat
+    from nanollm_jax.settings import with_settings
 
     new = line.get("max_new_tokens", defaults.max_new_tokens)
     bos = None if model.tokenizer is None else model.tokenizer.bos_id

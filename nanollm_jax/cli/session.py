@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanollm_jax.cli.generate import cuts_of, figures
+from nanollm_jax.cli.generate import figures
 from nanollm_jax.cli.interrupts import noted
 from nanollm_jax.cli.options import expanded
 from nanollm_jax.cli.printing import harmless, plural, show, warn
@@ -146,6 +146,8 @@ class Session:
 
     def set(self, argument: str) -> None:
         """/set"""
+        from nanollm_jax.settings import cuts_of
+
         words = argument.split()
         if not words:
             for name, value in self.settings().items():

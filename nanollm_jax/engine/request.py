@@ -74,9 +74,7 @@ def requests_of(
     is a fresh one for each. chat: the tokenizer's EOS, which ends a turn, ends the answer too.
     """
     (n,) = check_counts(n=n)
-    tops = whole(top_logprobs)
-    if tops is None or not 0 <= tops <= TOPS:
-        raise RequestError(f"top_logprobs is {shown(top_logprobs)}; expected a whole number from 0 to {TOPS}.")
+    tops = check_tops(top_logprobs)
     counts = [check_counts(max_new_tokens=value)[0] for value in spread("max_new_tokens", max_new_tokens, len(prompts))]
     settings = settings_of(model, sampling, len(prompts))
     seeds = check_seeds(seed, len(prompts))
@@ -95,6 +93,14 @@ def requests_of(
         once(looked_at, (id(one), end_ids, new), partial(request.rows, model.config.vocab_size))
         requests += [dataclasses.replace(request, seed=(first + i) % 2**32) for i in range(n)]
     return requests
+
+
+def check_tops(value: Any) -> int:
+    """How many of the best tokens are wanted beside each. Raises RequestError for more than TOPS."""
+    tops = whole(value)
+    if tops is None or not 0 <= tops <= TOPS:
+        raise RequestError(f"top_logprobs is {shown(value)}; expected a whole number from 0 to {TOPS}.")
+    return tops
 
 
 def once(known: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:

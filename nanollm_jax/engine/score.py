@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from nanollm_jax.checks import check_counts
 from nanollm_jax.collectives import whole
 from nanollm_jax.decode import read_scores
 from nanollm_jax.engine import buckets
-from nanollm_jax.engine.request import check_ids, encode
+from nanollm_jax.engine.request import check_ids, check_tops, encode
 from nanollm_jax.errors import NumericsError, RequestError
 from nanollm_jax.loading import Model
 
@@ -26,12 +26,14 @@ class Score:
     logprobs   natural log-probability of each, given all before it that its window holds
     best       whether it was the most probable
     bytes      how many bytes of text they print
+    top_logprobs   of each the best tokens in its place, as many as were asked for: (id, log-probability), the best first
     """
 
     token_ids: list[int]
     logprobs: list[float]
     best: list[bool]
     bytes: int
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"Score({len(self.token_ids)} tokens, {self.bytes} bytes of text, logprob={self.logprob:.2f})"
@@ -69,6 +71,7 @@ def score(
     window: int | None = None,
     stride: int | None = None,
     batch: int = 8,
+    top_logprobs: int = 0,
 ) -> Score | list[Score]:
     """Log-probabilities of given texts. One text -> a Score; a list -> a list of them, in order.
 
@@ -78,10 +81,12 @@ def score(
     stride   tokens between the beginnings of two windows of a longer text, 1 to window - 1; default half a window. Each
              token is scored once, in the first window that has it: with at least window - stride tokens before it
     batch    windows per call of the compiled program; it changes no result
+    top_logprobs   how many of the best tokens to give beside each, up to 20
     Raises RequestError naming what cannot be scored.
     """
     window, batch = check_counts(window=model.config.max_positions if window is None else window, batch=batch)
     stride = None if stride is None else check_counts(stride=stride)[0]
+    tops = check_tops(top_logprobs)
     limit = model.config.max_positions + 1  # the last token of a window is only predicted
     if not 2 <= window <= limit:
         raise RequestError(f"window is {window}; expected 2 to {limit}, one more than the model's positions.")
@@ -91,14 +96,14 @@ def score(
             f"stride is {stride}; expected less than the window of {window}, so that a token has others before it."
         )
     if isinstance(texts, str):
-        return run(model, [text_to_score(model, texts)], window, stride, batch)[0]
+        return run(model, [text_to_score(model, texts)], window, stride, batch, tops)[0]
     if not isinstance(texts, Sequence) or isinstance(texts, bytes | bytearray | memoryview):
         raise RequestError(f"texts is {type(texts).__name__}; expected a text, or a list of texts or pairs.")
     if isinstance(texts, tuple) and len(texts) == 2:
         raise RequestError(
             "texts is a tuple of two, which may be two texts or a pair; [a, b] is two texts, [(a, b)] one pair."
         )
-    return run(model, [text_to_score(model, text) for text in texts], window, stride, batch)
+    return run(model, [text_to_score(model, text) for text in texts], window, stride, batch, tops)
 
 
 def text_to_score(model: Model, text: Any) -> tuple[list[int], int]:
@@ -153,7 +158,9 @@ def windows_of(row: int, size: int, known: int, window: int, stride: int) -> lis
     return found
 
 
-def run(model: Model, texts: list[tuple[list[int], int]], window: int, stride: int, batch: int) -> list[Score]:
+def run(
+    model: Model, texts: list[tuple[list[int], int]], window: int, stride: int, batch: int, tops: int = 0
+) -> list[Score]:
     """Score all windows of all texts, the longest first, `batch` at a time."""
     windows = [
         found for row, (ids, known) in enumerate(texts) for found in windows_of(row, len(ids), known, window, stride)
@@ -161,6 +168,7 @@ def run(model: Model, texts: list[tuple[list[int], int]], window: int, stride: i
     windows.sort(key=lambda found: found.end - found.start, reverse=True)
     logprobs = [np.zeros(len(ids), np.float32) for ids, _ in texts]
     best = [np.zeros(len(ids), bool) for ids, _ in texts]
+    beside: list[dict[int, list[tuple[int, float]]]] = [{} for _ in texts]
     for first in range(0, len(windows), batch):
         part = windows[first : first + batch]
         T = buckets.text(part[0].end - part[0].start, model.config.max_positions + 1)
@@ -170,7 +178,10 @@ def run(model: Model, texts: list[tuple[list[int], int]], window: int, stride: i
         for row, one in enumerate(part):
             count[row] = one.end - one.start
             tokens[row, : count[row]] = texts[one.row][0][one.start : one.end]
-        scores, hits = map(whole, read_scores(model.params, tokens, count, config=model.config))
+        wanted_tops = np.full(len(tokens), tops, np.int32)
+        scores, hits, ids, values = map(
+            whole, read_scores(model.params, tokens, count, wanted_tops, config=model.config)
+        )
         for row, one in enumerate(part):
             wanted = slice(one.scored - one.start - 1, one.end - one.start - 1)
             if not np.isfinite(scores[row, wanted]).all():
@@ -178,12 +189,15 @@ def run(model: Model, texts: list[tuple[list[int], int]], window: int, stride: i
                 raise NumericsError(f"text {one.row}: the logits of token {at}")
             logprobs[one.row][one.scored : one.end] = scores[row, wanted]
             best[one.row][one.scored : one.end] = hits[row, wanted]
+            found = zip(ids[row, wanted, :tops].tolist(), values[row, wanted, :tops].tolist(), strict=True)
+            beside[one.row] |= {at: list(zip(*pair, strict=True)) for at, pair in enumerate(found, one.scored)}
     return [
         Score(
             ids[known:],
             logprobs[row][known:].tolist(),
             best[row][known:].tolist(),
             printed(model, ids, known),
+            [beside[row][at] for at in range(known, len(ids))] if tops else [],
         )
         for row, (ids, known) in enumerate(texts)
     ]

@@ -11,9 +11,11 @@ import numpy as np
 
 from nanollm_jax.checks import check_counts
 from nanollm_jax.engine import buckets, slots
+from nanollm_jax.engine.embed import embed
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request, check_room
 from nanollm_jax.engine.rows import seat_of
+from nanollm_jax.engine.score import score
 from nanollm_jax.engine.shared import rows_for
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.loading import Model
@@ -53,6 +55,19 @@ def warm(engine: Engine, prompt: int, positions: int, progress: Callable[[str], 
             jax.block_until_ready(engine.state)
             progress(f"[{n}/{len(found)}] {name}: {time.perf_counter() - begun:.1f} s")
         engine.state = engine.empty()
+    return watch.programs
+
+
+def warm_texts(model: Model, context: int, progress: Callable[[str], None] = lambda _: None) -> int:
+    """Compile what scores and embeds one text of up to `context` tokens. Returns how many programs were compiled."""
+    limit = model.config.max_positions
+    sizes = sorted({buckets.text(2**n, limit) for n in range(1, (context - 1).bit_length() + 1)})
+    with CompileWatch() as watch:
+        for T in sizes:
+            begun = time.perf_counter()
+            embed(model, [[0] * T], batch=1)
+            score(model, [[0] * T], batch=1)
+            progress(f"score and embed {T} tokens: {time.perf_counter() - begun:.1f} s")
     return watch.programs
 
 

@@ -1,0 +1,116 @@
+"""`nanollm serve`: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanollm_jax.cli.chat import TEMPLATE, with_template
+from nanollm_jax.cli.devices import Devices, Dp, Tp, mesh_for
+from nanollm_jax.cli.options import Dtype, KeepCompiled, Revision, Source, checkpoint, decoded, expanded, keep_compiled
+from nanollm_jax.cli.printing import warn
+from nanollm_jax.errors import RequestError
+
+HOST = "Where to listen. The default can be reached from this machine only."
+PORT = "0 takes a free one, which is printed."
+NAME = "Under which clients ask for the model. May be repeated. Default: what --model says."
+ROWS = "Answers that are written at the same time. Default: 4 on a CPU, else 32. Another number has other last bits."
+CONTEXT = "Tokens of the longest prompt and answer together. Default: what the model has, at most 4096."
+QUEUE = "Requests that may wait for a row; beyond, the answer is 503."
+KEY = "A key that clients have to send. May be repeated; each has prefixes of prompts of its own."
+ALLOW_HOST = "A name by which this server is reached, besides --host. May be repeated."
+CORS = "A page of another host whose scripts may ask, such as https://example.com. May be repeated."
+ROOT_PATH = "What a proxy in front cuts off every path."
+DRAIN = "Seconds that answers under way are given after SIGTERM or Ctrl-C; a second one ends at once."
+BODY = "Megabytes of a request, at most."
+LOG_LEVEL = "debug, info (a line for each request), warning or error."
+LOG_PROMPTS = "Write what is asked into the log too."
+PREFIX = (
+    "Megabytes for beginnings of prompts that were read before. Default: two texts of the model's length, at most 1024."
+)
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+def serve(
+    model: Source = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    template: Annotated[Path | None, typer.Option(metavar="FILE", help=TEMPLATE)] = None,
+    host: Annotated[str, typer.Option(metavar="HOST", help=HOST)] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help=PORT)] = 8000,
+    served_model_name: Annotated[list[str] | None, typer.Option(metavar="NAME", help=NAME)] = None,
+    rows: Annotated[int | None, typer.Option(metavar="N", min=1, help=ROWS)] = None,
+    context: Annotated[int | None, typer.Option(metavar="N", min=2, help=CONTEXT)] = None,
+    queue: Annotated[int, typer.Option(metavar="N", min=0, help=QUEUE)] = 256,
+    prefix_memory: Annotated[int | None, typer.Option(metavar="MB", min=0, help=PREFIX)] = None,
+    api_key: Annotated[list[str] | None, typer.Option(metavar="KEY", envvar="NANOLLM_API_KEY", help=KEY)] = None,
+    allow_host: Annotated[list[str] | None, typer.Option(metavar="NAME", help=ALLOW_HOST)] = None,
+    cors_origin: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help=CORS)] = None,
+    root_path: Annotated[str, typer.Option(metavar="PATH", help=ROOT_PATH)] = "",
+    max_body: Annotated[int, typer.Option(metavar="MB", min=1, help=BODY)] = 16,
+    drain: Annotated[float, typer.Option(metavar="S", min=0, help=DRAIN)] = 30.0,
+    log_level: Annotated[str, typer.Option(metavar="LEVEL", help=LOG_LEVEL)] = "info",
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help=LOG_PROMPTS)] = False,
+    dp: Dp = 1,
+    tp: Tp = 1,
+    devices: Devices = None,
+    compile_cache: KeepCompiled = True,
+) -> None:
+    """Answer over HTTP, as OpenAI's API does: http://127.0.0.1:8000/v1 for any of its clients.
+
+    Chat completions, completions, embeddings, models, tokenize, health and metrics. An answer has the same bits whatever
+    else is asked at the same time; the header x-nanollm-seed says with which seed it can be had again.
+    """
+    levels = ("debug", "info", "warning", "error")
+    if log_level not in levels:
+        raise RequestError(f"--log-level {log_level}: expected {', '.join(levels)}.")
+    try:
+        from nanollm_jax.serve.server import bind, run
+    except ModuleNotFoundError as error:
+        raise RequestError(
+            f"{error.name} is not installed; the server needs {sys.executable} -m pip install 'nanollm-jax[serve]', or "
+            "'.[serve]' in a clone."
+        ) from None
+    written = None if template is None else decoded(expanded(template).read_bytes(), str(template))
+    folder = checkpoint(model, revision)
+    bound = bind(host, port)
+    import jax
+
+    import nanollm_jax as nano
+    from nanollm_jax.engine.engine import Engine
+    from nanollm_jax.serve.service import Options, Service
+
+    keep_compiled(compile_cache)
+    loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices))
+    if template is not None and written is not None:
+        loaded = with_template(loaded, template, written)
+    rows = (4 if jax.default_backend() == "cpu" else 32) if rows is None else rows
+    limit = loaded.config.max_positions
+    if context is not None and context > limit:
+        raise RequestError(f"--context {context} is more than the model's {limit} positions.")
+    engine = Engine(
+        loaded,
+        -(-rows // loaded.dp) * loaded.dp,
+        prefix_bytes=None if prefix_memory is None else prefix_memory * 2**20,
+    )
+    local = host in LOCAL
+    if not local and not api_key:
+        warn(f"everybody who reaches {host} can ask this server; --api-key asks them for a key.")
+    options = Options(
+        names=tuple(served_model_name or [model or folder.name]),
+        context=min(limit, 4096) if context is None else context,
+        queue=queue, body=max_body * 2**20, keys=tuple(api_key or ()), origins=tuple(cors_origin or ()),
+        hosts=(*LOCAL, *(allow_host or ())) if local or allow_host else (), root_path=root_path.rstrip("/"),
+        log_prompts=log_prompts,
+    )  # fmt: skip
+    logging.getLogger("nanollm.serve").setLevel(log_level.upper())
+    name, number = bound.getsockname()[:2]
+    where = f"http://{f'[{name}]' if ':' in name else name}:{number}{options.root_path}/v1"
+    warn(f"{', '.join(options.names)} at {where}, {engine.rows} rows of {options.context} tokens")
+    signal.set_wakeup_fd(-1)  # from here on Ctrl-C is the server's, as SIGTERM is
+    raise typer.Exit(run(Service(loaded, engine, options, nano.__version__), bound, drain))

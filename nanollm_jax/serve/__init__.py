@@ -1,0 +1,15 @@
+"""An OpenAI-compatible server: HTTP in front of the engine, which knows nothing of it. Here are no arrays and no mathematics.
+
+What happens to one request, in the order of the files:
+
+    server.py         sockets and signals: listens, lets what runs finish when it is told to stop
+    guards.py         before anything is read: whose request it is, from where, how large
+    app.py            which function answers which path
+    bodies.py         the JSON that clients send, field by field; fields.py has the tables of what is not honoured
+    asking.py         bodies to requests of the engine: templates and tokenizers, in threads beside the loop
+    engine_thread.py  the one thread that owns the engine: requests in, pieces of answers out
+    replies.py        answers to the JSON that clients expect; logprobs.py their tokens one by one
+    events.py         the same piece by piece: server-sent events
+    refusals.py       whatever is wrong, in the one shape that clients read
+    metrics.py        counts and durations, for Prometheus
+"""

@@ -1,0 +1,113 @@
+"""Which function answers which path. Every path is there with /v1 in front and without."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from nanollm_jax.serve.guards import Guards, Json, refused, service_of
+from nanollm_jax.serve.refusals import Refusal
+from nanollm_jax.serve.service import Service
+from nanollm_jax.serve.tokens import detokenize, tokenize, tokenizer_info
+from nanollm_jax.serve.vectors import embeddings
+from nanollm_jax.serve.writing import chat_completions, completions
+
+
+def make_app(service: Service, ended: Callable[[], None] = lambda: None) -> Starlette:
+    """The app of a service; ended() is called when its engine has failed, after everybody was told."""
+
+    @asynccontextmanager
+    async def life(app: Starlette) -> AsyncIterator[None]:
+        service.thread.begin(asyncio.get_running_loop(), ended)
+        yield
+
+    get = {
+        "/models": models, "/models/{name:path}": one_model, "/tokenizer_info": tokenizer_info, "/health": health,
+        "/metrics": metrics, "/version": version,
+    }  # fmt: skip
+    post = {
+        "/chat/completions": chat_completions, "/completions": completions, "/embeddings": embeddings,
+        "/tokenize": tokenize, "/detokenize": detokenize,
+    }  # fmt: skip
+    routes = [
+        Route(prefix + path, endpoint, methods=[method])
+        for method, paths in (("GET", get), ("POST", post))
+        for path, endpoint in paths.items()
+        for prefix in ("/v1", "")
+    ]
+    cors = Middleware(
+        CORSMiddleware, allow_origins=service.options.origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+        expose_headers=["x-nanollm-seed", "x-request-id", "retry-after"],
+    )  # fmt: skip
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(Guards, service), *([cors] if service.options.origins else [])],
+        exception_handlers={HTTPException: no_route, Refusal: no},
+        lifespan=life,
+    )
+    app.state.service = service
+    app.state.created = int(time.time())
+    return app
+
+
+async def no(request: Request, refusal: Exception) -> Response:
+    """What an endpoint says no to."""
+    assert isinstance(refusal, Refusal)
+    return refused(refusal)
+
+
+async def no_route(request: Request, error: Exception) -> Response:
+    """A path that is not there, or not with this method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return refused(Refusal(404, f"there is nothing at {request.url.path[:200]}.", code="not_found"))
+    if error.status_code == 405:
+        message = f"{request.method} is not for {request.url.path[:200]}."
+        return refused(Refusal(405, message, code="method_not_allowed", headers=error.headers))
+    return refused(Refusal(error.status_code, str(error.detail)))
+
+
+def described(request: Request, name: str) -> dict:
+    """One model as clients read it."""
+    service = service_of(request)
+    return {
+        "id": name, "object": "model", "created": request.app.state.created, "owned_by": "nanollm",
+        "root": service.options.names[0], "max_model_len": service.options.context,
+    }  # fmt: skip
+
+
+async def models(request: Request) -> Response:
+    """GET /v1/models"""
+    names = service_of(request).options.names
+    return Json({"object": "list", "data": [described(request, name) for name in names]})
+
+
+async def one_model(request: Request) -> Response:
+    """GET /v1/models/{name}"""
+    return Json(described(request, service_of(request).check_model(request.path_params["name"])))
+
+
+async def health(request: Request) -> Response:
+    """GET /health: 200 when requests are taken in, 503 while warming up, draining or broken."""
+    service_of(request).check_ready()
+    return Json({"status": "ok"})
+
+
+async def metrics(request: Request) -> Response:
+    """GET /metrics"""
+    return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def version(request: Request) -> Response:
+    """GET /version"""
+    return Json({"version": service_of(request).version})

@@ -1,0 +1,170 @@
+"""Bodies to requests of the engine: templates are rendered and texts encoded in a few threads beside the loop.
+
+A stranger's template or text may take its time; that holds up one of these threads, never the loop and never the engine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+from nanollm_jax.chat.renderer import Renderer
+from nanollm_jax.engine.conversation import encode_chat
+from nanollm_jax.engine.request import Request, check_stops, encode_prompts, requests_of
+from nanollm_jax.errors import NanoLLMError
+from nanollm_jax.loading import Model
+from nanollm_jax.serve.bodies import Chat, Completion, TokenizeChat, Writing, read_messages
+from nanollm_jax.serve.refusals import Refusal, refusal_of
+from nanollm_jax.settings import with_settings
+
+THREADS = 4
+COMPLETION = 16  # tokens of a completion where nobody says, as OpenAI has it
+SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+Made = TypeVar("Made")
+
+
+class World(NamedTuple):
+    """Who shares the beginnings of prompts: those with one key and one salt."""
+
+    key: int | None
+    salt: str | None
+
+
+class Asked(NamedTuple):
+    """What a body asks for: n requests to each prompt, in order; the prompts, also as text; and the seed of the draws."""
+
+    requests: list[Request]
+    prompts: list[list[int]]
+    texts: list[str]
+    seed: int
+
+
+class Readers:
+    """Threads that read bodies, each with a process of its own that renders templates."""
+
+    def __init__(self, model: Model, context: int, answers: int) -> None:
+        """context: tokens of a prompt and its answer together; answers: how many one body may ask for."""
+        self.model, self.context, self.answers = model, context, answers
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="reader")
+        self.own = threading.local()
+
+    async def read(self, function: Callable[..., Made], *args: Any) -> Made:
+        """function(self, *args) in one of the threads. Raises Refusal for all that it refuses."""
+
+        def call() -> Made:
+            try:
+                return function(self, *args)
+            except NanoLLMError as error:
+                raise refusal_of(error) from None
+
+        return await asyncio.get_running_loop().run_in_executor(self.pool, call)
+
+    @property
+    def renderer(self) -> Model:
+        """The model with this thread's own process for templates."""
+        if not hasattr(self.own, "model"):
+            template = self.model.chat_template
+            own = None if template is None else dataclasses.replace(template, renderer=Renderer())
+            self.own.model = dataclasses.replace(self.model, chat_template=own)
+        return self.own.model
+
+    def messages(self, body: Chat | TokenizeChat) -> list[int]:
+        """Messages -> ids, by the checkpoint's template."""
+        messages = read_messages(body.messages)
+        if not messages:
+            raise Refusal(400, "messages is empty; give at least one.", "messages")
+        variables = dict(body.chat_template_kwargs or {})
+        if isinstance(body, Chat) and body.reasoning_effort is not None:
+            variables["reasoning_effort"] = body.reasoning_effort
+        if body.continue_final_message:
+            raise Refusal(
+                400,
+                "continue_final_message is not supported; leave it out.",
+                "continue_final_message",
+                "unsupported_parameter",
+            )
+        try:
+            return encode_chat(
+                self.renderer, messages, add_generation_prompt=body.add_generation_prompt, variables=variables
+            )
+        except NanoLLMError as error:
+            raise refusal_of(error, "messages") from None
+
+    def chat(self, body: Chat, world: World) -> Asked:
+        """One prompt and n answers."""
+        if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
+            raise Refusal(400, "max_tokens and max_completion_tokens differ; give one of them.", "max_tokens")
+        if body.top_logprobs is not None and not body.logprobs:
+            raise Refusal(400, "top_logprobs without logprobs: give logprobs true, or leave both out.", "top_logprobs")
+        ids = self.messages(body)
+        new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        new = max(self.context - len(ids), 1) if new is None else new
+        return self.asked(body, [ids], new, body.top_logprobs or 0, world, chat=True)
+
+    def completion(self, body: Completion, world: World) -> Asked:
+        """A prompt or many, and n answers to each."""
+        new = COMPLETION if body.max_tokens is None else body.max_tokens
+        if body.best_of not in (None, body.n):
+            raise Refusal(400, f"best_of is {body.best_of} and n {body.n}; every answer is given.", "best_of")
+        prompts, single = encode_prompts(self.model, body.prompt)
+        if not prompts:
+            raise Refusal(400, "prompt is an empty list; give a text, or ids.", "prompt")
+        only_read = new == 0 and body.echo
+        asked = self.asked(body, prompts, 1 if only_read else new, body.logprobs or 0, world, chat=False)
+        given = [body.prompt] if single else body.prompt
+        texts = [self.text(one, ids) for one, ids in zip(given, prompts, strict=True)] if body.echo else []
+        return asked._replace(texts=texts, requests=[] if only_read else asked.requests)
+
+    def text(self, given: Any, ids: list[int]) -> str:
+        """A prompt as text: as it was given, or what its ids print."""
+        tokenizer = self.model.tokenizer
+        return given if isinstance(given, str) else "" if tokenizer is None else tokenizer.decode(ids)
+
+    def asked(self, body: Writing, prompts: list[list[int]], new: int, tops: int, world: World, *, chat: bool) -> Asked:
+        """Requests with the settings of a body, the checkpoint's own where it says nothing."""
+        longest = max(map(len, prompts))
+        if longest + max(new, 1) > self.context:
+            raise Refusal(
+                400,
+                f"a prompt of {longest} tokens and {max(new, 1)} new ones are more than the {self.context} of this server; "
+                "shorten the one, or ask for fewer of the others.",
+                "messages" if chat else "prompt",
+                "context_length_exceeded",
+            )
+        if body.n * len(prompts) > self.answers:
+            raise Refusal(400, f"{body.n * len(prompts)} answers are too many; at most {self.answers}.", "n")
+        if body.min_tokens is not None and body.min_tokens > new:
+            raise Refusal(
+                400, f"min_tokens is {body.min_tokens}, more than the {new} that may be written.", "min_tokens"
+            )
+        seed = secrets.randbits(32) if body.seed is None else body.seed
+        sampling = with_settings(self.model.defaults.sampling, self.settings(body))
+        requests = requests_of(
+            self.model, prompts, new, sampling, seed, body.stop, body.stop_token_ids,
+            top_logprobs=tops, n=body.n, chat=chat, streamed=body.stream,
+        )  # fmt: skip
+        root = world._replace(salt=body.cache_salt)
+        requests = [dataclasses.replace(request, root=root) for request in requests]
+        if body.ignore_eos:
+            _, ends = check_stops(self.model, body.stop, body.stop_token_ids)
+            requests = [dataclasses.replace(request, ends=tuple(sorted(set(ends)))) for request in requests]
+        return Asked(requests, prompts, [], seed)
+
+    def settings(self, body: Writing) -> dict[str, Any]:
+        """The sampling settings that a body gives."""
+        given = {name: value for name in SETTINGS if (value := getattr(body, name)) is not None}
+        if given.get("top_k") == -1:  # another server's word for off
+            given["top_k"] = 0
+        if body.min_tokens is not None:
+            given["min_new_tokens"] = body.min_tokens
+        if body.logit_bias is not None:
+            wrong = [name for name in body.logit_bias if not name.isdecimal() or not name.isascii()]
+            if wrong:
+                raise Refusal(400, f"logit_bias names {wrong[0][:40]!r}; expected a token id.", "logit_bias")
+            given["logit_bias"] = {int(name[:20]): value for name, value in body.logit_bias.items()}
+        return given

@@ -1,0 +1,194 @@
+"""The JSON that clients send, field by field. What is declared here is honoured; null is absent everywhere.
+
+msgspec checks the types and names the place of what does not fit: "Expected `int`, got `str` - at `$.max_tokens`".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from nanollm_jax.serve.fields import without_tables
+from nanollm_jax.serve.refusals import Refusal
+
+Prompt = str | list[str | int | list[int]]
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """usage in a last chunk, or in every one; obfuscation, which pads chunks against who listens, changes nothing here."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What every endpoint takes: the name of a model."""
+
+    model: str | None = None
+
+
+class Writing(Body, kw_only=True):
+    """What both endpoints that write take."""
+
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int = 1
+    seed: int | None = None
+    stop: str | list[str] = ()  # type: ignore[assignment]  # msgspec makes no default of a list
+    stop_token_ids: list[int] = ()  # type: ignore[assignment]
+    ignore_eos: bool = False
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    cache_salt: str | None = None
+
+
+class Completion(Writing, kw_only=True):
+    """POST /v1/completions. logprobs: how many of the best tokens beside each; echo: the prompt in front of the answer."""
+
+    prompt: Prompt
+    logprobs: int | None = None
+    echo: bool = False
+    best_of: int | None = None
+
+
+class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One message of a conversation; parts are joined."""
+
+    role: str
+    content: str | list[dict[str, Any]]
+    name: str | None = None
+    reasoning_content: str | None = None
+
+
+class Chat(Writing, kw_only=True):
+    """POST /v1/chat/completions. chat_template_kwargs: what the checkpoint's template reads besides messages."""
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
+    reasoning_effort: str | None = None
+
+
+class Tokenize(Body, kw_only=True):
+    """POST /tokenize of a prompt. add_special_tokens: a BOS in front where the model wants one."""
+
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeChat(Body, kw_only=True):
+    """POST /tokenize of messages."""
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: bool = False
+    return_token_strs: bool = False
+
+
+class Detokenize(Body, kw_only=True):
+    """POST /detokenize."""
+
+    tokens: list[int]
+
+
+class Embedding(Body, kw_only=True):
+    """POST /v1/embeddings. pooling: of the last layer's states, their mean or the last one."""
+
+    input: Prompt
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    pooling: Literal["mean", "last"] = "mean"
+    normalize: bool = True
+
+
+B = TypeVar("B", bound=Body)
+
+
+def read_object(data: bytes) -> dict[str, Any]:
+    """A body as JSON. Raises Refusal for what is none, and for what is no object."""
+    try:
+        given = msgspec.json.decode(data)
+    except RecursionError:
+        raise Refusal(400, "the body is nested too deeply.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refusal(400, f"the body is not JSON: {error}.") from None
+    if not isinstance(given, dict):
+        raise Refusal(400, f"the body is a JSON {type(given).__name__}; expected an object.")
+    return given
+
+
+def read_body(given: dict[str, Any], kind: type[B]) -> B:
+    """An object as the body of an endpoint. Raises Refusal that names the field."""
+    try:
+        return msgspec.convert(without_tables(given), kind)
+    except msgspec.ValidationError as error:
+        raise blamed(str(error)) from None
+    except RecursionError:
+        raise Refusal(400, "the body is nested too deeply.") from None
+
+
+def read_messages(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as templates take them: parts joined, `developer` a word for `system`. Raises Refusal that names the place."""
+    read = []
+    for n, one in enumerate(given):
+        place = f"messages[{n}]"
+        for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
+            if one.get(name):
+                raise Refusal(400, f"{place}.{name}: only text is read.", f"{place}.{name}", "unsupported_parameter")
+        plain = {name: value for name, value in one.items() if value is not None}
+        try:
+            message = msgspec.convert(plain, Message)
+        except msgspec.ValidationError as error:
+            raise blamed(str(error), place) from None
+        said = {name: value for name in ("name", "reasoning_content") if (value := getattr(message, name)) is not None}
+        role = "system" if message.role == "developer" else message.role
+        read.append({"role": role, "content": joined(message.content, place), **said})
+    return read
+
+
+def joined(content: str | list[dict[str, Any]], place: str) -> str:
+    """The text of a message, or of its parts."""
+    if isinstance(content, str):
+        return content
+    for n, part in enumerate(content):
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            found = (
+                f"a part of type {str(part.get('type'))[:40]!r}"
+                if part.get("type") != "text"
+                else "a part without text"
+            )
+            where = f"{place}.content[{n}]"
+            raise Refusal(400, f"{where} is {found}; only text is read.", where, "unsupported_parameter")
+    return "".join(part["text"] for part in content)
+
+
+def blamed(message: str, place: str = "") -> Refusal:
+    """What msgspec found wrong, as a refusal that names the field."""
+    found = re.search(r" - at `\$\.?(.*)`$", message)
+    where = ".".join(filter(None, (place, found[1] if found else "")))
+    missing = re.search(r"(?:missing required|contains unknown) field `(.*?)`", message)
+    if missing is not None:
+        where = ".".join(filter(None, (where, missing[1])))
+        known = "is missing" if "missing" in message else "is not known here; leave it out"
+        code = "missing_required_parameter" if "missing" in message else "unknown_parameter"
+        return Refusal(400, f"{where} {known}.", where, code)
+    plain = message.partition(" - at `")[0]
+    return Refusal(400, f"{where or 'the body'}: {plain[0].lower()}{plain[1:]}.", where or None, "invalid_type")

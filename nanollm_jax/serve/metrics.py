@@ -1,0 +1,111 @@
+"""What Prometheus reads at /metrics. Names end as vLLM's do, so that gateways and dashboards need another prefix only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from nanollm_jax.engine.engine import Engine
+from nanollm_jax.engine.rows import Ticket
+
+PREFIX = "nanollm:"
+FIRST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)  # seconds
+BETWEEN = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+WHOLE = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+
+
+class Metrics:
+    """Counts and durations of one server. All but `text` is called by the engine's thread."""
+
+    def __init__(self, model: str) -> None:
+        """model: the name under which it is served, a label of every metric."""
+        self.registry = CollectorRegistry()
+        self.model = model
+        self.running = self.gauge("num_requests_running", "Requests that have a row.")
+        self.waiting = self.gauge("num_requests_waiting", "Requests that wait for a row.")
+        self.rows = self.gauge("rows", "Rows that there are.")
+        self.cache_used = self.gauge("kv_cache_usage_perc", "The part of all rows' positions that is filled, 0 to 1.")
+        self.prompt = self.counter("prompt_tokens", "Tokens of prompts, cached ones too.")
+        self.written = self.counter("generation_tokens", "Tokens written.")
+        self.looked_up = self.counter(
+            "prefix_cache_queries", "Tokens of prompts that were looked up in the prefix store."
+        )
+        self.hits = self.counter("prefix_cache_hits", "Tokens of prompts that were found there and not read again.")
+        self.idle_steps = self.counter(
+            "idle_row_steps", "Steps of rows, while others wrote, in which nothing was written."
+        )
+        self.steps = self.counter("engine_steps", "Steps of the engine.")
+        self.seconds = self.counter("engine_seconds", "Seconds that these took.")
+        self.compiled = self.counter("compiled_programs", "Programs compiled after the server was ready; expected 0.")
+        self.ended = Counter(
+            f"{PREFIX}request_success", "Answers that came to an end, by its reason; cancelled where nobody waited.",
+            ["model_name", "finished_reason"], registry=self.registry,
+        )  # fmt: skip
+        self.first = self.histogram("time_to_first_token_seconds", "From a request to its first token.", FIRST)
+        self.between = self.histogram("inter_token_latency_seconds", "From one token to the next.", BETWEEN)
+        self.whole = self.histogram("e2e_request_latency_seconds", "From a request to its last token.", WHOLE)
+        self.times: dict[Ticket, tuple[float, float]] = {}  # when it was submitted, and when its last token came
+
+    def gauge(self, name: str, help: str) -> Gauge:
+        """A gauge with the model's label on it."""
+        return Gauge(PREFIX + name, help, ["model_name"], registry=self.registry).labels(self.model)
+
+    def counter(self, name: str, help: str) -> Counter:
+        """A counter."""
+        return Counter(PREFIX + name, help, ["model_name"], registry=self.registry).labels(self.model)
+
+    def histogram(self, name: str, help: str, buckets: Sequence[float]) -> Histogram:
+        """A histogram."""
+        found = Histogram(PREFIX + name, help, ["model_name"], registry=self.registry, buckets=buckets)
+        return found.labels(self.model)
+
+    def submitted(self, tickets: Sequence[Ticket]) -> None:
+        """Requests have come."""
+        now = time.perf_counter()
+        for ticket in tickets:
+            self.times[ticket] = (now, 0.0)
+            self.prompt.inc(len(ticket.request.ids))
+
+    def cancelled(self, ticket: Ticket) -> None:
+        """Nobody waits for an answer any more."""
+        self.times.pop(ticket, None)
+        self.ended.labels(self.model, "cancelled").inc()
+
+    def grown(self, ticket: Ticket, tokens: int) -> None:
+        """An answer has so many tokens more."""
+        begun, last = self.times[ticket]
+        now = time.perf_counter()
+        if not last:
+            self.first.observe(now - begun)
+            self.looked_up.inc(len(ticket.request.ids))
+            self.hits.inc(ticket.cached_tokens)
+        elif tokens:
+            for _ in range(tokens):
+                self.between.observe((now - last) / tokens)
+        self.times[ticket] = (begun, now)
+        self.written.inc(tokens)
+        if ticket.ended:
+            del self.times[ticket]
+            self.whole.observe(now - begun)
+            self.ended.labels(self.model, ticket.answer.finish_reason or "error").inc()
+
+    def stepped(self, engine: Engine, seconds: float, compiled: int) -> None:
+        """The engine has made a step."""
+        self.steps.inc()
+        self.seconds.inc(seconds)
+        self.compiled.inc(compiled)
+        while engine.events:
+            event = engine.events.popleft()
+            if event.what == "chunk":
+                self.idle_steps.inc((engine.rows - event.row) * event.amount)
+        seated = [slot for slot in engine.slots if slot.ticket is not None and not slot.ticket.ended]
+        self.rows.set(engine.rows)
+        self.running.set(len(seated))
+        self.waiting.set(len(engine.queue))
+        self.cache_used.set(sum(slot.filled for slot in seated) / (engine.rows * engine.config.max_positions))
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus's own format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,148 @@
+"""Answers in the JSON that clients expect: chat completions and completions, whole or in chunks."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanollm_jax.serve.engine_thread import Piece
+from nanollm_jax.serve.logprobs import Legacy, chat_logprobs
+from nanollm_jax.tokenizer import Tokenizer
+
+
+@dataclass
+class Usage:
+    """What a call cost in tokens. Prompts count once, however many answers they have."""
+
+    prompt: int
+    completion: int = 0
+    cached: int = 0
+
+    def add(self, piece: Piece) -> None:
+        """Count a piece."""
+        self.completion += len(piece.tokens)
+        self.cached = max(self.cached, piece.cached)
+
+    def body(self) -> dict[str, Any]:
+        """As clients read it."""
+        return {
+            "prompt_tokens": self.prompt, "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }  # fmt: skip
+
+
+@dataclass
+class Head:
+    """What every chunk of an answer, and the whole one, begins with."""
+
+    kind: str
+    model: str
+    fingerprint: str
+    id: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.id = f"{'chatcmpl' if self.kind.startswith('chat') else 'cmpl'}-{uuid.uuid4().hex}"
+
+    def body(self, chunk: bool = False) -> dict[str, Any]:
+        """As clients read it."""
+        kind = "chat.completion.chunk" if chunk and self.kind == "chat.completion" else self.kind
+        return {
+            "id": self.id, "object": kind, "created": self.created, "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }  # fmt: skip
+
+
+class ChatChoice:
+    """One answer of a chat completion."""
+
+    def __init__(self, index: int, tokenizer: Tokenizer | None, logprobs: bool) -> None:
+        self.index, self.tokenizer, self.logprobs = index, tokenizer, logprobs
+        self.begun = False
+
+    def speaks(self, piece: Piece) -> bool:
+        """Is there something to say of a piece? An answer without any text has one chunk all the same."""
+        return bool(piece.text or self.logprobs or (piece.finish_reason and not self.begun))
+
+    def said(self, piece: Piece) -> dict[str, Any]:
+        """The part of a chunk that says what a piece brought; the first one says whose words these are."""
+        delta = {"content": piece.text} if self.begun else {"role": "assistant", "content": piece.text}
+        self.begun = True
+        return {
+            "index": self.index, "delta": delta, "logprobs": self.about(piece), "finish_reason": None,
+        }  # fmt: skip
+
+    def done(self, reason: str) -> dict[str, Any]:
+        """The part of a chunk that says why it ended."""
+        return {"index": self.index, "delta": {}, "logprobs": None, "finish_reason": reason}
+
+    def whole(self, piece: Piece) -> dict[str, Any]:
+        """All of it."""
+        message = {"role": "assistant", "content": piece.text, "refusal": None}
+        return {
+            "index": self.index, "message": message, "logprobs": self.about(piece), "finish_reason": piece.finish_reason,
+        }  # fmt: skip
+
+    def about(self, piece: Piece) -> dict[str, Any] | None:
+        """The tokens one by one, where they are wanted."""
+        return chat_logprobs(self.tokenizer, piece.tokens, piece.logprobs, piece.tops) if self.logprobs else None
+
+
+class TextChoice:
+    """One answer of a completion, behind its prompt where that is wanted too."""
+
+    def __init__(
+        self, index: int, tokenizer: Tokenizer | None, logprobs: int | None, prompt: list[int], echo: Piece | None
+    ) -> None:
+        """echo is the prompt as a piece of its own, whose first token has no logprob; None where it is not wanted."""
+        self.index, self.echo = index, echo
+        start = echo is not None or not any(tokenizer and tokenizer.token_bytes(token) for token in prompt)
+        self.logprobs = None if logprobs is None else Legacy(tokenizer, logprobs, start=start)
+
+    def speaks(self, piece: Piece) -> bool:
+        """Is there something to say of a piece?"""
+        return bool(piece.text or self.logprobs or self.echo)
+
+    def said(self, piece: Piece) -> dict[str, Any]:
+        """The part of a chunk that says what a piece brought."""
+        return self.choice(self.behind_prompt(piece), None)
+
+    def done(self, reason: str) -> dict[str, Any]:
+        """The part of a chunk that says why it ended."""
+        return {"index": self.index, "text": "", "logprobs": None, "finish_reason": reason}
+
+    def whole(self, piece: Piece) -> dict[str, Any]:
+        """All of it."""
+        return self.choice(self.behind_prompt(piece), piece.finish_reason)
+
+    def behind_prompt(self, piece: Piece) -> Piece:
+        """A piece with the prompt in front, the first time."""
+        if self.echo is None:
+            return piece
+        prompt, self.echo = self.echo, None
+        return joined([prompt, piece])
+
+    def choice(self, piece: Piece, reason: str | None) -> dict[str, Any]:
+        """As clients read it."""
+        about = self.logprobs and self.logprobs.take(piece.tokens, piece.logprobs, piece.tops)
+        return {"index": self.index, "text": piece.text, "logprobs": about, "finish_reason": reason}
+
+
+Choice = ChatChoice | TextChoice
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """One piece of several of one answer."""
+    return Piece(
+        pieces[-1].at,
+        "".join(piece.text for piece in pieces),
+        [token for piece in pieces for token in piece.tokens],
+        [logprob for piece in pieces for logprob in piece.logprobs],
+        [top for piece in pieces for top in piece.tops],
+        pieces[-1].finish_reason,
+        pieces[-1].cached,
+    )
