@@ -28,7 +28,11 @@ def make_app(service: Service, ended: Callable[[], None] = lambda: None) -> Star
 
     @asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
-        service.thread.begin(asyncio.get_running_loop(), ended)
+        def engine_ended() -> None:
+            service.engine_ended()
+            ended()
+
+        service.thread.begin(asyncio.get_running_loop(), engine_ended)
         yield
 
     get = {

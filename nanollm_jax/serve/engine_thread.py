@@ -26,6 +26,9 @@ from nanollm_jax.serve.refusals import Refusal, refusal_of
 log = logging.getLogger("nanollm.serve")
 
 
+BROKEN = Refusal(500, "the engine failed and this server ends; ask again.")
+
+
 class Closing(Exception):
     """The server ends while programs are being compiled."""
 
@@ -106,6 +109,7 @@ class EngineThread(threading.Thread):
         self.jobs: deque[Callable[[], None]] = deque()
         self.owners: dict[Ticket, tuple[Call, int]] = {}
         self.shown: dict[Ticket, tuple[int, int]] = {}  # characters and tokens of an answer that were handed out
+        self.answers: set[asyncio.Future[Any]] = set()  # of jobs; the loop's
         self.warm = False
         self.closing = False
         self.broken: BaseException | None = None
@@ -152,6 +156,8 @@ class EngineThread(threading.Thread):
         """What a function says that needs the device, called between two steps. Raises what it raises."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
+        self.answers.add(answer)
+        answer.add_done_callback(self.answers.discard)
 
         def note() -> None:
             if answer.cancelled():
@@ -250,8 +256,8 @@ class EngineThread(threading.Thread):
 
     def tell_all(self) -> None:
         """In the loop: a step has failed, the state of every row is gone with it."""
-        for call in {id(call): call for call, _ in self.owners.values()}.values():
-            call.fail(Refusal(500, "the engine failed and this server ends; ask again."))
+        for answer in list(self.answers):
+            settle(answer, None, BROKEN)
         self.ended()
 
 

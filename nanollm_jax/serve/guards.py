@@ -25,6 +25,7 @@ from nanollm_jax.serve.service import Service
 log = logging.getLogger("nanollm.serve")
 OPEN = frozenset(("/", "/health", "/version", "/metrics"))  # without a key
 GONE = 499  # nobody reads this answer; a number for the log
+SHOWN = 4000  # bytes of a body that the log has, where it may have any
 SECONDS = 60.0  # in which a body has to arrive
 
 
@@ -83,8 +84,10 @@ class Guards:
                     scope, receive, noting
                 )
         finally:
-            seconds = time.perf_counter() - begun
-            log.info("%s %s %d %.3f s %s", scope["method"], printable(scope["path"]), status, seconds, name)
+            said = f"{scope['method']} {printable(scope['path'])} {status} {time.perf_counter() - begun:.3f} s"
+            if (usage := scope.get("usage")) is not None:
+                said += f", {usage.prompt} + {usage.completion} tokens, {usage.cached} cached"
+            log.info("%s, request %s", said, name)
 
     def check(self, scope: Scope) -> int | None:
         """The number of the caller's key. Raises Refusal."""
@@ -146,4 +149,6 @@ async def read_json(request: Request) -> dict[str, Any]:
                     raise too_much
     except TimeoutError:
         raise Refusal(408, f"the body did not arrive within {SECONDS:g} s.") from None
+    if service_of(request).options.log_prompts:
+        log.info("asked: %s", data[:SHOWN].decode("utf-8", "replace").encode("unicode_escape").decode())
     return read_object(bytes(data))

@@ -46,6 +46,7 @@ class Metrics:
         self.first = self.histogram("time_to_first_token_seconds", "From a request to its first token.", FIRST)
         self.between = self.histogram("inter_token_latency_seconds", "From one token to the next.", BETWEEN)
         self.whole = self.histogram("e2e_request_latency_seconds", "From a request to its last token.", WHOLE)
+        self.offered = self.taken = self.idle = 0  # steps of rows, those that wrote a token, those that did not
         self.times: dict[Ticket, tuple[float, float]] = {}  # when it was submitted, and when its last token came
 
     def gauge(self, name: str, help: str) -> Gauge:
@@ -81,7 +82,9 @@ class Metrics:
             self.first.observe(now - begun)
             self.looked_up.inc(len(ticket.request.ids))
             self.hits.inc(ticket.cached_tokens)
-        elif tokens:
+            self.taken += max(tokens - 1, 0)  # the first one is drawn where the prompt was read
+        else:
+            self.taken += tokens
             for _ in range(tokens):
                 self.between.observe((now - last) / tokens)
         self.times[ticket] = (begun, now)
@@ -99,7 +102,11 @@ class Metrics:
         while engine.events:
             event = engine.events.popleft()
             if event.what == "chunk":
-                self.idle_steps.inc((engine.rows - event.row) * event.amount)
+                self.offered += engine.rows * event.amount
+        flying = sum(engine.rows * pending.drawn.token.shape[1] for pending in engine.pending if pending.wrote)
+        idle = self.offered - flying - self.taken
+        self.idle_steps.inc(max(idle - self.idle, 0))
+        self.idle = max(idle, self.idle)
         seated = [slot for slot in engine.slots if slot.ticket is not None and not slot.ticket.ended]
         self.rows.set(engine.rows)
         self.running.set(len(seated))

@@ -12,7 +12,7 @@ from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
 from nanollm_jax.loading import Model
 from nanollm_jax.serve.asking import Readers, World
-from nanollm_jax.serve.engine_thread import Call, EngineThread
+from nanollm_jax.serve.engine_thread import BROKEN, Call, EngineThread
 from nanollm_jax.serve.metrics import Metrics
 from nanollm_jax.serve.refusals import Refusal, busy
 
@@ -114,6 +114,11 @@ class Service:
         self.tokens_under_way += tokens
         self.thread.submit(call)
         return call
+
+    def engine_ended(self) -> None:
+        """A step has failed: nobody will get any more, whether the engine had heard of it or not."""
+        for call in self.under_way.values():
+            call.fail(BROKEN)
 
     async def work(self, job: Callable[[], Any]) -> Any:
         """What a function says that needs the device for a moment. Raises Refusal where too much waits already."""

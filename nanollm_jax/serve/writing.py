@@ -72,6 +72,7 @@ async def answer(request: Request, body: Writing, asked: Asked, head: Head, choi
     """Have the requests answered, in the form that the body asks for."""
     service = service_of(request)
     usage = Usage(sum(map(len, asked.prompts)))
+    request.scope["usage"] = usage  # for the log
     headers = {"x-nanollm-seed": str(asked.seed)}
     call = service.admit(asked.requests)
     if not asked.requests:  # the prompts alone are wanted

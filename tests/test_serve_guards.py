@@ -1,0 +1,328 @@
+"""Who may ask, how much, and what becomes of it when the server is full, ends or breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import openai
+import pytest
+import serving
+from starlette.testclient import TestClient
+
+from nanollm_jax.serve import events, guards, server
+from nanollm_jax.serve.app import make_app
+from nanollm_jax.serve.engine_thread import Call, Piece
+from nanollm_jax.serve.refusals import Refusal
+
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 12}
+STREAM = ASK | {"stream": True, "max_tokens": 60}
+
+
+@pytest.fixture(scope="module")
+def service():
+    return serving.service()
+
+
+@pytest.fixture(scope="module")
+def port(service):
+    with serving.running(service) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def http(port):
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        yield client
+
+
+def asked(service, **options):
+    """A client of the app alone, for what is said before the engine is asked."""
+    return TestClient(make_app(serving.changed(service, **options)))
+
+
+def code(found):
+    error = found.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return found.status_code, error["code"]
+
+
+# who asks
+
+
+def test_keys(service):
+    client = asked(service, keys=("first", "second"))
+    assert code(client.get("/v1/models")) == (401, "invalid_api_key")
+    assert client.get("/v1/models").headers["www-authenticate"] == "Bearer"
+    for wrong in ("Bearer third", "Basic first", "first", "Bearer "):
+        assert code(client.get("/v1/models", headers={"authorization": wrong})) == (401, "invalid_api_key")
+    for right in ("Bearer first", "bearer second"):
+        assert client.get("/v1/models", headers={"authorization": right}).status_code == 200
+    assert client.get("/version").status_code == client.get("/metrics").status_code == 200
+
+
+def test_callers_share_prefixes_with_nobody_else(service):
+    """Each of several keys is a world of its own; so is a salt."""
+    two = serving.changed(service, keys=("first", "second"))
+    assert two.check_key("Bearer first") != two.check_key("Bearer second")
+    worlds = {two.world(0), two.world(1), two.world(0)._replace(salt="x"), service.world(None)}
+    assert len(worlds) == 4
+    assert serving.changed(service, keys=("only",)).world(0) == service.world(None)
+
+
+def test_hosts_and_origins(service):
+    client = asked(service, hosts=("localhost", "::1"))
+    for host in ("localhost", "LOCALHOST:8000", "[::1]:8000"):
+        assert client.get("/version", headers={"host": host}).status_code == 200
+    for host in ("evil.example", "localhost.evil.example", "", "[", "localhost@evil.example:80"):
+        assert code(client.get("/version", headers={"host": host})) == (403, "host")
+    same, other = {"host": "localhost:8000", "origin": "http://localhost:8000"}, {"origin": "http://localhost:9000"}
+    assert client.get("/version", headers=same).status_code == 200
+    assert code(client.get("/version", headers=same | other)) == (403, "origin")
+    assert code(client.get("/version", headers=same | {"origin": "null"})) == (403, "origin")
+    preflight = same | other | {"access-control-request-method": "POST"}
+    assert client.options("/v1/completions", headers=preflight).status_code == 403
+    known = asked(service, hosts=(), origins=("http://localhost:9000",))
+    found = known.options("/v1/completions", headers=preflight)
+    assert (found.status_code, found.headers["access-control-allow-origin"]) == (200, "http://localhost:9000")
+    assert "access-control-allow-origin" not in client.get("/version", headers=same).headers
+
+
+def test_a_path_that_a_proxy_cuts_off(service):
+    assert (
+        TestClient(make_app(serving.changed(service, root_path="/llm")), root_path="/llm")
+        .get("/llm/v1/models")
+        .json()["data"]
+    )
+
+
+# how much
+
+
+def test_bodies_are_bounded(service, monkeypatch):
+    client = asked(service, body=1000)
+    assert code(client.post("/v1/completions", json={"prompt": "x" * 1000})) == (413, None)
+    parts = (b"x" * 300 for _ in range(5))
+    assert code(client.post("/v1/completions", content=parts, headers={"content-type": "application/json"})) == (
+        413,
+        None,
+    )
+    client = asked(service)
+    for deep in (b"[" * 100_000, b'{"prompt":' * 50_000, b'{"prompt": ' + b"[" * 500 + b"]" * 500 + b"}"):
+        found = client.post("/v1/completions", content=deep, headers={"content-type": "application/json"})
+        assert code(found)[0] == 400
+
+
+def raw(port, data, seconds=20.0):
+    """What a connection says to some bytes before it ends."""
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
+        connection.sendall(data)
+        said = b""
+        while part := connection.recv(65536):
+            said += part
+    return said
+
+
+def test_connections_are_bounded(port, monkeypatch):
+    """Headers that are too long, that are none, that do not end; a body that does not come."""
+    line = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+    for data in (line + b"x: " + b"y" * 100_000 + b"\r\n", b"\x16\x03\x01\x02nonsense\r\n\r\n"):
+        said = raw(port, data)
+        assert said.startswith(b"HTTP/1.1 400") and json.loads(said.partition(b"\r\n\r\n")[2])["error"]["message"]
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.2)
+    assert raw(port, line) == b""
+    monkeypatch.setattr(guards, "SECONDS", 0.2)
+    slow = line + b"content-type: application/json\r\ncontent-length: 100\r\nconnection: close\r\n\r\n{"
+    assert raw(port, slow).startswith(b"HTTP/1.1 408")
+
+
+def test_a_full_queue_says_when_to_come_again(http, port, service, monkeypatch):
+    """503 with retry-after before any header of a stream; the openai client tries again and is answered."""
+    monkeypatch.setattr(service, "most", 4)
+    alone = http.post("/v1/chat/completions", json=ASK).json()["choices"]
+    assert serving.settled(service)
+    with ThreadPoolExecutor(5) as pool, serving.gated(service) as gate:
+        waiting = [pool.submit(http.post, "/v1/chat/completions", json=ASK) for _ in range(4)]
+        assert serving.until(lambda: len(service.under_way) == 4)
+        full = http.post("/v1/chat/completions", json=ASK | {"stream": True})
+        assert code(full) == (503, "queue_full") and full.headers["retry-after"] == "1"
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=3)
+        last = pool.submit(client.chat.completions.create, **ASK)
+        gate.release(1000)
+        assert [found.result().json()["choices"] for found in waiting] == [alone] * 4
+        assert last.result().choices[0].message.content == alone[0]["message"]["content"]
+    monkeypatch.setattr(service, "most", 100)
+    monkeypatch.setattr(service, "tokens_under_way", 10**9)
+    monkeypatch.setitem(service.under_way, 0, Call((), 1))
+    assert code(http.post("/v1/chat/completions", json=ASK)) == (503, "queue_full")
+
+
+def test_slow_readers_are_cut(service):
+    """By what waits for them, and by the clock where they take nothing at all."""
+
+    async def unread():
+        call = Call((), most=10)
+        call.open = 1
+        service.thread.deliver([(call, 0, Piece(0, "x", [1] * 6, [0.0] * 6, [[]] * 6, "", 0))])
+        assert not call.slow
+        service.thread.deliver([(call, 0, Piece(0, "x", [1] * 6, [0.0] * 6, [[]] * 6, "", 0))])
+        assert [len(await call.take())] == [2]
+        with pytest.raises(Refusal, match="not read as fast as it was written"):
+            await call.take()
+
+    asyncio.run(unread())
+    left = []
+
+    async def stuck():
+        async def send(message):
+            await asyncio.sleep(1000)
+
+        async def receive():
+            await asyncio.sleep(1000)
+
+        async def words():
+            yield b"x"
+
+        await events.EventStream(words(), {}, lambda: left.append(1), 10.0)({}, receive, send)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(events, "PATIENCE", 0.05)
+        asyncio.run(stuck())
+    assert left == [1]
+
+
+# what comes along
+
+
+ODD = (
+    None, True, -1, 0, 1.5, 2**31, 2**70, 1e308, "", "x", "\x00", "é🙂", "</s><s>[INST]", [], [1], ["x"], [[]], [[1]], [None],
+    {}, {"a": 1}, {"1": 1}, [{"role": "user", "content": "x"}], [{"role": "x" * 5000, "content": []}], "y" * 3000,
+)  # fmt: skip
+FIELDS = (
+    "model messages prompt max_tokens max_completion_tokens n seed stop stop_token_ids ignore_eos min_tokens temperature "
+    "top_p top_k min_p repetition_penalty presence_penalty frequency_penalty logit_bias cache_salt stream stream_options "
+    "logprobs top_logprobs echo best_of add_generation_prompt chat_template_kwargs reasoning_effort input tokens tools "
+    "response_format pooling encoding_format dimensions normalize return_token_strs add_special_tokens user nonsense"
+).split()
+
+
+def mutated(rng):
+    """A path and a body that once was right: fields changed and added, or bytes changed."""
+    path, body = rng.choice(
+        (("/v1/chat/completions", ASK), ("/v1/completions", {"prompt": "Once", "max_tokens": 3}),
+         ("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [1, 5]}), ("/v1/embeddings", {"input": "a"}))
+    )  # fmt: skip
+    body = dict(body)
+    for _ in range(rng.randint(1, 3)):
+        body[rng.choice([*body, *FIELDS])] = rng.choice(ODD)
+    data = bytearray(json.dumps(body).encode())
+    if rng.random() < 0.3:
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+    return path, bytes(data)
+
+
+def test_nothing_that_comes_along_breaks_it(http, service):
+    """Only 2xx or a shaped 4xx, and the same answer as before to who asks rightly; make soak tries two thousand."""
+    rng = random.Random(0)
+    before = http.post("/v1/chat/completions", json=ASK).json()["choices"]
+    for _ in range(150):
+        path, data = mutated(rng)
+        found = http.post(path, content=data, headers={"content-type": "application/json"})
+        if found.status_code != 200:
+            assert 400 <= found.status_code < 500 and code(found), (path, data)
+        elif found.headers["content-type"].startswith("text/event-stream"):
+            assert found.text.endswith("data: [DONE]\n\n"), (path, data)
+        else:
+            assert isinstance(found.json(), dict), (path, data)
+    assert http.post("/v1/chat/completions", json=ASK).json()["choices"] == before
+    assert serving.settled(service) and service.metrics.compiled._value.get() == 0
+
+
+# how it ends
+
+
+def begun(one, drain=20.0):
+    """A server of its own, in a thread, that can be sent signals: the server, its thread, a client."""
+    bound = server.bind("127.0.0.1", 0)
+    made = server.Server(one, drain)
+    thread = threading.Thread(target=made.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    assert serving.until(lambda: one.thread.warm, 120)
+    return made, thread, httpx2.Client(base_url=f"http://127.0.0.1:{bound.getsockname()[1]}", timeout=60)
+
+
+def test_a_signal_lets_what_runs_finish_and_a_second_one_does_not(monkeypatch):
+    one = serving.service()
+    made, thread, client = begun(one)
+    left = []
+    monkeypatch.setattr(server.os, "_exit", left.append)
+    with client, ThreadPoolExecutor(1) as pool:
+        alone = client.post("/v1/chat/completions", json=STREAM).text
+        assert serving.settled(one)
+        with serving.gated(one) as gate:
+            running = pool.submit(client.post, "/v1/chat/completions", json=STREAM)
+            assert serving.until(lambda: one.under_way)
+            made.handle_exit(signal.SIGTERM, None)
+            assert code(client.get("/health")) == (503, "draining") and not left
+            assert code(client.post("/v1/chat/completions", json=ASK)) == (503, "draining")
+            made.handle_exit(signal.SIGTERM, None)
+            assert left == [128 + signal.SIGTERM]
+            gate.release(1000)
+            said = running.result().text
+        plain = [text[text.index('"choices"') :] for text in (alone, said) if text]
+        assert plain[0].count("data") == plain[1].count("data")
+    thread.join(20)
+    assert not thread.is_alive() and one.thread.end(20)
+
+
+def test_who_does_not_finish_in_time_is_told(monkeypatch):
+    one = serving.service()
+    made, thread, client = begun(one, drain=0.2)
+    with client, ThreadPoolExecutor(1) as pool:
+        with serving.gated(one):
+            running = pool.submit(client.post, "/v1/chat/completions", json=STREAM)
+            assert serving.until(lambda: one.under_way)
+            made.handle_exit(signal.SIGTERM, None)
+            said = running.result().text
+        assert json.loads(said.split("\n\n")[-3].removeprefix("data: "))["error"]["code"] == "draining"
+        assert said.endswith("data: [DONE]\n\n")
+    thread.join(20)
+    assert not thread.is_alive() and one.thread.end(20)
+
+
+def test_a_step_that_fails_is_told_to_everybody_and_ends_the_server(monkeypatch, caplog):
+    """A stream has an error in its middle, the others a shaped 500, and no word of what it was; the process ends."""
+    one = serving.service()
+    made, thread, client = begun(one)
+    with client, ThreadPoolExecutor(3) as pool:
+        with serving.gated(one) as gate:
+            scored = pool.submit(client.post, "/v1/embeddings", json={"input": "x"})
+            streamed = pool.submit(client.post, "/v1/chat/completions", json=STREAM)
+            whole = pool.submit(client.post, "/v1/chat/completions", json=ASK)
+            assert serving.until(lambda: len(one.under_way) == 2)
+            monkeypatch.setattr(one.engine, "seat", lambda: 1 / 0)
+            gate.release(1)
+            said, error = streamed.result().text, whole.result()
+            assert scored.result().status_code in (200, 500)  # done before the step, or told as well
+        assert code(error) == (500, None) and "division" not in error.text
+        middle = json.loads(said.split("\n\n")[-3].removeprefix("data: "))["error"]
+        assert middle["type"] == "server_error" and said.endswith("data: [DONE]\n\n")
+    thread.join(20)
+    assert not thread.is_alive() and isinstance(one.thread.broken, ZeroDivisionError)
+    assert made.should_exit and "ZeroDivisionError" in caplog.text
+
+
+def test_the_log_has_no_prompts_unless_asked(service, caplog):
+    caplog.set_level("INFO", "nanollm.serve")
+    for wanted in (False, True):
+        caplog.clear()
+        asked(service, log_prompts=wanted).post("/tokenize", json={"prompt": "a secret\n"})
+        assert "POST /tokenize 200" in caplog.text
+        assert ("a secret" in caplog.text) == wanted
