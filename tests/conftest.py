@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import nanollm_jax as nano
 from nanollm_jax.measure import roofline
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -52,9 +53,10 @@ def machine_measured_in_no_time():
 
 
 @pytest.fixture(autouse=True)
-def compiled_programs_are_kept_nowhere(monkeypatch, tmp_path_factory):
-    """What the command line keeps goes to a folder of the tests, and the next test does not find it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+def compiled_programs_are_kept_for_the_next_test(monkeypatch, tmp_path_factory):
+    """In a folder of this run: many tests compile the same. What the command line keeps goes to one beside it."""
+    folder = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     yield
-    if jax.config.jax_compilation_cache_dir is not None:
-        jax.config.update("jax_compilation_cache_dir", None)
+    if jax.config.jax_compilation_cache_dir != str(folder / "programs"):
+        nano.keep_compiled(folder / "programs")

@@ -157,6 +157,7 @@ def test_public_programs_refuse_what_does_not_fit(model):
         nano.decode(params, state, sampling, seeds, config=config, steps=0)
 
 
+@pytest.mark.parametrize("model", ["mistral", "int8", "bfloat16"], indirect=True)
 def test_public_prefill_and_decode_are_generate(model):
     sampling = nano.Sampling(temperature=1.2, top_p=0.9)
     prompts = [[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]

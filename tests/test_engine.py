@@ -245,7 +245,7 @@ def test_an_answer_that_is_given_up_frees_its_row():
 @pytest.mark.parametrize("window", [None, 50])
 def test_no_program_copies_the_cache(window):
     """The state is given back in place; what reading a row needs beside it does not grow with the other rows."""
-    config, _ = nano.read_config(CONFIG_JSON["mistral"] | {"sliding_window": window})
+    config, _ = nano.read_config(CONFIG_JSON["mistral"] | {"sliding_window": window, "num_hidden_layers": 1})
     model = nano.Model(config, nano.init_params(config, jax.random.key(5), "float32"))
     one, no, beside = np.zeros(1, np.int32), np.zeros(1, bool), {}
     for rows in (4, 16):

@@ -10,7 +10,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from models import random_model
+from models import CONFIG_JSON, random_model
 
 import nanollm_jax as nano
 from nanollm_jax import startup
@@ -76,7 +76,7 @@ def test_commands_that_need_no_device_do_not_wait_for_jax():
 
 
 def test_after_warmup_nothing_compiles():
-    """200 requests: lengths, compositions of the batch, sampling settings, seeds, stops by id; and streams."""
+    """80 requests: lengths, compositions of the batch, sampling settings, seeds, stops by id; and streams."""
     model = random_model("llama")
     P, M = 50, 20
     compiled = {batch: nano.warmup(model, batch=batch, prompt_tokens=P, max_new_tokens=M) for batch in (1, 4)}
@@ -97,7 +97,7 @@ def test_after_warmup_nothing_compiles():
         )
 
     with CompileWatch() as watch:
-        for _ in range(200):
+        for _ in range(80):
             size = int(rng.integers(1, 5))
             prompts = [rng.integers(0, 80, rng.integers(1, P + 1)).tolist() for _ in range(size)]
             answers = nano.generate(
@@ -114,7 +114,8 @@ def test_long_prompts_are_warmed_up_too(monkeypatch):
 
     monkeypatch.setattr(buckets, "PIECE", 32)
     monkeypatch.setattr(buckets, "SMALLEST", 32)
-    model = random_model("mistral")
+    config, _ = nano.read_config(CONFIG_JSON["mistral"] | {"num_hidden_layers": 1})
+    model = nano.Model(config, nano.init_params(config, jax.random.key(5), "float32"))
     nano.warmup(model, prompt_tokens=150, max_new_tokens=100)
     with CompileWatch() as watch:
         for length, new in [(1, 1), (33, 40), (64, 9), (65, 100), (97, 3), (150, 100)]:
