@@ -1,8 +1,8 @@
 """The compiled programs: one reads prompts, one writes tokens; the cache is donated to both, updated in place.
 
-prefill and decode check their arguments and call them. Smaller ones draw a first token, enlarge a cache and score a text.
-They are compiled once per config, mesh, batch, cache capacity, and padded prompt or chunk length; sampling settings,
-seeds and real prompt lengths are traced and never compile anything.
+prefill and decode check their arguments and call them. They are compiled once per config, mesh, batch, cache
+capacity, and padded prompt or chunk length; sampling settings, seeds and real prompt lengths are traced and never compile
+anything.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ from nanollm_jax.letters import nbytes
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import History
 from nanollm_jax.settings import Sampling
-
-TOPS = 20  # of the best tokens beside a scored one
-SLICE = 128  # tokens whose logits are in memory at the same time while a text is scored
 
 
 @flax.struct.dataclass
@@ -121,51 +118,6 @@ def write_tokens(
     state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, fresh=False))
     state, (tokens, logprobs) = jax.lax.scan(step, state, length=steps)
     return tokens.T, logprobs.T, state
-
-
-@program()
-def read_scores(
-    params: Params, tokens: jax.Array, count: jax.Array, tops: jax.Array, *, config: ModelConfig
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """How likely each token is after those before it, and which would have been the likeliest.
-
-    tokens [B T+1] -> logprobs [B T] float32, is it the best [B T] bool, the ids of the X <= TOPS best ones and their logprobs
-    [B T X]; these are zeros where nobody wants any (tops [B] is all 0).
-    count [B] says how many of each row's tokens are real; the last one is only predicted. Unchecked: at most as many tokens as
-    the model has positions. The vocabulary is scored for SLICE tokens at a time, because the logits of a whole text are
-    larger than the model.
-    """
-    B, T = tokens.shape[0], tokens.shape[1] - 1
-    cache = init_cache(config, B, T, params["embedding"]["tokens"].dtype)
-    x, _ = model.hidden_states(params, tokens[:, :-1], count - 1, cache, config=config)
-    C, X = min(T, SLICE), min(TOPS, config.vocab_size)
-    padding = (0, -T % C)
-
-    def slices(array: jax.Array) -> jax.Array:
-        array = jnp.pad(array, ((0, 0), padding, *((0, 0),) * (array.ndim - 2)))
-        return array.reshape(B, array.shape[1] // C, C, *array.shape[2:]).swapaxes(0, 1)
-
-    def score(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        x, targets = part
-        logits = model.logits(params, x, config)
-        logprobs = jax.nn.log_softmax(logits, axis=-1)
-        found = jnp.take_along_axis(logprobs, targets[:, :, None], axis=-1)[:, :, 0]
-
-        def none() -> tuple[jax.Array, jax.Array]:
-            zeros = jnp.broadcast_to(
-                0 * targets[:, :, None], (B, C, X)
-            )  # of the rows, so that a mesh splits it as them
-            return zeros.astype(jnp.float32), zeros
-
-        best, ids = jax.lax.cond(jnp.any(tops > 0), lambda: tuple(jax.lax.top_k(logprobs, X)), none)
-        return found, jnp.argmax(logits, axis=-1) == targets, ids, best
-
-    def joined(parts: jax.Array) -> jax.Array:
-        parts = parts.swapaxes(0, 1)
-        return parts.reshape(B, T + padding[1], *parts.shape[3:])[:, :T]
-
-    logprobs, best, ids, values = map(joined, jax.lax.map(score, (slices(x), slices(tokens[:, 1:]))))
-    return logprobs, best, ids, values
 
 
 @program()

@@ -213,7 +213,7 @@ def test_compiled_code_stands_in_one_place():
 def test_one_loop_writes():
     """Whoever wants tokens submits a request: the programs of the engine are called by it, and by what compiles them ahead."""
     callers = {
-        name for name, path in FILES.items() if re.search(r"slots\.(begin|read|write_tokens)\(", path.read_text())
+        name for name, path in FILES.items() if re.search(r"slots\.(begin|read|score|write_tokens)\(", path.read_text())
     }
     assert callers == {"engine/engine.py", "engine/warmup.py"}
 

@@ -84,10 +84,10 @@ def test_any_size(llama: nano.Model, size: int) -> None:
 
 def test_many_texts_are_each_scored_as_alone(llama: nano.Model) -> None:
     texts = [random_ids(size, seed) for seed, size in enumerate([5, 40, 2, 17, 33, 9])]
-    for batch in (1, 3, 8):
-        for text, score in zip(texts, nano.score(llama, texts, batch=batch), strict=True):
-            assert score.token_ids == text[1:]
-            near(score.logprobs, oracle(llama, text)[0])
+    for text, score in zip(texts, nano.score(llama, texts), strict=True):
+        assert score.token_ids == text[1:]
+        near(score.logprobs, oracle(llama, text)[0])
+        assert nano.score(llama, [text], rows=8) == [score]  # bit for bit
 
 
 @pytest.mark.parametrize(("window", "stride"), [(8, 1), (8, 4), (8, 7), (2, 1), (17, 5), (256, None), (60, None)])
@@ -152,7 +152,7 @@ def test_a_token_across_the_seam_is_scored(model: nano.Model) -> None:
         ("a b", {"window": 2.5}, "window"),
         ("a b", {"stride": 512}, "stride is 512; expected less than the window of 512"),
         ("a b", {"stride": 0}, "stride"),
-        ("a b", {"batch": 0}, "batch"),
+        ("a b", {"rows": 0}, "rows"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(model: nano.Model, texts: Any, rest: dict[str, Any], match: str) -> None:
@@ -187,7 +187,7 @@ def test_bits_per_byte_are_those_of_the_card(model: nano.Model, data: Path) -> N
         if re.match(r"Once upon|Once there|There once", paragraph):
             stories.append([])
         stories[-1].append(paragraph)
-    scores = nano.score(model, ["\n".join(story) for story in stories], batch=16)
+    scores = nano.score(model, ["\n".join(story) for story in stories])
     assert isinstance(scores, list) and len(scores) == 785
     bits = -sum(score.logprob for score in scores) / math.log(2) / sum(score.bytes for score in scores)
     agree(bits, 0.8496, 5e-4)
@@ -228,3 +228,23 @@ def test_embeddings(llama):
         nano.embed(llama, texts, pooling="cls")
     with pytest.raises(nano.RequestError, match="text 0 has 257 tokens, the model 256 positions"):
         nano.embed(llama, [[1] * 257])
+
+
+def test_a_context_is_read_once(llama: nano.Model) -> None:
+    """Continuations of the same long context, as in a question with choices: the same bits, and its pieces are found."""
+    context, ends = random_ids(200, 9), [random_ids(3, seed) for seed in range(4)]
+    pairs = [(context, end) for end in ends]
+    together = nano.score(llama, pairs, rows=8)
+    assert isinstance(together, list)
+    events = llama.engines[8].engine.events
+    assert [event.amount for event in events if event.what == "hit"][-3:] == [128] * 3
+    for pair, score in zip(pairs, together, strict=True):
+        near(score.logprobs, oracle(llama, pair[0] + pair[1])[0][-3:])
+        assert nano.score(llama, [pair], rows=8) == [score]
+
+
+def test_the_token_behind_the_last_position_is_scored(llama: nano.Model) -> None:
+    ids = random_ids(257)
+    (score,) = nano.score(llama, [ids], window=257)
+    near(score.logprobs[:255], oracle(llama, ids[:256])[0])
+    assert len(score.logprobs) == 256

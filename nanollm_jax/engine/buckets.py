@@ -20,7 +20,7 @@ def piece(tokens: int, longest: int = PIECE) -> int:
 
 
 def text(tokens: int, limit: int) -> int:
-    """How many tokens a text that is scored at once is padded to, at most `limit`."""
+    """How many tokens a text that is embedded is padded to, at most `limit`."""
     return min(max(SHORTEST, power_of_two(tokens)), limit)
 
 

@@ -23,8 +23,7 @@ from nanollm_jax.collectives import whole
 from nanollm_jax.engine import buckets, slots
 from nanollm_jax.engine.prefix import Prefixes
 from nanollm_jax.engine.request import Request
-from nanollm_jax.engine.rows import Event, Owner, Pending, Slot, Spent, Ticket, common_prefix, seat_of
-from nanollm_jax.errors import NumericsError
+from nanollm_jax.engine.rows import Event, Owner, Pending, Slot, Spent, Ticket, common_prefix, pieces_of, seat_of
 from nanollm_jax.loading import Model
 
 EVENTS = 4096  # how many of the last events are remembered
@@ -111,7 +110,7 @@ class Engine:
         while self.read() and not watched:
             pass
         # a first token that nothing was written before waits for no loop to be compiled
-        first = watched and bool(self.pending) and not any(pending.wrote for pending in self.pending)
+        first = watched and bool(self.pending) and not any(pending.steps for pending in self.pending)
         wrote = not first and self.write(watched)
         grown: dict[Ticket, None] = {}
         while len(self.pending) > int(wrote):
@@ -132,7 +131,7 @@ class Engine:
             slot = max(free, key=lambda one: known[self.part(one)])
             slot.ticket, slot.drawn = ticket, 0
             self.events.append(Event("admitted", ticket.number, slot.row, len(ids)))
-            self.begin(slot, list(ids))
+            self.begin(slot, list(ticket.request.text))
             ticket.cached_tokens = slot.at
 
     def root(self, request: Request, length: int) -> Hashable:
@@ -176,31 +175,38 @@ class Engine:
             return False
         for slot in reading:
             self.recall(slot)
-        T, fresh = shape = reading[0].program(self.piece)
+        T, fresh, scored = shape = reading[0].program(self.piece)
         chosen = {self.part(slot): slot for slot in reversed(reading) if slot.program(self.piece) == shape}
-        tokens, (count, row, end, last) = np.zeros((self.dp, T), np.int32), np.zeros((4, self.dp), np.int32)
-        row += self.rows // self.dp  # nobody's
+        tokens, targets, (count, row, end, last) = pieces_of(chosen, self.dp, self.rows // self.dp, self.piece, T)
+        self.make_room(max(slot.at + slot.piece(self.piece) for slot in chosen.values()))
+        where, how = (self.model.params, self.state, tokens), {"config": self.config, "fresh": fresh}
+        found: slots.Drawn | slots.Scored
+        if scored:
+            self.state, found = slots.score(*where, targets, count, row, end, **how)
+        else:
+            self.state, found = slots.read(*where, count, row, end, last.astype(bool), **how)
+        owners = []
         for part, slot in chosen.items():
             size = slot.piece(self.piece)
-            tokens[part, :size] = slot.text[slot.at : slot.at + size]
-            count[part], row[part], end[part] = size, slot.row % (self.rows // self.dp), len(slot.text)
-            last[part] = slot.at + size == len(slot.text)
-        self.make_room(max(slot.at + slot.piece(self.piece) for slot in chosen.values()))
-        self.state, drawn = slots.read(
-            self.model.params, self.state, tokens, count, row, end, last.astype(bool), config=self.config, fresh=fresh
-        )
-        owners = [Owner(part, slot, slot.ticket, 1) for part, slot in chosen.items() if last[part]]  # type: ignore[arg-type]
-        for slot in chosen.values():
-            self.advance(slot, slot.piece(self.piece))
-        if owners:
-            self.pending.append(Pending(drawn, owners, wrote=False))
+            new = slot.scored(self.piece) if scored else int(last[part])
+            owners += [Owner(part, slot, slot.ticket, new, size - new)] * (new > 0)  # type: ignore[arg-type]
+            self.advance(slot, size)
+        self.send(found, owners, 0)
         return True
+
+    def send(self, found: slots.Drawn | slots.Scored, owners: list[Owner], steps: int) -> None:
+        """Note what is on its way, if it is anybody's."""
+        for owner in owners:
+            owner.slot.flying += owner.tokens
+        if owners:
+            self.pending.append(Pending(found, owners, steps))
 
     def recall(self, slot: Slot) -> None:
         """Put into a row what comes next of its text and was read before. Its last token is read in any case."""
         assert slot.ticket is not None
         root, prefixes = self.root(slot.ticket.request, len(slot.text)), self.prefixes[self.part(slot)]
-        while slot.keeps and slot.at % self.piece == 0 and slot.at + self.piece < len(slot.text):
+        whole_pieces = lambda: slot.at % self.piece == 0 and slot.at + self.piece < len(slot.text)  # noqa: E731
+        while slot.keeps and whole_pieces() and not slot.scored(self.piece):  # what is scored has to be read
             block = prefixes.next(root, slot.block, slot.text[slot.at : slot.at + self.piece])
             if block is None:
                 break
@@ -217,13 +223,12 @@ class Engine:
         """Note that a row has read so many tokens more, and keep them where they are a whole piece."""
         assert slot.ticket is not None
         self.events.append(Event("piece", slot.ticket.number, slot.row, size))
-        if slot.keeps and size == self.piece:
+        if slot.keeps and size == self.piece and not slot.scored(self.piece):
             self.keep(slot)
         slot.at += size
         slot.held = slot.text[: slot.at]
         slot.fill(slot.at)
         slot.ticket.read_tokens += size
-        slot.flying += not slot.reading
 
     def keep(self, slot: Slot) -> None:
         """Keep the piece that a row has just read as a block of the pool."""
@@ -254,42 +259,27 @@ class Engine:
         wanted = np.zeros(self.rows, bool)
         wanted[[slot.row for slot in writing]] = True
         self.state, drawn = slots.write_tokens(self.model.params, self.state, wanted, config=self.config, steps=steps)
-        for _, slot, _, tokens in owners:
-            slot.flying += tokens
-            slot.fill(slot.filled + tokens)
+        for owner in owners:
+            owner.slot.fill(owner.slot.filled + owner.tokens)
         self.events.append(Event("chunk", -1, len(writing), steps))
-        self.pending.append(Pending(drawn, owners, wrote=True))
+        self.send(drawn, owners, steps)
         return True
 
     def look(self, pending: Pending) -> list[Ticket]:
         """Take in what came back from the device. -> whose answers grew."""
-        drawn = jax.tree.map(whole, pending.drawn)
-        for index, slot, ticket, tokens in pending.owners:
+        found = jax.tree.map(whole, pending.found)
+        for owner in pending.owners:
+            slot, ticket = owner.slot, owner.ticket
             if slot.ticket is not ticket:
                 continue  # it was cancelled, and the row is somebody else's by now
-            slot.flying -= tokens
-            for n in np.flatnonzero(drawn.real[index]):
-                if not ticket.ended:
-                    self.take(slot, ticket, drawn, index, int(n), pending.wrote)
+            slot.take(found, owner, pending.steps > 0)
             if ticket.ended:
                 self.free(slot)
-            elif not slot.flying and slot.drawn == slot.allowed:  # it has outgrown longrope's original length
+            elif not (slot.flying or slot.reading) and slot.drawn == slot.allowed:
+                # it has outgrown longrope's original length
                 self.events.append(Event("switched", ticket.number, slot.row, slot.drawn))
                 self.begin(slot, [*ticket.request.ids, *ticket.answer.token_ids])
         return [owner.ticket for owner in pending.owners]
-
-    def take(self, slot: Slot, ticket: Ticket, drawn: slots.Drawn, index: int, n: int, wrote: bool) -> None:
-        """One more token of an answer."""
-        if wrote:
-            slot.held.append(ticket.answer.token_ids[-1])  # it was run
-        slot.drawn += 1
-        best = zip(drawn.top_tokens[index, n].tolist(), drawn.top_logprobs[index, n].tolist(), strict=True)
-        try:
-            ticket.answer.push(
-                int(drawn.token[index, n]), float(drawn.logprob[index, n]), list(best)[: ticket.request.top_logprobs]
-            )
-        except NumericsError as error:
-            ticket.error = error
 
     def free(self, slot: Slot) -> None:
         """Nobody's row."""

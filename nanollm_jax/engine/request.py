@@ -31,6 +31,7 @@ class Request:
     top_logprobs    how many of the best tokens are wanted beside each
     streamed        somebody waits for every piece of it
     root            in which world its prompt is read: what is read otherwise shares no prefix with it
+    given           no answer is wanted, but how likely each of the ids is, from this one on; None where an answer is
     """
 
     ids: tuple[int, ...]
@@ -42,6 +43,12 @@ class Request:
     top_logprobs: int = 0
     streamed: bool = False
     root: Hashable = None
+    given: int | None = None
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """What has to be read: the prompt; of a text that is scored all but the last token, which is only predicted."""
+        return self.ids if self.given is None else self.ids[:-1]
 
     def answer(self, model: Model) -> Answer:
         """The empty answer to it."""

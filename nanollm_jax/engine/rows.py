@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,9 +14,9 @@ from nanollm_jax.engine import buckets
 from nanollm_jax.engine.answer import Answer, Generation
 from nanollm_jax.engine.prefix import Block
 from nanollm_jax.engine.request import Request
-from nanollm_jax.engine.slots import Drawn, Seat
+from nanollm_jax.engine.slots import Drawn, Scored, Seat
 from nanollm_jax.engine.timings import Timings
-from nanollm_jax.errors import NanoLLMError
+from nanollm_jax.errors import NanoLLMError, NumericsError
 from nanollm_jax.sampling import heard
 
 
@@ -42,9 +42,19 @@ class Spent(NamedTuple):
     fetched: int = 0
 
 
+class Mark(NamedTuple):
+    """A token that was scored: its log-probability, whether it is the best, the best ones in its place as (id, logprob)."""
+
+    logprob: float
+    best: bool
+    tops: list[tuple[int, float]]
+
+
 @dataclass(eq=False)
 class Ticket:
     """A request on its way: its answer while it grows, and how many of its prompt's tokens were cached and how many read.
+
+    scores are those of a text that is scored, as they come.
 
     asked, began and stopped are what the engine had spent when it was submitted, had its first token, and ended; whoever steps
     the engine fills in the last two.
@@ -60,11 +70,14 @@ class Ticket:
     cancelled: bool = False
     cached_tokens: int = 0
     read_tokens: int = 0
+    scores: list[Mark] = field(default_factory=list)
 
     @property
     def ended(self) -> bool:
         """Will nothing more come?"""
-        return bool(self.answer.finish_reason) or self.cancelled or self.error is not None
+        given, size = self.request.given, len(self.request.ids)
+        done = bool(self.answer.finish_reason) if given is None else len(self.scores) == size - given
+        return done or self.cancelled or self.error is not None
 
     def timings(self, now: Spent) -> Timings:
         """What it cost until now, or until it ended."""
@@ -131,30 +144,63 @@ class Slot:
         """How many tokens it may still draw, those on their way counted as drawn; 0 while it reads."""
         return 0 if self.ticket is None or self.reading else self.allowed - self.drawn - self.flying
 
+    def take(self, found: Drawn | Scored, owner: Owner, wrote: bool) -> None:
+        """What has come back of it, on the host: tokens for its answer, or scores."""
+        ticket = owner.ticket
+        self.flying -= owner.tokens
+        if isinstance(found, Scored):
+            ticket.scores += marks(found, owner)
+            return
+        row = jax.tree.map(lambda x: x[owner.at], found)
+        for n in np.flatnonzero(row.real):
+            if ticket.ended:
+                break
+            if wrote:
+                self.held.append(ticket.answer.token_ids[-1])  # it was run
+            self.drawn += 1
+            best = list(zip(row.top_tokens[n].tolist(), row.top_logprobs[n].tolist(), strict=True))
+            try:
+                ticket.answer.push(int(row.token[n]), float(row.logprob[n]), best[: ticket.request.top_logprobs])
+            except NumericsError as error:
+                ticket.error = error
+
     def piece(self, longest: int) -> int:
         """How many tokens its next piece has: it ends where the text does, or at a multiple of the longest."""
         return min(longest - self.at % longest, len(self.text) - self.at)
 
-    def program(self, longest: int) -> tuple[int, bool]:
-        """What reads its next piece: the length that it is padded to, and whether nothing is before it."""
-        return buckets.piece(self.piece(longest), longest), self.at == 0
+    def program(self, longest: int) -> tuple[int, bool, bool]:
+        """What reads its next piece: the length that it is padded to, whether nothing is before it, whether it is scored."""
+        return buckets.piece(self.piece(longest), longest), self.at == 0, self.scored(longest) > 0
+
+    def scored(self, longest: int) -> int:
+        """How many tokens its next piece predicts that are to be scored: the last ones of it."""
+        given = None if self.ticket is None else self.ticket.request.given
+        size = self.piece(longest)
+        return 0 if given is None else max(0, min(size, self.at + size + 1 - given))
 
 
 class Owner(NamedTuple):
-    """Whose one row of what is on its way is: where in the array, the slot, the request, and how many tokens at most."""
+    """Whose one row of what is on its way is: where in the array, the slot, the request, and how many tokens at most.
+
+    Of scores these are behind the first `skipped`.
+    """
 
     at: int
     slot: Slot
     ticket: Ticket
     tokens: int
+    skipped: int = 0
 
 
 class Pending(NamedTuple):
-    """What is on its way from the device, and whether it was written, so that the token before each of it was run."""
+    """What is on its way from the device: whose it is, and how many steps of writing made it, 0 where a piece was read.
 
-    drawn: Drawn
+    Where it was written, the token before each of it was run.
+    """
+
+    found: Drawn | Scored
     owners: list[Owner]
-    wrote: bool
+    steps: int
 
 
 def seat_of(
@@ -167,10 +213,36 @@ def seat_of(
         return np.repeat(np.atleast_1d(value), len(rows), axis=0)
 
     return Seat(
-        row=rows, length=each(np.int32(length)), history=jax.tree.map(each, heard([request.ids], [answer], V, P)),
+        row=rows, length=each(np.int32(length)), history=jax.tree.map(each, heard([request.text], [answer], V, P)),
         sampling=jax.tree.map(each, request.rows(V)), seed=each(np.uint32(request.seed)),
         tops=each(np.int32(request.top_logprobs)), left=each(np.int32(left)),
     )  # fmt: skip
+
+
+def pieces_of(
+    chosen: dict[int, Slot], parts: int, rows: int, longest: int, T: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What reads the next pieces of these slots, one or none of each part of the rows: tokens and, of those that are scored,
+    the ones behind them [R T]; and how many they are, whose row of so many a part, how long their texts, and are they the last.
+    """
+    (tokens, targets), numbers = np.zeros((2, parts, T), np.int32), np.zeros((4, parts), np.int32)
+    numbers[1] = rows  # nobody's
+    for part, slot in chosen.items():
+        assert slot.ticket is not None
+        size, ids = slot.piece(longest), slot.ticket.request.ids
+        tokens[part, :size] = slot.text[slot.at : slot.at + size]
+        if slot.scored(longest):
+            targets[part, :size] = ids[slot.at + 1 : slot.at + size + 1]
+        numbers[:, part] = size, slot.row % rows, len(slot.text), slot.at + size == len(slot.text)
+    return tokens, targets, numbers
+
+
+def marks(found: Scored, owner: Owner) -> Iterator[Mark]:
+    """What is an owner's of scores on the host."""
+    tops = owner.ticket.request.top_logprobs
+    for at in range(owner.skipped, owner.skipped + owner.tokens):
+        logprob, best, ids, values = (x[owner.at, at].tolist() for x in vars(found).values())
+        yield Mark(logprob, best, list(zip(ids[:tops], values[:tops], strict=True)))
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from nanollm_jax.checks import check_counts
-from nanollm_jax.collectives import whole
-from nanollm_jax.decode import read_scores
-from nanollm_jax.engine import buckets
-from nanollm_jax.engine.request import check_ids, check_tops, encode
+from nanollm_jax.engine.request import Request, check_ids, check_tops, encode
+from nanollm_jax.engine.rows import Mark
+from nanollm_jax.engine.shared import failed, rows_for
 from nanollm_jax.errors import NumericsError, RequestError
 from nanollm_jax.loading import Model
+from nanollm_jax.settings import Sampling
+
+ROWS = 8  # texts that are under way, of each part of the rows: they are read one after the other
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def score(
     *,
     window: int | None = None,
     stride: int | None = None,
-    batch: int = 8,
+    rows: int | None = None,
     top_logprobs: int = 0,
 ) -> Score | list[Score]:
     """Log-probabilities of given texts. One text -> a Score; a list -> a list of them, in order.
@@ -80,11 +80,11 @@ def score(
     window   tokens that are read at once, as many as the model has positions by default, and one more at most
     stride   tokens between the beginnings of two windows of a longer text, 1 to window - 1; default half a window. Each
              token is scored once, in the first window that has it: with at least window - stride tokens before it
-    batch    windows per call of the compiled program; it changes no result
+    rows     of the engine that reads them, as in generate: what a text is given depends on nothing else
     top_logprobs   how many of the best tokens to give beside each, up to 20
-    Raises RequestError naming what cannot be scored.
+    The beginning of a context that was read before is not read again.  Raises RequestError naming what cannot be scored.
     """
-    window, batch = check_counts(window=model.config.max_positions if window is None else window, batch=batch)
+    (window,) = check_counts(window=model.config.max_positions if window is None else window)
     stride = None if stride is None else check_counts(stride=stride)[0]
     tops = check_tops(top_logprobs)
     limit = model.config.max_positions + 1  # the last token of a window is only predicted
@@ -96,14 +96,14 @@ def score(
             f"stride is {stride}; expected less than the window of {window}, so that a token has others before it."
         )
     if isinstance(texts, str):
-        return run(model, [text_to_score(model, texts)], window, stride, batch, tops)[0]
+        return run(model, [text_to_score(model, texts)], window, stride, rows, tops)[0]
     if not isinstance(texts, Sequence) or isinstance(texts, bytes | bytearray | memoryview):
         raise RequestError(f"texts is {type(texts).__name__}; expected a text, or a list of texts or pairs.")
     if isinstance(texts, tuple) and len(texts) == 2:
         raise RequestError(
             "texts is a tuple of two, which may be two texts or a pair; [a, b] is two texts, [(a, b)] one pair."
         )
-    return run(model, [text_to_score(model, text) for text in texts], window, stride, batch, tops)
+    return run(model, [text_to_score(model, text) for text in texts], window, stride, rows, tops)
 
 
 def text_to_score(model: Model, text: Any) -> tuple[list[int], int]:
@@ -159,47 +159,37 @@ def windows_of(row: int, size: int, known: int, window: int, stride: int) -> lis
 
 
 def run(
-    model: Model, texts: list[tuple[list[int], int]], window: int, stride: int, batch: int, tops: int = 0
+    model: Model, texts: list[tuple[list[int], int]], window: int, stride: int, rows: int | None, tops: int = 0
 ) -> list[Score]:
-    """Score all windows of all texts, the longest first, `batch` at a time."""
+    """Score all windows of all texts, the longest first, so that the cache grows once."""
     windows = [
         found for row, (ids, known) in enumerate(texts) for found in windows_of(row, len(ids), known, window, stride)
     ]
     windows.sort(key=lambda found: found.end - found.start, reverse=True)
-    logprobs = [np.zeros(len(ids), np.float32) for ids, _ in texts]
-    best = [np.zeros(len(ids), bool) for ids, _ in texts]
-    beside: list[dict[int, list[tuple[int, float]]]] = [{} for _ in texts]
-    for first in range(0, len(windows), batch):
-        part = windows[first : first + batch]
-        T = buckets.text(part[0].end - part[0].start, model.config.max_positions + 1)
-        rows = batch if len(windows) > batch else len(part)
-        tokens = np.zeros((model.dp * -(-rows // model.dp), T), np.int32)
-        count = np.ones(len(tokens), np.int32)
-        for row, one in enumerate(part):
-            count[row] = one.end - one.start
-            tokens[row, : count[row]] = texts[one.row][0][one.start : one.end]
-        wanted_tops = np.full(len(tokens), tops, np.int32)
-        scores, hits, ids, values = map(
-            whole, read_scores(model.params, tokens, count, wanted_tops, config=model.config)
-        )
-        for row, one in enumerate(part):
-            wanted = slice(one.scored - one.start - 1, one.end - one.start - 1)
-            if not np.isfinite(scores[row, wanted]).all():
-                at = one.scored + int(np.argmin(np.isfinite(scores[row, wanted])))
-                raise NumericsError(f"text {one.row}: the logits of token {at}")
-            logprobs[one.row][one.scored : one.end] = scores[row, wanted]
-            best[one.row][one.scored : one.end] = hits[row, wanted]
-            found = zip(ids[row, wanted, :tops].tolist(), values[row, wanted, :tops].tolist(), strict=True)
-            beside[one.row] |= {at: list(zip(*pair, strict=True)) for at, pair in enumerate(found, one.scored)}
+    shared = rows_for(model, min(len(windows), ROWS * model.dp), rows)
+    tickets = shared.submit([
+        Request(tuple(texts[one.row][0][one.start : one.end]), 0, Sampling(temperature=0.0), given=one.scored - one.start,
+                top_logprobs=tops)
+        for one in windows
+    ])  # fmt: skip
+    for _ in shared.follow(tickets):
+        if (error := failed(tickets)) is not None:
+            raise error
+    found: list[list[Mark]] = [[] for _ in texts]
+    for one, ticket in sorted(zip(windows, tickets, strict=True), key=lambda pair: pair[0].scored):
+        for n, mark in enumerate(ticket.scores, one.scored):
+            if not math.isfinite(mark.logprob):
+                raise NumericsError(f"text {one.row}: the logits of token {n}")
+        found[one.row] += ticket.scores
     return [
         Score(
             ids[known:],
-            logprobs[row][known:].tolist(),
-            best[row][known:].tolist(),
+            [mark.logprob for mark in marks],
+            [mark.best for mark in marks],
             printed(model, ids, known),
-            [beside[row][at] for at in range(known, len(ids))] if tops else [],
+            [mark.tops for mark in marks] if tops else [],
         )
-        for row, (ids, known) in enumerate(texts)
+        for (ids, known), marks in zip(texts, found, strict=True)
     ]
 
 

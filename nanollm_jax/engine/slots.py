@@ -2,6 +2,7 @@
 
     begin         a row is somebody's: its settings are put on the device, once
     read          one piece of one row's prompt; where the prompt ends the first token of the answer is drawn
+    score         the same, and how likely each of the tokens behind it was
     write_tokens  a chunk for all live rows; a row that has ended writes nothing and draws nothing
     keep          a piece that a row has read becomes a block of the pool
     restore       a block of the pool becomes what a row has read
@@ -84,6 +85,16 @@ class Drawn:
 
 
 @flax.struct.dataclass
+class Scored:
+    """How likely given tokens are after those before them, whether each is the best one [B T], and the best TOPS [B T X]."""
+
+    logprob: jax.Array = axes("B T")
+    best: jax.Array = axes("B T")
+    top_tokens: jax.Array = axes("B T X")
+    top_logprobs: jax.Array = axes("B T X")
+
+
+@flax.struct.dataclass
 class Pool:
     """Blocks of P positions that were read once: keys and values of each layer, L x [B*K P H], B of them."""
 
@@ -151,6 +162,25 @@ def read(
     ), drawn
 
 
+@program(static=("fresh",), donate=("state",))
+def score(
+    params: Params, state: State, tokens: jax.Array, targets: jax.Array, count: jax.Array, row: jax.Array, end: jax.Array,
+    *, config: ModelConfig, fresh: bool,
+) -> tuple[State, Scored]:  # fmt: skip
+    """read without a draw, and how likely the token behind each is.  tokens and targets [R T] -> state, [R T]"""
+    part = kv.select(state.cache, row, fresh)
+    x, part = model.hidden_states(params, tokens, count, part, config=config, end=end)
+    logits = model.logits(params, x, config)
+    total = jax.nn.logsumexp(
+        logits, axis=-1, keepdims=True
+    )  # one for all, so that the best token's logprob is one number
+    found = (jnp.take_along_axis(logits, targets[:, :, None], axis=-1) - total)[:, :, 0]
+    tops = jnp.broadcast_to(state.tops.at[row].get(mode="clip")[:, None], tokens.shape)
+    best = best_of(logits, jnp.where(count[:, None] > 0, tops, 0), total)
+    scored = Scored(found, jnp.argmax(logits, axis=-1) == targets, *best)
+    return dataclasses.replace(state, cache=kv.put_back(state.cache, part)), scored
+
+
 @program(static=("steps",), donate=("state",))
 def write_tokens(
     params: Params, state: State, wanted: jax.Array, *, config: ModelConfig, steps: int
@@ -197,22 +227,25 @@ def goes_on(token: jax.Array, left: jax.Array, ends: jax.Array) -> jax.Array:
     return (left > 0) & ~jnp.take_along_axis(ends, token[:, None], axis=1)[:, 0]
 
 
-def best_of(logits: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The ids of the TOPS best tokens and their log-probabilities, where any row wants some.  [B V], [B] -> [B X] twice"""
-    V = logits.shape[1]
+def best_of(logits: jax.Array, wanted: jax.Array, total: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """The ids of the TOPS best tokens and their log-probabilities, where any row wants some.  [.. V], [..] -> [.. X] twice
+
+    total is the logsumexp of the logits [.. 1], where it is known.
+    """
+    X = min(TOPS, logits.shape[-1])
 
     def found() -> tuple[jax.Array, jax.Array]:
-        best, ids = jax.lax.top_k(logits, min(TOPS, V))
-        best = best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        widen = ((0, 0), (0, TOPS - min(TOPS, V)))
+        best, ids = jax.lax.top_k(logits, X)
+        best = best - (jax.nn.logsumexp(logits, axis=-1, keepdims=True) if total is None else total)
+        widen = (*((0, 0),) * wanted.ndim, (0, TOPS - X))
         return jnp.pad(ids, widen), jnp.pad(best, widen, constant_values=-jnp.inf)
 
     return jax.lax.cond(jnp.any(wanted > 0), found, lambda: none_of(wanted))
 
 
 def none_of(wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What best_of gives where nobody wants any.  [B] -> [B X] twice. Made of the rows, so that a mesh splits it as them."""
-    zeros = jnp.broadcast_to(0 * wanted[:, None], (wanted.shape[0], TOPS))
+    """What best_of gives where nobody wants any.  [..] -> [.. X] twice. Made of the rows, so that a mesh splits it as them."""
+    zeros = jnp.broadcast_to(0 * wanted[..., None], (*wanted.shape, TOPS))
     return zeros, zeros.astype(jnp.float32)
 
 

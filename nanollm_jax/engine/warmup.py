@@ -15,7 +15,6 @@ from nanollm_jax.engine.embed import embed
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request, check_room
 from nanollm_jax.engine.rows import seat_of
-from nanollm_jax.engine.score import score
 from nanollm_jax.engine.shared import rows_for
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.loading import Model
@@ -45,10 +44,17 @@ def warmup(
     return warm(rows_for(model, batch, rows).engine, prompt_tokens, prompt_tokens + max_new_tokens, progress)
 
 
-def warm(engine: Engine, prompt: int, positions: int, progress: Callable[[str], None] = lambda _: None) -> int:
-    """warmup of one engine, that nobody uses yet. Returns how many programs were compiled."""
+def warm(
+    engine: Engine,
+    prompt: int,
+    positions: int,
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    scores: bool = False,
+) -> int:
+    """warmup of one engine, that nobody uses yet. Returns how many programs were compiled. scores: texts are scored, too."""
     with CompileWatch() as watch:
-        found = list(programs(engine, prompt, positions))
+        found = list(programs(engine, prompt, positions, scores))
         for n, (name, run) in enumerate(found, 1):
             begun = time.perf_counter()
             run()
@@ -60,18 +66,20 @@ def warm(engine: Engine, prompt: int, positions: int, progress: Callable[[str], 
 
 def warm_texts(model: Model, context: int, progress: Callable[[str], None] = lambda _: None) -> int:
     """Compile what scores and embeds one text of up to `context` tokens. Returns how many programs were compiled."""
+    count = warm(rows_for(model, 1, None).engine, context, context, progress, scores=True)
     limit = model.config.max_positions
     sizes = sorted({buckets.text(2**n, limit) for n in range(1, (context - 1).bit_length() + 1)})
     with CompileWatch() as watch:
         for T in sizes:
             begun = time.perf_counter()
             embed(model, [[0] * T], batch=1)
-            score(model, [[0] * T], batch=1)
-            progress(f"score and embed {T} tokens: {time.perf_counter() - begun:.1f} s")
-    return watch.programs
+            progress(f"embed {T} tokens: {time.perf_counter() - begun:.1f} s")
+    return count + watch.programs
 
 
-def programs(engine: Engine, prompt: int, positions: int) -> Iterator[tuple[str, Callable[[], None]]]:
+def programs(
+    engine: Engine, prompt: int, positions: int, scores: bool = False
+) -> Iterator[tuple[str, Callable[[], None]]]:
     """The programs of an engine for prompts of up to `prompt` tokens in texts of up to `positions`: names, and calls that run
     them on nobody's rows, to be made in this order.
     """
@@ -94,6 +102,12 @@ def programs(engine: Engine, prompt: int, positions: int) -> Iterator[tuple[str,
         tokens = np.zeros((engine.dp, T), np.int32)
         engine.state, _ = slots.read(params, engine.state, tokens, zeros, nobody, zeros, no, config=config, fresh=fresh)
 
+    def score(T: int, fresh: bool) -> None:
+        tokens = np.zeros((engine.dp, T), np.int32)
+        engine.state, _ = slots.score(
+            params, engine.state, tokens, tokens, zeros, nobody, zeros, config=config, fresh=fresh
+        )
+
     def write(steps: int) -> None:
         engine.state, _ = slots.write_tokens(
             params, engine.state, np.zeros(engine.rows, bool), config=config, steps=steps
@@ -111,9 +125,10 @@ def programs(engine: Engine, prompt: int, positions: int) -> Iterator[tuple[str,
             yield f"make room, {where}", partial(resize, capacity)
         yield f"begin, {where}", begin
         for T in lengths:
-            yield f"read {T} tokens, {where}", partial(read, T, True)
-            if prompt > engine.piece or engine.remember:
-                yield f"read {T} tokens behind others, {where}", partial(read, T, False)
+            for name, run in (("read", read), ("score", score))[: 1 + scores]:
+                yield f"{name} {T} tokens, {where}", partial(run, T, True)
+                if prompt > engine.piece or engine.remember:
+                    yield f"{name} {T} tokens behind others, {where}", partial(run, T, False)
         for steps in (buckets.STREAMED, buckets.CHUNK):
             yield f"write {steps} tokens, {where}", partial(write, steps)
         if prompt > engine.piece and engine.places:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 try:
@@ -42,7 +43,8 @@ class NanoLLM(TemplateLM):
         device: str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        """pretrained: a folder or hub id, None is the bundled model.  max_length: positions used of those the model has
+        """pretrained: a folder or hub id, None is the bundled model.  max_length: positions used of those the model has.
+        batch_size: rows that are under way at a time; whatever the harness asks for is submitted at once.
 
         device and max_batch_size are the harness's own and must be None: JAX chooses the device, batch_size is a number.
         Raises RequestError for what cannot be honoured.
@@ -101,7 +103,7 @@ class NanoLLM(TemplateLM):
                 )
             keep = self.max_length + 1 - len(continuation)
             pairs.append((context[-keep:], continuation))
-        scores = nano.score(self.model, pairs, window=self.max_length + 1, batch=self.batch_size)
+        scores = nano.score(self.model, pairs, window=self.max_length + 1, rows=self.batch_size)
         assert isinstance(scores, list)
         results = [(score.logprob, all(score.best)) for score in scores]
         for (key, _, _), result in zip(requests, results, strict=True):
@@ -111,35 +113,36 @@ class NanoLLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, in the harness's windows."""
-        totals = []
+        pieces: list[tuple[None, list[int], list[int]]] = []
+        ends = []
         for request in requests:
-            (text,) = request.args
             windows = utils.get_rolling_token_windows(
-                self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
-            )
-            pieces = [(None, *utils.make_disjoint_window(window)) for window in windows]
-            total = sum(logprob for logprob, _ in self._loglikelihood_tokens(pieces))
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
-            totals.append(total)
+                self.tok_encode(request.args[0]), prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
+                context_len=1,
+            )  # fmt: skip
+            pieces += [(None, *utils.make_disjoint_window(window)) for window in windows]
+            ends.append(len(pieces))
+        found = [logprob for logprob, _ in self._loglikelihood_tokens(pieces)]
+        totals = [sum(found[begin:end]) for begin, end in pairwise([0, *ends])]
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The answers to contexts, up to their stop strings. Raises RequestError for a setting that cannot be honoured."""
-        answers: list[str] = [""] * len(requests)
-        groups: dict[str, list[int]] = {}
-        for n, request in enumerate(requests):
-            groups.setdefault(repr(request.args[1]), []).append(n)
-        for members in groups.values():
-            new, stop, sampling = self.settings(dict(requests[members[0]].args[1]))
-            members.sort(key=lambda n: len(requests[n].args[0]))
-            for first in range(0, len(members), self.batch_size):
-                part = members[first : first + self.batch_size]
-                prompts = [self.tok_encode(requests[n].args[0])[-(self.max_length - new) :] for n in part]
-                found = nano.generate(self.model, prompts, max_new_tokens=new, sampling=sampling, stop=stop)
-                for n, answer in zip(part, found, strict=True):
-                    answers[n] = answer.text
-                    self.cache_hook.add_partial("generate_until", requests[n].args, answer.text)
-        return answers
+        if not requests:
+            return []
+        new, stop, sampling = zip(*(self.settings(dict(request.args[1])) for request in requests), strict=True)
+        prompts = [
+            self.tok_encode(request.args[0])[-(self.max_length - most) :]
+            for request, most in zip(requests, new, strict=True)
+        ]
+        found = nano.generate(
+            self.model, prompts, max_new_tokens=new, sampling=sampling, stop=stop, rows=self.batch_size
+        )
+        for request, answer in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, answer.text)
+        return [answer.text for answer in found]
 
     def settings(self, given: dict[str, Any]) -> tuple[int, list[str], nano.Sampling]:
         """What a task asks for -> how many tokens, stop strings, sampling. Greedy unless it says do_sample or a temperature."""

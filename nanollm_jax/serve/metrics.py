@@ -103,7 +103,7 @@ class Metrics:
             event = engine.events.popleft()
             if event.what == "chunk":
                 self.offered += engine.rows * event.amount
-        flying = sum(engine.rows * pending.drawn.token.shape[1] for pending in engine.pending if pending.wrote)
+        flying = engine.rows * sum(pending.steps for pending in engine.pending)
         idle = self.offered - flying - self.taken
         self.idle_steps.inc(max(idle - self.idle, 0))
         self.idle = max(idle, self.idle)

@@ -59,7 +59,7 @@ async def echoed(service: Service, body: Completion, asked: Asked) -> list[Piece
         logprobs: list[Any] = [None]
         tops: list[Any] = [None]
         if body.logprobs is not None and len(ids) > 1:
-            job = partial(score, service.model, [ids], batch=1, top_logprobs=body.logprobs)
+            job = partial(score, service.model, [ids], rows=1, top_logprobs=body.logprobs)
             (scores,) = await service.work(job)
             logprobs += scores.logprobs
             tops += scores.top_logprobs or [()] * len(scores.logprobs)
