@@ -13,7 +13,7 @@ TESTS := $(PYTEST) -m "not parity and not laws and not clients"
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
-.PHONY: help demo serve clients fuzz test test-portable laws parity lint bench bench-peers gpu experiments figures clean
+.PHONY: help demo serve soak clients fuzz test test-portable laws parity lint bench bench-peers gpu experiments figures clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ test: .venv/installed-test ## every test that needs no reference implementation
 test-portable: .venv/installed-test ## the same tests as on a processor without AVX-512, then compiled as for users; takes long
 	$(AVX2) XLA_FLAGS="--xla_cpu_max_isa=AVX2 $(QUICK) $(XLA_FLAGS)" $(TESTS)
 	$(TESTS)
+
+soak: .venv/installed-test ## ten minutes of 64 clients against the server, of which many misbehave: nothing lost, nothing mixed
+	$(BIN)/python experiments/soak_serve.py
 
 clients: .venv/installed-clients ## other people's clients against a real server: openai, LangChain, LiteLLM, the AI SDK, lm-evaluation-harness
 	mkdir -p experiments/run/clients && npm install --silent --no-audit --no-fund --prefix experiments/run/clients ai@6 @ai-sdk/openai-compatible@2

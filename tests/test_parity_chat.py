@@ -138,6 +138,15 @@ def test_tools_and_variables(pair: Pair) -> None:
     assert taken == [True]
 
 
+def test_a_last_message_is_continued(pair: Pair) -> None:
+    """Cut where it ends, whatever the template writes behind it; with spaces around it, and the same words before."""
+    for last in ("Sure, the answer", "Sure, the answer ", " is", "x"):
+        messages = [user("What is it? x"), {"role": "assistant", "content": last}]
+        options = {"tokenize": True, "return_dict": False, "continue_final_message": True}
+        expected = pair.reference.apply_chat_template(messages, **options)
+        assert pair.ours.encode(messages, continue_final_message=True) == expected
+
+
 def test_typed_markers_stay_text(pair: Pair) -> None:
     """The reference has an option for it too; it encodes the text by itself, so what is compared is which markers are where."""
     encode, tokenizer = pair.ours.encode, pair.tokenizer

@@ -195,6 +195,14 @@ def test_messages_as_clients_send_them(http):
     assert refusal(http, messages=[{"role": "developer", "content": "x"}, *ASK["messages"]])[:2] == (400, "messages")
 
 
+def test_a_last_message_is_continued(http):
+    """The prompt ends where it ends; and where it is not the beginning of an answer, so does add_generation_prompt."""
+    messages = [*ASK["messages"], {"role": "assistant", "content": ", there was"}]
+    (one,) = chat(http, messages=messages, continue_final_message=True)
+    (same,) = write(http, prompt="Once upon a time, there was")
+    assert one["message"]["content"] == same["text"]
+
+
 def test_prompts_of_every_form(http):
     ids = serving.tiny().tokenizer.encode("Once upon a time")
     (one,) = write(http)

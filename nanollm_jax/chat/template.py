@@ -22,6 +22,7 @@ from nanollm_jax.tokenizer import Tokenizer
 from nanollm_jax.tokenizer.parts import Part, PartsEncoder
 
 Message = Mapping[str, Any]
+MARK = "END_OF_WHAT_IS_CONTINUED "  # behind the last message while it is rendered; the space says whether spaces stay
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,6 +39,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
         variables: Mapping[str, Any] | None = None,
@@ -46,6 +48,7 @@ class ChatTemplate:
 
         messages                {"role": "user", "content": "..."} and so on; further keys are the template's to read
         add_generation_prompt   end with the beginning of the assistant's answer
+        continue_final_message  end where the last message ends, which is to be continued, instead
         tools                   JSON schemas of functions, for templates that read them
         template                which one, where there are several; "default", or "tool_use" when there are tools
         variables               what else a template reads, for example {"enable_thinking": False}
@@ -60,8 +63,17 @@ class ChatTemplate:
         names = self.names()
 
         def render(messages: list[Any], given: dict[str, Any]) -> str:
-            shared = names | given | {"add_generation_prompt": add_generation_prompt, "messages": messages}
+            begun = add_generation_prompt and not continue_final_message
+            shared = names | given | {"add_generation_prompt": begun, "messages": messages}
             return self.renderer.render(str(self.path), program.source, shared)
+
+        def written(messages: list[Any], given: dict[str, Any]) -> str:
+            if not continue_final_message:
+                return render(messages, given)
+            *before, last = messages
+            if not isinstance(last.get("content"), str):
+                raise RequestError("the last message is not a text, so it cannot be continued.")
+            return up_to_the_mark(render([*before, last | {"content": last["content"] + MARK}], given))
 
         text = render(messages, given)
         for role in {message["role"] for message in messages} - {"system", "user", "assistant"} - program.literals:
@@ -71,6 +83,7 @@ class ChatTemplate:
                 raise RequestError(
                     f"the chat template leaves out messages of the role {role!r}; use one that it knows."
                 )
+        text = written(messages, given) if continue_final_message else text
         guard = Guard(program.markers)
         # An answer may have markers that are no special tokens ("<think>"): the model wrote them, as those tokens.
         special = [name for name, token in program.markers.items() if token in self.tokenizer.special_ids]
@@ -83,7 +96,7 @@ class ChatTemplate:
         guard.spelled |= careful.spelled
         guard.opens |= careful.opens or program.opens
         guard.closes |= careful.closes or program.closes
-        own = guard.written(text, render(disguised, other)) if guard.doubtful else guard.spans(text)
+        own = guard.written(text, written(disguised, other)) if guard.doubtful else guard.spans(text)
         ids = program.encode(text, own)
         while len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.bos_id:
             del ids[0]
@@ -163,6 +176,14 @@ class Program:
             parts += [text[at:first], token]
             at = last
         return self.encode_parts([*parts, text[at:]])
+
+
+def up_to_the_mark(text: str) -> str:
+    """What a template wrote in front of the mark that its last message ends with."""
+    before, mark, behind = text.rpartition(MARK.strip())
+    if not mark:
+        raise RequestError("the chat template does not write all of the last message, so it cannot be continued.")
+    return before if behind.startswith(" ") else before.rstrip()  # without it, it takes the spaces off
 
 
 def check_variables(tools: Any, variables: Any) -> dict[str, Any]:

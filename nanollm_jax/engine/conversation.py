@@ -32,6 +32,7 @@ def encode_chat(
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
     template: str | None = None,
     variables: Mapping[str, Any] | None = None,
@@ -47,8 +48,9 @@ def encode_chat(
             "chat_template.jinja to its folder, or give a plain prompt to generate."
         )
     ids = model.chat_template.encode(
-        messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template, variables=variables
-    )
+        messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message, tools=tools,
+        template=template, variables=variables,
+    )  # fmt: skip
     return known(model, ids)
 
 

@@ -81,17 +81,11 @@ class Readers:
         variables = dict(body.chat_template_kwargs or {})
         if isinstance(body, Chat) and body.reasoning_effort is not None:
             variables["reasoning_effort"] = body.reasoning_effort
-        if body.continue_final_message:
-            raise Refusal(
-                400,
-                "continue_final_message is not supported; leave it out.",
-                "continue_final_message",
-                "unsupported_parameter",
-            )
         try:
             return encode_chat(
-                self.renderer, messages, add_generation_prompt=body.add_generation_prompt, variables=variables
-            )
+                self.renderer, messages, variables=variables, add_generation_prompt=body.add_generation_prompt,
+                continue_final_message=body.continue_final_message,
+            )  # fmt: skip
         except NanoLLMError as error:
             raise refusal_of(error, "messages") from None
 
