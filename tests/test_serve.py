@@ -317,7 +317,7 @@ def test_an_answer_is_the_same_under_load(http, service):
     story = "Once upon a time, there was a girl named Lily. She loved to play. One day "
     bodies = [
         WRITE | {"prompt": story * (1 + n % 2) + "abcdefghijkl"[n], "max_tokens": 5 + 3 * n, "logprobs": 2}
-        | ({} if n % 3 else {"temperature": 1.0, "seed": n, "top_p": 0.9})
+        | ({} if n % 3 else {"temperature": 1.0, "seed": n, "top_p": 0.9}) | ({} if n % 4 else {"echo": True})
         for n in range(12)
     ]  # fmt: skip
     alone = [http.post("/v1/completions", json=body).json()["choices"] for body in bodies]

@@ -64,9 +64,8 @@ def warm(
     return watch.programs
 
 
-def warm_texts(model: Model, context: int, progress: Callable[[str], None] = lambda _: None) -> int:
-    """Compile what scores and embeds one text of up to `context` tokens. Returns how many programs were compiled."""
-    count = warm(rows_for(model, 1, None).engine, context, context, progress, scores=True)
+def warm_embed(model: Model, context: int, progress: Callable[[str], None] = lambda _: None) -> int:
+    """Compile what embeds one text of up to `context` tokens. Returns how many programs were compiled."""
     limit = model.config.max_positions
     sizes = sorted({buckets.text(2**n, limit) for n in range(1, (context - 1).bit_length() + 1)})
     with CompileWatch() as watch:
@@ -74,7 +73,7 @@ def warm_texts(model: Model, context: int, progress: Callable[[str], None] = lam
             begun = time.perf_counter()
             embed(model, [[0] * T], batch=1)
             progress(f"embed {T} tokens: {time.perf_counter() - begun:.1f} s")
-    return count + watch.programs
+    return watch.programs
 
 
 def programs(

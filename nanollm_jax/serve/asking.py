@@ -20,7 +20,7 @@ from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.loading import Model
 from nanollm_jax.serve.bodies import Chat, Completion, TokenizeChat, Writing, read_messages
 from nanollm_jax.serve.refusals import Refusal, refusal_of
-from nanollm_jax.settings import with_settings
+from nanollm_jax.settings import Sampling, with_settings
 
 THREADS = 4
 COMPLETION = 16  # tokens of a completion where nobody says, as OpenAI has it
@@ -35,10 +35,19 @@ class World(NamedTuple):
     salt: str | None
 
 
+def root(world: World, body: Writing) -> World:
+    """The world of a body."""
+    return world._replace(salt=body.cache_salt)
+
+
 class Asked(NamedTuple):
-    """What a body asks for: n requests to each prompt, in order; the prompts, also as text; and the seed of the draws."""
+    """What a body asks for: n requests to each prompt, in order; the prompts, also as text; and the seed of the draws.
+
+    scores are requests for how likely the prompts are, of those that have more than one token.
+    """
 
     requests: list[Request]
+    scores: list[Request]
     prompts: list[list[int]]
     texts: list[str]
     seed: int
@@ -112,7 +121,14 @@ class Readers:
         asked = self.asked(body, prompts, 1 if only_read else new, body.logprobs or 0, world, chat=False)
         given = [body.prompt] if single else body.prompt
         texts = [self.text(one, ids) for one, ids in zip(given, prompts, strict=True)] if body.echo else []
-        return asked._replace(texts=texts, requests=[] if only_read else asked.requests)
+        scores = [
+            Request(
+                tuple(ids), 0, Sampling(temperature=0.0), top_logprobs=body.logprobs, given=1, root=root(world, body)
+            )
+            for ids in prompts
+            if body.echo and body.logprobs is not None and len(ids) > 1
+        ]
+        return asked._replace(texts=texts, scores=scores, requests=[] if only_read else asked.requests)
 
     def text(self, given: Any, ids: list[int]) -> str:
         """A prompt as text: as it was given, or what its ids print."""
@@ -142,12 +158,11 @@ class Readers:
             self.model, prompts, new, sampling, seed, body.stop, body.stop_token_ids,
             top_logprobs=tops, n=body.n, chat=chat, streamed=body.stream,
         )  # fmt: skip
-        root = world._replace(salt=body.cache_salt)
-        requests = [dataclasses.replace(request, root=root) for request in requests]
+        requests = [dataclasses.replace(request, root=root(world, body)) for request in requests]
         if body.ignore_eos:
             _, ends = check_stops(self.model, body.stop, body.stop_token_ids)
             requests = [dataclasses.replace(request, ends=tuple(sorted(set(ends)))) for request in requests]
-        return Asked(requests, prompts, [], seed)
+        return Asked(requests, [], prompts, [], seed)
 
     def settings(self, body: Writing) -> dict[str, Any]:
         """The sampling settings that a body gives."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -18,8 +19,8 @@ from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.timings import CompileWatch
-from nanollm_jax.engine.warmup import warm, warm_texts
-from nanollm_jax.errors import NanoLLMError
+from nanollm_jax.engine.warmup import warm, warm_embed
+from nanollm_jax.errors import NanoLLMError, NumericsError
 from nanollm_jax.serve.metrics import Metrics
 from nanollm_jax.serve.refusals import Refusal, refusal_of
 
@@ -210,8 +211,8 @@ class EngineThread(threading.Thread):
             if self.closing:
                 raise Closing
 
-        programs = warm(self.engine, self.context - 1, self.context, ready)
-        programs += warm_texts(self.engine.model, self.context, ready)
+        programs = warm(self.engine, self.context - 1, self.context, ready, scores=True)
+        programs += warm_embed(self.engine.model, self.context, ready)
         self.warm = True
         log.warning("ready after %.1f s, in which %d programs were made", time.perf_counter() - begun, programs)
 
@@ -228,6 +229,8 @@ class EngineThread(threading.Thread):
 
     def piece(self, ticket: Ticket) -> Piece | NanoLLMError:
         """What an answer grew by since it was last looked at, or what went wrong with it."""
+        if ticket.request.given is not None:
+            return self.scored(ticket)
         answer = ticket.answer
         characters, tokens = self.shown.get(ticket, (0, 0))
         certain = answer.certain()
@@ -241,6 +244,23 @@ class EngineThread(threading.Thread):
         return Piece(
             index, answer.text[characters:certain], answer.token_ids[tokens:], answer.logprobs[tokens:],
             answer.top_logprobs[tokens:], answer.finish_reason, ticket.cached_tokens,
+        )  # fmt: skip
+
+    def scored(self, ticket: Ticket) -> Piece | NanoLLMError:
+        """The tokens of a text that have been scored since it was last looked at; `finish_reason` is "scored" at its end."""
+        _, at = self.owners[ticket]
+        _, known = self.shown.get(ticket, (0, 0))
+        marks, given = ticket.scores[known:], ticket.request.given or 0
+        self.shown[ticket] = (0, known + len(marks))
+        self.metrics.scored(ticket)
+        if ticket.ended:
+            del self.owners[ticket], self.shown[ticket]
+        if not all(math.isfinite(mark.logprob) for mark in marks):
+            return NumericsError("the logits of a text that was to be scored")
+        tokens = list(ticket.request.ids[given + known : given + known + len(marks)])
+        return Piece(
+            at, "", tokens, [mark.logprob for mark in marks], [mark.tops for mark in marks],
+            "scored" if ticket.ended else "", ticket.cached_tokens,
         )  # fmt: skip
 
     def deliver(self, pieces: Sequence[tuple[Call, int, Piece | NanoLLMError]]) -> None:

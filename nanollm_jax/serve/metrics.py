@@ -94,6 +94,12 @@ class Metrics:
             self.whole.observe(now - begun)
             self.ended.labels(self.model, ticket.answer.finish_reason or "error").inc()
 
+    def scored(self, ticket: Ticket) -> None:
+        """Tokens of a text were scored."""
+        if ticket.ended:
+            del self.times[ticket]
+            self.ended.labels(self.model, "scored").inc()
+
     def stepped(self, engine: Engine, seconds: float, compiled: int) -> None:
         """The engine has made a step."""
         self.steps.inc()

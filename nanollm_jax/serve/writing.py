@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nanollm_jax.engine.score import score
+from nanollm_jax.engine.request import Request as Wanted
 from nanollm_jax.serve.asking import Asked, Readers
 from nanollm_jax.serve.bodies import Chat, Completion, Writing, read_body
 from nanollm_jax.serve.engine_thread import Call, Piece
@@ -54,18 +54,27 @@ async def echoed(service: Service, body: Completion, asked: Asked) -> list[Piece
     """Each prompt as a piece, where it is wanted in front of its answer; with the log-probabilities of its tokens."""
     if not body.echo:
         return [None] * len(asked.prompts)
+    scores = iter(await scored(service, asked.scores))
     found: list[Piece | None] = []
     for text, ids in zip(asked.texts, asked.prompts, strict=True):
-        logprobs: list[Any] = [None]
-        tops: list[Any] = [None]
-        if body.logprobs is not None and len(ids) > 1:
-            job = partial(score, service.model, [ids], rows=1, top_logprobs=body.logprobs)
-            (scores,) = await service.work(job)
-            logprobs += scores.logprobs
-            tops += scores.top_logprobs or [()] * len(scores.logprobs)
-        wanted = body.logprobs is not None
-        found.append(Piece(0, text, ids if wanted else [], logprobs if wanted else [], tops if wanted else [], "", 0))
+        piece = Piece(0, text, [], [], [], "", 0)
+        if body.logprobs is not None:
+            rest = next(scores) if len(ids) > 1 else piece
+            first: list[Any] = [None]  # the first token has nothing before it
+            piece = piece._replace(tokens=ids, logprobs=first + rest.logprobs, tops=first + rest.tops)
+        found.append(piece)
     return found
+
+
+async def scored(service: Service, requests: Sequence[Wanted]) -> list[Piece]:
+    """How likely texts are, each as one piece."""
+    if not requests:
+        return []
+    call = service.admit(requests)
+    try:
+        return await collected(call)
+    finally:
+        service.release(call)
 
 
 async def answer(request: Request, body: Writing, asked: Asked, head: Head, choices: Sequence[Choice]) -> Response:
@@ -94,12 +103,19 @@ async def answer(request: Request, body: Writing, asked: Asked, head: Head, choi
 
 async def whole(call: Call, choices: Sequence[Choice], usage: Usage) -> list[dict[str, Any]]:
     """All answers, in order."""
-    parts: list[list[Piece]] = [[] for _ in choices]
+    found = await collected(call)
+    for piece in found:
+        usage.add(piece)
+    return [choice.whole(piece) for choice, piece in zip(choices, found, strict=True)]
+
+
+async def collected(call: Call) -> list[Piece]:
+    """What a call was answered, a piece for each request."""
+    parts: dict[int, list[Piece]] = {}
     while pieces := await call.take():
         for piece in pieces:
-            usage.add(piece)
-            parts[piece.at].append(piece)
-    return [choice.whole(joined(part)) for choice, part in zip(choices, parts, strict=True)]
+            parts.setdefault(piece.at, []).append(piece)
+    return [joined(parts[at]) for at in sorted(parts)]
 
 
 async def chunks(
