@@ -372,10 +372,6 @@ class Shape:
 
         return jax.tree.map(made, self.abstract(case)[1])
 
-    def itemsize(self, case: Case) -> int:
-        """Bytes of a number that is not in 8 bits."""
-        return np.dtype(self.params(case.dtype)["embedding"]["tokens"].dtype).itemsize
-
 
 def at(state: Any, length: int, fresh: bool = False) -> Any:
     """The state with every row at so many positions."""
@@ -399,8 +395,7 @@ def measure_decode(shape: Shape, case: Case, program: jax.stages.Compiled, limit
         jax.block_until_ready(state)
         samples.append((time.perf_counter() - begun) / (chunks * STEPS))
     found = statistics.median(samples[1:])
-    eight = case.dtype == "int8"
-    moved = roofline.step_bytes(shape.config, case.rows, case.capacity - 1, shape.itemsize(case), eight)
+    moved = roofline.step_bytes(shape.config, case.rows, case.capacity - 1, case.dtype)
     flops = 2 * case.rows * parameters.count(shape.config)
     limit = max(moved / limits["read_bytes_per_second"], flops / limits["flops_per_second"])
     return {
@@ -426,7 +421,7 @@ def measure_prefill(shape: Shape, case: Case, program: jax.stages.Compiled, limi
         np.asarray(drawn(state.logits, sampling, state.past, seeds, state.cache.length)[0])
         first.append(time.perf_counter() - begun)
     found, flops = statistics.median(samples[1:]), roofline.prompt_flops(config, case.rows, case.tokens)
-    moved = roofline.step_bytes(config, case.rows, 0, shape.itemsize(case), case.dtype == "int8")
+    moved = roofline.step_bytes(config, case.rows, 0, case.dtype)
     arithmetic, reading = flops / limits["flops_per_second"], moved / limits["read_bytes_per_second"]
     limit = max(arithmetic, reading * case.tokens / case.piece)
     return {

@@ -7,8 +7,9 @@
     Q = G + 2: the query heads of one key/value head, then its key and its value
     U = 2: gate and up, or 1 in a model without a gate
 
-Each is one array, or one Int8 in its place. Weights are stored outputs first. What is multiplied by the same vector lies
-in one array, cut where it also divides among devices: wqkv [K Q H D] along K, up [U F D] along F.
+Each is one array, or for a large matrix what its dtype keeps in place of one (ops/kept.py). Weights are stored outputs
+first. What is multiplied by the same vector lies in one array, cut where it also divides among devices: wqkv [K Q H D]
+along K, up [U F D] along F.
 A path such as "layers.3.attention.wo" names one array in the tree: params["layers"][3]["attention"]["wo"].
 """
 
@@ -19,7 +20,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from nanollm_jax.config import ModelConfig
+from nanollm_jax.dtypes import Dtype
 
+# by how many of its last axes a matrix is multiplied, its inputs; whatever has no entry is a vector that is added or stretches
+INPUTS = {"wqkv": 1, "wo": 2, "up": 1, "down": 1, "router": 1, "tokens": 1, "positions": 1}
 BLOCK = 256  # slots of a cache that attention sums together
 
 
@@ -62,18 +66,25 @@ def count(config: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in shapes(config).values())
 
 
-def nbytes(
-    config: ModelConfig, itemsize: int, in_8_bits: bool = False, sizes: dict[str, int] | None = None
-) -> dict[str, int]:
-    """{path: bytes in memory} of numbers of itemsize bytes each; of what is kept in 8 bits, with its float32 scales.
+def nbytes(config: ModelConfig, dtype: Dtype, sizes: dict[str, int] | None = None) -> dict[str, int]:
+    """{path: bytes in memory} in a dtype. sizes: how long each axis letter is, where it is not the config's own."""
+    large = large_matrices(config)
+    return {path: dtype.nbytes(shape, large.get(path)) for path, shape in shapes(config, sizes).items()}
 
-    sizes: how long each axis letter is, where it is not the config's own.
+
+def outputs(path: str, letters: str) -> int | None:
+    """How many of a matrix's axes, the first ones, count outputs; None for what is no matrix."""
+    inputs = INPUTS.get(path.rpartition(".")[2])
+    return None if inputs is None else len(letters.split()) - inputs
+
+
+def large_matrices(config: ModelConfig) -> dict[str, int]:
+    """{path: how many axes count outputs} of the matrices and tables of tokens, which are nearly all of a model.
+
+    A dtype may keep these in a kind of its own. Experts are not among them: only arrays have a product by groups.
     """
-    eight, found = paths_in_8_bits(config) if in_8_bits else set(), {}
-    for path, shape in shapes(config, sizes).items():
-        scales = 4 * math.prod(shape[: outputs(path, len(shape))])
-        found[path] = math.prod(shape) + scales if path in eight else itemsize * math.prod(shape)
-    return found
+    found = {path: outputs(path, letters) for path, letters in layout(config).items() if "E" not in letters.split()}
+    return {path: count for path, count in found.items() if count is not None and path != "embedding.positions"}
 
 
 def cache_slots(config: ModelConfig, capacity: int) -> list[int]:
@@ -84,21 +95,6 @@ def cache_slots(config: ModelConfig, capacity: int) -> list[int]:
     sizes = [layer.window or capacity for layer in config.layers]
     whole = lambda size: size if size <= BLOCK else -(-size // BLOCK) * BLOCK  # noqa: E731
     return [min(whole(size), whole(capacity)) for size in sizes]
-
-
-def outputs(path: str, axes: int) -> int:
-    """How many of a matrix's axes count outputs; its inputs are the others: two of "wo", "D N H", one of any other."""
-    return 1 if path.endswith(".wo") else axes - 1
-
-
-def paths_in_8_bits(config: ModelConfig) -> set[str]:
-    """The matrices and tables of tokens, which are nearly all of a model, but not experts: they have no product in 8 bits."""
-    kinds = ("wqkv", "wo", "up", "down", "tokens")
-    return {
-        path
-        for path, letters in layout(config).items()
-        if path.rpartition(".")[2] in kinds and "E" not in letters.split()
-    }
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from nanollm_jax.config import ModelConfig
 from nanollm_jax.defaults import Defaults, read_defaults
 from nanollm_jax.devices.mesh import mesh_of
 from nanollm_jax.devices.shards import shard_params, spread
-from nanollm_jax.dtypes import resolve_weights
+from nanollm_jax.dtypes import Dtype, resolve_weights
 from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMWarning, TokenizerError
 from nanollm_jax.families import read_config
 from nanollm_jax.params import Params
@@ -76,6 +76,11 @@ class Model:
         return 1 if self.mesh is None else self.mesh.shape["dp"]
 
     @property
+    def dtype(self) -> Dtype:
+        """How its numbers are kept: dtype.name is "int8" where the matrices are, dtype.activations what the rest is in."""
+        return parameters.dtype_of(self.params)
+
+    @property
     def num_parameters(self) -> int:
         """How many numbers the model has, tied embeddings counted once; the padding of a mesh is none of them."""
         return parameters.count(self.unpadded or self.config)
@@ -89,7 +94,8 @@ class Model:
         config, mesh = self.unpadded or self.config, "" if self.mesh is None else f", on {dict(self.mesh.shape)}"
         return (
             f"Model({config.num_layers} layers of width {config.hidden_size}, vocabulary {config.vocab_size}, "
-            f"{self.num_parameters:,} parameters in {self.nbytes:,} bytes{mesh}, tokenizer={self.tokenizer})"
+            f"{self.num_parameters:,} parameters in {self.nbytes:,} bytes of {self.dtype.name}{mesh}, "
+            f"tokenizer={self.tokenizer})"
         )
 
 
@@ -109,7 +115,7 @@ def load(
     A checkpoint without tokenizer files loads with tokenizer None. Nothing in a checkpoint is ever executed or unpickled.
     Raises ConfigError, CheckpointError or TokenizerError, each naming the file, what was found and what was expected.
     """
-    dtype, in_8_bits = resolve_weights(dtype)
+    kept = resolve_weights(dtype)
     folder = find(source, revision)
     name_adapters(folder)
     config_json = read_json(folder / "config.json")
@@ -117,7 +123,7 @@ def load(
     checkpoint = open_checkpoint(folder)
     check_claims(checkpoint, config)
     if mesh is None:
-        check_memory(folder, sum(parameters.nbytes(config, dtype.itemsize, in_8_bits).values()))
+        check_memory(folder, sum(parameters.nbytes(config, kept).values()))
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
     if tokenizer is not None:
         check_vocabulary(folder, tokenizer, config)
@@ -125,10 +131,10 @@ def load(
     defaults = read_defaults(config_json, folder, config, None if tokenizer is None else tokenizer.eos_id)
     check_tied(checkpoint, config, family)
     stored = config if mesh is None else arrange(config, mesh.shape["tp"])
-    onto = None if mesh is None else partial(spread, dtype=dtype, config=config, mesh=mesh)
+    onto = None if mesh is None else partial(spread, dtype=kept.activations, config=config, mesh=mesh)
     flat = load_params(
-        checkpoint, family.table(config), parameters.layout(config), config.sizes, dtype,
-        ignore=family.ignored(config), prefixes=family.PREFIXES, spread=onto, finish=parameters.keeper(config, in_8_bits),
+        checkpoint, family.table(config), parameters.layout(config), config.sizes, kept.activations,
+        ignore=family.ignored(config), prefixes=family.PREFIXES, spread=onto, finish=parameters.keeper(config, kept),
     )  # fmt: skip
     return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config)
 

@@ -1,6 +1,6 @@
-"""The parameters: one array, or one Int8 in its place, for each path of layout.py.
+"""The parameters: one weight for each path of layout.py, an array or what a dtype keeps in place of a large matrix.
 
-Made at random, put into a tree and taken out of it, and kept in 8 bits where that is asked for. What layout.py says of
+Made at random or of the numbers of a file, put into a tree and taken out of it. What layout.py says of
 them has its names here too; it stands apart because it needs no arrays, and so no jax.
 """
 
@@ -18,13 +18,17 @@ import numpy as np
 from flax import traverse_util
 
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.dtypes import resolve_weights
+from nanollm_jax.dtypes import Dtype, resolve_weights
 from nanollm_jax.errors import CheckpointError
 from nanollm_jax.layout import count as count
+from nanollm_jax.layout import large_matrices, outputs, shapes
 from nanollm_jax.layout import layout as layout
 from nanollm_jax.layout import nbytes as nbytes
-from nanollm_jax.layout import outputs, paths_in_8_bits, shapes
-from nanollm_jax.ops.int8 import Int8, quantize
+from nanollm_jax.ops.int8 import quantize
+from nanollm_jax.ops.kept import Weight, name_of
+
+# by the name of a dtype, what it makes of a large matrix [*O *I] that has so many axes of outputs; others keep the array
+MAKERS: dict[str, Callable[[jax.Array, int], Weight]] = {"int8": quantize}
 
 Params = dict[str, Any]
 
@@ -35,29 +39,32 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = "auto") -> Par
     Matrices are normal with deviation 1/sqrt(inputs); scales 1 + 0.1 normal; biases 0.1 normal. Each array depends on
     the key and on its own path only. dtype "int8" is as in load. Raises ConfigError for an unknown dtype.
     """
-    dtype, in_8_bits = resolve_weights(dtype)
-    finish = keeper(config, in_8_bits)
+    kept, letters = resolve_weights(dtype), layout(config)
+    keep = keeper(config, kept)
     flat = {}
     for path, shape in shapes(config).items():
-        name = path.rpartition(".")[2]
-        mean = 1.0 if name == "scale" else 0.0
-        if len(shape) == 1 or name in ("scale", "bqkv", "up_bias"):
-            deviation = 0.1
-        else:
-            deviation = math.prod(shape[outputs(path, len(shape)) :]) ** -0.5
-        array = draw(jax.random.fold_in(key, zlib.crc32(path.encode())), mean, deviation, shape, dtype)
-        flat[path] = finish(path, array)
+        mean = 1.0 if path.rpartition(".")[2] == "scale" else 0.0
+        before = outputs(path, letters[path])
+        deviation = 0.1 if before is None else math.prod(shape[before:]) ** -0.5
+        array = draw(jax.random.fold_in(key, zlib.crc32(path.encode())), mean, deviation, shape, kept.activations)
+        flat[path] = keep(path, array)
     return nest(flat)
 
 
-def keeper(config: ModelConfig, in_8_bits: bool) -> Callable[[str, jax.Array], jax.Array | Int8]:
-    """What becomes of each parameter, by its path: the array itself, or of matrices and tables of tokens 8 bits."""
-    eight = paths_in_8_bits(config) if in_8_bits else set()
+def keeper(config: ModelConfig, dtype: Dtype) -> Callable[[str, jax.Array], Weight]:
+    """What becomes of each parameter, by its path: the array itself, or of a large matrix what the dtype keeps."""
+    make, large = MAKERS.get(dtype.name), large_matrices(config)
 
-    def keep(path: str, array: jax.Array) -> jax.Array | Int8:
-        return jax.block_until_ready(quantize(array, outputs(path, array.ndim))) if path in eight else array
+    def keep(path: str, array: jax.Array) -> Weight:
+        return array if make is None or path not in large else jax.block_until_ready(make(array, large[path]))
 
     return keep
+
+
+def dtype_of(params: Params) -> Dtype:
+    """The dtype that parameters are in, as the table of tokens has it."""
+    table = params["embedding"]["tokens"]
+    return resolve_weights(name_of(table), auto=np.dtype(table.dtype).name)
 
 
 @partial(jax.jit, static_argnames=("shape", "dtype"))
@@ -73,7 +80,7 @@ def nest(flat: dict[str, Any]) -> Params:
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """The tree -> {path: array, or Int8}; the inverse of nest."""
+    """The tree -> {path: weight}; the inverse of nest."""
     return traverse_util.flatten_dict(
         {**params, "layers": {str(layer): block for layer, block in enumerate(params["layers"])}}, sep="."
     )

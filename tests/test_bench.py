@@ -54,24 +54,24 @@ def test_bytes_of_a_step_are_the_weights_once_and_the_keys_and_values_in_sight()
     size = {model: sum(leaf.size for leaf in jax.tree.leaves(model.params)) for model in (llama, gpt2, mistral)}
     # untied: the embedding [101 48] is looked up, the unembedding read; 2 layers of 2 heads of 8, 9 seen and 1 written
     cache = 2 * 2 * 2 * 8 * 10
-    assert roofline.step_bytes(llama.config, 1, 8, 4) == 4 * (size[llama] - 101 * 48 + 48 + cache)
-    assert roofline.step_bytes(llama.config, 5, 8, 2) == 2 * (size[llama] - 101 * 48 + 5 * (48 + cache))
+    assert roofline.step_bytes(llama.config, 1, 8, "float32") == 4 * (size[llama] - 101 * 48 + 48 + cache)
+    assert roofline.step_bytes(llama.config, 5, 8, "bfloat16") == 2 * (size[llama] - 101 * 48 + 5 * (48 + cache))
     # tied: the embedding is read as unembedding, the positions [256 36] are looked up; 2 layers of 3 heads of 12
-    assert roofline.step_bytes(gpt2.config, 1, 8, 4) == 4 * (size[gpt2] - 256 * 36 + 36 + 2 * 2 * 3 * 12 * 10)
+    assert roofline.step_bytes(gpt2.config, 1, 8, "float32") == 4 * (size[gpt2] - 256 * 36 + 36 + 2 * 2 * 3 * 12 * 10)
     # a window of 7: 7 seen however long the row is; 2 layers of 1 head of 14
-    assert roofline.step_bytes(mistral.config, 1, 100, 4) == 4 * (size[mistral] - 97 * 40 + 40 + 2 * 2 * 14 * 8)
+    assert roofline.step_bytes(mistral.config, 1, 100, "float32") == 4 * (size[mistral] - 97 * 40 + 40 + 2 * 2 * 14 * 8)
 
 
 def test_of_experts_only_those_that_are_chosen_count():
     """Three layers, 0 and 2 with 5 experts of 12, of which 2 are chosen; layer 1 has none."""
     config = random_model("qwen3_moe").config
     expert = 2 * 3 * 12 * 32  # numbers of one expert in both layers: gate, up and down
-    one, two, three = (roofline.step_bytes(config, rows, 0, 1) for rows in (1, 2, 3))
+    one, two, three = (roofline.step_bytes(config, rows, 0, "float32") / 4 for rows in (1, 2, 3))
     row = 2 * config.num_kv_heads * config.head_dim * 2 * 3 + 32  # keys and values, seen and written, and the embedding
     # a token chooses 2 of 5; two are expected to choose 5 - 5 (3/5)^2 = 3.2 together, three 3.92, and many all
     assert two - one == pytest.approx((3.2 - 2) * expert + row, rel=1e-3)  # whole bytes
     assert three - two == pytest.approx((3.92 - 3.2) * expert + row, rel=1e-3)  # whole bytes
-    assert roofline.step_bytes(config, 100, 0, 1) == nano.params.count(config) - 83 * 32 + 100 * row
+    assert roofline.step_bytes(config, 100, 0, "float32") == 4 * (nano.params.count(config) - 83 * 32 + 100 * row)
     products = (
         nano.params.count(config) - 2 * 83 * 32 - 3 * expert
     )  # the embeddings, and the experts that are not chosen
@@ -121,7 +121,7 @@ def test_report_says_what_was_measured(report, config_file):
         assert [entry["rows"] for entry in report[kind]] == [1, 3]
         assert all(len(entry["tokens_per_second"]["samples"]) == 3 for entry in report[kind])
     for entry in report["decode"]:  # 4 tokens behind 5: the middle one finds 7 positions
-        moved = roofline.step_bytes(config, entry["rows"], 7, 4)
+        moved = roofline.step_bytes(config, entry["rows"], 7, "float32")
         assert entry["bytes_per_step"] == moved
         assert entry["bytes_per_second"] == pytest.approx(
             moved * entry["tokens_per_second"]["median"] / entry["rows"], rel=1e-9

@@ -20,7 +20,7 @@ ARROWS = {
     "dtypes": {"errors"},
     # the transformer and its state
     "config": {"checks", "errors"},
-    "layout": {"config", "errors"},
+    "layout": {"config", "dtypes", "errors"},
     "params": {"config", "dtypes", "errors", "layout", "ops"},
     "partition": {"config", "errors", "layout"},
     "letters": {"partition"},
@@ -208,6 +208,15 @@ def test_compiled_code_stands_in_one_place():
         text = path.read_text()
         assert text.count("jax.shard_map(") == (name == "devices/programs.py"), name
         assert not [word for word, place in places.items() if name != place and f"jax.{word}(" in text], name
+
+
+def test_nobody_asks_what_a_weight_is():
+    """Kinds of weights act: only ops/ knows any, and params.py which makes them; no flag for one goes through the files."""
+    for name, path in FILES.items():
+        words = set(names(path))
+        assert not {word for word in words if word.isidentifier() and "8_bits" in word}, name
+        assert room(name) == "ops" or "Int8" not in words, name
+        assert room(name) in ("ops", "params") or "quantize" not in words, name
 
 
 def test_one_loop_writes():

@@ -15,10 +15,14 @@ from models import CONFIG_JSON, FURTHER, random_model
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
 from nanollm_jax.cli import run
+from nanollm_jax.dtypes import DTYPES, PLAIN, Dtype, resolve_weights
 from nanollm_jax.errors import ConfigError
+from nanollm_jax.ops import int8_product
 from nanollm_jax.ops.embedding import look_up
-from nanollm_jax.ops.int8 import Int8, digits, quantize
-from nanollm_jax.ops.linear import int8_product, linear, product
+from nanollm_jax.ops.int8 import Int8, quantize
+from nanollm_jax.ops.int8_product import digits
+from nanollm_jax.ops.kept import Kept, letters_of, name_of
+from nanollm_jax.ops.linear import linear, product
 
 
 def normal(*shape, seed=0):
@@ -76,7 +80,7 @@ def test_other_devices_multiply_the_same_numbers(dtype):
     """Whole numbers up to 127 are exact in every dtype, and so are the sums in float32."""
     weight, x = quantize(jnp.asarray(normal(70, 96)), 1), jnp.asarray(normal(5, 96, seed=1), dtype)
     exact = np.asarray(x, np.float64) @ np.asarray(weight.values, np.float64).T
-    found = int8_product(x, weight.values)
+    found = int8_product.product(x, weight.values)
     assert found.dtype == jnp.float32
     agree(found, exact)
 
@@ -94,6 +98,35 @@ def test_linear_and_look_up_take_many_axes():
     agree(linear(jnp.asarray(x), weight, jnp.asarray(bias)), expected, 3e-4)  # the digits of x
     table, ids = quantize(jnp.asarray(normal(7, 10)), 1), np.array([[0, 6], [3, 3]])
     agree(look_up(table, ids), whole(table)[ids])
+
+
+@pytest.mark.parametrize("letters", ["K Q H D", "D N H"])
+def test_a_weight_says_of_itself_what_others_ask(letters):
+    """Its name, its bytes, the letters of its arrays: an array and 8 bits alike."""
+    outputs = parameters.outputs(f"layers.0.attention.{'wo' if letters.startswith('D') else 'wqkv'}", letters)
+    array = jnp.asarray(normal(*range(2, 2 + len(letters.split()))))
+    weight = parameters.MAKERS["int8"](array, outputs)
+    assert isinstance(weight, Kept) and not isinstance(array, Kept)
+    for one, name in ((weight, "int8"), (array, "float32")):
+        assert name_of(one) == name and DTYPES[name].nbytes(one.shape, outputs) == one.nbytes
+        named = letters_of(one, letters)
+        assert jax.tree.structure(named) == jax.tree.structure(one)
+        assert all(len(axes.split()) == leaf.ndim and letters.startswith(axes)
+                   for axes, leaf in zip(jax.tree.leaves(named), jax.tree.leaves(one), strict=True))  # fmt: skip
+    assert weight.scale.nbytes == 4 * math.prod(array.shape[:outputs])
+
+
+def test_a_row_of_the_table_says_bytes_and_what_the_rest_is_in():
+    assert resolve_weights("int8", auto="bfloat16") == Dtype("int8", "bfloat16", 8, scales=4)
+    assert resolve_weights("auto", auto="bfloat16") is resolve_weights(jnp.bfloat16) is PLAIN["bfloat16"]
+    assert resolve_weights(np.int8) == resolve_weights("int8") == resolve_weights(resolve_weights("int8"))
+    assert resolve_weights("int8").activations == np.float32  # of this device
+    four = Dtype("int4", "bfloat16", 4, scales=2)  # a row that does not exist yet
+    assert (four.nbytes((6, 10), 1), four.nbytes((6,)), four.nbytes((4, 6, 5), 2)) == (30 + 12, 12, 60 + 48)
+    with pytest.raises(
+        ConfigError, match=r"dtype 'int4' is not supported; known: auto, float32, .* and int8 for weights"
+    ):
+        resolve_weights("int4")
 
 
 def in_8_bits(config, key=7):
@@ -132,7 +165,7 @@ def test_the_bundled_model_in_8_bits():
         jax.tree.map(np.testing.assert_array_equal, array, rounded if isinstance(array, Int8) else expected[path])
     nbytes = [sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)) for model in (eight, whole_model)]
     assert 0.25 < nbytes[0] / nbytes[1] < 0.27
-    assert nbytes[0] == sum(parameters.nbytes(eight.config, 4, in_8_bits=True).values())
+    assert nbytes[0] == sum(parameters.nbytes(eight.config, eight.dtype).values())
     text = "Once upon a time there was a little dog. He liked to play in the park with his red ball."
     surprise = [-np.mean(nano.score(model, [text])[0].logprobs[1:]) for model in (eight, whole_model)]
     assert surprise[0] == pytest.approx(surprise[1], rel=0.02) and surprise[0] != surprise[1]

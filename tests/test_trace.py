@@ -74,7 +74,7 @@ def test_a_program_says_of_itself_what_xla_says(family, B):
         assert scores <= found["scores"][0] < 2.5 * scores
         assert found.get(hlo.OTHER, (0, 0))[0] < 0.01 * analysis["flops"]
     moved = sum(cost.nbytes for cost in costs.values())  # of decode
-    assert moved > roofline.step_bytes(config, B, T, 4)
+    assert moved > roofline.step_bytes(config, B, T, "float32")
 
 
 def test_every_part_has_a_scope_in_the_model():

@@ -60,7 +60,7 @@ def info(
 def describe(source: str | None, revision: str | None, dtype_name: str | None) -> dict[str, Any]:
     """What --json prints. The config has to be right; what is wrong with other files is said in their place."""
     from nanollm_jax import layout
-    from nanollm_jax.dtypes import DTYPES, resolve_weights
+    from nanollm_jax.dtypes import PLAIN, resolve_weights
     from nanollm_jax.engine import buckets
     from nanollm_jax.families import read_config
     from nanollm_jax.weights.source import find_config, find_shape, read_json
@@ -72,13 +72,13 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
     config_json = read_json(path)
     config, _ = read_config(config_json, str(path))
     said = config_json.get("dtype", config_json.get("torch_dtype"))
-    dtype, in_8_bits = resolve_weights(dtype_name or (said if said in DTYPES else "float32"))
+    dtype = resolve_weights(dtype_name or (said if said in tuple(PLAIN) else "float32"))
     fields = {"num_layers": config.num_layers} | dataclasses.asdict(config)
     for layer, said in zip(config.layers, fields["layers"], strict=True):
         if layer.rope is not None and layer.rope.scaling is not None:
             said["rope"]["scaling"] = {"kind": layer.rope.scaling.kind} | said["rope"]["scaling"]
     shapes, count = layout.shapes(config), layout.count(config)
-    nbytes = layout.nbytes(config, dtype.itemsize, in_8_bits)
+    nbytes = layout.nbytes(config, dtype)
     report = {
         "config_file": str(path),
         "config": {"model_type": config_json["model_type"]} | fields,
@@ -88,7 +88,7 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
         },
         "count": count,
         "bytes": sum(nbytes.values()),
-        "dtype": "int8" if in_8_bits else dtype.name,
+        "dtype": dtype.name,
         "compiled_for": {
             "rows": list(buckets.ROWS),
             "prompt_tokens": sorted({buckets.piece(2**n) for n in range(buckets.PIECE.bit_length())}),

@@ -21,9 +21,9 @@ from nanollm_jax import model, params
 from nanollm_jax.cache import KVCache, check_room
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.mesh import knows_mesh, mesh_of
-from nanollm_jax.devices.shards import by_letters
 from nanollm_jax.errors import RequestError
 from nanollm_jax.letters import spec
+from nanollm_jax.ops.kept import letters_of
 from nanollm_jax.params import Params
 
 
@@ -31,7 +31,7 @@ def specs(tree: Any, config: ModelConfig) -> Any:
     """The PartitionSpec of every leaf, by its letters: parameters have them in their layout, everything else says its own."""
     if isinstance(tree, dict):
         flat, names = params.flatten(tree), params.layout(config)
-        return params.nest({path: by_letters(lambda _, axes: spec(axes), flat[path], names[path]) for path in flat})
+        return params.nest({path: jax.tree.map(spec, letters_of(flat[path], names[path])) for path in flat})
     return jax.tree.map(spec, alphabet.of(tree))
 
 

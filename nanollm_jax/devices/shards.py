@@ -6,7 +6,6 @@ zeros, and key/value heads may be repeated, which changes no number that the mod
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from nanollm_jax import params
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.letters import spec
-from nanollm_jax.ops.int8 import Int8
+from nanollm_jax.ops.kept import letters_of
 from nanollm_jax.params import Params
 from nanollm_jax.partition import arrange, sources, stored_sizes
 
@@ -100,12 +99,6 @@ def shard_params(whole: Params, config: ModelConfig, mesh: Mesh) -> tuple[ModelC
         array = np.asarray(array)
         return spread(lambda index: array[index], axes, array.dtype, config, mesh)
 
-    return arranged, params.nest({path: by_letters(placed, flat[path], letters[path]) for path in letters})
-
-
-def by_letters(do: Callable[[Any, str], Any], leaf: Any, letters: str) -> Any:
-    """do(array, letters) for one parameter, or for both arrays of one in 8 bits, the scales having its outputs' letters."""
-    if not isinstance(leaf, Int8):
-        return do(leaf, letters)
-    ours = " ".join(letters.split()[: leaf.scale.ndim])
-    return dataclasses.replace(leaf, values=do(leaf.values, letters), scale=do(leaf.scale, ours))
+    return arranged, params.nest(
+        {path: jax.tree.map(placed, flat[path], letters_of(flat[path], letters[path])) for path in letters}
+    )

@@ -36,7 +36,6 @@ from nanollm_jax.errors import RequestError
 from nanollm_jax.families import read_config
 from nanollm_jax.loading import Model, load
 from nanollm_jax.measure.roofline import product_rate, prompt_flops, read_rate, step_bytes
-from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.settings import Sampling
 from nanollm_jax.weights.source import find_shape, read_json
 
@@ -94,8 +93,7 @@ def bench(
 
 def name_of(dtype: Any) -> str:
     """A dtype's own name, as another process can be told it. Raises ConfigError for one that weights cannot have."""
-    activations, in_8_bits = resolve_weights(dtype)
-    return "int8" if in_8_bits else activations.name
+    return resolve_weights(dtype).name
 
 
 def open_model(source: str | None, revision: str | None, dtype: Any) -> Model:
@@ -112,7 +110,7 @@ def open_model(source: str | None, revision: str | None, dtype: Any) -> Model:
 
 def check_fits(model: Model, rows: int, capacity: int) -> None:
     """Raise RequestError for more positions than the model has, or more bytes than the device's memory has."""
-    config, itemsize = model.config, dtype_of(model).itemsize
+    config, itemsize = model.config, model.dtype.activations.itemsize
     if capacity > config.max_positions:
         raise RequestError(
             f"prompt and new tokens need {capacity} positions a row; this model has {config.max_positions}: take fewer."
@@ -173,7 +171,7 @@ def run(
     model: Model, rows: Sequence[int], prompt_tokens: int, new_tokens: int, repeats: int, progress: Progress
 ) -> dict[str, Any]:
     """Prefill, decode, first token and the machine's limits, in turns, in this process."""
-    config, dtype = model.config, dtype_of(model)
+    config = model.config
     seconds: dict[tuple[str, int], list[float]] = {}
     first, reading, arithmetic = [], [], []
     memory: dict[str, int | None] = {}
@@ -189,7 +187,7 @@ def run(
         first.append(answer.timings.first_token_seconds)
         memory = memory or peaks()
         reading.append(read_rate())
-        arithmetic.append(product_rate(dtype))
+        arithmetic.append(product_rate(model.dtype.activations))
     limits = {"read_bytes_per_second": summary(reading[1:]), "flops_per_second": summary(arithmetic[1:])}
     report: dict[str, Any] = {"limits": limits, "first_token_seconds": summary(first[1:]), "memory": memory}
     middle = prompt_tokens + new_tokens // 2  # positions that the average step finds
@@ -199,7 +197,7 @@ def run(
             times = seconds[kind, count][1:]
             entry: dict[str, Any] = {"rows": count, "tokens_per_second": summary([count * tokens / t for t in times])}
             if kind == "decode":
-                moved = step_bytes(config, count, middle, dtype.itemsize, in_8_bits(model))
+                moved = step_bytes(config, count, middle, model.dtype)
                 rate = moved * new_tokens / statistics.median(times)
                 limit = limits["read_bytes_per_second"]["median"]
                 entry |= {"bytes_per_step": moved, "bytes_per_second": rate, "limit_share": rate / limit}
@@ -217,7 +215,7 @@ def once(model: Model, rows: int, prompt_tokens: int, new_tokens: int) -> tuple[
     config = model.config
     sampling = Sampling(temperature=0.0).rows(rows, config.vocab_size)
     tokens, lengths = prompt(model, rows, prompt_tokens), np.full(rows, prompt_tokens, np.int32)
-    cache = jax.block_until_ready(init_cache(config, rows, prompt_tokens + new_tokens, dtype_of(model)))
+    cache = jax.block_until_ready(init_cache(config, rows, prompt_tokens + new_tokens, model.dtype.activations))
     begun = time.perf_counter()
     state = jax.block_until_ready(prefill(model.params, tokens, lengths, cache, config=config))
     middle = time.perf_counter()
@@ -257,21 +255,11 @@ def peaks() -> dict[str, int | None]:
     }
 
 
-def dtype_of(model: Model) -> np.dtype:
-    """The dtype of activations and cache, and of weights that are not in 8 bits."""
-    return np.dtype(model.params["embedding"]["tokens"].dtype)
-
-
-def in_8_bits(model: Model) -> bool:
-    """Are the matrices in 8 bits?"""
-    return isinstance(model.params["embedding"]["tokens"], Int8)
-
-
 def describe(model: Model, source: str | None) -> dict[str, Any]:
     """Which model was measured."""
     return {
         "source": source or "the bundled model", "parameters": model.num_parameters, "bytes": model.nbytes,
-        "dtype": "int8" if in_8_bits(model) else dtype_of(model).name,
+        "dtype": model.dtype.name,
     }  # fmt: skip
 
 

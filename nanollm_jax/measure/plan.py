@@ -102,18 +102,17 @@ def make_plan(
     if context > config.max_positions:
         raise RequestError(f"context {context} is more than the model's {config.max_positions} positions.")
     model, config = config, arrange(config, tp)
-    activations, in_8_bits = resolve_weights(dtype)
-    size = 2 if in_8_bits else activations.itemsize
+    kept = resolve_weights(dtype, auto="bfloat16")
     sizes = stored_sizes(config, tp)
     own = {letter: length // (tp if RULE.get(letter) == "tp" else 1) for letter, length in sizes.items()}
     rows, V = batch // dp, config.vocab_size
     slots = sum(layout.cache_slots(config, context))
     buffers = rows * config.num_kv_heads // tp * slots * config.head_dim
-    shapes, stored = layout.shapes(config, own), layout.nbytes(config, size, in_8_bits, own)
+    shapes, stored = layout.shapes(config, own), layout.nbytes(config, kept, own)
     multiplied = sum(roofline.used_weights(config, config.experts_per_token, own).values())
     read = roofline.used_weights(config, roofline.experts_read(config, rows), own)
-    filled = 2 * size * buffers
-    held, needed = (sum(layout.nbytes(of, size, in_8_bits, of_sizes).values()) for of, of_sizes in (
+    filled = 2 * kept.activations.itemsize * buffers
+    held, needed = (sum(layout.nbytes(of, kept, of_sizes).values()) for of, of_sizes in (
         (config, sizes), (model, model.sizes)))  # fmt: skip
     return Plan(
         weights=sum(stored.values()),

@@ -21,6 +21,7 @@ import numpy as np
 
 from nanollm_jax import layout
 from nanollm_jax.config import ModelConfig
+from nanollm_jax.dtypes import resolve_weights
 
 # bytes of the array, width of the matrices: beyond a CPU's caches; on others long enough that the call does not count
 SIZES = {"cpu": (2**28, 2048)}
@@ -28,20 +29,20 @@ LARGE = (2**31, 8192)
 CALLS = 4
 
 
-def step_bytes(config: ModelConfig, rows: int, length: int, itemsize: int, in_8_bits: bool = False) -> int:
+def step_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> int:
     """Bytes that decode has to move for one more token in each of `rows` rows that hold `length` positions.
 
     Every weight once (of an embedding that is only looked up, one vector per row), the keys and values in sight, and
-    the new ones. Of experts as many as are expected where all are chosen alike. itemsize: of the bytes of every number,
-    or of those that are not in_8_bits.
+    the new ones. Of experts as many as are expected where all are chosen alike. dtype: a name, or a row of dtypes.py.
     """
+    kept = resolve_weights(dtype)
     used, sizes = used_weights(config, experts_read(config, rows)), layout.shapes(config)
-    stored = layout.nbytes(config, itemsize, in_8_bits)
+    stored = layout.nbytes(config, kept)
     weights = sum(stored[path] * used[path] / math.prod(sizes[path]) for path in used)
     vectors = sum(stored[path] // sizes[path][0] for path in stored.keys() - used.keys())
     seen = sum(min(length + 1, layer.window or length + 1) for layer in config.layers)
     cached = 2 * config.num_kv_heads * config.head_dim * (seen + config.num_layers)
-    return round(weights) + rows * (itemsize * cached + vectors)
+    return round(weights) + rows * (kept.activations.itemsize * cached + vectors)
 
 
 def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:

@@ -20,7 +20,7 @@ from nanollm_jax.cache import init_cache
 from nanollm_jax.checks import check_counts
 from nanollm_jax.decode import init_state, read_prompts, write_tokens
 from nanollm_jax.errors import RequestError
-from nanollm_jax.measure.bench import check_fits, describe, dtype_of, machine, open_model, prompt
+from nanollm_jax.measure.bench import check_fits, describe, machine, open_model, prompt
 from nanollm_jax.measure.hlo import Cost, Program
 from nanollm_jax.measure.roofline import product_rate, read_rate
 from nanollm_jax.settings import Sampling
@@ -61,13 +61,13 @@ def profile(
         raise RequestError(f"the trace cannot be written to {folder}: {error}.") from None
     model = open_model(source, revision, dtype)
     check_fits(model, rows, prompt_tokens + new_tokens)
-    rates = {"read_bytes_per_second": read_rate(), "flops_per_second": product_rate(dtype_of(model))}
+    rates = {"read_bytes_per_second": read_rate(), "flops_per_second": product_rate(model.dtype.activations)}
     config = model.config
     tokens, lengths = prompt(model, rows, prompt_tokens), np.full(rows, prompt_tokens, np.int32)
     sampling, seeds = Sampling(temperature=0.0).rows(rows, config.vocab_size), np.zeros(rows, np.uint32)
 
     def empty() -> Any:
-        cache = init_cache(config, rows, prompt_tokens + new_tokens, dtype_of(model))
+        cache = init_cache(config, rows, prompt_tokens + new_tokens, model.dtype.activations)
         return jax.block_until_ready(init_state(cache, config))
 
     reading = read_prompts.lower(model.params, tokens, lengths, empty(), config=config).compile(named())

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from nanollm_jax import collectives
-from nanollm_jax.ops.int8 import Int8
-from nanollm_jax.ops.linear import Weight, product
+from nanollm_jax.ops.kept import Kept, Weight
+from nanollm_jax.ops.linear import product
 
 
 @jax.named_scope("embedding")
@@ -16,9 +16,8 @@ def look_up(table: Weight, ids: jax.Array) -> jax.Array:
 
     Ids past the table read its last row: padding positions may lie there, and nobody looks at what they compute.
     """
-    if isinstance(table, Int8):
-        values, scale = (part.at[ids].get(mode="clip") for part in (table.values, table.scale))
-        return (values * scale[..., None]).astype(table.dtype)
+    if isinstance(table, Kept):
+        return table.rows(ids)
     # Together with ids, which change: XLA on CPU looks 16 bits up in float32, and of a table alone in a loop it converts all.
     array, ids = jax.lax.optimization_barrier((table, ids))
     return array.at[ids].get(mode="clip")

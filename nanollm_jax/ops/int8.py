@@ -1,7 +1,6 @@
 """Weights in 8 bits: every output's weights are whole numbers from -127 to 127, times one float32 of its own.
 
 That is a quarter of float32's memory. A weight is off by at most half a step, 0.4 % of its output's largest weight.
-Activations stay as they are or, where integers are multiplied, become two digits of 8 bits, which loses next to nothing.
 """
 
 from __future__ import annotations
@@ -9,19 +8,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-LARGEST = 127
-LOWER = 254  # steps of the lower digit in one of the higher: its own -127 to 127 reach half a step to either side
+from nanollm_jax.ops.int8_product import LARGEST, product, product_on_cpu
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("values", "scale"), meta_fields=("dtype",))
 @dataclass(frozen=True)
 class Int8:
     """values [*O *I] int8 times scale [*O] float32: in place of a weight [*O *I] for activations in dtype."""
+
+    name: ClassVar[str] = "int8"
 
     values: jax.Array
     scale: jax.Array
@@ -37,9 +38,27 @@ class Int8:
         """How many axes the weight has."""
         return self.values.ndim
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the numbers and their scales."""
+        return self.values.nbytes + self.scale.nbytes
+
     def reshape(self, outputs: int, inputs: int) -> Int8:
-        """[*O *I] -> [O I], as product wants it."""
+        """[*O *I] -> [O I]."""
         return Int8(self.values.reshape(outputs, inputs), self.scale.reshape(outputs), self.dtype)
+
+    def times(self, x: jax.Array) -> jax.Array:
+        """Every row of x with every row of the weight.  x [R I], weight [O I] -> [R O] float32"""
+        return self.scale[None] * jax.lax.platform_dependent(x, self.values, cpu=product_on_cpu, default=product)
+
+    def rows(self, ids: jax.Array) -> jax.Array:
+        """One row per id, the last for ids past it.  weight [V D], ids [B T] -> [B T D]"""
+        values, scale = (part.at[ids].get(mode="clip") for part in (self.values, self.scale))
+        return (values * scale[..., None]).astype(self.dtype)
+
+    def letters(self, axes: str) -> Any:
+        """The letters of both arrays: the scales have those of the outputs."""
+        return Int8(axes, " ".join(axes.split()[: self.scale.ndim]), self.dtype)  # type: ignore[arg-type]
 
 
 @partial(jax.jit, static_argnames=("outputs",))
@@ -50,16 +69,3 @@ def quantize(weight: jax.Array, outputs: int) -> Int8:
     scale = jnp.max(jnp.abs(rows), axis=-1) / LARGEST
     values = jnp.round(rows / jnp.where(scale == 0, 1, scale)[..., None]).astype(jnp.int8)
     return Int8(values.reshape(weight.shape), scale, np.dtype(weight.dtype))
-
-
-def digits(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each row as two rows of digits in 8 bits, the higher and the lower, and its unit.  x [R I] -> [2R I] int8, [R 1]
-
-    x is unit * (higher + lower / LOWER), right to 1/64516 of the row's largest number.
-    """
-    x = x.astype(jnp.float32)
-    unit = jnp.max(jnp.abs(x), axis=1, keepdims=True) / LARGEST
-    scaled = x / jnp.where(unit == 0, 1, unit)
-    higher = jnp.round(scaled)
-    lower = jnp.round((scaled - higher) * LOWER)
-    return jnp.concatenate([higher, lower]).astype(jnp.int8), unit

@@ -12,12 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from nanollm_jax import collectives
-from nanollm_jax.ops.int8 import LOWER, Int8, digits
+from nanollm_jax.ops.kept import Kept, Weight
 
 MANY = 256  # rows
-MANY_OF_INT8, BLOCK = 16, 256  # rows, and outputs that are converted together
-
-Weight = jax.Array | Int8
 
 
 def contract(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -62,9 +59,8 @@ def add(y: jax.Array, bias: jax.Array | None) -> jax.Array:
 @jax.jit
 def product(x: jax.Array, weight: Weight) -> jax.Array:
     """Every row of x with every row of weight.  x [R I], weight [O I] -> [R O] float32"""
-    if isinstance(weight, Int8):
-        found = jax.lax.platform_dependent(x, weight.values, cpu=int8_product_on_cpu, default=int8_product)
-        return weight.scale[None] * found
+    if isinstance(weight, Kept):
+        return weight.times(x)
     return jax.lax.platform_dependent(x, weight, cpu=product_on_cpu, default=lambda x, w: contract("RI,OI->RO", x, w))
 
 
@@ -81,40 +77,3 @@ def product_on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
         return jax.lax.optimization_barrier(contract("OI,IR->OR", weight, turned)).T
     rows = jnp.concatenate([x, x]) if R == 1 else x
     return contract("RI,OI->RO", jax.lax.optimization_barrier(rows), weight)[:R]
-
-
-def int8_product(x: jax.Array, values: jax.Array) -> jax.Array:
-    """product with whole numbers in 8 bits, before their scale.  x [R I], values [O I] int8 -> [R O] float32
-
-    They are exact in every dtype of x; a GPU or TPU converts them as it reads them.
-    """
-    return contract("RI,OI->RO", x, values.astype(x.dtype))
-
-
-def int8_product_on_cpu(x: jax.Array, values: jax.Array) -> jax.Array:
-    """int8_product, in the words for which XLA on CPU has its fast kernels.  x [R I], values [O I] int8 -> [R O] float32
-
-    XLA on CPU multiplies int8 by int8 fast, from two rows on (jax 0.10.2), and knows no product of int8 and float32. So x
-    goes in as digits, whose sums are exact. For many rows it is quicker to convert the weight, in blocks that the
-    processor's cache holds.
-    """
-    if x.shape[0] >= MANY_OF_INT8:
-        return by_blocks(x, values)
-    rows, unit = digits(x)
-    sums = jnp.einsum("RI,OI->RO", jax.lax.optimization_barrier(rows), values, preferred_element_type=jnp.int32)
-    higher, lower = jnp.split(sums.astype(jnp.float32), [x.shape[0]])
-    return unit * (higher + lower / LOWER)
-
-
-def by_blocks(x: jax.Array, values: jax.Array) -> jax.Array:
-    """int8_product for many rows, a block of outputs after the other.  x [R I], values [O I] int8 -> [R O] float32"""
-    R, O = x.shape[0], values.shape[0]  # noqa: E741
-    size = min(BLOCK, O)
-    full = (O - 1) // size  # blocks before the last, which ends where the outputs end and may overlap the one before
-
-    def block(begin: jax.Array) -> jax.Array:
-        return int8_product(x.astype(jnp.float32), jax.lax.dynamic_slice_in_dim(values, begin, size))
-
-    found = jax.lax.map(block, jnp.minimum(size * jnp.arange(full + 1), O - size))  # [full + 1 R size]
-    last = found[-1, :, size - (O - full * size) :]
-    return jnp.concatenate([found[:-1].swapaxes(0, 1).reshape(R, full * size), last], axis=1)

@@ -1,0 +1,56 @@
+"""What a weight can be: an array, or something that is kept otherwise and does what is asked of a weight.
+
+A further kind (4 bits, an adapter on top of another weight) is one class with these methods; nothing else asks what it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """A weight [*O *I] that is no array; a pytree of the arrays that it is made of."""
+
+    name: ClassVar[str]  # of its row in dtypes.py
+    dtype: np.dtype  # of the activations that it is for
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the weight."""
+
+    @property
+    def ndim(self) -> int:
+        """How many axes the weight has."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its arrays."""
+
+    def reshape(self, outputs: int, inputs: int) -> Any:
+        """[*O *I] -> [O I], the same kind."""
+
+    def times(self, x: jax.Array) -> jax.Array:
+        """Every row of x with every row of the weight.  x [R I], weight [O I] -> [R O] float32"""
+
+    def rows(self, ids: jax.Array) -> jax.Array:
+        """One row per id, the last for ids past it.  weight [V D], ids [B T] -> [B T D]"""
+
+    def letters(self, axes: str) -> Any:
+        """The axis letters of each of its arrays, in the same kind, where the weight's are `axes`."""
+
+
+Weight = jax.Array | Kept
+
+
+def letters_of(weight: Any, axes: str) -> Any:
+    """The axis letters of a weight's arrays, in a tree like its own: of an array, the weight's."""
+    return weight.letters(axes) if isinstance(weight, Kept) else axes
+
+
+def name_of(weight: Any) -> str:
+    """The name of the dtype in which a weight is kept."""
+    return weight.name if isinstance(weight, Kept) else np.dtype(weight.dtype).name
