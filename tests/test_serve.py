@@ -15,6 +15,7 @@ import serving
 from agreement import agree
 
 import nanollm_jax as nano
+from nanollm_jax.cli import run
 from nanollm_jax.serve.fields import REFUSED, WITHOUT_EFFECT
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 12}
@@ -155,6 +156,8 @@ WRONG = [
     ({"n": 100000}, "n"),
     ({"seed": 2**32}, "seed"),
     ({"stop": [""]}, "stop"),
+    ({"stop": ["x"] * 17}, "stop"),
+    ({"stop": "x" * 257}, "stop"),
     ({"stop_token_ids": [99999]}, "stop_token_ids"),
     ({"min_tokens": 13}, "min_tokens"),
     ({"logit_bias": {"x": 1}}, "logit_bias"),
@@ -429,3 +432,21 @@ def test_what_is_asked_about_the_server(http, client, service):
     assert value(after, "e2e_request_latency_seconds_count") - value(before, "e2e_request_latency_seconds_count") == 1
     assert value(after, "num_requests_running") == value(after, "num_requests_waiting") == 0
     assert value(after, "compiled_programs_total") == 0
+
+
+def test_top(service, port, http, capsys):
+    """Each row as a lane, of a server that is at work; and a clear word where none is."""
+    assert serving.settled(service)
+    with ThreadPoolExecutor(1) as pool, serving.gated(service) as gate:
+        asked = pool.submit(chat, http, max_tokens=100)
+        gate.release(3)
+        assert serving.until(lambda: any(lane.written for lane in service.metrics.lanes))
+        assert run(["top", f"http://127.0.0.1:{port}/v1", "--once"]) == 0
+        gate.release(1000)
+        asked.result()
+    lines = capsys.readouterr().out.splitlines()
+    assert "tokens/s · 0 waiting" in lines[0]
+    (busy,) = [line for line in lines if "/100" in line]
+    assert busy.count("*") > 0 and sum("idle" in line for line in lines) == serving.ROWS - 1
+    assert run(["top", "http://127.0.0.1:1"]) == 2
+    assert "is nanollm serve running there?" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from nanollm_jax.cli.score import score
 from nanollm_jax.cli.serve import serve
 from nanollm_jax.cli.settings import read_settings
 from nanollm_jax.cli.tokenize import tokenize
+from nanollm_jax.cli.top import top
 
 
 class Commands(TyperGroup):
@@ -63,7 +64,7 @@ def nanollm(
         print(context.get_help())
 
 
-for command in (generate, chat, serve, score, tokenize, info, bench, profile, plan, mesh):
+for command in (generate, chat, serve, top, score, tokenize, info, bench, profile, plan, mesh):
     app.command()(command)
 
 

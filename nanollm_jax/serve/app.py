@@ -37,7 +37,7 @@ def make_app(service: Service, ended: Callable[[], None] = lambda: None) -> Star
 
     get = {
         "/models": models, "/models/{name:path}": one_model, "/tokenizer_info": tokenizer_info, "/health": health,
-        "/metrics": metrics, "/version": version,
+        "/metrics": metrics, "/rows": rows, "/version": version,
     }  # fmt: skip
     post = {
         "/chat/completions": chat_completions, "/completions": completions, "/embeddings": embeddings,
@@ -110,6 +110,11 @@ async def health(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """GET /metrics"""
     return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def rows(request: Request) -> Response:
+    """GET /rows: what each row is at, for nanollm top."""
+    return Json({"rows": [lane._asdict() for lane in service_of(request).metrics.lanes]})
 
 
 async def version(request: Request) -> Response:

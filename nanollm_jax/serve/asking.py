@@ -19,10 +19,14 @@ from nanollm_jax.engine.request import Request, check_stops, encode_prompts, req
 from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.loading import Model
 from nanollm_jax.serve.bodies import Chat, Completion, TokenizeChat, Writing, read_messages
-from nanollm_jax.serve.refusals import Refusal, refusal_of
+from nanollm_jax.serve.refusals import Refusal, busy, refusal_of
 from nanollm_jax.settings import Sampling, with_settings
 
 THREADS = 4
+STOPS, LONGEST_STOP = (
+    16,
+    256,
+)  # texts that may end an answer, and their characters: each token is compared with all of them
 COMPLETION = 16  # tokens of a completion where nobody says, as OpenAI has it
 SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 Made = TypeVar("Made")
@@ -61,9 +65,12 @@ class Readers:
         self.model, self.context, self.answers = model, context, answers
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="reader")
         self.own = threading.local()
+        self.reading = 0
 
     async def read(self, function: Callable[..., Made], *args: Any) -> Made:
-        """function(self, *args) in one of the threads. Raises Refusal for all that it refuses."""
+        """function(self, *args) in one of the threads. Raises Refusal for all that it refuses, and where too many wait."""
+        if self.reading >= self.answers:
+            raise busy("too many requests are being read; ask again later.", "queue_full")
 
         def call() -> Made:
             try:
@@ -71,7 +78,11 @@ class Readers:
             except NanoLLMError as error:
                 raise refusal_of(error) from None
 
-        return await asyncio.get_running_loop().run_in_executor(self.pool, call)
+        self.reading += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.pool, call)
+        finally:
+            self.reading -= 1
 
     @property
     def renderer(self) -> Model:
@@ -152,6 +163,9 @@ class Readers:
             raise Refusal(
                 400, f"min_tokens is {body.min_tokens}, more than the {new} that may be written.", "min_tokens"
             )
+        stops = [body.stop] if isinstance(body.stop, str) else body.stop
+        if len(stops) > STOPS or any(len(stop) > LONGEST_STOP for stop in stops):
+            raise Refusal(400, f"stop has at most {STOPS} texts of {LONGEST_STOP} characters here.", "stop")
         seed = secrets.randbits(32) if body.seed is None else body.seed
         sampling = with_settings(self.model.defaults.sampling, self.settings(body))
         requests = requests_of(

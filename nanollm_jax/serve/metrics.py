@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from nanollm_jax.engine.engine import Engine
-from nanollm_jax.engine.rows import Ticket
+from nanollm_jax.engine.rows import Slot, Ticket
 
 PREFIX = "nanollm:"
 FIRST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)  # seconds
 BETWEEN = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 WHOLE = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+
+
+class Lane(NamedTuple):
+    """One row: idle, reading or writing; tokens of its prompt, how many of these were cached and read, and of its answer."""
+
+    state: str
+    request: int = -1
+    prompt: int = 0
+    cached: int = 0
+    read: int = 0
+    written: int = 0
+    most: int = 0
+
+    @classmethod
+    def of(cls, slot: Slot) -> Lane:
+        """What a row is at."""
+        ticket = slot.ticket
+        if ticket is None or ticket.ended:
+            return cls("idle")
+        asked, state = ticket.request, "reading" if slot.reading else "writing"
+        written = len(ticket.answer.token_ids)
+        return cls(state, ticket.number, len(asked.ids), ticket.cached_tokens, slot.at, written, asked.max_new_tokens)
 
 
 class Metrics:
@@ -46,6 +69,7 @@ class Metrics:
         self.first = self.histogram("time_to_first_token_seconds", "From a request to its first token.", FIRST)
         self.between = self.histogram("inter_token_latency_seconds", "From one token to the next.", BETWEEN)
         self.whole = self.histogram("e2e_request_latency_seconds", "From a request to its last token.", WHOLE)
+        self.lanes: list[Lane] = []
         self.offered = self.taken = self.idle = 0  # steps of rows, those that wrote a token, those that did not
         self.times: dict[Ticket, tuple[float, float]] = {}  # when it was submitted, and when its last token came
 
@@ -116,6 +140,7 @@ class Metrics:
         seated = [slot for slot in engine.slots if slot.ticket is not None and not slot.ticket.ended]
         self.rows.set(engine.rows)
         self.running.set(len(seated))
+        self.lanes = [Lane.of(slot) for slot in engine.slots]
         self.waiting.set(len(engine.queue))
         self.cache_used.set(sum(slot.filled for slot in seated) / (engine.rows * engine.config.max_positions))
 
