@@ -97,6 +97,14 @@ def cache_slots(config: ModelConfig, capacity: int) -> list[int]:
     return [min(whole(size), whole(capacity)) for size in sizes]
 
 
+def row_nbytes(config: ModelConfig, context: int, itemsize: int, tp: int = 1) -> tuple[int, int]:
+    """Bytes of one device for a row of so many positions: its keys and values; and what draws its tokens, with its settings."""
+    slots = sum(cache_slots(config, context))
+    # logits, two histories, the logit bias, two masks; and the text
+    drawing = config.vocab_size * (4 + 1 + 4 + 4 + 1 + 1) + 4 * config.max_positions
+    return 2 * itemsize * (config.num_kv_heads // tp) * slots * config.head_dim, drawing
+
+
 def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested dicts of axis letters -> (path, letters), in order."""
     for name, inside in tree.items():

@@ -14,13 +14,15 @@ from models import CONFIG_JSON, FURTHER, random_model
 from programs import compiled
 
 import nanollm_jax as nano
-from nanollm_jax.engine import slots
+from nanollm_jax.engine import memory, slots
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.prefix import Prefixes
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import seat_of
+from nanollm_jax.engine.shared import rows_for
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.engine.warmup import warm
+from nanollm_jax.measure.plan import make_plan
 
 PIECE, ROWS = 32, 4
 SETTINGS = [
@@ -243,6 +245,68 @@ def test_an_answer_that_is_given_up_frees_its_row():
     many.close()
     assert nano.generate(model, [[1], [2]], max_new_tokens=3, rows=2)[1].finish_reason == "length"
     assert all(slot.ticket is None for slot in model.engines[2].engine.slots)
+
+
+OUT = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1073741824 bytes.")
+
+
+def long_and_short(engine):
+    """A request that outgrows the smallest cache, and one beside it that does not."""
+    return engine.submit(Request((1,) * 240, 60, SETTINGS[0])), engine.submit(Request((1, 2, 3), 6, SETTINGS[1], 5))
+
+
+@pytest.mark.parametrize("how", ["nothing free", "allocation fails", "state lost"])
+def test_who_wants_more_memory_than_there_is_is_told_and_the_others_go_on(how, monkeypatch):
+    """Refused with what would fit; where the state went with it all that sat are told, and who waited is answered."""
+    model = model_of("llama")
+    expected = alone(model, [Request((1, 2, 3), 6, SETTINGS[1], 5)])
+    engine = Engine(model, ROWS, piece=PIECE, prefix_bytes=0)
+    (long, short), failed = long_and_short(engine), []
+    resize = slots.resize
+
+    def fails(state, **rest):
+        if failed and how == "state lost":
+            return resize(state, **rest)
+        failed.append(how)
+        if how == "state lost":
+            state.token.delete()
+        raise OUT
+
+    if how == "nothing free":
+        monkeypatch.setattr(memory, "free", lambda: 0)
+    else:
+        monkeypatch.setattr(slots, "resize", fails)
+    while not engine.idle:
+        engine.step()
+        if long.ended and len(engine.slots) == ROWS and engine.tickets == 2:
+            late = engine.submit(short.request)
+    with pytest.raises(nano.RequestError, match=r"4 rows of 512 positions need more memory .* ask for 256 positions"):
+        long.result(engine.spent)
+    assert result(late) == expected[0] and all(slot.ticket is None for slot in engine.slots)
+    assert (result(short) == expected[0]) == (how != "state lost" or short.error is None)
+    monkeypatch.undo()
+    again = engine.submit(long.request)
+    while not engine.idle:
+        engine.step()
+    assert result(again) == alone(model, [long.request])[0]
+
+
+def test_fewer_rows_are_taken_where_there_is_no_memory_for_more(monkeypatch):
+    """By the closed forms of plan: as many rows as fit, none where one does not, and what would fit is said."""
+    model = model_of("llama")
+    one = memory.needed(model, 1, 600)
+    plan = make_plan(model.config, batch=1, context=600, dtype="float32")
+    assert one == plan.cache + plan.state
+    monkeypatch.setattr(memory, "free", lambda: 10 * one)
+    assert rows_for(model, 40, None, 600).engine.rows == 8 and rows_for(model, 40, None).engine.rows == 8
+    with pytest.raises(nano.RequestError, match=r"32 rows of 600 positions .* are free; take rows=10"):
+        rows_for(model, 40, 32, 600)
+    monkeypatch.setattr(memory, "free", lambda: one - 1)
+    with pytest.raises(nano.RequestError, match=r"1 row of 600 positions .* ask for 512 positions"):
+        nano.generate(model, [1] * 580, max_new_tokens=20)
+    monkeypatch.setattr(memory, "free", lambda: 0)
+    with pytest.raises(nano.RequestError, match="free some, or take a smaller model"):
+        nano.generate(random_model("llama"), [1], max_new_tokens=2)
 
 
 @pytest.mark.parametrize("window", [None, 50])

@@ -75,6 +75,8 @@ ARROWS = {
         "decode",
         "devices",
         "errors",
+        "files",
+        "layout",
         "letters",
         "loading",
         "model",

@@ -16,7 +16,7 @@ from nanollm_jax.checks import whole
 from nanollm_jax.engine.answer import Generation
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.generate import Stream
-from nanollm_jax.engine.request import check_seeds, check_stops, known, requests_of
+from nanollm_jax.engine.request import check_seeds, check_stops, known, longest, requests_of
 from nanollm_jax.engine.shared import Shared, rows_for
 from nanollm_jax.errors import RequestError
 from nanollm_jax.letters import nbytes
@@ -100,7 +100,7 @@ def stream_chat(
     ids = read_chat(model, messages, tools=tools, template=template, variables=variables)
     new = min(ANSWER, room(model, ids)) if max_new_tokens is None else max_new_tokens
     requests = requests_of(model, [ids], new, sampling, seed, stop, stop_ids, chat=True, streamed=True)
-    return Stream(lambda: rows_for(model, 1, None), requests, single=True)
+    return Stream(lambda: rows_for(model, 1, None, longest(requests)), requests, single=True)
 
 
 def read_chat(model: Model, messages: Sequence[Message], **rest: Any) -> list[int]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from nanollm_jax.cache import init_cache
 from nanollm_jax.collectives import whole
-from nanollm_jax.engine import buckets, slots
+from nanollm_jax.engine import buckets, memory, slots
 from nanollm_jax.engine.prefix import Prefixes
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import Event, Owner, Pending, Slot, Spent, Ticket, common_prefix, pieces_of, seat_of
@@ -58,15 +58,19 @@ class Engine:
         self.spent = Spent()
         self.smallest = buckets.capacity(1, self.config.max_positions)
         self.state = self.empty()
-        self.pool: slots.Pool | None = None
         self.places = 0 if remember else self.blocks_in(prefix_bytes)
-        self.prefixes = [Prefixes(self.piece, self.places) for _ in range(self.dp)]
+        self.forget()
 
     def empty(self) -> slots.State:
         """A state of rows that are nobody's, of the smallest capacity."""
         dtype = self.model.params["embedding"]["tokens"].dtype
         cache = init_cache(self.config, self.rows, self.smallest, dtype, self.model.mesh)
         return slots.empty_state(cache, self.config)
+
+    def forget(self) -> None:
+        """Keep nothing of what was read before."""
+        self.pool: slots.Pool | None = None
+        self.prefixes = [Prefixes(self.piece, self.places) for _ in range(self.dp)]
 
     def blocks_in(self, limit: int | None) -> int:
         """How many blocks of a prefix each part of the rows may keep in so many bytes."""
@@ -100,8 +104,18 @@ class Engine:
 
         Where somebody waits for pieces of text at most one piece of a prompt is read between two chunks, so that nobody who
         writes waits longer than for one piece and one chunk; otherwise all that are seated are read first. One chunk is
-        always on its way while the last one is looked at.
+        always on its way while the last one is looked at. Where the device has no memory for a step, those who wanted it are
+        told (NoRoomError), and the others go on; all that have a row are, where the step took the state with it.
         """
+        try:
+            return self.turn()
+        except Exception as error:
+            if not memory.ran_out(error):
+                raise
+            return memory.refuse(self)
+
+    def turn(self) -> list[Ticket]:
+        """One step that has the memory it needs."""
         for slot in self.slots:
             if slot.ticket is not None and slot.ticket.ended:
                 self.free(slot)
@@ -205,8 +219,7 @@ class Engine:
         """Put into a row what comes next of its text and was read before. Its last token is read in any case."""
         assert slot.ticket is not None
         root, prefixes = self.root(slot.ticket.request, len(slot.text)), self.prefixes[self.part(slot)]
-        whole_pieces = lambda: slot.at % self.piece == 0 and slot.at + self.piece < len(slot.text)  # noqa: E731
-        while slot.keeps and whole_pieces() and not slot.scored(self.piece):  # what is scored has to be read
+        while slot.recalls(self.piece):
             block = prefixes.next(root, slot.block, slot.text[slot.at : slot.at + self.piece])
             if block is None:
                 break
@@ -290,20 +303,18 @@ class Engine:
     def make_room(self, positions: int) -> None:
         """A capacity of so many positions at least."""
         capacity = buckets.capacity(min(positions, self.config.max_positions), self.config.max_positions)
-        if capacity > self.state.cache.capacity:
+        if capacity > (had := self.state.cache.capacity):
+            memory.check_room(self.model, self.rows, capacity, had)
             self.state = slots.resize(self.state, config=self.config, capacity=capacity)
 
     # what programs take: one entry for each part of the rows
 
     def rows_of(self, slot: Slot) -> np.ndarray:
         """[R] row numbers within their parts: this slot's, and in the other parts nobody's."""
-        rows = self.rows // self.dp
-        found = np.full(self.dp, rows, np.int32)
-        found[self.part(slot)] = slot.row % rows
-        return found
+        return self.one(slot, slot.row % (self.rows // self.dp), self.rows // self.dp)
 
-    def one(self, slot: Slot, value: int) -> np.ndarray:
-        """[R] this slot's number in its place, zeros in the others."""
-        found = np.zeros(self.dp, np.int32)
+    def one(self, slot: Slot, value: int, others: int = 0) -> np.ndarray:
+        """[R] this slot's number in its place, another in the others."""
+        found = np.full(self.dp, others, np.int32)
         found[self.part(slot)] = value
         return found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from nanollm_jax.engine.answer import Generation
-from nanollm_jax.engine.request import Request, encode_prompts, requests_of
+from nanollm_jax.engine.request import Request, encode_prompts, longest, requests_of
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.shared import Shared, failed, rows_for
 from nanollm_jax.engine.timings import Timings
@@ -90,7 +90,7 @@ def generate(
     )
     if not requests:
         return []
-    shared = rows_for(model, len(requests), rows)
+    shared = rows_for(model, len(requests), rows, longest(requests))
     tickets = shared.submit(requests)
     for _ in shared.follow(tickets):
         if (error := failed(tickets)) is not None:
@@ -181,7 +181,7 @@ def stream(
     requests = requests_of(
         model, texts, max_new_tokens, sampling, seed, stop, stop_ids, top_logprobs=top_logprobs, streamed=True
     )
-    return Stream(lambda: rows_for(model, len(requests), rows), requests, single)
+    return Stream(lambda: rows_for(model, len(requests), rows, longest(requests)), requests, single)
 
 
 class Stream(Iterator[Piece], Generic[Piece]):

@@ -110,6 +110,11 @@ def check_tops(value: Any) -> int:
     return tops
 
 
+def longest(requests: Sequence[Request]) -> int:
+    """How many positions the longest of these needs, with its answer."""
+    return max((len(request.text) + request.max_new_tokens for request in requests), default=1)
+
+
 def once(known: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
     """What was made for this key, made now if it was not."""
     if key not in known:

@@ -168,6 +168,11 @@ class Slot:
         """How many tokens its next piece has: it ends where the text does, or at a multiple of the longest."""
         return min(longest - self.at % longest, len(self.text) - self.at)
 
+    def recalls(self, longest: int) -> bool:
+        """May its next piece be one that was read before? A whole one, not the last; and what is scored has to be read."""
+        whole = self.at % longest == 0 and self.at + longest < len(self.text)
+        return self.keeps and whole and not self.scored(longest)
+
     def program(self, longest: int) -> tuple[int, bool, bool]:
         """What reads its next piece: the length that it is padded to, whether nothing is before it, whether it is scored."""
         return buckets.piece(self.piece(longest), longest), self.at == 0, self.scored(longest) > 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nanollm_jax.checks import check_counts
-from nanollm_jax.engine.request import Request, check_ids, check_tops, encode
+from nanollm_jax.engine.request import Request, check_ids, check_tops, encode, longest
 from nanollm_jax.engine.rows import Mark
 from nanollm_jax.engine.shared import failed, rows_for
 from nanollm_jax.errors import NumericsError, RequestError
@@ -166,12 +166,13 @@ def run(
         found for row, (ids, known) in enumerate(texts) for found in windows_of(row, len(ids), known, window, stride)
     ]
     windows.sort(key=lambda found: found.end - found.start, reverse=True)
-    shared = rows_for(model, min(len(windows), ROWS * model.dp), rows)
-    tickets = shared.submit([
+    requests = [
         Request(tuple(texts[one.row][0][one.start : one.end]), 0, Sampling(temperature=0.0), given=one.scored - one.start,
                 top_logprobs=tops)
         for one in windows
-    ])  # fmt: skip
+    ]  # fmt: skip
+    shared = rows_for(model, min(len(windows), ROWS * model.dp), rows, longest(requests))
+    tickets = shared.submit(requests)
     for _ in shared.follow(tickets):
         if (error := failed(tickets)) is not None:
             raise error

@@ -111,15 +111,14 @@ def make_plan(
     shapes, stored = layout.shapes(config, own), layout.nbytes(config, kept, own)
     multiplied = sum(roofline.used_weights(config, config.experts_per_token, own).values())
     read = roofline.used_weights(config, roofline.experts_read(config, rows), own)
-    filled = 2 * kept.activations.itemsize * buffers
+    filled, state = (rows * part for part in layout.row_nbytes(config, context, kept.activations.itemsize, tp))
     held, needed = (sum(layout.nbytes(of, kept, of_sizes).values()) for of, of_sizes in (
         (config, sizes), (model, model.sizes)))  # fmt: skip
     return Plan(
         weights=sum(stored.values()),
         cache=filled,
         padding=round((held - needed) / tp + filled * (1 - model.num_kv_heads / config.num_kv_heads)),
-        # logits, two histories, the logit bias, two masks; and the text
-        state=rows * (V * (4 + 1 + 4 + 4 + 1 + 1) + 4 * config.max_positions),
+        state=state,
         temporaries=rows * V * 4 * VOCABULARIES,
         read=sum(stored[path] * used / math.prod(shapes[path]) for path, used in read.items()),
         products=2.0 * multiplied * rows,

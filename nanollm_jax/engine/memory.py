@@ -1,0 +1,114 @@
+"""Whether rows have room on their device, and what is said where they have not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from nanollm_jax import files, layout
+from nanollm_jax.engine import buckets
+from nanollm_jax.errors import RequestError
+from nanollm_jax.loading import Model
+
+if TYPE_CHECKING:
+    from nanollm_jax.engine.engine import Engine
+    from nanollm_jax.engine.rows import Ticket
+
+
+class NoRoomError(RequestError):
+    """A device without the memory that rows need."""
+
+
+def needed(model: Model, rows: int, capacity: int) -> int:
+    """Bytes of one device for so many rows of so many positions, and for drawing their next token."""
+    size = model.params["embedding"]["tokens"].dtype.itemsize
+    if jax.default_backend() == "cpu":
+        size = max(size, 4)  # as init_cache has it
+    tp = 1 if model.mesh is None else model.mesh.shape["tp"]
+    return rows // model.dp * sum(layout.row_nbytes(model.config, capacity, size, tp))
+
+
+def free() -> int | None:
+    """Bytes of this process's first device that nobody has; None where that is not known.
+
+    Several processes have to decide the same, and none of them knows what the others have.
+    """
+    if jax.process_count() > 1:
+        return None
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats["bytes_in_use"])
+    return files.free_memory() if jax.default_backend() == "cpu" else None
+
+
+def check_room(model: Model, rows: int, capacity: int, had: int = 0) -> None:
+    """Raise NoRoomError unless there is room for rows of so many positions, beside the `had` ones that they have now."""
+    left = free()
+    if left is not None and needed(model, rows, capacity) > left:
+        raise NoRoomError(no_room(model, rows, capacity, had))
+
+
+def no_room(model: Model, rows: int, capacity: int, had: int) -> str:
+    """What is said to who asks for too much: what would fit, of fewer positions or of fewer rows."""
+    left, need = free(), needed(model, rows, capacity)
+    known = f"{need / 1e6:,.1f} MB" + ("" if left is None else f", and {left / 1e6:,.1f} MB are free")
+    fits = lambda rows, capacity: left is not None and need > left and needed(model, rows, capacity) <= left  # noqa: E731
+    shorter = [
+        S for S in buckets.capacities(model.config.max_positions) if had >= S or (capacity > S and fits(rows, S))
+    ]
+    fewer = [n * model.dp for n in range(rows // model.dp - 1, 0, -1) if fits(n * model.dp, capacity)]
+    offers = [f"ask for {max(shorter):,} positions, prompt and answer together, or fewer"] if shorter else []
+    offers += [f"take rows={fewer[0]}"] if fewer else []
+    return (
+        f"{rows} row{'s' * (rows > 1)} of {capacity:,} positions need more memory than the device has: {known}; "
+        f"{', or '.join(offers) or 'free some, or take a smaller model, or the same with dtype=int8'}."
+    )
+
+
+def fitting(model: Model, wanted: int, positions: int) -> int:
+    """How many rows of so many positions there is room for: of the engines' sizes the largest up to the wanted one.
+
+    Raises NoRoomError where there is none for the smallest.
+    """
+    capacity, left = buckets.capacity(positions, model.config.max_positions), free()
+    for rows in sorted((n * model.dp for n in buckets.ROWS if n * model.dp <= wanted), reverse=True):
+        if left is None or needed(model, rows, capacity) <= left:
+            return rows
+    raise NoRoomError(no_room(model, model.dp, capacity, 0))
+
+
+def ran_out(error: BaseException) -> bool:
+    """Is this what JAX says where an array finds no room, or what is said here?"""
+    return isinstance(error, NoRoomError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
+def lost(state: Any) -> bool:
+    """Was a state or a pool used up by a program that did not give it back?"""
+    return any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def refuse(engine: Engine) -> list[Ticket]:
+    """Tell those of an engine who want more positions than there are in its rows, after a step that found no memory.
+
+    All that have a row are told where the state went with the step, or where nothing was to grow. -> who was told
+    """
+    had, gone = engine.state.cache.capacity, lost(engine.state)
+    seated = [slot for slot in engine.slots if slot.ticket is not None]
+    ends = {
+        slot: slot.at + slot.piece(engine.piece) if slot.reading else slot.filled + buckets.CHUNK for slot in seated
+    }
+    told = [slot for slot in seated if ends[slot] > had and not gone] or seated
+    wanted = buckets.capacity(max((ends[slot] for slot in told), default=1), engine.config.max_positions)
+    error = NoRoomError(no_room(engine.model, engine.rows, wanted, 0 if wanted == had else had))
+    for slot in told:
+        assert slot.ticket is not None
+        slot.ticket.error = slot.ticket.error or error
+    if gone:
+        engine.pending.clear()
+        engine.state = engine.empty()
+    if engine.pool is not None and (gone or lost(engine.pool)):
+        engine.forget()
+    return [slot.ticket for slot in told if slot.ticket is not None]
