@@ -27,7 +27,9 @@ from nanollm_jax.cli.generate import figures
 from nanollm_jax.cli.info import flat, in_words, tree_rows
 from nanollm_jax.cli.printing import harmless, spelled
 from nanollm_jax.cli.session import SAMPLING
+from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.timings import Timings
+from nanollm_jax.engine.warmup import programs
 from nanollm_jax.loading import Defaults
 from nanollm_jax.weights.source import find
 
@@ -815,3 +817,19 @@ def test_values_in_words() -> None:
         "none", "yes", "no", "2048", "1e-05", "none", "4 (2 times), none", "a\\x1b"
     ]  # fmt: skip
     assert flat({"a": 1, "b": {"c": {"d": 2}, "e": 3}}) == [("a", 1), ("b.c.d", 2), ("b.e", 3)]
+
+
+def test_info_lists_every_program_that_an_engine_compiles(run: Run, model: nano.Model) -> None:
+    """Those that warmup makes, no more and no fewer; and bytes of rows as their arrays have them, but for a few."""
+    report = strict_json(run("info", "--device", "--json")[1])["device"]
+    listed = {
+        f"{one['name']}{f' {length} tokens' if length else ''}, 8 rows of {size} positions"
+        for one in report["programs"]
+        for length in one["lengths"] or [0]
+        for size in one["positions"]
+    }
+    engine = Engine(model, 8)
+    assert {name for name, _ in programs(engine, 512, 512, scores=True)} == listed
+    (smallest,) = (one["bytes"] for one in report["rows"] if (one["rows"], one["positions"]) == (8, 256))
+    assert smallest == pytest.approx(sum(leaf.nbytes for leaf in jax.tree.leaves(engine.state)), rel=0.1)
+    assert "keep a prefix" in run("info", "--device")[1]

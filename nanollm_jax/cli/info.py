@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DTYPE = (
     "What to count bytes in: float32, bfloat16, float16, int8, or auto for this machine's. Left out: the config's own."
 )
+DEVICE = "Look at the device too: every program that is compiled for it, with its shapes, and what rows take there."
 AXES = {
     "vocab_size": "V", "hidden_size": "D", "num_layers": "L", "num_heads": "N", "num_kv_heads": "K", "head_dim": "H",
     "intermediate_size": "F", "max_positions": "P",
@@ -32,6 +33,7 @@ def info(
     model: AnyModel = None,
     revision: Revision = None,
     dtype: Annotated[str | None, typer.Option(metavar="DTYPE", show_default=False, help=DTYPE)] = None,
+    device: Annotated[bool, typer.Option("--device", help=DEVICE)] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's architecture, parameters and files.
@@ -41,7 +43,7 @@ def info(
     """
     from rich.filesize import decimal
 
-    report = describe(model, revision, dtype)
+    report = describe(model, revision, dtype) | ({"device": describe_device(model, revision, dtype)} if device else {})
     if as_json:
         return print_json(report)
     count, nbytes = f"{report['count']:,}", decimal(report["bytes"])
@@ -51,8 +53,11 @@ def info(
     rows = [(*words, f"{numbers:,}", decimal(size)) for *words, numbers, size in tree_rows(report["parameters"])]
     rows.append(("total", "", "", count, nbytes))
     print_table(("parameter", "axes", "shape", "count", report["dtype"]), rows, right=2)
-    sizes = [(name, " ".join(map(str, values))) for name, values in report["compiled_for"].items()]
-    print_table(("programs are compiled for", ""), sizes)
+    if device:
+        show_device(report["device"])
+    else:
+        sizes = [(name, " ".join(map(str, values))) for name, values in report["compiled_for"].items()]
+        print_table(("programs are compiled for", ""), sizes)
     if "checkpoint" in report:
         print_table(("checkpoint", ""), [(name, in_words(value)) for name, value in flat(report["checkpoint"])])
 
@@ -97,6 +102,47 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
         },
     }  # fmt: skip
     return report if alone else report | {"checkpoint": describe_files(path.parent, config_json, config)}
+
+
+def describe_device(source: str | None, revision: str | None, dtype_name: str | None) -> dict[str, Any]:
+    """The device that a model would be loaded to, what rows take there, and every program that is compiled for them."""
+    import jax
+
+    from nanollm_jax import layout
+    from nanollm_jax.dtypes import resolve_weights
+    from nanollm_jax.engine import buckets, memory
+    from nanollm_jax.families import read_config
+    from nanollm_jax.weights.source import find_config, read_json
+
+    path = find_config(source, revision)
+    config, _ = read_config(read_json(path), str(path))
+    size = memory.cache_itemsize(resolve_weights(dtype_name or "auto").activations)
+    row = {S: sum(layout.row_nbytes(config, S, size)) for S in buckets.capacities(config.max_positions)}
+    return {
+        "kind": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "free_bytes": memory.free(),
+        "rows": [{"rows": B, "positions": S, "bytes": B * row[S]} for B in buckets.ROWS for S in row],
+        "programs": [
+            {"name": name, "lengths": lengths, "positions": sizes, "rows": list(buckets.ROWS)}
+            for name, (lengths, sizes) in buckets.programs(config.max_positions).items()
+        ],
+    }
+
+
+def show_device(found: dict[str, Any]) -> None:
+    """The tables of --device."""
+    from rich.filesize import decimal
+
+    free = "" if found["free_bytes"] is None else f", {decimal(found['free_bytes'])} free"
+    print(f"{found['devices']} x {harmless(found['kind'])}{free}\n")
+    words = lambda numbers: " ".join(map(str, numbers))  # noqa: E731
+    programs = [
+        (one["name"], words(one["lengths"]), words(one["rows"]), words(one["positions"])) for one in found["programs"]
+    ]
+    print_table(("compiled once for each of", "tokens", "rows", "positions"), programs)
+    sizes = [(f"{one['rows']} of {one['positions']:,} positions", decimal(one["bytes"])) for one in found["rows"]]
+    print_table(("rows", "bytes"), sizes, right=1)
 
 
 def describe_files(folder: Path, config_json: dict[str, Any], config: ModelConfig) -> dict[str, Any]:

@@ -34,6 +34,25 @@ def capacities(limit: int) -> list[int]:
     return sorted({capacity(2**n, limit) for n in range((limit - 1).bit_length() + 1)})
 
 
+def pieces(longest: int = PIECE) -> list[int]:
+    """All lengths that pieces are padded to."""
+    return sorted({piece(2**n, longest) for n in range(longest.bit_length())})
+
+
+def programs(limit: int, longest: int = PIECE) -> dict[str, tuple[list[int], list[int]]]:
+    """{program: (lengths that it is compiled for, capacities)} of an engine, each at its number of rows.
+
+    A length is that of a piece that is read or scored, of a chunk that is written, of a block that is kept.
+    """
+    sizes = capacities(limit)
+    read, written = pieces(longest), [STREAMED, CHUNK]
+    return {
+        "make room": ([], sizes[1:]), "begin": ([], sizes), "read": (read, sizes), "read behind others": (read, sizes),
+        "score": (read, sizes), "score behind others": (read, sizes), "write": (written, sizes),
+        "keep a prefix": ([longest], sizes), "restore a prefix": ([longest], sizes),
+    }  # fmt: skip
+
+
 def prefix_bytes(context: int) -> int:
     """What an engine may keep of prompts that were read, of a model whose longest text takes `context` bytes of cache."""
     return min(2 * context, 2**30)

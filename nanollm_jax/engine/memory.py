@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 
 from nanollm_jax import files, layout
 from nanollm_jax.engine import buckets
@@ -22,11 +23,15 @@ class NoRoomError(RequestError):
 
 def needed(model: Model, rows: int, capacity: int) -> int:
     """Bytes of one device for so many rows of so many positions, and for drawing their next token."""
-    size = model.params["embedding"]["tokens"].dtype.itemsize
-    if jax.default_backend() == "cpu":
-        size = max(size, 4)  # as init_cache has it
+    size = cache_itemsize(model.params["embedding"]["tokens"].dtype)
     tp = 1 if model.mesh is None else model.mesh.shape["tp"]
     return rows // model.dp * sum(layout.row_nbytes(model.config, capacity, size, tp))
+
+
+def cache_itemsize(dtype: Any) -> int:
+    """Bytes of a number in a cache of weights of this dtype, as init_cache makes it here."""
+    wider = jnp.dtype(dtype) == jnp.bfloat16 and jax.default_backend() == "cpu"
+    return 4 if wider else jnp.dtype(dtype).itemsize
 
 
 def free() -> int | None:

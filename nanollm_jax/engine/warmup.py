@@ -87,8 +87,8 @@ def programs(
     zeros, no = np.zeros(engine.dp, np.int32), np.zeros(engine.dp, bool)
     capacities = buckets.capacities(config.max_positions)
     limit = buckets.capacity(min(positions, config.max_positions), config.max_positions)
-    lengths = sorted({buckets.piece(2**n, engine.piece) for n in range(engine.piece.bit_length())})
-    lengths = [T for T in lengths if buckets.piece(min(prompt, engine.piece), engine.piece) >= T]
+    longest = buckets.piece(min(prompt, engine.piece), engine.piece)
+    lengths = [T for T in buckets.pieces(engine.piece) if longest >= T]
 
     def resize(capacity: int) -> None:
         engine.make_room(capacity)
@@ -127,9 +127,9 @@ def programs(
             for name, run in (("read", read), ("score", score))[: 1 + scores]:
                 yield f"{name} {T} tokens, {where}", partial(run, T, True)
                 if prompt > engine.piece or engine.remember:
-                    yield f"{name} {T} tokens behind others, {where}", partial(run, T, False)
+                    yield f"{name} behind others {T} tokens, {where}", partial(run, T, False)
         for steps in (buckets.STREAMED, buckets.CHUNK):
             yield f"write {steps} tokens, {where}", partial(write, steps)
         if prompt > engine.piece and engine.places:
-            yield f"keep a prefix, {where}", keep
-            yield f"restore a prefix, {where}", restore
+            yield f"keep a prefix {engine.piece} tokens, {where}", keep
+            yield f"restore a prefix {engine.piece} tokens, {where}", restore
