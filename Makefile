@@ -36,7 +36,7 @@ soak: .venv/installed-test ## ten minutes of 64 clients against the server, of w
 
 clients: .venv/installed-clients ## other people's clients against a real server: openai, LangChain, LiteLLM, the AI SDK, lm-evaluation-harness
 	mkdir -p experiments/run/clients && npm install --silent --no-audit --no-fund --prefix experiments/run/clients ai@6 @ai-sdk/openai-compatible@2
-	$(BIN)/python -m pytest -m clients tests/test_serve_clients.py
+	$(BIN)/python -m pytest -m clients tests/test_serve_clients.py tests/test_serve_page.py
 
 laws: .venv/installed-test ## an answer has the same bits alone and beside others: 1,000 random schedules for every family and dtype; takes long
 	$(PYTEST) -m laws

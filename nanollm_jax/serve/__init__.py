@@ -10,6 +10,7 @@ What happens to one request, in the order of the files:
     engine_thread.py  the one thread that owns the engine: requests in, pieces of answers out
     replies.py        answers to the JSON that clients expect; logprobs.py their tokens one by one
     events.py         the same piece by piece: server-sent events
+    pages.py          the page at / for who has no client, whose files stand in page/
     refusals.py       whatever is wrong, in the one shape that clients read
     metrics.py        counts and durations, for Prometheus
 """

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nanollm_jax.serve.guards import Guards, Json, refused, service_of
+from nanollm_jax.serve.pages import page
 from nanollm_jax.serve.refusals import Refusal
 from nanollm_jax.serve.service import Service
 from nanollm_jax.serve.tokens import detokenize, tokenize, tokenizer_info
@@ -49,6 +50,7 @@ def make_app(service: Service, ended: Callable[[], None] = lambda: None) -> Star
         for path, endpoint in paths.items()
         for prefix in ("/v1", "")
     ]
+    routes += [Route("/", page), Route("/page/{name}", page)]
     cors = Middleware(
         CORSMiddleware, allow_origins=service.options.origins, allow_methods=["GET", "POST"], allow_headers=["*"],
         expose_headers=["x-nanollm-seed", "x-request-id", "retry-after"],

@@ -104,7 +104,7 @@ class Guards:
                 403, "the Origin header names another site; nanollm serve --cors-origin adds one.", code="origin"
             )
         path = scope["path"].removeprefix(options.root_path)
-        if path in OPEN or scope["method"] == "OPTIONS":
+        if path in OPEN or path.startswith("/page/") or scope["method"] == "OPTIONS":
             return None
         return self.service.check_key(headers.get(b"authorization", b"").decode("latin-1"))
 
