@@ -269,7 +269,7 @@ class ModelConfig:
         return min((length for length in lengths if length < self.max_positions), default=None)
 
     def __repr__(self) -> str:
-        return told(self, layers=", ".join(f"{where}: {layer}" for layer, where in self.alike()))
+        return told(self, layers=f"({', '.join(f'{where}: {layer}' for layer, where in self.alike())})")
 
     def alike(self) -> list[tuple[LayerConfig, str]]:
         """Each kind of layer, in order of the first of it, and which layers are of it: "0-4 6-10 12"."""

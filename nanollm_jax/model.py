@@ -1,8 +1,10 @@
 """The transformer: tokens and a cache in, logits and a longer cache out. One text for every family.
 
+forward is hidden_states (embed, a block per layer, the last norm) and logits; a block is attend and feed_forward. Letters
+such as [B T D] are those of layout.py, and sizes come from arrays, so the same text runs on each device of a mesh.
+
 What a family has or lacks (norms, experts, windows, rope) is what its config says; a bias and a gate are there where the
-parameter tree has them. Sizes come from arrays, so the same text runs on a part of the heads on each device of a mesh. Every
-value worth looking at is tagged with a name, which costs nothing: the tag is gone once the program is lowered.
+parameters have them. Every value worth looking at is tagged with a name, gone once the program is lowered: it costs nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ Outcome = tuple[jax.Array, KVCache]  # [B T D], and the cache with what was seen
 
 
 class New(NamedTuple):
-    """Where the new tokens stand: positions [B T], how many are real [B], each layer's cosines and sines or None."""
+    """The tokens that are new: where they stand [B T], how many are real [B], each layer's cosines and sines or None."""
 
     positions: jax.Array
     real: jax.Array
@@ -81,20 +83,21 @@ def logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def block(p: Params, x: jax.Array, new: New, cache: KVCache, index: int, config: ModelConfig) -> Outcome:
-    """One layer: attention, then the MLP, each added to the residual stream.  x [B T D] -> x, cache
+    """One layer: attention, then the MLP, each added to the residual stream.  x [B T D] -> [B T D], cache
 
     With a parallel residual both halves read the same stream (Wang & Komatsuzaki 2021, GPT-J-6B).
     """
     name, scale = f"layers.{index}", config.residual_scale
     h = tag(normalize(p, "attention_norm", x, config), f"{name}.attention_norm")
-    found, cache = attend(p["attention"], h, new, cache, index, config)
-    before, x = x, x + scale * tag(normalize(p, "attention_post_norm", found, config), f"{name}.attention.out")
+    given, cache = attend(p["attention"], h, new, cache, index, config)
+    given = tag(normalize(p, "attention_post_norm", given, config), f"{name}.attention.out")
+    y = x + scale * given
 
-    h = before if config.parallel_residual else x
-    h = tag(normalize(p, "mlp_norm", h, config), f"{name}.mlp_norm")
-    found = feed_forward(p["mlp"], h, index, config)
-    x = x + scale * tag(normalize(p, "mlp_post_norm", found, config), f"{name}.mlp.out")
-    return tag(x, f"{name}.out"), cache
+    h = tag(normalize(p, "mlp_norm", x if config.parallel_residual else y, config), f"{name}.mlp_norm")
+    given = feed_forward(p["mlp"], h, index, config)
+    given = tag(normalize(p, "mlp_post_norm", given, config), f"{name}.mlp.out")
+    y = y + scale * given
+    return tag(y, f"{name}.out"), cache
 
 
 @jax.named_scope("attention")
@@ -103,7 +106,7 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
     name, layer = f"layers.{index}.attention", config.layers[index]
     q, k, v = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")))  # [B T N H], and [B T K H] twice
     if config.qk_norm is not None:
-        N, K = config.counted_heads or (None, None)
+        N, K = config.counted_heads or (None, None)  # how many of the heads are the model's own, on a mesh
         q = norm.rms_norm(q, p["q_norm"]["scale"], config.norm_eps, config.norm_offset, N)
         k = norm.rms_norm(k, p["k_norm"]["scale"], config.norm_eps, config.norm_offset, K)
     q, k, v = (attention.clip(x, config.qkv_clip) for x in (q, k, v))
@@ -132,4 +135,5 @@ def normalize(p: Params, name: str, x: jax.Array, config: ModelConfig) -> jax.Ar
     if name not in config.norms:
         return x
     leaves = [p[name][leaf] for leaf in config.norm_leaves]
-    return getattr(norm, config.norm)(x, *leaves, eps=config.norm_eps, offset=config.norm_offset)
+    function = getattr(norm, config.norm)  # a kind is called as its function is
+    return function(x, *leaves, eps=config.norm_eps, offset=config.norm_offset)

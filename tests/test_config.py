@@ -178,9 +178,9 @@ def test_a_deep_model_is_printed_in_a_few_words():
     layers = tuple(whole if layer % 6 == 5 else local for layer in range(80))
     text = repr(config(layers=layers, norm_eps=1e-6))
     assert len(text) < 420 and "num_heads=6" in text and "norm_eps=1e-06" in text and "qkv_bias" not in text
-    assert "layers=0-4 6-10 12-16 " in text and " 78-79: LayerConfig(window=1024), 5 11 17 " in text
+    assert "layers=(0-4 6-10 12-16 " in text and " 78-79: LayerConfig(window=1024), 5 11 17 " in text
     assert "77: LayerConfig(rope=Rope(theta=1000000.0, scaling=LinearScaling(factor=8.0)))" in text
-    assert repr(config()).endswith("layers=0-2: LayerConfig())")
+    assert repr(config()).endswith("layers=(0-2: LayerConfig()))")
 
 
 def layered(**changes):

@@ -119,6 +119,8 @@ def test_nothing_is_missing_in_silence(family):
         nano.RequestError, match="on a mesh, each device having a part of it; observe the model on one device"
     ):
         nano.observe(nano.forward, many.params, TOKENS, cache, config=many.config)
+    with pytest.raises(nano.RequestError, match="an argument has Model in it; expected arrays and trees of them"):
+        nano.observe(nano.generate, model, "Once")
     with pytest.raises(nano.RequestError, match="nothing in this function has a name; observe forward"):
         nano.observe(jnp.sin, jnp.ones(2))
 

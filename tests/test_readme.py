@@ -33,6 +33,8 @@ def test_library_examples():
     assert all(answer.text in lines for answer in expected) and len(expected) == 2
     assert space["logits"].shape == (1, space["tokens"].shape[1], 2048)
     assert space["values"]["layers.3.attention.weights"].shape[-1] == space["tokens"].shape[1]
+    assert [layer.window for layer in space["own"].config.layers] == [128, 128, 128, None] * 2
+    assert len(nano.generate(space["own"], [5, 6, 7], max_new_tokens=2).token_ids) == 2
 
 
 def test_the_table_of_a_gpu_is_its_report(monkeypatch):
