@@ -164,6 +164,24 @@ def test_a_full_queue_says_when_to_come_again(http, port, service, monkeypatch):
     assert code(http.post("/v1/chat/completions", json=ASK)) == (503, "queue_full")
 
 
+def test_who_comes_and_goes_leaves_nothing_behind(http, service):
+    """While all rows are taken: requests that are given up are in no queue, and never take a row."""
+    alone = http.post("/v1/chat/completions", json=ASK).json()["choices"]
+    assert serving.settled(service)
+    with ThreadPoolExecutor(3) as pool, serving.gated(service) as gate:
+        seated = [pool.submit(http.post, "/v1/chat/completions", json=ASK) for _ in range(serving.ROWS)]
+        assert serving.until(lambda: len(service.under_way) == serving.ROWS)
+        for _ in range(5):
+            with http.stream("POST", "/v1/chat/completions", json=STREAM):
+                assert serving.until(lambda: len(service.under_way) == serving.ROWS + 1)
+            assert serving.until(lambda: len(service.under_way) == serving.ROWS)
+        gate.release(2)
+        assert serving.until(lambda: not service.thread.notes and not service.engine.queue)
+        gate.release(1000)
+        assert [found.result().json()["choices"] for found in seated] == [alone] * serving.ROWS
+    assert serving.settled(service)
+
+
 def test_slow_readers_are_cut(service):
     """By what waits for them, and by the clock where they take nothing at all."""
 

@@ -148,6 +148,8 @@ class EngineThread(threading.Thread):
             for ticket in call.tickets:
                 if self.owners.pop(ticket, None) is not None:
                     self.engine.cancel(ticket)
+                    if ticket in self.engine.queue:  # who comes and goes while all rows are taken leaves nothing behind
+                        self.engine.queue.remove(ticket)
                     self.metrics.cancelled(ticket)
                     self.shown.pop(ticket, None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,7 +110,9 @@ class Service:
             raise busy(f"{self.options.queue} requests wait already; ask again later.", "queue_full")
         if self.under_way and self.tokens_under_way + tokens > self.options.queue_tokens:
             raise busy("prompts of too many tokens wait already; ask again later.", "queue_full")
-        call = Call(requests, self.options.unread)
+        # who waits for whole answers does not read at all before they are there
+        streamed = any(request.streamed for request in requests)
+        call = Call(requests, self.options.unread * count if streamed else sys.maxsize)
         self.under_way[id(call)] = call
         self.tokens_under_way += tokens
         self.thread.submit(call)
