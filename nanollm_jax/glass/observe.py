@@ -36,7 +36,7 @@ def observe(
     if isinstance(function, jax.stages.Compiled | jax.stages.Lowered):
         raise RequestError("a program that was lowered has no names any more; pass the function that it was made of.")
     for leaf in jax.tree.leaves(args):
-        if not (hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)):
+        if not (hasattr(leaf, "shape") or isinstance(leaf, bool | int | float | complex)):
             raise RequestError(
                 f"an argument has {type(leaf).__name__} in it; expected arrays and trees of them, as in observe(forward, "
                 "model.params, tokens, cache, config=model.config)."
