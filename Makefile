@@ -38,7 +38,7 @@ clients: .venv/installed-clients ## other people's clients against a real server
 	mkdir -p experiments/run/clients && npm install --silent --no-audit --no-fund --prefix experiments/run/clients ai@6 @ai-sdk/openai-compatible@2
 	$(BIN)/python -m pytest -m clients tests/test_serve_clients.py tests/test_serve_page.py
 
-laws: .venv/installed-test ## an answer has the same bits alone and beside others: 1,000 random schedules for every family and dtype; takes long
+laws: .venv/installed-test ## an answer has the same bits alone and beside others: 1,000 random schedules in each dtype, over all families; meshes; two processes; takes long
 	$(PYTEST) -m laws
 
 parity: .venv/installed-parity ## the same logits and tokens as transformers, and on meshes of every size; installs torch

@@ -165,9 +165,8 @@ class Engine:
         n = self.kept(slot, text) if self.remember else 0
         left = request.max_new_tokens - slot.drawn
         if switch is not None and len(text) <= switch:
-            left = min(
-                left, switch + 1 - len(text)
-            )  # the token that outgrows it is drawn, and read again with all the rest
+            # the token that outgrows it is drawn, and read again with all the rest
+            left = min(left, switch + 1 - len(text))
         slot.text, slot.at, slot.held, slot.reach = text, n, text[:n], slot.reach if n else 0
         slot.fill(n)
         slot.allowed, slot.flying, slot.block, slot.keeps = slot.drawn + left, 0, None, True
@@ -280,11 +279,12 @@ class Engine:
 
     def look(self, pending: Pending) -> list[Ticket]:
         """Take in what came back from the device. -> whose answers grew."""
-        found = jax.tree.map(whole, pending.found)
+        grown, found = [], jax.tree.map(whole, pending.found)
         for owner in pending.owners:
             slot, ticket = owner.slot, owner.ticket
             if slot.ticket is not ticket:
                 continue  # it was cancelled, and the row is somebody else's by now
+            grown.append(ticket)
             slot.take(found, owner, pending.steps > 0)
             if ticket.ended:
                 self.free(slot)
@@ -292,7 +292,7 @@ class Engine:
                 # it has outgrown longrope's original length
                 self.events.append(Event("switched", ticket.number, slot.row, slot.drawn))
                 self.begin(slot, [*ticket.request.ids, *ticket.answer.token_ids])
-        return [owner.ticket for owner in pending.owners]
+        return grown
 
     def free(self, slot: Slot) -> None:
         """Nobody's row."""

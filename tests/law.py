@@ -1,0 +1,107 @@
+"""The law of load, for tests: requests of every kind, each alone, and in random schedules beside each other."""
+
+from __future__ import annotations
+
+import random
+
+import jax
+import numpy as np
+from models import CONFIG_JSON, FURTHER
+
+import nanollm_jax as nano
+from nanollm_jax.engine.engine import Engine
+from nanollm_jax.engine.request import Request
+from nanollm_jax.engine.timings import CompileWatch
+from nanollm_jax.engine.warmup import warm
+
+PIECE, ROWS = 32, 4
+SETTINGS = [
+    nano.Sampling(temperature=0.0),
+    nano.Sampling(temperature=1.1, top_k=30, top_p=0.95, repetition_penalty=1.1, min_new_tokens=3),
+    nano.Sampling(temperature=0.9, frequency_penalty=0.3, logit_bias={5: 2.0}),
+    nano.Sampling(temperature=1.4, no_repeat_ngram_size=2, min_p=0.02),
+]
+
+
+def model_of(family, dtype="float32", positions=600):
+    """A small random model with room for more than one block of slots."""
+    names = {"max_position_embeddings", "n_positions"} & (CONFIG_JSON | FURTHER)[family].keys()
+    config, _ = nano.read_config((CONFIG_JSON | FURTHER)[family] | dict.fromkeys(names, positions))
+    return nano.Model(config, nano.init_params(config, jax.random.key(5), dtype))
+
+
+def position_bytes(model):
+    """Bytes of one position of one row, in all layers."""
+    return sum(layer.nbytes // (layer.slots * ROWS) for layer in Engine(model, ROWS).state.cache.layers)
+
+
+def requests_for(model, count, seed=1, longest=300):
+    """Prompts of 1 to 350 tokens, many of which begin alike; all kinds of settings; some stop, are watched, are scored."""
+    rng, V = np.random.default_rng(seed), model.config.vocab_size
+    shared = rng.integers(0, V, longest).tolist()
+    made = []
+    for n in range(count):
+        begin = shared[: int(rng.integers(1, longest))] if n % 2 else []
+        ids = begin + rng.integers(0, V, int(rng.integers(1, 50))).tolist()
+        if n % 6 == 5:  # a text, or only its end, is scored
+            given = len(begin) + 1 if n % 4 == 3 else 1
+            made.append(Request((*ids, 1), 0, SETTINGS[0], given=given))
+            continue
+        made.append(
+            Request(
+                tuple(ids), int(rng.integers(1, 24)), SETTINGS[n % 4], int(rng.integers(0, 2**32)),
+                ends=(3, 60) if n % 3 else (), top_logprobs=2 * (n % 5 == 0), streamed=n % 7 == 0,
+            )
+        )  # fmt: skip
+    return made
+
+
+def result(ticket):
+    answer = ticket.answer
+    return answer.token_ids, answer.logprobs, ticket.scores, answer.top_logprobs, answer.finish_reason
+
+
+def alone(model, requests, rows=ROWS, piece=PIECE):
+    """Each request by itself, one after the other, and nothing kept of any."""
+    engine, found = Engine(model, rows, piece=piece, prefix_bytes=0), []
+    for request in requests:
+        ticket = engine.submit(request)
+        while not engine.idle:
+            engine.step()
+        found.append(result(ticket))
+    return found
+
+
+def schedule(engine, requests, seed):
+    """The requests in a random order, a few at a time, of which some are cancelled. -> tickets, in the order of the requests"""
+    choose, tickets = random.Random(seed), {}
+    waiting = choose.sample(range(len(requests)), len(requests))
+    while waiting or not engine.idle:
+        for _ in range(choose.choice([0, 0, 1, 3])):
+            if waiting:
+                n = waiting.pop()
+                tickets[n] = engine.submit(requests[n])
+        if tickets and choose.random() < 0.05:
+            engine.cancel(tickets[choose.choice(list(tickets))])
+        engine.step()
+    return [tickets[n] for n in range(len(requests))]
+
+
+def check_law(model, count, schedules, prefix_bytes=None, piece=PIECE):
+    """Every schedule against every request alone: tokens and log-probabilities ==, rows free, the store within its bound."""
+    requests = requests_for(model, count)
+    expected = alone(model, requests, piece=piece)
+    engine = Engine(model, ROWS, piece=piece, prefix_bytes=prefix_bytes)
+    warm(engine, 350, 400, scores=True)
+    for seed in range(schedules):
+        with CompileWatch() as watch:
+            tickets = schedule(engine, requests, seed)
+        assert watch.programs == 0
+        for ticket, expect in zip(tickets, expected, strict=True):
+            if ticket.cancelled:
+                assert all(mine == full[: len(mine)] for mine, full in zip(result(ticket)[:3], expect, strict=False))
+            else:
+                assert result(ticket) == expect, f"schedule {seed}"
+        assert all(slot.ticket is None for slot in engine.slots) and not engine.pending
+        assert len(engine.prefixes[0]) <= engine.places
+    return engine
