@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nanollm_jax.cli.devices import Devices, Tp, mesh_for
-from nanollm_jax.cli.generate import given_settings
 from nanollm_jax.cli.options import (
     Dtype,
     Frequency,
@@ -30,6 +29,7 @@ from nanollm_jax.cli.options import (
     checkpoint,
     decoded,
     expanded,
+    given_settings,
     keep_compiled,
 )  # fmt: skip
 from nanollm_jax.cli.reading import Keyboard, Lines, Reader

@@ -74,7 +74,7 @@ def parse(line: bytes) -> dict[str, Any]:
 
     Raises RequestError naming the key.
     """
-    from nanollm_jax.cli.generate import given_settings
+    from nanollm_jax.cli.options import given_settings
 
     try:
         found = files.parse(line)
@@ -126,7 +126,7 @@ def token(key: str) -> int:
 def requests_of(model: Model, line: Mapping[str, Any], defaults: Defaults) -> list[Request]:
     """What a line asks for, n requests. Raises RequestError, or TokenizerError for what a template does with it."""
     import nanollm_jax as nano
-    from nanollm_jax.cli.generate import fitted
+    from nanollm_jax.cli.options import fitted
     from nanollm_jax.engine import request
     from nanollm_jax.engine.conversation import read_chat
     from nanollm_jax.settings import with_settings

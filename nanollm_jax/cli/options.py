@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -103,3 +103,33 @@ def decoded(data: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         found = f"byte 0x{data[error.start]:02x} at {error.start}"
         raise RequestError(f"{where} is not UTF-8: {found}; convert it, for example with iconv.") from None
+
+
+def given_settings(**settings: Any) -> dict[str, Any]:
+    """The sampling settings that were given. Raises RequestError now for a wrong one, and not after a model was loaded."""
+    from nanollm_jax.settings import Sampling, cuts_of
+
+    settings = {name: value for name, value in settings.items() if value is not None}
+    Sampling(**settings).rows(1, 1)
+    if settings.get("temperature") == 0 and (cuts := cuts_of(settings)):
+        raise RequestError(f"temperature 0 takes the best token, so {', '.join(cuts)} can do nothing; leave one out.")
+    return settings
+
+
+def fitted(ids: list[int], bos: int | None, positions: int, new: int, truncate: bool) -> list[int]:
+    """A prompt for which there is room before so many new tokens; of one that is too long, a BOS and its end if asked for."""
+    room = positions - new
+    if len(ids) <= room:
+        return ids
+    if room < 2:
+        raise RequestError(
+            f"{new} new tokens leave no room for a prompt in the model's {positions} positions; ask for fewer."
+        )
+    if not truncate:
+        fewer = f", or ask for {positions - len(ids)} new tokens or fewer" if len(ids) < positions else ""
+        raise RequestError(
+            f"a prompt of {len(ids)} tokens + {new} new tokens is more than the model's {positions} positions; "
+            f"shorten it, or add --truncate, which reads its last {room} tokens{fewer}."
+        )
+    head = ids[:1] if ids[0] == bos else []
+    return head + ids[len(ids) - room + len(head) :]
