@@ -17,6 +17,7 @@ import pytest
 import serving
 from starlette.testclient import TestClient
 
+from nanollm_jax.cli import run
 from nanollm_jax.serve import events, guards, server
 from nanollm_jax.serve.app import make_app
 from nanollm_jax.serve.engine_thread import Call, Piece
@@ -312,3 +313,16 @@ def test_the_log_has_no_prompts_unless_asked(service, caplog):
         asked(service, log_prompts=wanted).post("/tokenize", json={"prompt": "a secret\n"})
         assert "POST /tokenize 200" in caplog.text
         assert ("a secret" in caplog.text) == wanted
+
+
+def test_what_the_command_refuses(capsys):
+    with server.bind("127.0.0.1", 0) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, said in (
+            (["--log-level", "loud"], "--log-level loud: expected debug, info, warning, error"),
+            (["--port", port], f"--host 127.0.0.1 --port {port}: Address already in use; take another"),
+            (["--port", "0", "--context", "513"], "--context 513 is more than the model's 512 positions"),
+            (["--host", "no.such.host.invalid", "--port", "0"], "--host no.such.host.invalid --port 0:"),
+        ):
+            assert run(["serve", *arguments]) == 2
+            assert said in capsys.readouterr().err

@@ -69,6 +69,8 @@ def serve(
     levels = ("debug", "info", "warning", "error")
     if log_level not in levels:
         raise RequestError(f"--log-level {log_level}: expected {', '.join(levels)}.")
+    written = None if template is None else decoded(expanded(template).read_bytes(), str(template))
+    folder = checkpoint(model, revision)
     try:
         from nanollm_jax.serve.server import bind, run
     except ModuleNotFoundError as error:
@@ -76,41 +78,39 @@ def serve(
             f"{error.name} is not installed; the server needs {sys.executable} -m pip install 'nanollm-jax[serve]', or "
             "'.[serve]' in a clone."
         ) from None
-    written = None if template is None else decoded(expanded(template).read_bytes(), str(template))
-    folder = checkpoint(model, revision)
-    bound = bind(host, port)
-    import jax
+    with bind(host, port) as bound:
+        import jax
 
-    import nanollm_jax as nano
-    from nanollm_jax.engine.engine import Engine
-    from nanollm_jax.serve.service import Options, Service
+        import nanollm_jax as nano
+        from nanollm_jax.engine.engine import Engine
+        from nanollm_jax.serve.service import Options, Service
 
-    keep_compiled(compile_cache)
-    loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices))
-    if template is not None and written is not None:
-        loaded = with_template(loaded, template, written)
-    rows = (4 if jax.default_backend() == "cpu" else 32) if rows is None else rows
-    limit = loaded.config.max_positions
-    if context is not None and context > limit:
-        raise RequestError(f"--context {context} is more than the model's {limit} positions.")
-    engine = Engine(
-        loaded,
-        -(-rows // loaded.dp) * loaded.dp,
-        prefix_bytes=None if prefix_memory is None else prefix_memory * 2**20,
-    )
-    local = host in LOCAL
-    if not local and not api_key:
-        warn(f"everybody who reaches {host} can ask this server; --api-key asks them for a key.")
-    options = Options(
-        names=tuple(served_model_name or [model or folder.name]),
-        context=min(limit, 4096) if context is None else context,
-        queue=queue, body=max_body * 2**20, keys=tuple(api_key or ()), origins=tuple(cors_origin or ()),
-        hosts=(*LOCAL, *(allow_host or ())) if local or allow_host else (), root_path=root_path.rstrip("/"),
-        log_prompts=log_prompts,
-    )  # fmt: skip
-    logging.getLogger("nanollm.serve").setLevel(log_level.upper())
-    name, number = bound.getsockname()[:2]
-    where = f"http://{f'[{name}]' if ':' in name else name}:{number}{options.root_path}/v1"
-    warn(f"{', '.join(options.names)} at {where}, {engine.rows} rows of {options.context} tokens")
-    signal.set_wakeup_fd(-1)  # from here on Ctrl-C is the server's, as SIGTERM is
-    raise typer.Exit(run(Service(loaded, engine, options, nano.__version__), bound, drain))
+        keep_compiled(compile_cache)
+        loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices))
+        if template is not None and written is not None:
+            loaded = with_template(loaded, template, written)
+        rows = (4 if jax.default_backend() == "cpu" else 32) if rows is None else rows
+        limit = loaded.config.max_positions
+        if context is not None and context > limit:
+            raise RequestError(f"--context {context} is more than the model's {limit} positions.")
+        engine = Engine(
+            loaded,
+            -(-rows // loaded.dp) * loaded.dp,
+            prefix_bytes=None if prefix_memory is None else prefix_memory * 2**20,
+        )
+        local = host in LOCAL
+        if not local and not api_key:
+            warn(f"everybody who reaches {host} can ask this server; --api-key asks them for a key.")
+        options = Options(
+            names=tuple(served_model_name or [model or folder.name]),
+            context=min(limit, 4096) if context is None else context,
+            queue=queue, body=max_body * 2**20, keys=tuple(api_key or ()), origins=tuple(cors_origin or ()),
+            hosts=(*LOCAL, *(allow_host or ())) if local or allow_host else (), root_path=root_path.rstrip("/"),
+            log_prompts=log_prompts,
+        )  # fmt: skip
+        logging.getLogger("nanollm.serve").setLevel(log_level.upper())
+        name, number = bound.getsockname()[:2]
+        where = f"http://{f'[{name}]' if ':' in name else name}:{number}{options.root_path}/v1"
+        warn(f"{', '.join(options.names)} at {where}, {engine.rows} rows of {options.context} tokens")
+        signal.set_wakeup_fd(-1)  # from here on Ctrl-C is the server's, as SIGTERM is
+        raise typer.Exit(run(Service(loaded, engine, options, nano.__version__), bound, drain))

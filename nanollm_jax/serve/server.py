@@ -120,14 +120,19 @@ class Server(uvicorn.Server):
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises RequestError where there can be none."""
+    bound = None
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        bound = socket.socket(family[0], socket.SOCK_STREAM)
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        bound = socket.socket(family, kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(family[4])
+        bound.bind(address)
+        bound.listen(BACKLOG)
     except OSError as error:
+        if bound is not None:
+            bound.close()
         raise RequestError(f"--host {host} --port {port}: {error.strerror or error}; take another.") from None
-    bound.listen(BACKLOG)
     return bound
 
 
