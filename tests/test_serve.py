@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -269,6 +270,34 @@ def test_the_bytes_of_a_stream(http):
     assert all(chunk["choices"][0]["finish_reason"] is None and chunk["usage"] is None for chunk in spoken)
     text = "".join(chunk["choices"][0]["delta"]["content"] for chunk in spoken)
     assert text == chat(http)[0]["message"]["content"]
+
+
+HEAD = (
+    '{"id":"chatcmpl-0","object":"chat.completion.chunk","created":0,"model":"tiny",'
+    f'"system_fingerprint":"nanollm-{nano.__version__}-rows3-piece16",'
+)
+GOLDEN = """\
+data: HEAD\
+"choices":[{"index":0,"delta":{"role":"assistant","content":"FIRST"},"logprobs":null,"finish_reason":null}],"usage":null}
+
+data: HEAD\
+"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}],"usage":null}
+
+data: HEAD\
+"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":1,"total_tokens":6,"prompt_tokens_details":{"cached_tokens":0}}}
+
+data: [DONE]
+
+"""
+
+
+def test_golden_bytes(http):
+    """Every byte of a stream of one token but its id, its time, the version and the word itself."""
+    said = chat(http, max_tokens=1)[0]["message"]["content"]
+    body = ASK | {"max_tokens": 1, "stream": True, "stream_options": {"include_usage": True}}
+    found = http.post("/v1/chat/completions", json=body).text.replace(": keep-alive\n\n", "")
+    found = re.sub(r"chatcmpl-[0-9a-f]{32}", "chatcmpl-0", re.sub(r'"created":\d+', '"created":0', found))
+    assert found == GOLDEN.replace("HEAD", HEAD).replace("FIRST", said)
 
 
 def test_a_stream_is_the_whole_answer(http, client):

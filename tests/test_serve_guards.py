@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from nanollm_jax.cli import run
 from nanollm_jax.serve import events, guards, server
 from nanollm_jax.serve.app import make_app
-from nanollm_jax.serve.engine_thread import Call, Piece
+from nanollm_jax.serve.calls import Call, Piece
 from nanollm_jax.serve.refusals import Refusal
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 12}

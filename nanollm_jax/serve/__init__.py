@@ -8,6 +8,7 @@ What happens to one request, in the order of the files:
     bodies.py         the JSON that clients send, field by field; fields.py has the tables of what is not honoured
     asking.py         bodies to requests of the engine: templates and tokenizers, in threads beside the loop
     engine_thread.py  the one thread that owns the engine: requests in, pieces of answers out
+    calls.py          what one HTTP request waits for, on its way between the two
     replies.py        answers to the JSON that clients expect; logprobs.py their tokens one by one
     events.py         the same piece by piece: server-sent events
     pages.py          the page at / for who has no client, whose files stand in page/

@@ -23,10 +23,7 @@ from nanollm_jax.serve.refusals import Refusal, busy, refusal_of
 from nanollm_jax.settings import Sampling, with_settings
 
 THREADS = 4
-STOPS, LONGEST_STOP = (
-    16,
-    256,
-)  # texts that may end an answer, and their characters: each token is compared with all of them
+STOPS, LONGEST_STOP = 16, 256  # texts that may end an answer, and their characters: all are looked for at each token
 COMPLETION = 16  # tokens of a completion where nobody says, as OpenAI has it
 SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 Made = TypeVar("Made")

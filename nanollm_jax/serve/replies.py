@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanollm_jax.serve.engine_thread import Piece
+from nanollm_jax.serve.calls import Piece
 from nanollm_jax.serve.logprobs import Legacy, chat_logprobs
 from nanollm_jax.tokenizer import Tokenizer
 

@@ -13,7 +13,8 @@ from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
 from nanollm_jax.loading import Model
 from nanollm_jax.serve.asking import Readers, World
-from nanollm_jax.serve.engine_thread import BROKEN, Call, EngineThread
+from nanollm_jax.serve.calls import Call
+from nanollm_jax.serve.engine_thread import BROKEN, EngineThread
 from nanollm_jax.serve.metrics import Metrics
 from nanollm_jax.serve.refusals import Refusal, busy
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from nanollm_jax.engine.request import Request as Wanted
 from nanollm_jax.serve.asking import Asked, Readers
 from nanollm_jax.serve.bodies import Chat, Completion, Writing, read_body
-from nanollm_jax.serve.engine_thread import Call, Piece
+from nanollm_jax.serve.calls import Call, Piece
 from nanollm_jax.serve.events import DONE, EventStream, event, unless_gone
 from nanollm_jax.serve.guards import GONE, Json, read_json, service_of
 from nanollm_jax.serve.refusals import Refusal
