@@ -51,4 +51,6 @@ def nbytes(tree: Any) -> str:
 def named(field: dataclasses.Field[Any], value: Any) -> Any:
     """The letters of one field's value."""
     letters = field.metadata.get("letters")
-    return of(value) if letters is None or value is None else letters
+    if letters is None or value is None:
+        return of(value)
+    return tuple(letters for _ in value) if isinstance(value, tuple) else letters

@@ -19,10 +19,14 @@ from models import FURTHER, GPT2, LLAMA, MISTRAL, random_model
 from programs import compiled
 
 import nanollm_jax as nano
+from nanollm_jax import letters as alphabet
 from nanollm_jax import params as parameters
 from nanollm_jax.cli import run
 from nanollm_jax.decode import write_tokens
 from nanollm_jax.devices.shards import spread
+from nanollm_jax.engine import slots
+from nanollm_jax.engine.engine import Engine
+from nanollm_jax.engine.request import requests_of
 from nanollm_jax.partition import arrange, made_up, sources, stored_sizes
 
 # eight query heads, few key/value heads, odd vocabularies, biases where a family has them
@@ -359,6 +363,28 @@ def test_a_conversation_on_a_mesh():
     assert turns[0] == turns[1] and [cached for _, cached in turns[1]] == [False, True]
     rows = nano.Conversation(nano.shard(one, nano.make_mesh(2, 1)), max_new_tokens=6)
     assert "".join(rows.ask("Once upon a time")) == turns[0][0][0]
+
+
+def test_a_field_of_several_arrays_has_letters_for_each():
+    """The pool of prefixes has a buffer a layer, and a mesh splits each of them."""
+    pool = slots.Pool(k=(np.zeros(2), np.zeros(2)), v=(np.zeros(2),))
+    assert alphabet.of(pool) == slots.Pool(k=("B*K P H",) * 2, v=("B*K P H",))
+
+
+@pytest.mark.parity
+def test_a_prefix_is_kept_on_a_mesh():
+    """Read once, restored in the same part of the rows and copied within it: the same bits."""
+    model = nano.shard(random_model("llama"), nano.make_mesh(2, 2))
+    engine = Engine(model, 4, piece=16)
+    prompt = [(7 * n) % 101 for n in range(40)]
+    answers = []
+    for _ in range(2):
+        tickets = [engine.submit(request) for request in requests_of(model, [prompt], 6, None, 0, (), ())]
+        while not engine.idle:
+            engine.step()
+        answers += [(ticket.cached_tokens, ticket.answer.token_ids, ticket.answer.logprobs) for ticket in tickets]
+    assert [cached for cached, *_ in answers] == [0, 32]
+    assert answers[0][1:] == answers[1][1:]
 
 
 def test_what_cannot_be_split_is_refused(whole, model):

@@ -56,8 +56,8 @@ def refusal_of(error: NanoLLMError, param: str | None = None) -> Refusal:
     if isinstance(error, NumericsError):
         return Refusal(500, "the model computed numbers that are none; its operator finds more in the log.")
     message = str(error)
-    if not isinstance(error, RequestError):
-        return Refusal(400, message, param)
+    if not isinstance(error, RequestError):  # of a file, whose place on this machine is nobody's business
+        return Refusal(400, message.partition(": ")[2] or message, param)
     name = message.split(" ", 1)[0]
     if name in FIELDS:
         return Refusal(400, FIELDS[name] + message[len(name) :], FIELDS[name])
