@@ -429,6 +429,8 @@ def test_ctrl_c_wherever_it_comes_in_a_start(command: list[str], tmp_path: Path)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=600)
+            if (process.returncode, err) == (-signal.SIGINT, b""):
+                break  # all had been done, and Python's own end takes its handlers away: for a shell that is 130 too
             assert (process.returncode, err.count(b"\n")) == (130, 1), (fifth, out, err)
             assert err == b"nanollm: interrupted\n" or FIGURES.fullmatch(err.decode()), (fifth, err)
         else:
