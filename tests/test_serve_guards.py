@@ -18,6 +18,7 @@ import serving
 from starlette.testclient import TestClient
 
 from nanollm_jax.cli import run
+from nanollm_jax.engine import memory
 from nanollm_jax.serve import events, guards, server
 from nanollm_jax.serve.app import make_app
 from nanollm_jax.serve.calls import Call, Piece
@@ -315,7 +316,7 @@ def test_the_log_has_no_prompts_unless_asked(service, caplog):
         assert ("a secret" in caplog.text) == wanted
 
 
-def test_what_the_command_refuses(capsys):
+def test_what_the_command_refuses(capsys, monkeypatch):
     with server.bind("127.0.0.1", 0) as taken:
         port = str(taken.getsockname()[1])
         for arguments, said in (
@@ -326,3 +327,23 @@ def test_what_the_command_refuses(capsys):
         ):
             assert run(["serve", *arguments]) == 2
             assert said in capsys.readouterr().err
+    monkeypatch.setattr(memory, "free", lambda: 10**6)
+    assert run(["serve", "--port", "0", "--rows", "64"]) == 2
+    assert "64 rows of 512 positions need more memory than the device has" in capsys.readouterr().err
+
+
+def test_no_memory_is_the_server_s_fault(http, service, monkeypatch):
+    """503 for who wanted more than there is; the others, and who comes later, are answered."""
+    alone = http.post("/v1/chat/completions", json=ASK).json()["choices"]
+    assert serving.settled(service)
+    seat = service.engine.seat
+
+    def fails():
+        monkeypatch.setattr(service.engine, "seat", seat)
+        seat()
+        raise memory.NoRoomError("1 row of 512 positions needs more memory than the device has.")
+
+    monkeypatch.setattr(service.engine, "seat", fails)
+    assert code(http.post("/v1/chat/completions", json=ASK)) == (503, "no_memory")
+    assert http.post("/v1/chat/completions", json=ASK).json()["choices"] == alone
+    assert serving.settled(service)

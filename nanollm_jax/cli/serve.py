@@ -82,7 +82,9 @@ def serve(
         import jax
 
         import nanollm_jax as nano
+        from nanollm_jax.engine import buckets
         from nanollm_jax.engine.engine import Engine
+        from nanollm_jax.engine.memory import check_room
         from nanollm_jax.serve.service import Options, Service
 
         keep_compiled(compile_cache)
@@ -93,9 +95,12 @@ def serve(
         limit = loaded.config.max_positions
         if context is not None and context > limit:
             raise RequestError(f"--context {context} is more than the model's {limit} positions.")
+        context = min(limit, 4096) if context is None else context
+        rows = -(-rows // loaded.dp) * loaded.dp
+        check_room(loaded, rows, buckets.capacity(context, limit))
         engine = Engine(
             loaded,
-            -(-rows // loaded.dp) * loaded.dp,
+            rows,
             prefix_bytes=None if prefix_memory is None else prefix_memory * 2**20,
         )
         local = host in LOCAL
@@ -103,8 +108,7 @@ def serve(
             warn(f"everybody who reaches {host} can ask this server; --api-key asks them for a key.")
         options = Options(
             names=tuple(served_model_name or [model or folder.name]),
-            context=min(limit, 4096) if context is None else context,
-            queue=queue, body=max_body * 2**20, keys=tuple(api_key or ()), origins=tuple(cors_origin or ()),
+            context=context, queue=queue, body=max_body * 2**20, keys=tuple(api_key or ()), origins=tuple(cors_origin or ()),
             hosts=(*LOCAL, *(allow_host or ())) if local or allow_host else (), root_path=root_path.rstrip("/"),
             log_prompts=log_prompts,
         )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nanollm_jax.engine.memory import NoRoomError
 from nanollm_jax.errors import NanoLLMError, NumericsError, RequestError, readable
 
 KINDS = {
@@ -56,6 +57,8 @@ def refusal_of(error: NanoLLMError, param: str | None = None) -> Refusal:
     if isinstance(error, NumericsError):
         return Refusal(500, "the model computed numbers that are none; its operator finds more in the log.")
     message = str(error)
+    if isinstance(error, NoRoomError):
+        return busy(message, "no_memory")
     if not isinstance(error, RequestError):  # of a file, whose place on this machine is nobody's business
         return Refusal(400, message.partition(": ")[2] or message, param)
     name = message.split(" ", 1)[0]
