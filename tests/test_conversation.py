@@ -8,14 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from agreement import agree
 from models import FURTHER, random_model
 
 import nanollm_jax as nano
-from nanollm_jax import cache as kv
-from nanollm_jax.decode import State
 from nanollm_jax.engine import buckets, slots
 from nanollm_jax.engine.conversation import check_order
 from nanollm_jax.engine.engine import Engine
@@ -355,30 +352,9 @@ def test_a_conversation_grows_beyond_longropes_original_length_and_back(model: n
     assert min(ask("What did the little dog do then? " * 3, 4)) > 32
 
 
-# the cache
-
-
-def after(model: nano.Model, tokens: list[int], cache: nano.KVCache) -> State:
-    """What there is when these tokens were read behind the cache's. Padded, so that one program reads any number of them."""
-    padded = jnp.asarray([tokens + [0] * (16 - len(tokens))])
-    return nano.prefill(model.params, padded, np.asarray([len(tokens)]), cache, config=model.config)
-
-
-def test_rewind_and_grow(model: nano.Model) -> None:
-    """Going back and reading other tokens is as if only these had been read; room added changes nothing."""
-    cache = after(model, [1, 300, 301, 302, 303, 304], nano.init_cache(model.config, 1, 8)).cache
-    assert kv.rewind(cache, 7, model.config) is None and kv.rewind(cache, -1, model.config) is None
-    assert kv.resize(cache, model.config, 8).capacity == 8
-    back = kv.rewind(cache, 3, model.config)
-    assert back is not None and back.length.tolist() == [3]
-    found = after(model, [400, 401], kv.resize(back, model.config, 12))
-    expected = after(model, [1, 300, 301, 400, 401], nano.init_cache(model.config, 1, 8))
-    agree(found.logits, expected.logits, 1e-4)
-
-
 def test_a_ring_that_has_overwritten_cannot_go_back() -> None:
     """Windows of 7: seven positions can be taken back to three, eleven only to ten, whose window is still there."""
-    model = random_model("mistral")
+    layer = nano.init_cache(random_model("mistral").config, 1, 32).layers[0]
     for length, target, possible in (
         (6, 3, True),
         (7, 0, True),
@@ -387,12 +363,7 @@ def test_a_ring_that_has_overwritten_cannot_go_back() -> None:
         (11, 9, False),
         (11, 3, False),
     ):
-        tokens = list(range(1, length + 1))
-        back = kv.rewind(after(model, tokens, nano.init_cache(model.config, 1, 32)).cache, target, model.config)
-        assert (back is not None) == possible
-        if back is not None:
-            expected = after(model, [*tokens[:target], 50, 51], nano.init_cache(model.config, 1, 32))
-            agree(after(model, [50, 51], back).logits, expected.logits, 1e-4)
+        assert layer.forgets(length, target, 7) != possible
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from nanollm_jax.engine import memory, slots
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.prefix import Prefixes
 from nanollm_jax.engine.request import Request
-from nanollm_jax.engine.rows import seat_of
+from nanollm_jax.engine.rows import asked_of
 from nanollm_jax.engine.shared import rows_for
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.engine.warmup import warm
@@ -273,10 +273,10 @@ def test_no_program_copies_the_cache(window):
     for rows in (4, 16):
         engine = Engine(model, rows, piece=PIECE)
         state, pool, tokens = engine.state, engine.blocks(), np.zeros((1, PIECE), np.int32)
-        seat = seat_of(config, one, Request((0,), 1, SETTINGS[0]))
+        asked = asked_of(config, 1, Request((0,), 1, SETTINGS[0]))
         read = (model.params, state, tokens, one, one, one, no)
         programs = {
-            "begin": slots.begin.lower(state, seat, config=config),
+            "begin": slots.begin.lower(state, asked, one, one, config=config),
             "read first": slots.read.lower(*read, config=config, fresh=True),
             "read": slots.read.lower(*read, config=config, fresh=False),
             "score": slots.score.lower(*read[:3], tokens, *read[3:6], config=config, fresh=False),

@@ -22,9 +22,6 @@ from nanollm_jax.cache.cache import (
     resize as resize,
 )
 from nanollm_jax.cache.cache import (
-    rewind as rewind,
-)
-from nanollm_jax.cache.cache import (
     select as select,
 )
 from nanollm_jax.cache.layers import Plain as Plain

@@ -180,18 +180,3 @@ def put_back(cache: KVCache, part: KVCache) -> KVCache:
     """The whole cache after tokens of some of its rows were written: part is what became of select's."""
     length = cache.length.at[part.rows].set(part.length, mode="drop")
     return dataclasses.replace(part, length=length, rows=None, fresh=False)
-
-
-def rewind(cache: KVCache, length: int, config: ModelConfig) -> KVCache | None:
-    """The cache as it was when every row had `length` positions; None where that is more than it holds, or gone.
-
-    Slots past the length are never seen and are written again, so going back is counting back. A ring cannot go back to
-    where it has overwritten what a window still sees.
-    """
-    lengths = np.asarray(cache.length)
-    if not 0 <= length <= lengths.min():
-        return None
-    longest = int(lengths.max())
-    if any(kept.forgets(longest, length, of.window) for kept, of in zip(cache.layers, config.layers, strict=True)):
-        return None
-    return dataclasses.replace(cache, length=jnp.full(cache.batch, length, jnp.int32))

@@ -23,7 +23,7 @@ from nanollm_jax.collectives import whole
 from nanollm_jax.engine import buckets, memory, slots
 from nanollm_jax.engine.prefix import Prefixes
 from nanollm_jax.engine.request import Request
-from nanollm_jax.engine.rows import Event, Owner, Pending, Slot, Spent, Ticket, common_prefix, pieces_of, seat_of
+from nanollm_jax.engine.rows import Event, Owner, Pending, Slot, Spent, Ticket, asked_of, common_prefix, pieces_of
 from nanollm_jax.loading import Model
 
 EVENTS = 4096  # how many of the last events are remembered
@@ -170,8 +170,8 @@ class Engine:
         slot.text, slot.at, slot.held, slot.reach = text, n, text[:n], slot.reach if n else 0
         slot.fill(n)
         slot.allowed, slot.flying, slot.block, slot.keeps = slot.drawn + left, 0, None, True
-        seat = seat_of(self.config, self.rows_of(slot), request, ticket.answer.token_ids, n, left)
-        self.state = slots.begin(self.state, seat, config=self.config)
+        asked = asked_of(self.config, self.dp, request, ticket.answer.token_ids, left)
+        self.state = slots.begin(self.state, asked, self.rows_of(slot), self.one(slot, n), config=self.config)
 
     def kept(self, slot: Slot, text: list[int]) -> int:
         """How many of a text's first tokens the row holds and can go back to. The last one is read in any case."""

@@ -14,7 +14,7 @@ from nanollm_jax.engine import buckets
 from nanollm_jax.engine.answer import Answer, Generation
 from nanollm_jax.engine.prefix import Block
 from nanollm_jax.engine.request import Request
-from nanollm_jax.engine.slots import Drawn, Scored, Seat
+from nanollm_jax.engine.slots import Asked, Drawn, Scored
 from nanollm_jax.engine.timings import Timings
 from nanollm_jax.errors import NanoLLMError, NumericsError
 from nanollm_jax.sampling import heard
@@ -208,20 +208,12 @@ class Pending(NamedTuple):
     steps: int
 
 
-def seat_of(
-    config: ModelConfig, rows: Any, request: Request, answer: Sequence[int] = (), length: int = 0, left: int = 0
-) -> Seat:
-    """What rows [R] are to be: a request's settings and what was answered so far, the same in every part of the rows."""
+def asked_of(config: ModelConfig, parts: int, request: Request, answer: Sequence[int] = (), left: int = 0) -> Asked:
+    """A request's settings and what was answered so far, in every part of the rows the same."""
     V, P = config.vocab_size, config.max_positions
-
-    def each(value: Any) -> Any:
-        return np.repeat(np.atleast_1d(value), len(rows), axis=0)
-
-    return Seat(
-        row=rows, length=each(np.int32(length)), history=jax.tree.map(each, heard([request.text], [answer], V, P)),
-        sampling=jax.tree.map(each, request.rows(V)), seed=each(np.uint32(request.seed)),
-        tops=each(np.int32(request.top_logprobs)), left=each(np.int32(left)),
-    )  # fmt: skip
+    numbers: list[Any] = [np.uint32(request.seed), np.int32(request.top_logprobs), np.int32(left)]
+    one = Asked(heard([request.text], [answer], V, P), request.rows(V), *numbers)
+    return jax.tree.map(lambda value: np.repeat(np.atleast_1d(value), parts, axis=0), one)
 
 
 def pieces_of(

@@ -38,39 +38,35 @@ TOPS = 20  # alternatives to a token that can be asked for
 
 
 @flax.struct.dataclass
+class Asked:
+    """How the tokens of B rows are drawn: after which ids, with which settings and seed, and how many of them.
+
+    left is how many tokens a row may still draw, tops how many alternatives to each it wants to see.
+    """
+
+    history: History
+    sampling: Sampling
+    seed: jax.Array = axes("B")
+    tops: jax.Array = axes("B")
+    left: jax.Array = axes("B")
+
+
+@flax.struct.dataclass
 class State:
     """What the device holds for B rows.
 
     token is the one that was drawn and not yet run: a row that has read its prompt and drawn nothing else is at length
-    positions in the cache, and its token will stand at position `length`. live rows go on; left is how many tokens a row may
-    still draw. tops is how many alternatives to each token a row wants to see.
+    positions in the cache, and its token will stand at position `length`. live rows go on.
     Row of 5 prompt ids that drew one token, 3 allowed: length 5, live, left 2. After one step: length 6, left 1.
     """
 
     cache: KVCache
-    history: History
-    sampling: Sampling
-    seed: jax.Array = axes("B")
-    tops: jax.Array = axes("B")
+    asked: Asked
     token: jax.Array = axes("B")
     live: jax.Array = axes("B")
-    left: jax.Array = axes("B")
 
     def __repr__(self) -> str:
         return f"State({self.cache}, history of {self.cache.capacity} ids a row, {nbytes(self)} in all)"
-
-
-@flax.struct.dataclass
-class Seat:
-    """What R rows are to be: row and length [R], the ids of the prompt and of the answer so far, and the settings."""
-
-    history: History
-    sampling: Sampling
-    row: jax.Array = axes("B")
-    length: jax.Array = axes("B")
-    seed: jax.Array = axes("B")
-    tops: jax.Array = axes("B")
-    left: jax.Array = axes("B")
 
 
 @flax.struct.dataclass
@@ -108,26 +104,17 @@ def empty_state(cache: KVCache, config: ModelConfig) -> State:
     zeros = partial(jnp.zeros, B)  # a buffer each: all of them are donated
     sampling = jax.tree.map(jnp.array, Sampling(temperature=0.0).rows(B, V))
     history = smp.no_history(B, V, config.max_positions)
-    return State(
-        dataclasses.replace(cache, fresh=False), history, sampling, seed=zeros(jnp.uint32), tops=zeros(jnp.int32),
-        token=zeros(jnp.int32), live=zeros(bool), left=zeros(jnp.int32),
-    )  # fmt: skip
+    asked = Asked(history, sampling, seed=zeros(jnp.uint32), tops=zeros(jnp.int32), left=zeros(jnp.int32))
+    return State(dataclasses.replace(cache, fresh=False), asked, token=zeros(jnp.int32), live=zeros(bool))
 
 
 @program(donate=("state",))
-def begin(state: State, seat: Seat, *, config: ModelConfig) -> State:
-    """Give rows to somebody: they hold the first `length` positions of what they held, and are about to read."""
-    put = lambda old, new: old.at[seat.row].set(new.astype(old.dtype), mode="drop")  # noqa: E731
-    cache = dataclasses.replace(state.cache, length=put(state.cache.length, seat.length), fresh=False)
-    return dataclasses.replace(
-        state,
-        cache=cache,
-        live=put(state.live, jnp.zeros_like(seat.row)),
-        **{
-            name: jax.tree.map(put, getattr(state, name), getattr(seat, name))
-            for name in ("history", "sampling", "seed", "tops", "left")
-        },
-    )
+def begin(state: State, asked: Asked, row: jax.Array, length: jax.Array, *, config: ModelConfig) -> State:
+    """Give rows to somebody: they hold the first `length` [R] positions of what they held, and are about to read."""
+    put = lambda old, new: old.at[row].set(new.astype(old.dtype), mode="drop")  # noqa: E731
+    cache = dataclasses.replace(state.cache, length=put(state.cache.length, length), fresh=False)
+    live = put(state.live, jnp.zeros_like(row))
+    return dataclasses.replace(state, cache=cache, asked=jax.tree.map(put, state.asked, asked), live=live)
 
 
 @program(static=("fresh",), donate=("state",))
@@ -144,22 +131,13 @@ def read(
     x, part = model.hidden_states(params, tokens, count, part, config=config, end=end)
     final = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
     logits = model.logits(params, final, config)[:, 0]
-    own = lambda tree: jax.tree.map(lambda array: array.at[row].get(mode="clip"), tree)  # noqa: E731
-    history = own(state.history)
-    token, logprob = smp.draw(logits, own(state.sampling), history, own(state.seed), part.length)
-    tops = own(state.tops)
-    drawn = Drawn(*(each[:, None] for each in (token, logprob, last, *best_of(logits, jnp.where(last, tops, 0)))))
-    history = keep_where(last, smp.remember(history, token), history)
-    left = own(state.left) - last
+    own = jax.tree.map(lambda array: array.at[row].get(mode="clip"), state.asked)
+    own, live, drawn = draw(own, logits, part.length, last)
     put = lambda old, new: old.at[row].set(new, mode="drop")  # noqa: E731
-    return dataclasses.replace(
-        state,
-        cache=kv.put_back(state.cache, part),
-        history=jax.tree.map(put, state.history, history),
-        token=put(state.token, token),
-        live=put(state.live, last & goes_on(token, left, own(state.sampling).ends)),
-        left=put(state.left, left),
-    ), drawn
+    history = jax.tree.map(put, state.asked.history, own.history)
+    asked = dataclasses.replace(state.asked, history=history, left=put(state.asked.left, own.left))
+    state = State(kv.put_back(state.cache, part), asked, put(state.token, drawn.token), put(state.live, live))
+    return state, jax.tree.map(lambda x: x[:, None], drawn)
 
 
 @program(static=("fresh",), donate=("state",))
@@ -171,11 +149,9 @@ def score(
     part = kv.select(state.cache, row, fresh)
     x, part = model.hidden_states(params, tokens, count, part, config=config, end=end)
     logits = model.logits(params, x, config)
-    total = jax.nn.logsumexp(
-        logits, axis=-1, keepdims=True
-    )  # one for all, so that the best token's logprob is one number
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # one for all: the best token's logprob is one number
     found = (jnp.take_along_axis(logits, targets[:, :, None], axis=-1) - total)[:, :, 0]
-    tops = jnp.broadcast_to(state.tops.at[row].get(mode="clip")[:, None], tokens.shape)
+    tops = jnp.broadcast_to(state.asked.tops.at[row].get(mode="clip")[:, None], tokens.shape)
     best = best_of(logits, jnp.where(count[:, None] > 0, tops, 0), total)
     scored = Scored(found, jnp.argmax(logits, axis=-1) == targets, *best)
     return dataclasses.replace(state, cache=kv.put_back(state.cache, part)), scored
@@ -203,28 +179,27 @@ def step(params: Params, state: State, config: ModelConfig) -> tuple[State, Draw
     live = state.live
     x, cache = model.hidden_states(params, state.token[:, None], live.astype(jnp.int32), state.cache, config=config)
     logits = model.logits(params, x, config)[:, 0]
-    token, logprob = smp.draw(logits, state.sampling, state.history, state.seed, cache.length)
-    tops = best_of(logits, jnp.where(live, state.tops, 0))
-    token = jnp.where(live, token, state.token)
-    left = state.left - live
-    return dataclasses.replace(
-        state,
-        cache=cache,
-        history=keep_where(live, smp.remember(state.history, token), state.history),
-        token=token,
-        live=live & goes_on(token, left, state.sampling.ends),
-        left=left,
-    ), Drawn(token, logprob, live, *tops)
+    asked, goes_on, drawn = draw(state.asked, logits, cache.length, live)
+    return State(cache, asked, jnp.where(live, drawn.token, state.token), goes_on), drawn
+
+
+def draw(asked: Asked, logits: jax.Array, length: jax.Array, wanted: jax.Array) -> tuple[Asked, jax.Array, Drawn]:
+    """The next token of those rows where one is wanted [B], from logits [B V], behind texts of these lengths [B].
+
+    -> what is asked now, which rows go on [B], and what was drawn [B]
+    """
+    token, logprob = smp.draw(logits, asked.sampling, asked.history, asked.seed, length)
+    drawn = Drawn(token, logprob, wanted, *best_of(logits, jnp.where(wanted, asked.tops, 0)))
+    left = asked.left - wanted
+    ended = jnp.take_along_axis(asked.sampling.ends, token[:, None], axis=1)[:, 0]
+    history = keep_where(wanted, smp.remember(asked.history, token), asked.history)
+    return dataclasses.replace(asked, history=history, left=left), wanted & (left > 0) & ~ended, drawn
 
 
 def nothing(state: State) -> Drawn:
     """What a step without live rows draws."""
-    return Drawn(state.token, (0 * state.left).astype(jnp.float32), state.live, *none_of(state.tops))
-
-
-def goes_on(token: jax.Array, left: jax.Array, ends: jax.Array) -> jax.Array:
-    """Does an answer go on behind this token?  token and left [B], ends [B V] -> [B] bool"""
-    return (left > 0) & ~jnp.take_along_axis(ends, token[:, None], axis=1)[:, 0]
+    left, tops = state.asked.left, state.asked.tops
+    return Drawn(state.token, (0 * left).astype(jnp.float32), state.live, *none_of(tops))
 
 
 def best_of(logits: jax.Array, wanted: jax.Array, total: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:

@@ -14,7 +14,7 @@ from nanollm_jax.engine import buckets, slots
 from nanollm_jax.engine.embed import embed
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request, check_room
-from nanollm_jax.engine.rows import seat_of
+from nanollm_jax.engine.rows import asked_of
 from nanollm_jax.engine.shared import rows_for
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.loading import Model
@@ -95,7 +95,7 @@ def programs(
 
     def begin() -> None:
         request = Request((0,), 1, engine.model.defaults.sampling)
-        engine.state = slots.begin(engine.state, seat_of(config, nobody, request), config=config)
+        engine.state = slots.begin(engine.state, asked_of(config, engine.dp, request), nobody, zeros, config=config)
 
     def read(T: int, fresh: bool) -> None:
         tokens = np.zeros((engine.dp, T), np.int32)
