@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 import nanollm_jax
-from nanollm_jax import files
+from nanollm_jax import files, layout
 from nanollm_jax import params as parameters
 from nanollm_jax.cache import init_cache
 from nanollm_jax.checks import check_counts
@@ -115,7 +115,7 @@ def check_fits(model: Model, rows: int, capacity: int) -> None:
         raise RequestError(
             f"prompt and new tokens need {capacity} positions a row; this model has {config.max_positions}: take fewer."
         )
-    row = 2 * config.num_layers * config.num_kv_heads * capacity * config.head_dim * itemsize + 16 * config.vocab_size
+    row = sum(layout.row_nbytes(config, capacity, itemsize))
     stats = jax.devices()[0].memory_stats()
     memory = stats["bytes_limit"] if stats else files.host_memory()
     if memory is None:
