@@ -1,14 +1,9 @@
-"""A small server for tests: a random model with the bundled tokenizer and template, on a free port of this machine.
-
-As a script it serves until it is told to stop, for tests that send signals.
-"""
+"""A small server for tests: a random model with the bundled tokenizer and template, on a free port of this machine."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +16,7 @@ import jax.numpy as jnp
 import nanollm_jax as nano
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import requests_of
-from nanollm_jax.serve.server import Server, bind, run
+from nanollm_jax.serve.server import Server, bind
 from nanollm_jax.serve.service import Options, Service
 
 CONFIG = {
@@ -113,10 +108,3 @@ def changed(one: Service, **options: Any) -> Service:
     other = dataclasses.replace(one, options=dataclasses.replace(one.options, **options), under_way={})
     other.thread, other.metrics, other.readers = one.thread, one.metrics, one.readers
     return other
-
-
-if __name__ == "__main__":
-    logging.getLogger("nanollm.serve").setLevel("INFO")
-    bound = bind("127.0.0.1", 0)
-    print(bound.getsockname()[1], flush=True)
-    sys.exit(run(service(), bound, float(sys.argv[1])))

@@ -183,7 +183,11 @@ def test_what_is_wrong_is_named(http, fields, param):
 def test_other_refusals(http):
     assert refusal(http, model="gpt-4") == (404, "model", "model_not_found")
     assert refusal(http, max_tokens=128) == (400, "messages", "context_length_exceeded")
+    assert refusal(http, max_tokens=None, max_completion_tokens=0)[:2] == (400, "max_completion_tokens")
     assert refusal(http, "/v1/completions", prompt=[]) == (400, "prompt", None)
+    assert refusal(http, "/v1/completions", prompt=[99999])[:2] == (400, "prompt")
+    assert refusal(http, "/v1/completions", logprobs=21)[:2] == (400, "logprobs")
+    assert refusal(http, "/v1/embeddings", input=[[]], messages=None, max_tokens=None)[:2] == (400, "input")
     assert refusal(http, "/v1/completions", best_of=2)[:2] == (400, "best_of")
     assert refusal(http, "/v1/completions", max_tokens=0)[:2] == (400, "max_tokens")
     assert http.get("/v1/nothing").json()["error"]["code"] == "not_found"

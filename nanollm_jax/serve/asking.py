@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from nanollm_jax.chat.renderer import Renderer
 from nanollm_jax.engine.conversation import encode_chat
-from nanollm_jax.engine.request import Request, check_stops, encode_prompts, requests_of
+from nanollm_jax.engine.request import TOPS, Request, check_stops, encode_prompts, requests_of
 from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.loading import Model
 from nanollm_jax.serve.bodies import Chat, Completion, TokenizeChat, Writing, read_messages
@@ -112,6 +112,8 @@ class Readers:
             raise Refusal(400, "max_tokens and max_completion_tokens differ; give one of them.", "max_tokens")
         if body.top_logprobs is not None and not body.logprobs:
             raise Refusal(400, "top_logprobs without logprobs: give logprobs true, or leave both out.", "top_logprobs")
+        if body.max_completion_tokens is not None and body.max_completion_tokens < 1:
+            raise Refusal(400, "max_completion_tokens is below 1.", "max_completion_tokens")
         ids = self.messages(body)
         new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         new = max(self.context - len(ids), 1) if new is None else new
@@ -122,7 +124,9 @@ class Readers:
         new = COMPLETION if body.max_tokens is None else body.max_tokens
         if body.best_of not in (None, body.n):
             raise Refusal(400, f"best_of is {body.best_of} and n {body.n}; every answer is given.", "best_of")
-        prompts, single = encode_prompts(self.model, body.prompt)
+        if not 0 <= (body.logprobs or 0) <= TOPS:
+            raise Refusal(400, f"logprobs is {body.logprobs}; expected 0 to {TOPS}.", "logprobs")
+        prompts, single = self.prompts(body.prompt, "prompt")
         if not prompts:
             raise Refusal(400, "prompt is an empty list; give a text, or ids.", "prompt")
         only_read = new == 0 and body.echo
@@ -137,6 +141,13 @@ class Readers:
             if body.echo and body.logprobs is not None and len(ids) > 1
         ]
         return asked._replace(texts=texts, scores=scores, requests=[] if only_read else asked.requests)
+
+    def prompts(self, given: Any, field: str) -> tuple[list[list[int]], bool]:
+        """Texts and ids as ids, and whether it was a single one. Raises Refusal that names the field."""
+        try:
+            return encode_prompts(self.model, given)
+        except NanoLLMError as error:
+            raise refusal_of(error, field) from None
 
     def text(self, given: Any, ids: list[int]) -> str:
         """A prompt as text: as it was given, or what its ids print."""

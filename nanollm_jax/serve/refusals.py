@@ -15,7 +15,7 @@ KINDS = {
 }  # fmt: skip
 # what the engine calls an argument, and which field of a body it comes from
 FIELDS = {
-    "max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "stop_ids": "stop_token_ids", "prompts": "prompt",
+    "max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "stop_ids": "stop_token_ids",
     "temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "seed": "seed", "stop": "stop",
     "repetition_penalty": "repetition_penalty", "presence_penalty": "presence_penalty", "n": "n",
     "frequency_penalty": "frequency_penalty", "logit_bias": "logit_bias", "top_logprobs": "top_logprobs",

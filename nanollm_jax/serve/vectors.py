@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nanollm_jax.engine.embed import embed
-from nanollm_jax.engine.request import encode_prompts
 from nanollm_jax.serve.asking import Readers
 from nanollm_jax.serve.bodies import Embedding, read_body
 from nanollm_jax.serve.events import unless_gone
@@ -45,7 +44,7 @@ async def embeddings(request: Request) -> Response:
 
 def ids_of(readers: Readers, body: Embedding) -> list[list[int]]:
     """The ids of each text."""
-    rows, _ = encode_prompts(readers.model, body.input)
+    rows, _ = readers.prompts(body.input, "input")
     width = readers.model.config.hidden_size
     if not rows:
         raise Refusal(400, "input is an empty list; give a text, or ids.", "input")
