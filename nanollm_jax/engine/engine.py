@@ -58,7 +58,7 @@ class Engine:
         self.spent = Spent()
         self.smallest = buckets.capacity(1, self.config.max_positions)
         self.state = self.empty()
-        self.places = 0 if remember else self.blocks_in(prefix_bytes)
+        self.places = 0 if remember else memory.places(self, prefix_bytes)
         self.forget()
 
     def empty(self) -> slots.State:
@@ -71,12 +71,6 @@ class Engine:
         """Keep nothing of what was read before."""
         self.pool: slots.Pool | None = None
         self.prefixes = [Prefixes(self.piece, self.places) for _ in range(self.dp)]
-
-    def blocks_in(self, limit: int | None) -> int:
-        """How many blocks of a prefix each part of the rows may keep in so many bytes."""
-        position = sum(layer.nbytes // (layer.slots * self.rows) for layer in self.state.cache.layers)
-        limit = buckets.prefix_bytes(position * self.config.max_positions) if limit is None else limit
-        return limit // (position * self.piece * self.dp)
 
     # what comes in
 
@@ -250,7 +244,10 @@ class Engine:
         slot.block, new = self.prefixes[self.part(slot)].add(root, slot.block, ids)
         slot.keeps = slot.block is not None
         if slot.block is not None and new:
-            at, place = self.one(slot, slot.at), self.one(slot, slot.block.place)
+            at, place = (
+                self.one(slot, slot.at),
+                self.one(slot, slot.block.place, self.places),
+            )  # no place in other parts
             self.pool = slots.keep(self.blocks(), self.state, self.rows_of(slot), at, place, config=self.config)
 
     def blocks(self) -> slots.Pool:

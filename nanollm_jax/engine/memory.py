@@ -83,6 +83,13 @@ def fitting(model: Model, wanted: int, positions: int) -> int:
     raise NoRoomError(no_room(model, model.dp, capacity, 0))
 
 
+def places(engine: Engine, limit: int | None) -> int:
+    """How many blocks of a prefix each part of an engine's rows may keep in so many bytes; None is buckets' choice."""
+    position = sum(layer.nbytes // (layer.slots * engine.rows) for layer in engine.state.cache.layers)
+    limit = buckets.prefix_bytes(position * engine.config.max_positions) if limit is None else limit
+    return limit // (position * engine.piece * engine.dp)
+
+
 def ran_out(error: BaseException) -> bool:
     """Is this what JAX says where an array finds no room, or what is said here?"""
     return isinstance(error, NoRoomError) or (

@@ -240,7 +240,7 @@ def empty_pool(cache: KVCache, blocks: int, size: int) -> Pool:
 
 @program(donate=("pool",))
 def keep(pool: Pool, state: State, row: jax.Array, at: jax.Array, block: jax.Array, *, config: ModelConfig) -> Pool:
-    """Copy the positions at, at + 1, .. of R rows to blocks of the pool.  row, at and block [R]"""
+    """Copy the positions at, at + 1, .. of R rows to blocks of the pool, past the last for nobody.  row, at and block [R]"""
     P, K = pool.k[0].shape[1], state.cache.layers[0].k.shape[0] // state.cache.batch
     positions = at[:, None] + jnp.arange(P)[None]
     found = [layer.at(row, positions, K) for layer in state.cache.layers]

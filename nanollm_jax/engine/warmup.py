@@ -113,7 +113,7 @@ def programs(
         )
 
     def keep() -> None:
-        engine.pool = slots.keep(engine.blocks(), engine.state, nobody, zeros, zeros, config=config)
+        engine.pool = slots.keep(engine.blocks(), engine.state, nobody, zeros, zeros + engine.places, config=config)
 
     def restore() -> None:
         engine.state = slots.restore(engine.state, engine.blocks(), nobody, zeros, zeros, config=config)
