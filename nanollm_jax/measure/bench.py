@@ -27,11 +27,11 @@ import numpy as np
 import nanollm_jax
 from nanollm_jax import files, layout
 from nanollm_jax import params as parameters
-from nanollm_jax.cache import init_cache
 from nanollm_jax.checks import check_counts
-from nanollm_jax.decode import decode, prefill
 from nanollm_jax.dtypes import resolve_weights
+from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.generate import stream
+from nanollm_jax.engine.request import Request
 from nanollm_jax.errors import RequestError
 from nanollm_jax.families import read_config
 from nanollm_jax.loading import Model, load
@@ -181,7 +181,8 @@ def run(
             cost = once(model, count, prompt_tokens, new_tokens)
             for kind, value in zip(("prefill", "decode"), cost, strict=True):
                 seconds.setdefault((kind, count), []).append(value)
-        answer = stream(model, prompt(model, 1, prompt_tokens)[0].tolist(), max_new_tokens=CHUNK)
+        # another prompt in each turn: one that was read before would be found
+        answer = stream(model, prompt(model, 1, prompt_tokens, turn)[0].tolist(), max_new_tokens=CHUNK)
         for _ in answer:
             pass
         first.append(answer.timings.first_token_seconds)
@@ -211,22 +212,25 @@ def run(
 
 
 def once(model: Model, rows: int, prompt_tokens: int, new_tokens: int) -> tuple[float, float]:
-    """Seconds of one prefill of [rows prompt_tokens], and of writing new_tokens per row behind it."""
-    config = model.config
-    sampling = Sampling(temperature=0.0).rows(rows, config.vocab_size)
-    tokens, lengths = prompt(model, rows, prompt_tokens), np.full(rows, prompt_tokens, np.int32)
-    cache = jax.block_until_ready(init_cache(config, rows, prompt_tokens + new_tokens, model.dtype.activations))
+    """Seconds until an engine of so many rows has read a prompt in each, and of writing new_tokens per row behind them.
+
+    Nothing is kept of what was read before. The first token is drawn where the prompt ends; what is written comes behind it.
+    """
+    engine = Engine(model, rows, prefix_bytes=0)
+    for ids in prompt(model, rows, prompt_tokens):
+        engine.submit(Request(tuple(ids.tolist()), new_tokens + 1, Sampling(temperature=0.0)))
+    jax.block_until_ready(engine.state)
     begun = time.perf_counter()
-    state = jax.block_until_ready(prefill(model.params, tokens, lengths, cache, config=config))
+    engine.step()  # ends when all first tokens are there; by then the first chunk is on its way
     middle = time.perf_counter()
-    seeds = np.zeros(rows, np.uint32)
-    jax.block_until_ready(decode(model.params, state, sampling, seeds, config=config, steps=new_tokens))
+    while not engine.idle:
+        engine.step()
     return middle - begun, time.perf_counter() - middle
 
 
-def prompt(model: Model, rows: int, length: int) -> np.ndarray:
+def prompt(model: Model, rows: int, length: int, seed: int = 0) -> np.ndarray:
     """The same random ids on every call.  -> [rows length] int32"""
-    return np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, length), dtype=np.int32)
+    return np.random.default_rng(seed).integers(0, model.config.vocab_size, (rows, length), dtype=np.int32)
 
 
 # describing
