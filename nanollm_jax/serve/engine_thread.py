@@ -25,6 +25,7 @@ from nanollm_jax.serve.metrics import Metrics
 from nanollm_jax.serve.refusals import Refusal, refusal_of
 
 log = logging.getLogger("nanollm.serve")
+PATIENCE = 5.0  # seconds of compiling before a word is said of it
 BROKEN = Refusal(500, "the engine failed and this server ends; ask again.")
 
 
@@ -143,12 +144,16 @@ class EngineThread(threading.Thread):
 
     def warm_up(self) -> None:
         """Compile every program that a request will need."""
-        begun = time.perf_counter()
+        begun = said = time.perf_counter()
 
         def ready(program: str) -> None:
+            nonlocal said
             log.debug("%s", program)
             if self.closing:
                 raise Closing
+            if time.perf_counter() - said > PATIENCE:
+                said = time.perf_counter()
+                log.info("compiling: %s", program)
 
         programs = warm(self.engine, self.context - 1, self.context, ready, scores=True)
         programs += warm_embed(self.engine.model, self.context, ready)
