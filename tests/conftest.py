@@ -26,22 +26,31 @@ def data() -> Path:
     return Path(folder).resolve()
 
 
+# Pieces of memory that a process has mapped: compiled programs have many, and Linux ends who wants more than 65,530.
+MANY, TOO_MANY = 12_000, 40_000
 TESTS = itertools.count(1)
-MAPPED = 12_000  # pieces of memory; Linux ends a process that wants more than 65,530, and compiled programs have many
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_end_some_time():
+    """Two thousand tests leave gigabytes of them; but the next file may use them again."""
+    yield
+    if mapped() > MANY:
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
-def compiled_programs_end_some_time():
-    """Two thousand tests leave gigabytes of them; but the next test may use them again."""
+def compiled_programs_end_in_time():
+    """Also within a file of hundreds of tests, though what its tests share is then compiled again."""
     yield
-    if next(TESTS) % 16 == 0 and mapped() > MAPPED:
+    if next(TESTS) % 16 == 0 and mapped() > TOO_MANY:
         jax.clear_caches()
 
 
 def mapped() -> int:
-    """How many pieces of memory this process has; more than MAPPED where the system does not say."""
+    """How many pieces of memory this process has; more than MANY where the system does not say."""
     maps = Path("/proc/self/maps")
-    return maps.read_bytes().count(b"\n") if maps.exists() else MAPPED + 1
+    return maps.read_bytes().count(b"\n") if maps.exists() else MANY + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
