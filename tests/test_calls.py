@@ -138,7 +138,7 @@ def test_reasoning():
     call = '<tool_call>{"name": "f"}</tool_call>'
     assert read(f"<think>\nHm.\n{call}\n</think>\n\nYes.", TAGGED, thinks=True) == ("Yes.", f"Hm.\n{call}", [])
     assert read(f"Hm.\n</think>\n\n{call}", TAGGED, thinking=True) == ("", "Hm.", [("f", "{}", True)])
-    assert read("<think>Hm.</think>  a", None, thinking=True) == ("  a", "Hm.", [])
+    assert read("<think>Hm.</think> \n  a", None, thinking=True) == ("  a", "Hm.", [])
     assert read('<think>\n\n</think>\n\n{"name": "f", "parameters": {}}', BARE, thinks=True) == (
         "",
         "",

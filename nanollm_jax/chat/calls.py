@@ -97,9 +97,9 @@ class Reader:
         self.state = state
         return True
 
-    def behind_space(self, at: int = 0, letters: str = SPACE) -> int | None:
+    def behind_space(self, at: int = 0) -> int | None:
         """Where the space ends that begins at a place; None where more may come."""
-        at = len(self.held) - len(self.held[at:].lstrip(letters))
+        at = len(self.held) - len(self.held[at:].lstrip(SPACE))
         return None if at == len(self.held) and not self.over else at
 
     def begins(self, text: str, at: int) -> bool | None:
@@ -132,11 +132,11 @@ class Reader:
         return self.without_lines(self.reason)
 
     def without_lines(self, state: Callable[[], bool]) -> bool:
-        """Go on with another state behind ends of lines."""
-        at = self.behind_space(letters="\r\n")
+        """Go on with another state behind ends of lines, and the space in front of them."""
+        at = self.behind_space()
         if at is None:
             return False
-        self.emit("mark", at)
+        self.emit("mark", max(self.held.rfind("\n", 0, at), self.held.rfind("\r", 0, at)) + 1)
         return self.goes(state)
 
     def reason(self) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nanollm_jax.chat.forms import form_of
 from nanollm_jax.chat.guard import Guard, Span
 from nanollm_jax.chat.renderer import Renderer
 from nanollm_jax.errors import RequestError, shown
@@ -119,6 +120,21 @@ class ChatTemplate:
     def programs(self) -> dict[str, Program]:
         """The templates that were used, made ready."""
         return {}
+
+    def source(self, tools: Any = None) -> str:
+        """The text of the template that encode takes."""
+        return self.program(None, tools).source
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Special tokens that end a message besides EOS, in the forms of calls that the templates tell of."""
+        forms = [form for source in self.sources.values() if (form := form_of(source))]
+        return self.special(name for form in forms for name in form.ends)
+
+    def special(self, names: Iterable[str]) -> frozenset[int]:
+        """The special tokens that have one of these names."""
+        wanted = set(names)
+        return frozenset(token for token in self.tokenizer.special_ids if self.tokenizer.piece(token) in wanted)
 
     def names(self) -> dict[str, str]:
         """What templates know tokens by: {"bos_token": "<s>", ...}."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from nanollm_jax.engine.timings import Timings
@@ -55,8 +55,12 @@ class Answer:
         eos_ids: tuple[int, ...],
         stop: tuple[str, ...],
         max_new_tokens: int,
+        shown: Collection[int] = (),
     ) -> None:
-        """Nothing said yet. A prompt that prints nothing (BOS alone) begins a text; any other is continued."""
+        """Nothing said yet. A prompt that prints nothing (BOS alone) begins a text; any other is continued.
+
+        shown: special tokens whose names stand in the text.
+        """
         self.eos_ids = eos_ids
         self.max_new_tokens = max_new_tokens
         self.stop = stop
@@ -67,7 +71,7 @@ class Answer:
         self.text = ""
         self.finish_reason = ""
         begins = tokenizer is not None and not any(tokenizer.token_bytes(token) for token in prompt)
-        self.decoder = None if tokenizer is None else tokenizer.decoder(start=begins)
+        self.decoder = None if tokenizer is None else tokenizer.decoder(start=begins, shown=shown)
 
     def push(self, token: int, logprob: float, tops: Sequence[tuple[int, float]] = ()) -> None:
         """Take one more token, and the best ones beside it, unless the answer has ended. Raises NumericsError where the model

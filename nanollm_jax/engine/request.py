@@ -31,6 +31,7 @@ class Request:
     top_logprobs    how many of the best tokens are wanted beside each
     streamed        somebody waits for every piece of it
     root            in which world its prompt is read: what is read otherwise shares no prefix with it
+    shown           special tokens that the answer's text has by their names, where it has none otherwise
     given           no answer is wanted, but how likely each of the ids is, from this one on; None where an answer is
     """
 
@@ -43,6 +44,7 @@ class Request:
     top_logprobs: int = 0
     streamed: bool = False
     root: Hashable = None
+    shown: tuple[int, ...] = ()
     given: int | None = None
 
     @property
@@ -53,8 +55,9 @@ class Request:
     def answer(self, model: Model) -> Answer:
         """The empty answer to it."""
         return Answer(
-            list(self.ids), model.tokenizer, eos_ids=self.ends, stop=self.stop, max_new_tokens=self.max_new_tokens
-        )
+            list(self.ids), model.tokenizer, eos_ids=self.ends, stop=self.stop, max_new_tokens=self.max_new_tokens,
+            shown=self.shown,
+        )  # fmt: skip
 
     def rows(self, vocab_size: int) -> Sampling:
         """Its settings as arrays of one row."""
@@ -78,7 +81,8 @@ def requests_of(
     """One request for each of n answers to each prompt, in order. Raises RequestError for what cannot be honoured.
 
     Each argument is one for all prompts, or a list of one per prompt. The i-th of n answers is drawn with seed + i; seed None
-    is a fresh one for each. chat: the tokenizer's EOS, which ends a turn, ends the answer too.
+    is a fresh one for each. chat: the tokenizer's EOS, which ends a turn, ends the answer too, and so does what ends a message
+    in the form of calls that the chat template tells of.
     """
     (n,) = check_counts(n=n)
     tops = check_tops(top_logprobs)
@@ -88,13 +92,16 @@ def requests_of(
     nested = lambda value: any(listed(one) is not None for one in listed(value) or ())  # noqa: E731
     stops = spread("stop", stop, len(prompts)) if nested(stop) else [stop] * len(prompts)
     stop_ids = spread("stop_ids", stop_ids, len(prompts)) if nested(stop_ids) else [stop_ids] * len(prompts)
-    eos = model.tokenizer.eos_id if chat and model.tokenizer is not None else None
+    turn: set[int] = set()
+    if chat and model.tokenizer is not None:
+        turn |= set() if model.tokenizer.eos_id is None else {model.tokenizer.eos_id}
+        turn |= set() if model.chat_template is None else model.chat_template.ends
     looked_at: dict[Any, Any] = {}  # what is the same for many rows is looked at once
     requests = []
     for ids, new, one, first, *ends in zip(prompts, counts, settings, seeds, stops, stop_ids, strict=True):
         check_room(model, len(ids), new)
         texts, end_ids = once(looked_at, ("stops", *map(repr, ends)), partial(check_stops, model, *ends))
-        named = {*model.defaults.eos_ids, *end_ids, *([] if eos is None else [eos])}
+        named = {*model.defaults.eos_ids, *end_ids, *turn}
         end_ids = tuple(sorted(token for token in named if token < model.config.vocab_size))  # no other is ever drawn
         request = Request(tuple(ids), new, one, first, end_ids, texts, tops, streamed)
         once(looked_at, (id(one), end_ids, new), partial(request.rows, model.config.vocab_size))

@@ -6,7 +6,9 @@ What happens to one request, in the order of the files:
     guards.py         before anything is read: whose request it is, from where, how large
     app.py            which function answers which path
     bodies.py         the JSON that clients send, field by field; fields.py has the tables of what is not honoured
+    messages.py       messages and tools in them, as clients send them and as templates take them
     asking.py         bodies to requests of the engine: templates and tokenizers, in threads beside the loop
+    reading.py        how the answers to these are to be read: calls of tools, reasoning
     engine_thread.py  the one thread that owns the engine: requests in, pieces of answers out
     calls.py          what one HTTP request waits for, on its way between the two
     replies.py        answers to the JSON that clients expect; logprobs.py their tokens one by one

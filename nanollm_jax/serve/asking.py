@@ -13,12 +13,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
+from nanollm_jax.chat.forms import wants_text
 from nanollm_jax.chat.renderer import Renderer
 from nanollm_jax.engine.conversation import encode_chat
 from nanollm_jax.engine.request import TOPS, Request, check_stops, encode_prompts, requests_of
 from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.loading import Model
-from nanollm_jax.serve.bodies import Chat, Completion, TokenizeChat, Writing, read_messages
+from nanollm_jax.serve.bodies import Chat, Completion, TokenizeChat, Writing
+from nanollm_jax.serve.messages import check_choice, read_messages, read_tools
+from nanollm_jax.serve.reading import Reading, reading_of
 from nanollm_jax.serve.refusals import Refusal, busy, refusal_of
 from nanollm_jax.settings import Sampling, with_settings
 
@@ -44,7 +47,8 @@ def root(world: World, body: Writing) -> World:
 class Asked(NamedTuple):
     """What a body asks for: n requests to each prompt, in order; the prompts, also as text; and the seed of the draws.
 
-    scores are requests for how likely the prompts are, of those that have more than one token.
+    scores are requests for how likely the prompts are, of those that have more than one token. reading is how the answers of a
+    chat are read.
     """
 
     requests: list[Request]
@@ -52,6 +56,7 @@ class Asked(NamedTuple):
     prompts: list[list[int]]
     texts: list[str]
     seed: int
+    reading: Reading = Reading()
 
 
 class Readers:
@@ -92,19 +97,33 @@ class Readers:
 
     def messages(self, body: Chat | TokenizeChat) -> list[int]:
         """Messages -> ids, by the checkpoint's template."""
-        messages = read_messages(body.messages)
-        if not messages:
-            raise Refusal(400, "messages is empty; give at least one.", "messages")
+        return self.read_chat(body)[0]
+
+    def read_chat(self, body: Chat | TokenizeChat) -> tuple[list[int], Reading]:
+        """Messages and tools -> ids, and how the answers to them are read."""
+        tools, calls, parallel = read_tools(body.tools), bool(body.tools), True
+        if isinstance(body, Chat):
+            calls, parallel = check_choice(body.tool_choice, body.tools), body.parallel_tool_calls
+        given = list(tools.values()) if calls else None
+        template = self.renderer.chat_template
         variables = dict(body.chat_template_kwargs or {})
         if isinstance(body, Chat) and body.reasoning_effort is not None:
             variables["reasoning_effort"] = body.reasoning_effort
         try:
-            return encode_chat(
-                self.renderer, messages, variables=variables, add_generation_prompt=body.add_generation_prompt,
+            source = "" if template is None else template.source(given)
+            messages = read_messages(body.messages, arguments_as_text=wants_text(source))
+            if not messages:
+                raise Refusal(400, "messages is empty; give at least one.", "messages")
+            ids = encode_chat(
+                self.renderer, messages, variables=variables, tools=given, add_generation_prompt=body.add_generation_prompt,
                 continue_final_message=body.continue_final_message,
             )  # fmt: skip
         except NanoLLMError as error:
             raise refusal_of(error, "messages") from None
+        assert template is not None  # encode_chat raises without
+        continued = messages[-1]["content"] if body.continue_final_message else ""
+        names = tuple(tools) if calls else ()
+        return ids, reading_of(template, source, ids, names, continued, parallel=parallel)
 
     def chat(self, body: Chat, world: World) -> Asked:
         """One prompt and n answers."""
@@ -114,10 +133,14 @@ class Readers:
             raise Refusal(400, "top_logprobs without logprobs: give logprobs true, or leave both out.", "top_logprobs")
         if body.max_completion_tokens is not None and body.max_completion_tokens < 1:
             raise Refusal(400, "max_completion_tokens is below 1.", "max_completion_tokens")
-        ids = self.messages(body)
+        ids, reading = self.read_chat(body)
         new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         new = max(self.context - len(ids), 1) if new is None else new
-        return self.asked(body, [ids], new, body.top_logprobs or 0, world, chat=True)
+        asked = self.asked(body, [ids], new, body.top_logprobs or 0, world, chat=True)
+        shown = tuple(sorted(reading.shown))
+        return asked._replace(
+            requests=[dataclasses.replace(one, shown=shown) for one in asked.requests], reading=reading
+        )
 
     def completion(self, body: Completion, world: World) -> Asked:
         """A prompt or many, and n answers to each."""

@@ -62,15 +62,6 @@ class Completion(Writing, kw_only=True):
     best_of: int | None = None
 
 
-class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One message of a conversation; parts are joined."""
-
-    role: str
-    content: str | list[dict[str, Any]]
-    name: str | None = None
-    reasoning_content: str | None = None
-
-
 class Chat(Writing, kw_only=True):
     """POST /v1/chat/completions. chat_template_kwargs: what the checkpoint's template reads besides messages."""
 
@@ -82,6 +73,9 @@ class Chat(Writing, kw_only=True):
     logprobs: bool = False
     top_logprobs: int | None = None
     reasoning_effort: str | None = None
+    tools: list[dict[str, Any]] = ()  # type: ignore[assignment]
+    tool_choice: str | dict[str, Any] = "auto"
+    parallel_tool_calls: bool = True
 
 
 class Tokenize(Body, kw_only=True):
@@ -96,6 +90,7 @@ class TokenizeChat(Body, kw_only=True):
     """POST /tokenize of messages."""
 
     messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] = ()  # type: ignore[assignment]
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
@@ -143,41 +138,6 @@ def read_body(given: dict[str, Any], kind: type[B]) -> B:
         raise blamed(str(error)) from None
     except RecursionError:
         raise Refusal(400, "the body is nested too deeply.") from None
-
-
-def read_messages(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as templates take them: parts joined, `developer` a word for `system`. Raises Refusal that names the place."""
-    read = []
-    for n, one in enumerate(given):
-        place = f"messages[{n}]"
-        for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
-            if one.get(name):
-                raise Refusal(400, f"{place}.{name}: only text is read.", f"{place}.{name}", "unsupported_parameter")
-        plain = {name: value for name, value in one.items() if value is not None}
-        try:
-            message = msgspec.convert(plain, Message)
-        except msgspec.ValidationError as error:
-            raise blamed(str(error), place) from None
-        said = {name: value for name in ("name", "reasoning_content") if (value := getattr(message, name)) is not None}
-        role = "system" if message.role == "developer" else message.role
-        read.append({"role": role, "content": joined(message.content, place), **said})
-    return read
-
-
-def joined(content: str | list[dict[str, Any]], place: str) -> str:
-    """The text of a message, or of its parts."""
-    if isinstance(content, str):
-        return content
-    for n, part in enumerate(content):
-        if part.get("type") != "text" or not isinstance(part.get("text"), str):
-            found = (
-                f"a part of type {str(part.get('type'))[:40]!r}"
-                if part.get("type") != "text"
-                else "a part without text"
-            )
-            where = f"{place}.content[{n}]"
-            raise Refusal(400, f"{where} is {found}; only text is read.", where, "unsupported_parameter")
-    return "".join(part["text"] for part in content)
 
 
 def blamed(message: str, place: str = "") -> Refusal:

@@ -20,11 +20,8 @@ WITHOUT_EFFECT = frozenset(
 # field -> (the values at which it asks for nothing, what to do instead)
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     # not built yet; who builds one takes its line out and declares it in bodies.py
-    "tools": (([],), "calls of tools are not supported; leave it out"),
-    "tool_choice": (("none", "auto"), "calls of tools are not supported; leave it out"),
-    "parallel_tool_calls": ((True, False), "calls of tools are not supported; leave it out"),
-    "functions": (([],), "calls of functions are not supported; leave it out"),
-    "function_call": (("none", "auto"), "calls of functions are not supported; leave it out"),
+    "functions": (([],), "give tools"),
+    "function_call": (("none", "auto"), "give tool_choice"),
     "response_format": (({"type": "text"},), 'only {"type": "text"} is supported; ask for JSON in the prompt, and check it'),
     "structured_outputs": ((), "answers are not constrained; leave it out"),
     "guided_json": ((), "answers are not constrained; leave it out"),

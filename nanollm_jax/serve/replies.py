@@ -10,6 +10,7 @@ from typing import Any
 
 from nanollm_jax.serve.calls import Piece
 from nanollm_jax.serve.logprobs import Legacy, chat_logprobs
+from nanollm_jax.serve.reading import Reading
 from nanollm_jax.tokenizer import Tokenizer
 
 
@@ -58,33 +59,60 @@ class Head:
 
 
 class ChatChoice:
-    """One answer of a chat completion."""
+    """One answer of a chat completion: its text, its reasoning and its calls."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer | None, logprobs: bool) -> None:
+    def __init__(self, index: int, tokenizer: Tokenizer | None, logprobs: bool, reading: Reading) -> None:
         self.index, self.tokenizer, self.logprobs = index, tokenizer, logprobs
+        self.reading, self.reader = reading, reading.reader()
         self.begun = False
 
-    def speaks(self, piece: Piece) -> bool:
-        """Is there something to say of a piece? An answer without any text has one chunk all the same."""
-        return bool(piece.text or self.logprobs or (piece.finish_reason and not self.begun))
+    def said(self, piece: Piece) -> list[dict[str, Any]]:
+        """The parts of chunks that say what a piece brought; the first one says whose words these are.
 
-    def said(self, piece: Piece) -> dict[str, Any]:
-        """The part of a chunk that says what a piece brought; the first one says whose words these are."""
-        delta = {"content": piece.text} if self.begun else {"role": "assistant", "content": piece.text}
-        self.begun = True
-        return {
-            "index": self.index, "delta": delta, "logprobs": self.about(piece), "finish_reason": None,
-        }  # fmt: skip
+        There are none where all of it is held back; an answer that says nothing has one chunk all the same.
+        """
+        deltas = self.deltas(piece)
+        if not deltas and (self.logprobs or (piece.finish_reason and not self.begun)):
+            deltas = [{"content": ""}]
+        if deltas and not self.begun:
+            deltas[0] = {"role": "assistant", "content": None} | deltas[0]
+            self.begun = True
+        abouts = [self.about(piece), *[None] * len(deltas)]
+        return [
+            {"index": self.index, "delta": delta, "logprobs": about, "finish_reason": None}
+            for delta, about in zip(deltas, abouts, strict=False)
+        ]
+
+    def deltas(self, piece: Piece) -> list[dict[str, Any]]:
+        """What a piece adds to the message."""
+        events = self.reader.feed(piece.text) + (self.reader.finish() if piece.finish_reason else [])
+        return [delta for event in events if (delta := self.reading.delta(event)) is not None]
+
+    def reason(self, reason: str) -> str:
+        """Why it ended: for its calls, unless it was cut."""
+        return "tool_calls" if reason == "stop" and self.reader.ended else reason
 
     def done(self, reason: str) -> dict[str, Any]:
         """The part of a chunk that says why it ended."""
-        return {"index": self.index, "delta": {}, "logprobs": None, "finish_reason": reason}
+        return {"index": self.index, "delta": {}, "logprobs": None, "finish_reason": self.reason(reason)}
 
     def whole(self, piece: Piece) -> dict[str, Any]:
         """All of it."""
-        message = {"role": "assistant", "content": piece.text, "refusal": None}
+        deltas = self.deltas(piece)
+        parts = [part for delta in deltas for part in delta.get("tool_calls", ())]
+        calls = [{name: part[name] for name in ("id", "type")} for part in parts if "id" in part]
+        for at, call in enumerate(calls):
+            functions = [part["function"] for part in parts if part["index"] == at]
+            call["function"] = {
+                "name": functions[0]["name"], "arguments": "".join(one["arguments"] for one in functions)
+            }  # fmt: skip
+        content, reasoning = ("".join(one.get(name, "") for one in deltas) for name in ("content", "reasoning_content"))
+        message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+        message |= {"reasoning_content": reasoning} if reasoning else {}
+        message |= {"tool_calls": calls} if calls else {}
         return {
-            "index": self.index, "message": message, "logprobs": self.about(piece), "finish_reason": piece.finish_reason,
+            "index": self.index, "message": message, "logprobs": self.about(piece),
+            "finish_reason": self.reason(piece.finish_reason),
         }  # fmt: skip
 
     def about(self, piece: Piece) -> dict[str, Any] | None:
@@ -103,13 +131,10 @@ class TextChoice:
         start = echo is not None or not any(tokenizer and tokenizer.token_bytes(token) for token in prompt)
         self.logprobs = None if logprobs is None else Legacy(tokenizer, logprobs, start=start)
 
-    def speaks(self, piece: Piece) -> bool:
-        """Is there something to say of a piece?"""
-        return bool(piece.text or self.logprobs or self.echo)
-
-    def said(self, piece: Piece) -> dict[str, Any]:
-        """The part of a chunk that says what a piece brought."""
-        return self.choice(self.behind_prompt(piece), None)
+    def said(self, piece: Piece) -> list[dict[str, Any]]:
+        """The part of a chunk that says what a piece brought, if it brought anything."""
+        speaks = piece.text or self.logprobs or self.echo
+        return [self.choice(self.behind_prompt(piece), None)] if speaks else []
 
     def done(self, reason: str) -> dict[str, Any]:
         """The part of a chunk that says why it ended."""

@@ -28,7 +28,7 @@ async def chat_completions(request: Request) -> Response:
     service.check_ready()
     asked = await service.readers.read(Readers.chat, body, service.world(request.scope["key"]))
     tokenizer = service.model.tokenizer
-    choices: list[Choice] = [ChatChoice(n, tokenizer, body.logprobs) for n in range(len(asked.requests))]
+    choices: list[Choice] = [ChatChoice(n, tokenizer, body.logprobs, asked.reading) for n in range(len(asked.requests))]
     return await answer(request, body, asked, head, choices)
 
 
@@ -135,8 +135,8 @@ async def chunks(
             for piece in pieces:
                 usage.add(piece)
                 choice = choices[piece.at]
-                if choice.speaks(piece):
-                    yield chunk(choice.said(piece))
+                for part in choice.said(piece):
+                    yield chunk(part)
                 if piece.finish_reason:
                     yield chunk(choice.done(piece.finish_reason))
     except Refusal as refusal:

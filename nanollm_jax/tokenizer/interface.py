@@ -1,6 +1,6 @@
 """The protocol that the rest of the engine codes against."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from nanollm_jax.tokenizer.parts import PartsEncoder
@@ -59,8 +59,11 @@ class Tokenizer(Protocol):
         start: the ids begin a text, so the space that the tokenizer put before its first word is taken off again.
         """
 
-    def decoder(self, *, start: bool = True) -> IncrementalDecoder:
-        """A decoder for ids that arrive one at a time; its pieces join up to `decode(ids, start=start)`."""
+    def decoder(self, *, start: bool = True, shown: Collection[int] = ()) -> IncrementalDecoder:
+        """A decoder for ids that arrive one at a time; its pieces join up to `decode(ids, start=start)`.
+
+        shown: special ids that print their names all the same, for whoever looks for them.
+        """
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one id prints, perhaps part of a character; b"" for special tokens and for unknown ids."""

@@ -5,7 +5,7 @@ spelled out once, when the table is made, so that streaming and whole-text decod
 """
 
 import codecs
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,9 +98,12 @@ class TableTokenizer:
             data = data.removeprefix(b" ")
         return data.decode("utf-8", errors="replace")
 
-    def decoder(self, *, start: bool = True) -> IncrementalDecoder:
+    def decoder(self, *, start: bool = True, shown: Collection[int] = ()) -> IncrementalDecoder:
         """A decoder for ids that arrive one at a time."""
-        return IncrementalDecoder(self.token_bytes, strip=start and self.adds_space)
+        names = {token: self.piece(token).encode() for token in shown}
+        return IncrementalDecoder(
+            lambda token: self.token_bytes(token) or names.get(token, b""), strip=start and self.adds_space
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one id prints."""
