@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import httpx2
@@ -51,7 +52,7 @@ def test_its_files(base):
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (375, 667)])
 def test_a_conversation(base, browser, service, width, height):
-    """Ask, edit and ask again, stop; no request to another host, nothing on the console, nothing that sticks out."""
+    """Ask, edit and ask again, stop, see reasoning; no other host is asked, nothing is on the console, nothing sticks out."""
     context = browser.new_context(viewport={"width": width, "height": height}, has_touch=width < 500)
     page = context.new_page()
     complaints, elsewhere = [], []
@@ -97,6 +98,15 @@ def test_a_conversation(base, browser, service, width, height):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.click("#new")
     assert page.locator("article").count() == 0
+    deltas = [{"reasoning_content": "Hm"}, {"reasoning_content": "."}, {"content": "Yes"}, {"content": "."}]
+    chunks = [json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}) for delta in deltas]
+    events = "".join(f"data: {data}\n\n" for data in [*chunks, "[DONE]"])
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=events, content_type="text/event-stream"))
+    page.evaluate("document.getElementById('system').value = ''")
+    page.fill("#text", "Why?")
+    page.click("#send")
+    assert finished() == "Yes."
+    assert page.locator(".assistant .thought").text_content() == "Hm."
     assert not elsewhere and [line for line in complaints if "400 (Bad Request)" not in line] == []
     context.close()
     assert serving.settled(service)

@@ -7,7 +7,7 @@ const talk = at("talk");
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
 const KEPT = [...NUMBERS, "system"];
 
-let messages = []; // {role, content, about, wrong}
+let messages = []; // {role, content, thought, about, wrong}
 let running = null; // the AbortController of the answer that is being written
 let editing = null; // which message is being changed
 
@@ -43,6 +43,10 @@ function shown(message, n) {
     return box;
   }
   if (running && last) box.classList.add("writing");
+  if (message.thought) {
+    const thought = element("div", { className: "thought", textContent: message.thought });
+    box.append(element("details", { open: !message.content }, element("summary", { textContent: "Reasoning" }), thought));
+  }
   if (message.content || !message.wrong) box.append(element("p", { textContent: message.content }));
   const about = element("div", { className: "about" });
   if (message.wrong) about.append(element("span", { className: "wrong", role: "alert", textContent: message.wrong }));
@@ -86,7 +90,7 @@ async function say(content) {
   running = new AbortController();
   show();
   talk.scrollTop = talk.scrollHeight;
-  const paragraph = talk.lastElementChild.querySelector("p");
+  const said = () => talk.lastElementChild.querySelector("p");
   const begun = performance.now();
   let first = null, seed = null, usage = null, reason = "stopped";
   try {
@@ -94,10 +98,18 @@ async function say(content) {
       seed = part.seed ?? seed;
       usage = part.usage ?? usage;
       reason = part.reason ?? reason;
+      if (part.text || part.thought) first ??= performance.now();
+      if (part.thought) {
+        message.thought = (message.thought ?? "") + part.thought;
+        changed(() => {
+          const thought = talk.lastElementChild.querySelector(".thought");
+          if (thought) thought.textContent = message.thought;
+          else talk.lastElementChild.replaceWith(shown(message, messages.length - 1));
+        });
+      }
       if (part.text) {
-        first ??= performance.now();
         message.content += part.text;
-        changed(() => (paragraph.textContent = message.content));
+        changed(() => (said().textContent = message.content));
       }
     }
   } catch (error) {

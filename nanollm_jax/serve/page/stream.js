@@ -21,7 +21,7 @@ export async function models(key) {
   return (await found.json()).data;
 }
 
-/** Yields {text}, {reason} and {usage}; begins with {seed}. signal stops it. */
+/** Yields {thought}, {text}, {reason} and {usage}; begins with {seed}. signal stops it. */
 export async function* answer(body, key, signal) {
   const found = await fetch("v1/chat/completions", {
     method: "POST",
@@ -46,6 +46,7 @@ export async function* answer(body, key, signal) {
       if (chunk.error) throw new Refused(chunk.error.message);
       if (chunk.usage) yield { usage: chunk.usage };
       const choice = chunk.choices[0];
+      if (choice?.delta.reasoning_content) yield { thought: choice.delta.reasoning_content };
       if (choice?.delta.content) yield { text: choice.delta.content };
       if (choice?.finish_reason) yield { reason: choice.finish_reason };
     }
