@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from nanollm_jax.chat.calls import Reader
 from nanollm_jax.chat.forms import FORMS, form_of, reasons, wants_text
+from nanollm_jax.chat.json_pieces import Json
+from nanollm_jax.tokenizer.table import SHOWN
 
 LISTED, GRANITE, TAGGED, BARE = FORMS.values()
 NAMES = ("get_weather", "f")
@@ -128,6 +130,18 @@ def test_a_call_behind_one_that_is_none():
     assert read('<tool_call><tool_call>{"name": "f"}', TAGGED) == ("<tool_call>", "", [("f", "{}", True)])
 
 
+def test_letters_are_no_special_tokens():
+    """Where an opener is one, only that one opens; and what is said has no trace of how it was told apart."""
+    call = '[TOOL_CALLS]f[ARGS]{"a": 1}'
+    assert read(call, LISTED, special=LISTED.tokens) == (call, "", [])
+    own = call.replace("[", SHOWN + "[")
+    assert read(f"{call} {own}", LISTED, special=LISTED.tokens) == (call, "", [("f", '{"a": 1}', True)])
+    assert read(f"{SHOWN}[TOOL_CALLS] no", LISTED, special=LISTED.tokens) == ("[TOOL_CALLS] no", "", [])
+    assert read(f"{SHOWN}<think>Hm</think>{SHOWN}</think>Yes", None, thinks=True, special=["<think>", "</think>"]) == (
+        "Yes", "Hm</think>", [],
+    )  # fmt: skip
+
+
 def test_only_the_first_call_where_one_is_wanted():
     text = "Well.[TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]f[ARGS]{}"
     assert read(text, LISTED, parallel=False) == ("Well.", "", [("f", "{}", True)])
@@ -158,10 +172,20 @@ def test_arguments_come_as_they_are_written():
     assert [(one.kind, one.said) for one in reader.feed('"}}')] == [("arguments", '"}'), ("end", "")]
 
 
-MARKERS = [token for form in FORMS.values() for token in form.tokens]
+MARKERS = [*(token for form in FORMS.values() for token in form.tokens), "<think>", "</think>"]
 PARTS = """{"name": "|{"name": "f", "|", "arguments": {|", "parameters": {"|": |": "|"|{|}|[|]|,|;|:|\\|\\u00e|null|-1e|01|<"""
 words = st.sampled_from(
-    [*MARKERS, *PARTS.split("|"), "<think>", "</think>", *NAMES, "arguments", "parameters", " ", "\n", "\n\n"]
+    [
+        *MARKERS,
+        *(SHOWN + marker for marker in MARKERS),
+        *PARTS.split("|"),
+        *NAMES,
+        "arguments",
+        "parameters",
+        " ",
+        "\n",
+        "\n\n",
+    ]
 )
 answers = st.lists(words, max_size=12).map("".join) | st.sampled_from([text for _, text, *_ in WHOLE + TEXT])
 
@@ -170,7 +194,9 @@ answers = st.lists(words, max_size=12).map("".join) | st.sampled_from([text for 
 @given(
     answer=st.lists(answers, min_size=1, max_size=2).map("".join),
     form=st.sampled_from([None, *FORMS.values()]),
-    how=st.sampled_from([{}, {"thinks": True}, {"thinking": True}, {"parallel": False}]),
+    how=st.sampled_from(
+        [{}, {"thinks": True}, {"thinking": True}, {"parallel": False}, {"special": MARKERS, "thinks": True}]
+    ),
     cuts=st.lists(st.integers(0, 200), max_size=8),
 )
 @example('<tool_call>{"name": "f", "arguments": {"a": 1}, "x": 2 oops', TAGGED, {}, [40])
@@ -182,10 +208,37 @@ def test_the_borders_of_pieces_change_nothing(answer, form, how, cuts):
     assert events([answer[a:b] for a, b in pairwise(places)], form, **how) == whole
     for kind, index, text, said in whole:
         if kind == "content":
-            assert said == text
+            assert said == text.replace(SHOWN, "")
         if kind == "end":
             (arguments,) = [one[3] for one in whole if one[:2] == ("arguments", index)]
             assert isinstance(json.loads(arguments), dict)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    parts=st.lists(
+        st.sampled_from(
+            [*'{}[]:,"\\' + "\n", '"a"', '"a": ', '{"a": ', "1", "-0.5e+3", "01", "null", "nul", "\\u00e9"]
+        ),
+        max_size=9,
+    )
+)
+def test_json_is_what_python_reads(parts):
+    """Letter by letter: whole exactly where json.loads reads it, and given up where nothing that follows could save it."""
+
+    def loads(text):
+        try:
+            json.loads(text)
+        except ValueError:
+            return False
+        return True
+
+    text = "{" + "".join(parts)
+    scan = Json()
+    taken = 0
+    while taken < len(text) and scan.take(text[taken]):
+        taken += 1
+    assert (taken == len(text) and scan.done) == loads(text)
 
 
 def test_long_answers_take_time_in_proportion():

@@ -21,6 +21,7 @@ from nanollm_jax.serve.asking import Readers
 from nanollm_jax.serve.bodies import Chat, read_body
 from nanollm_jax.serve.calls import Piece
 from nanollm_jax.serve.refusals import Refusal
+from nanollm_jax.tokenizer.table import SHOWN
 
 TALK = "{%- for message in messages %}{{ message.content }}{{ message.tool_calls | default('') | tojson }}{% endfor -%}"
 TOLD = "{%- if tools %}{{ tools | tojson }}{% endif %}"
@@ -83,12 +84,12 @@ def one():
     return serving.service(context=8192)
 
 
-def client_of(one, model, answer, end="<end>", new=None):
-    """A client of an app whose every answer is this one, up to `new` tokens of it."""
+def client_of(one, model, *answer, new=None):
+    """A client of an app whose every answer is this one, in parts that share no token; up to `new` tokens of it."""
     service = serving.changed(one, unread=10**6)
     service.model = model
     service.readers = Readers(model, 8192, 16)
-    ids = [*tokens_of(model, answer), 2][:new]
+    ids = [*(token for part in answer for token in tokens_of(model, part)), 2][:new]
 
     def write(call):
         """As the engine's thread does it, a piece for each token."""
@@ -160,6 +161,9 @@ def test_special_tokens_carry_the_form(one, model):
     assert [len(name) for name in ids] == [9] and ids[0].isalnum()
     # where no tools are given, they print nothing, as ever
     assert answers(client, tools=[])[:3] == ('Well.[{"name": "clock", "arguments": {}, "id": "a"}]', "", [])
+    # nor do letters open a call, which anybody may have had the model repeat
+    client = client_of(one, templated(model, LISTED), "[TOOL_", "CALLS]clock[ARGS]{}")
+    assert answers(client)[:4] == ("[TOOL_CALLS]clock[ARGS]{}", "", [], "stop")
     client = client_of(one, templated(model, LISTED), '[TOOL_CALLS]clock[ARGS]{"a": 1}[TOOL_CALLS]clock[ARGS]{}')
     assert answers(client)[2] == [("clock", '{"a": 1}'), ("clock", "{}")]
 
@@ -235,6 +239,8 @@ def test_published_templates_write_what_is_read(data, model, name, written):
     """A call, an answer to it, and back: what the template writes of a call is read as that call."""
     source = (data / "templates" / f"{name}.jinja").read_text()
     text, reading = read(templated(model, source), messages=TURNS)
+    for name in reading.special:
+        written = written.replace(name, SHOWN + name)
     assert written in text and "grey" in text and "weather" in text.split(written)[0]
     events = (reader := reading.reader()).feed(written) + reader.finish()
     assert "".join(event.said for event in events if event.kind == "arguments") == '{"city": "Paris"}'

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import nanollm_jax
 from nanollm_jax.errors import RequestError
 from nanollm_jax.tokenizer import Tokenizer, load_tokenizer
+from nanollm_jax.tokenizer.table import SHOWN
 
 BUNDLED = Path(nanollm_jax.__file__).parent / "assets" / "nano-stories"
 TOKENIZER = load_tokenizer(BUNDLED)
@@ -67,6 +68,8 @@ def test_bytes_are_held_back_until_they_are_a_character() -> None:
     assert decoder.push(llama[0]) == ""
     assert decoder.finish() == "\ufffd"
     assert TOKENIZER.decode([*llama[:2], 261]) == "\ufffd a"
+    decoder = TOKENIZER.decoder(shown=[2])  # the name of a special token, which no bytes spell
+    assert [decoder.push(i) for i in [llama[0], 2, 1, 261]] == ["", f"\ufffd{SHOWN}</s>", "", " a"]
 
 
 def test_the_space_before_the_first_word_depends_on_where_the_text_starts() -> None:

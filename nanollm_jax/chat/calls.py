@@ -3,6 +3,9 @@
 Pieces of text go in, events come out, the same ones wherever the pieces' borders are. A call is told as soon as its name is
 known and its arguments begin, which are then passed on as they come. What only looks like a call is text, and nothing is lost:
 the texts of all events, joined, are the answer.
+
+Where tags are special tokens of the vocabulary, only these are tags. The same letters are text, so that nobody can have a model
+call something by having it repeat them.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ from typing import Literal, NamedTuple
 
 from nanollm_jax.chat.call_object import NAME, CallObject
 from nanollm_jax.chat.forms import THINK, THOUGHT, Form
+from nanollm_jax.tokenizer.table import SHOWN
 
 Kind = Literal["content", "reasoning", "call", "arguments", "end", "mark"]
 SPACE = " \t\r\n"
 # a name in front of its arguments, the id that may stand between, and how many characters all of that has at most
-NAMED = re.compile(rf"\s{{0,20}}({NAME})(?:\[CALL_ID\][\w-]{{1,64}})?(?:\[ARGS\])?\s{{0,20}}(?=\{{)")
+NAMED = re.compile(rf"\s{{0,20}}({NAME})(?:{SHOWN}?\[CALL_ID\][\w-]{{1,64}})?(?:{SHOWN}?\[ARGS\])?\s{{0,20}}(?=\{{)")
 LONGEST_HEAD = 256
 
 
@@ -50,11 +54,16 @@ class Reader:
         thinks: bool = False,
         thinking: bool = False,
         parallel: bool = True,
+        special: Collection[str] = (),
     ) -> None:
         """form: how calls are written, None where there are none; names: the tools that there are
         thinks: reasoning may stand in front; thinking: the prompt has begun it
         parallel: False leaves out all calls but the first
+        special: tags that are special tokens, which stand behind SHOWN in the answer
         """
+        tags = ("", "") if form is None else (form.opener, form.closer)
+        seen = [SHOWN + tag if tag in special else tag for tag in (*tags, THINK, THOUGHT)]
+        self.opener, self.closer, self.opens_thought, self.closes_thought = seen
         self.form, self.names, self.parallel = form, names, parallel
         self.held, self.over = "", False
         self.sent = 0  # how much of what is held has been told; of a call only, all else is let go of at once
@@ -89,7 +98,7 @@ class Reader:
         if of_call and self.begun > 1 and not self.parallel:
             kind, said = "mark", ""
         if text or (of_call and kind != "mark"):
-            said = ("" if kind in ("mark", "end") else text) if said is None else said
+            said = ("" if kind in ("mark", "end") else text.replace(SHOWN, "")) if said is None else said
             self.events.append(Event(kind, text, said, max(self.begun - 1, 0)))
 
     def goes(self, state: Callable[[], bool]) -> bool:
@@ -120,11 +129,11 @@ class Reader:
     def start(self) -> bool:
         """Does reasoning begin?"""
         at = self.behind_space()
-        opened = None if at is None else self.begins(THINK, at)
+        opened = None if at is None else self.begins(self.opens_thought, at)
         if at is None or opened is None:
             return False
         if opened:
-            self.emit("mark", at + len(THINK))
+            self.emit("mark", at + len(self.opens_thought))
         return self.goes(self.think if opened or self.thinking else self.answer)
 
     def think(self) -> bool:
@@ -141,12 +150,12 @@ class Reader:
 
     def reason(self) -> bool:
         """Reasoning, until it is closed."""
-        at = self.held.find(THOUGHT)
+        at = self.held.find(self.closes_thought)
         if at < 0:
-            self.emit("reasoning", self.certain(THOUGHT))
+            self.emit("reasoning", self.certain(self.closes_thought))
             return False
         self.emit("reasoning", len(self.held[:at].rstrip(SPACE)))
-        self.emit("mark", self.held.find(THOUGHT) + len(THOUGHT))
+        self.emit("mark", self.held.find(self.closes_thought) + len(self.closes_thought))
         return self.goes(self.thought)
 
     def thought(self) -> bool:
@@ -168,10 +177,10 @@ class Reader:
         if self.form is None:
             self.emit("content", len(self.held))
             return False
-        at = self.held.find(self.form.opener)
+        at = self.held.find(self.opener)
         if at < 0:
             rest = self.over and self.begun  # behind a call, space at the end is none of the text
-            self.emit("content", len(self.held.rstrip(SPACE)) if rest else self.certain(self.form.opener))
+            self.emit("content", len(self.held.rstrip(SPACE)) if rest else self.certain(self.opener))
             if rest:
                 self.emit("mark", len(self.held))
             return False
@@ -183,7 +192,7 @@ class Reader:
     def opened(self) -> bool:
         """Behind an opener, which has only space in front: a list of calls, a call, or the name of one."""
         assert self.form is not None
-        behind = self.held.find(self.form.opener) + len(self.form.opener)
+        behind = self.held.find(self.opener) + len(self.opener)
         at = self.behind_space(behind)
         if at is None:
             return False
@@ -197,7 +206,7 @@ class Reader:
     def named(self) -> bool:
         """A name in front of its arguments."""
         assert self.form is not None
-        behind = self.held.find(self.form.opener) + len(self.form.opener)
+        behind = self.held.find(self.opener) + len(self.opener)
         head = self.held[behind : behind + LONGEST_HEAD]
         if "{" not in head and len(head) < LONGEST_HEAD and not self.over:
             return False
@@ -269,9 +278,9 @@ class Reader:
                 if self.held[next_at : next_at + 1] == "{"
                 else self.goes(self.content)
             )
-        closed = bool(self.form.closer) and self.begins(self.form.closer, at)
+        closed = bool(self.closer) and self.begins(self.closer, at)
         if closed is None:
             return False
         if closed:
-            self.emit("mark", at + len(self.form.closer))
+            self.emit("mark", at + len(self.closer))
         return self.goes(self.content)

@@ -129,12 +129,12 @@ class ChatTemplate:
     def ends(self) -> frozenset[int]:
         """Special tokens that end a message besides EOS, in the forms of calls that the templates tell of."""
         forms = [form for source in self.sources.values() if (form := form_of(source))]
-        return self.special(name for form in forms for name in form.ends)
+        return frozenset(self.special(name for form in forms for name in form.ends).values())
 
-    def special(self, names: Iterable[str]) -> frozenset[int]:
-        """The special tokens that have one of these names."""
-        wanted = set(names)
-        return frozenset(token for token in self.tokenizer.special_ids if self.tokenizer.piece(token) in wanted)
+    def special(self, names: Iterable[str]) -> dict[str, int]:
+        """Those of these names that special tokens have, and their ids."""
+        found = {self.tokenizer.piece(token): token for token in self.tokenizer.special_ids}
+        return {name: found[name] for name in names if name in found}
 
     def names(self) -> dict[str, str]:
         """What templates know tokens by: {"bos_token": "<s>", ...}."""

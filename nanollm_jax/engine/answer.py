@@ -59,7 +59,7 @@ class Answer:
     ) -> None:
         """Nothing said yet. A prompt that prints nothing (BOS alone) begins a text; any other is continued.
 
-        shown: special tokens whose names stand in the text.
+        shown: special tokens whose names stand in the text, behind SHOWN.
         """
         self.eos_ids = eos_ids
         self.max_new_tokens = max_new_tokens

@@ -31,7 +31,7 @@ class Request:
     top_logprobs    how many of the best tokens are wanted beside each
     streamed        somebody waits for every piece of it
     root            in which world its prompt is read: what is read otherwise shares no prefix with it
-    shown           special tokens that the answer's text has by their names, where it has none otherwise
+    shown           special tokens that the answer's text has by their names, behind SHOWN, where it has none otherwise
     given           no answer is wanted, but how likely each of the ids is, from this one on; None where an answer is
     """
 

@@ -137,7 +137,7 @@ class Readers:
         new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         new = max(self.context - len(ids), 1) if new is None else new
         asked = self.asked(body, [ids], new, body.top_logprobs or 0, world, chat=True)
-        shown = tuple(sorted(reading.shown))
+        shown = tuple(sorted(reading.special.values()))
         return asked._replace(
             requests=[dataclasses.replace(one, shown=shown) for one in asked.requests], reading=reading
         )

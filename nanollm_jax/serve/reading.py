@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import string
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nanollm_jax.chat.calls import Event, Reader
@@ -18,18 +18,20 @@ SHORT = string.ascii_letters + string.digits
 
 
 class Reading(NamedTuple):
-    """Like Reader's settings; shown are the special tokens that it has to see."""
+    """Like Reader's settings; special are those of the form's tokens that print nothing elsewhere."""
 
     form: Form | None = None
     names: tuple[str, ...] = ()
     thinks: bool = False
     thinking: bool = False
     parallel: bool = True
-    shown: frozenset[int] = frozenset()
+    special: Mapping[str, int] = {}
 
     def reader(self) -> Reader:
         """For one answer."""
-        return Reader(self.form, self.names, thinks=self.thinks, thinking=self.thinking, parallel=self.parallel)
+        return Reader(
+            self.form, self.names, thinks=self.thinks, thinking=self.thinking, parallel=self.parallel, special=self.special
+        )  # fmt: skip
 
     def new_id(self) -> str:
         """For a call, that no other one has."""
@@ -67,9 +69,9 @@ def reading_of(
         )
         raise Refusal(400, message, "tools", "unsupported_parameter")
     thinks = reasons(source)
-    shown = template.special((*(form.tokens if form else ()), *((THINK, THOUGHT) if thinks else ())))
+    special = template.special((*(form.tokens if form else ()), *((THINK, THOUGHT) if thinks else ())))
     decoder = template.tokenizer.decoder(start=False, shown=template.tokenizer.special_ids)
     tail = "".join(decoder.push(token) for token in ids[-TAIL:])
     _, begun, rest = continued.rpartition(THINK)
     opened = tail.rstrip().endswith(THINK) or (bool(begun) and THOUGHT not in rest)
-    return Reading(form, tuple(tools), thinks, thinks and opened, parallel, shown)
+    return Reading(form, tuple(tools), thinks, thinks and opened, parallel, special)

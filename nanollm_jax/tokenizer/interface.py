@@ -62,7 +62,7 @@ class Tokenizer(Protocol):
     def decoder(self, *, start: bool = True, shown: Collection[int] = ()) -> IncrementalDecoder:
         """A decoder for ids that arrive one at a time; its pieces join up to `decode(ids, start=start)`.
 
-        shown: special ids that print their names all the same, for whoever looks for them.
+        shown: special ids that print their names all the same, each behind SHOWN, so that no letters can be taken for one.
         """
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -13,18 +13,25 @@ from nanollm_jax.checks import listed, whole
 from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.tokenizer.parts import PartsEncoder
 
+SHOWN = "\udc00"  # in front of the name of a special token that is shown: half a character, which no other text has
+
 
 class IncrementalDecoder:
     """Turns ids into text one at a time, holding bytes back until they are whole characters."""
 
-    def __init__(self, token_bytes: Callable[[int], bytes], *, strip: bool) -> None:
-        """token_bytes: id -> bytes.  strip: take one leading space off the first id that prints anything."""
-        self._token_bytes = token_bytes
+    def __init__(self, token_bytes: Callable[[int], bytes], *, strip: bool, names: Mapping[int, str] = {}) -> None:
+        """token_bytes: id -> bytes.  strip: take one leading space off the first id that prints anything.
+
+        names: of the ids that are shown by them.
+        """
+        self._token_bytes, self._names = token_bytes, names
         self._strip = strip
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
         """Take the next id; return the characters that are complete with it, often one word, sometimes ""."""
+        if token_id in self._names:
+            return self.finish() + SHOWN + self._names[token_id]
         data = self._token_bytes(token_id)
         if self._strip and data:
             data, self._strip = data.removeprefix(b" "), False
@@ -100,10 +107,8 @@ class TableTokenizer:
 
     def decoder(self, *, start: bool = True, shown: Collection[int] = ()) -> IncrementalDecoder:
         """A decoder for ids that arrive one at a time."""
-        names = {token: self.piece(token).encode() for token in shown}
-        return IncrementalDecoder(
-            lambda token: self.token_bytes(token) or names.get(token, b""), strip=start and self.adds_space
-        )
+        names = {token: self.piece(token) for token in shown}
+        return IncrementalDecoder(self.token_bytes, strip=start and self.adds_space, names=names)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one id prints."""
