@@ -238,7 +238,7 @@ print(
 # - Which tensors a model has, and the shape of each, is decided in one place: `nanollm_jax.params.layout` names the
 #   axes with letters, and `nanollm_jax.params.shapes` puts sizes in. The letters are the same in the whole library:
 #   `D` is the length of a vector, `V` the vocabulary.
-# - `nanollm_jax.config.resolve_dtype` picks the dtype: float32 on a CPU, bfloat16 on a GPU or TPU. Angles of
+# - `nanollm_jax.dtypes.resolve_dtype` picks the dtype: float32 on a CPU, bfloat16 on a GPU or TPU. Angles of
 #   positions, sums of squares and scores are float32 always: `nanollm_jax.ops.rope.turns`,
 #   `nanollm_jax.ops.norm.rms_norm`, `nanollm_jax.ops.linear.contract`.
 # - A JAX array has no strides that you could see, and cannot be changed. The compiler lays memory out as it likes,

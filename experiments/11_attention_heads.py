@@ -277,7 +277,7 @@ save(figure, "11_reach")
 # ## In the engine
 # - `nanollm_jax.ops.attention.visible` derives the mask from positions and nothing else. `nanollm_jax.model.attend`
 #   gives it the positions of the new pieces, and those of the keys as `nanollm_jax.cache.extend` returns them.
-# - `nanollm_jax.config.ModelConfig.window` says which window a layer has; models may mix layers with and without one.
+# - `nanollm_jax.config.LayerConfig.window` says which window a layer has; models may mix layers with and without one.
 #   A layer with a window of w remembers w positions and no more: its cache is a ring, in which a new piece takes the
 #   place of the one that just left the window.
 # - Queries, keys and values are one product with a weight `[K Q H D]`. Q is G + 2: a group's query heads, its key, its

@@ -402,7 +402,7 @@ save(figure, "21_bits")
 # - `nanollm_jax.generate` takes a list of prompts as one batch. `nanollm_jax.config.resolve_dtype` says which weights
 #   are used: float32 on a CPU, 16 bits on a GPU.
 # - `nanollm_jax.load` with dtype "int8" keeps the matrices in 8 bits, with a scale a row. The vectors lose less than
-#   here: `nanollm_jax.ops.int8.digits` writes each as two integers, one for what the other leaves over, and the product
+#   here: `nanollm_jax.ops.int8_product.digits` writes each as two integers, one for what the other leaves over, and the product
 #   of both with the matrix is still one of integers.
 #
 # ## Exercises
