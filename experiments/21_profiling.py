@@ -399,7 +399,7 @@ save(figure, "21_bits")
 #   each part of the model what share it took. `nanollm profile` prints it, and `nanollm bench` the speeds with the
 #   share of the roofline that they reach.
 # - `nanollm_jax.measure.roofline` has the two measured rates and the counts of this chapter.
-# - `nanollm_jax.generate` takes a list of prompts as one batch. `nanollm_jax.config.resolve_dtype` says which weights
+# - `nanollm_jax.generate` takes a list of prompts as one batch. `nanollm_jax.dtypes.resolve_dtype` says which weights
 #   are used: float32 on a CPU, 16 bits on a GPU.
 # - `nanollm_jax.load` with dtype "int8" keeps the matrices in 8 bits, with a scale a row. The vectors lose less than
 #   here: `nanollm_jax.ops.int8_product.digits` writes each as two integers, one for what the other leaves over, and the product
