@@ -67,5 +67,6 @@ def compiled_programs_are_kept_for_the_next_test(monkeypatch, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     yield
-    if jax.config.jax_compilation_cache_dir != str(folder / "programs"):
-        nano.keep_compiled(folder / "programs")
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # by the processes of the run
+    if jax.config.jax_compilation_cache_dir != str(shared / "programs"):
+        nano.keep_compiled(shared / "programs")

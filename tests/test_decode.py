@@ -24,7 +24,15 @@ from nanollm_jax.measure.hlo import Program
 WIDE = LLAMA | {"hidden_size": 192, "vocab_size": 512}
 
 
-@pytest.fixture(scope="module", params=[*CONFIG_JSON, "int8", "bfloat16"])
+KINDS = [*CONFIG_JSON, "int8", "bfloat16"]
+LOOPS = [(kind, 4) for kind in KINDS] + [
+    ("llama", 1),
+    ("int8", 1),
+    ("bfloat16", 1),
+]  # a row alone is multiplied otherwise
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def model(request):
     """Every family; the one with windows gets one that is shorter than the caches here and larger than a small array."""
     if request.param == "bfloat16":
@@ -84,7 +92,7 @@ def test_flags_that_this_xla_has_not_are_left_out():
     assert "xla_backend_optimization_level" in QUICK
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(("model", "batch"), LOOPS, indirect=["model"])
 def test_the_cache_is_donated(model, batch):
     """The state that went in is gone, and the program reuses its bytes, the cache's among them, and needs few others."""
     state = start(model, batch)
@@ -106,7 +114,7 @@ def test_the_cache_is_donated(model, batch):
     assert program.memory_analysis().alias_size_in_bytes >= cache_bytes
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(("model", "batch"), LOOPS, indirect=["model"])
 def test_no_cache_and_no_weight_is_written_as_a_whole(model, batch):
     """Nothing that runs makes an array of the size of a cache buffer or a weight, in the loop, before or behind it.
 
@@ -124,6 +132,7 @@ def test_no_cache_and_no_weight_is_written_as_a_whole(model, batch):
     assert [f"{one.name}: {one.opcode} {one.type}" for one in made if one not in updates] == []
 
 
+@pytest.mark.parametrize("model", ["llama", "int8"], indirect=True)
 def test_a_token_costs_the_same_wherever_it_stands(model):
     """One loop body for all steps: the program of 32 tokens has the instructions of the program of 4."""
     counts = [len(re.findall(r"^ +(?:ROOT )?%", written(model, 4, steps=steps).as_text(), re.M)) for steps in (4, 32)]
