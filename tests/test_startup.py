@@ -109,16 +109,16 @@ def test_after_warmup_nothing_compiles():
 
 
 def test_long_prompts_are_warmed_up_too(monkeypatch):
-    """Several pieces, growing caches, up to the model's last position; the sizes of the pieces made small for it."""
+    """Several pieces, growing caches; the sizes of the pieces made small for it."""
     from nanollm_jax.engine import buckets
 
     monkeypatch.setattr(buckets, "PIECE", 32)
     monkeypatch.setattr(buckets, "SMALLEST", 32)
     config, _ = nano.read_config(CONFIG_JSON["mistral"] | {"num_hidden_layers": 1})
     model = nano.Model(config, nano.init_params(config, jax.random.key(5), "float32"))
-    nano.warmup(model, prompt_tokens=150, max_new_tokens=100)
+    nano.warmup(model, prompt_tokens=100, max_new_tokens=28)
     with CompileWatch() as watch:
-        for length, new in [(1, 1), (33, 40), (64, 9), (65, 100), (97, 3), (150, 100)]:
+        for length, new in [(1, 1), (33, 28), (64, 9), (65, 28), (97, 3), (100, 28)]:
             answer = nano.generate(model, list(range(1, 1 + length % 90)) * 1 or [1], max_new_tokens=new)
             assert len(answer.token_ids) == new
             long = nano.generate(model, [7] * length, max_new_tokens=new)
