@@ -119,7 +119,7 @@ def test_long_prompts_are_warmed_up_too(monkeypatch):
     nano.warmup(model, prompt_tokens=100, max_new_tokens=28)
     with CompileWatch() as watch:
         for length, new in [(1, 1), (33, 28), (64, 9), (65, 28), (97, 3), (100, 28)]:
-            answer = nano.generate(model, list(range(1, 1 + length % 90)) * 1 or [1], max_new_tokens=new)
+            answer = nano.generate(model, list(range(1, 1 + length % 90)), max_new_tokens=new)
             assert len(answer.token_ids) == new
             long = nano.generate(model, [7] * length, max_new_tokens=new)
             assert long.prompt_tokens == length
