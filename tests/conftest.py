@@ -63,10 +63,13 @@ def machine_measured_in_no_time():
 
 @pytest.fixture(autouse=True)
 def compiled_programs_are_kept_for_the_next_test(monkeypatch, tmp_path_factory):
-    """In a folder of this run: many tests compile the same. What the command line keeps goes to one beside it."""
+    """In a folder of this run: many tests compile the same; or in one for all runs, which NANOLLM_TEST_PROGRAMS names. What
+    the command line keeps goes to one beside it.
+    """
     folder = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     yield
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # by the processes of the run
-    if jax.config.jax_compilation_cache_dir != str(shared / "programs"):
-        nano.keep_compiled(shared / "programs")
+    programs = os.environ.get("NANOLLM_TEST_PROGRAMS", str(shared / "programs"))
+    if jax.config.jax_compilation_cache_dir != programs:
+        nano.keep_compiled(programs)
