@@ -157,7 +157,7 @@ def test_what_a_new_process_compiles_is_kept_for_the_next(config_file, tmp_path)
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert child.stdout == "[True, True, True]\n"
     names = {path.name.split("-")[0] for path in tmp_path.iterdir()}
-    assert {"jit_begin", "jit_read", "jit_write_tokens"} <= names
+    assert {"jit_sit", "jit_read", "jit_draw_first", "jit_write_tokens"} <= names
 
 
 def test_summary():

@@ -825,10 +825,10 @@ def test_info_lists_every_program_that_an_engine_compiles(run: Run, model: nano.
     """Those that warmup makes, no more and no fewer; and bytes of rows as their arrays have them, but for a few."""
     report = strict_json(run("info", "--device", "--json")[1])["device"]
     listed = {
-        f"{one['name']}{f' {length} tokens' if length else ''}, 8 rows of {size} positions"
+        f"{one['name']}{f' {length} tokens' if length else ''}, 8 rows{f' of {size} positions' if size else ''}"
         for one in report["programs"]
         for length in one["lengths"] or [0]
-        for size in one["positions"]
+        for size in one["positions"] or [0]
     }
     engine = Engine(model, 8)
     assert {name for name, _ in programs(engine, 512, 512, scores=True)} == listed

@@ -114,7 +114,7 @@ def test_rows_that_are_not_live_stay_as_they_are():
     while not engine.idle:
         engine.step()
     before = [np.asarray(leaf).copy() for leaf in jax.tree.leaves(engine.state)]
-    after, drawn = slots.write_tokens(model.params, engine.state, np.zeros(2, bool), config=model.config, steps=4)
+    after, drawn = slots.write_tokens(model.params, engine.state, np.zeros(2, np.int32), config=model.config)
     assert not np.asarray(drawn.real).any()
     for old, new in zip(before, jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -274,13 +274,14 @@ def test_no_program_copies_the_cache(window):
         engine = Engine(model, rows, piece=PIECE)
         state, pool, tokens = engine.state, engine.blocks(), np.zeros((1, PIECE), np.int32)
         asked = asked_of(config, 1, Request((0,), 1, SETTINGS[0]))
-        read = (model.params, state, tokens, one, one, one, no)
+        read, x = (model.params, state, tokens, one, one, one), np.zeros((1, config.hidden_size), np.float32)
+        seats = slots.seats_of(state)
         programs = {
-            "begin": slots.begin.lower(state, asked, one, one, config=config),
+            "begin": slots.sit.lower(seats, asked, one, one, config=config),
             "read first": slots.read.lower(*read, config=config, fresh=True),
             "read": slots.read.lower(*read, config=config, fresh=False),
-            "score": slots.score.lower(*read[:3], tokens, *read[3:6], config=config, fresh=False),
-            "write": slots.write_tokens.lower(model.params, state, np.ones(rows, bool), config=config, steps=4),
+            "first": slots.draw_first.lower(model.params, seats, x, one, no, config=config),
+            "write": slots.write_tokens.lower(model.params, state, np.ones(rows, np.int32), config=config),
             "restore": slots.restore.lower(state, pool, one, one, one, config=config),
             "keep": slots.keep.lower(pool, state, one, one, one, config=config),
         }
@@ -294,7 +295,7 @@ def test_no_program_copies_the_cache(window):
             }
             assert made <= {"parameter", "get-tuple-element", "scatter", "dynamic-update-slice", "fusion"}, name
             largest = max(size for size in map(elements, lines) if size not in leaves)
-            memory, kept = program.memory_analysis(), pool if name == "keep" else state
+            memory, kept = program.memory_analysis(), {"keep": pool, "begin": seats, "first": seats}.get(name, state)
             assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(kept)), name
             beside.setdefault(name, []).append((memory.temp_size_in_bytes, largest))
     row = state.cache.nbytes // 16

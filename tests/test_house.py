@@ -224,7 +224,9 @@ def test_nobody_asks_what_a_weight_is():
 def test_one_loop_writes():
     """Whoever wants tokens submits a request: the programs of the engine are called by it, and by what compiles them ahead."""
     callers = {
-        name for name, path in FILES.items() if re.search(r"slots\.(begin|read|score|write_tokens)\(", path.read_text())
+        name
+        for name, path in FILES.items()
+        if re.search(r"slots\.(begin|read|first|score|write_tokens)\(", path.read_text())
     }
     assert callers == {"engine/engine.py", "engine/warmup.py"}
 

@@ -97,7 +97,6 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
         "compiled_for": {
             "rows": list(buckets.ROWS),
             "prompt_tokens": sorted({buckets.piece(2**n) for n in range(buckets.PIECE.bit_length())}),
-            "new_tokens": [buckets.STREAMED, buckets.CHUNK],
             "capacities": buckets.capacities(config.max_positions),
         },
     }  # fmt: skip

@@ -42,13 +42,12 @@ def pieces(longest: int = PIECE) -> list[int]:
 def programs(limit: int, longest: int = PIECE) -> dict[str, tuple[list[int], list[int]]]:
     """{program: (lengths that it is compiled for, capacities)} of an engine, each at its number of rows.
 
-    A length is that of a piece that is read or scored, of a chunk that is written, of a block that is kept.
+    A length is that of a piece that is read or scored, of a block that is kept. Without capacities it is one for all of them.
     """
-    sizes = capacities(limit)
-    read, written = pieces(longest), [STREAMED, CHUNK]
+    sizes, read = capacities(limit), pieces(longest)
     return {
-        "make room": ([], sizes[1:]), "begin": ([], sizes), "read": (read, sizes), "read behind others": (read, sizes),
-        "score": (read, sizes), "score behind others": (read, sizes), "write": (written, sizes),
+        "make room": ([], sizes[1:]), "begin": ([], []), "read": (read, sizes), "read behind others": (read, sizes),
+        "first token": ([], []), "score": (read, []), "write": ([], sizes),
         "keep a prefix": ([longest], sizes), "restore a prefix": ([longest], sizes),
     }  # fmt: skip
 

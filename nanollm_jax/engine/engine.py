@@ -50,7 +50,7 @@ class Engine:
         self.model, self.config = model, model.config
         self.rows, self.dp, self.remember = rows, model.dp, remember
         self.piece = buckets.PIECE if piece is None else piece
-        self.slots = [Slot(row) for row in range(rows)]
+        self.slots = [Slot(row, *divmod(row, rows // self.dp), self.dp, rows // self.dp) for row in range(rows)]
         self.queue: deque[Ticket] = deque()
         self.pending: deque[Pending] = deque()
         self.events: deque[Event] = deque(maxlen=EVENTS)
@@ -136,7 +136,7 @@ class Engine:
                 continue
             ids, root = ticket.request.ids, self.root(ticket.request, len(ticket.request.ids))
             known = [len(prefixes.find(root, ids[:-1])) for prefixes in self.prefixes]
-            slot = max(free, key=lambda one: known[self.part(one)])
+            slot = max(free, key=lambda one: known[one.part])
             slot.ticket, slot.drawn = ticket, 0
             self.events.append(Event("admitted", ticket.number, slot.row, len(ids)))
             self.begin(slot, list(ticket.request.text))
@@ -146,10 +146,6 @@ class Engine:
         """The world in which a text is read: longrope reads long ones otherwise."""
         switch = self.config.switch_length
         return (request.root, switch is not None and length > switch)
-
-    def part(self, slot: Slot) -> int:
-        """Which part of the rows a slot is in, of as many as the mesh splits them into."""
-        return slot.row // (self.rows // self.dp)
 
     def begin(self, slot: Slot, text: list[int]) -> None:
         """Let a row's request read this text, of which the row may hold a beginning."""
@@ -165,7 +161,7 @@ class Engine:
         slot.fill(n)
         slot.allowed, slot.flying, slot.block, slot.keeps = slot.drawn + left, 0, None, True
         asked = asked_of(self.config, self.dp, request, ticket.answer.token_ids, left)
-        self.state = slots.begin(self.state, asked, self.rows_of(slot), self.one(slot, n), config=self.config)
+        self.state = slots.begin(self.state, asked, slot.named(), slot.one(n), config=self.config)
 
     def kept(self, slot: Slot, text: list[int]) -> int:
         """How many of a text's first tokens the row holds and can go back to. The last one is read in any case."""
@@ -183,22 +179,27 @@ class Engine:
         for slot in reading:
             self.recall(slot)
         T, fresh, scored = shape = reading[0].program(self.piece)
-        chosen = {self.part(slot): slot for slot in reversed(reading) if slot.program(self.piece) == shape}
-        tokens, targets, (count, row, end, last) = pieces_of(chosen, self.dp, self.rows // self.dp, self.piece, T)
+        chosen = {slot.part: slot for slot in reversed(reading) if slot.program(self.piece) == shape}
+        pieces = pieces_of(chosen, self.piece, T)
+        count, row, end, last, tops = pieces.numbers
         self.make_room(max(slot.at + slot.piece(self.piece) for slot in chosen.values()))
-        where, how = (self.model.params, self.state, tokens), {"config": self.config, "fresh": fresh}
-        found: slots.Drawn | slots.Scored
+        params, config = self.model.params, self.config
+        self.state, states, final = slots.read(
+            params, self.state, pieces.tokens, count, row, end, config=config, fresh=fresh
+        )
+        found: slots.Drawn | slots.Scored | None = None
         if scored:
-            self.state, found = slots.score(*where, targets, count, row, end, **how)
-        else:
-            self.state, found = slots.read(*where, count, row, end, last.astype(bool), **how)
+            found = slots.score(params, states, pieces.targets, count, tops, config=config)
+        elif last.any():
+            self.state, found = slots.first(params, self.state, final, row, last.astype(bool), config=config)
         owners = []
         for part, slot in chosen.items():
             size = slot.piece(self.piece)
             new = slot.scored(self.piece) if scored else int(last[part])
             owners += [Owner(part, slot, slot.ticket, new, size - new)] * (new > 0)  # type: ignore[arg-type]
             self.advance(slot, size)
-        self.send(found, owners, 0)
+        if found is not None:
+            self.send(found, owners, 0)
         return True
 
     def send(self, found: slots.Drawn | slots.Scored, owners: list[Owner], steps: int) -> None:
@@ -211,14 +212,14 @@ class Engine:
     def recall(self, slot: Slot) -> None:
         """Put into a row what comes next of its text and was read before. Its last token is read in any case."""
         assert slot.ticket is not None
-        root, prefixes = self.root(slot.ticket.request, len(slot.text)), self.prefixes[self.part(slot)]
+        root, prefixes = self.root(slot.ticket.request, len(slot.text)), self.prefixes[slot.part]
         while slot.recalls(self.piece):
             block = prefixes.next(root, slot.block, slot.text[slot.at : slot.at + self.piece])
             if block is None:
                 break
             self.make_room(slot.at + self.piece)
-            at, place = self.one(slot, slot.at), self.one(slot, block.place)
-            self.state = slots.restore(self.state, self.pool, self.rows_of(slot), at, place, config=self.config)
+            at, place = slot.one(slot.at), slot.one(block.place)
+            self.state = slots.restore(self.state, self.pool, slot.named(), at, place, config=self.config)
             self.events.append(Event("hit", slot.ticket.number, slot.row, self.piece))
             slot.at += self.piece
             slot.block, slot.held = block, slot.text[: slot.at]
@@ -241,14 +242,11 @@ class Engine:
         assert slot.ticket is not None
         root = self.root(slot.ticket.request, len(slot.text))
         ids = slot.text[slot.at : slot.at + self.piece]
-        slot.block, new = self.prefixes[self.part(slot)].add(root, slot.block, ids)
+        slot.block, new = self.prefixes[slot.part].add(root, slot.block, ids)
         slot.keeps = slot.block is not None
         if slot.block is not None and new:
-            at, place = (
-                self.one(slot, slot.at),
-                self.one(slot, slot.block.place, self.places),
-            )  # no place in other parts
-            self.pool = slots.keep(self.blocks(), self.state, self.rows_of(slot), at, place, config=self.config)
+            at, place = slot.one(slot.at), slot.one(slot.block.place, self.places)  # no place in other parts
+            self.pool = slots.keep(self.blocks(), self.state, slot.named(), at, place, config=self.config)
 
     def blocks(self) -> slots.Pool:
         """The pool; made when something is first kept."""
@@ -265,9 +263,10 @@ class Engine:
         steps = buckets.STREAMED if waiting else buckets.CHUNK
         owners = [Owner(slot.row, slot, slot.ticket, min(steps, slot.left)) for slot in writing]  # type: ignore[arg-type]
         self.make_room(max(owner.slot.filled + owner.tokens for owner in owners))
-        wanted = np.zeros(self.rows, bool)
-        wanted[[slot.row for slot in writing]] = True
-        self.state, drawn = slots.write_tokens(self.model.params, self.state, wanted, config=self.config, steps=steps)
+        allowed = np.zeros(self.rows, np.int32)
+        for owner in owners:
+            allowed[owner.slot.row] = owner.tokens
+        self.state, drawn = slots.write_tokens(self.model.params, self.state, allowed, config=self.config)
         for owner in owners:
             owner.slot.fill(owner.slot.filled + owner.tokens)
         self.events.append(Event("chunk", -1, len(writing), steps))
@@ -303,15 +302,3 @@ class Engine:
         if capacity > (had := self.state.cache.capacity):
             memory.check_room(self.model, self.rows, capacity, had)
             self.state = slots.resize(self.state, config=self.config, capacity=capacity)
-
-    # what programs take: one entry for each part of the rows
-
-    def rows_of(self, slot: Slot) -> np.ndarray:
-        """[R] row numbers within their parts: this slot's, and in the other parts nobody's."""
-        return self.one(slot, slot.row % (self.rows // self.dp), self.rows // self.dp)
-
-    def one(self, slot: Slot, value: int, others: int = 0) -> np.ndarray:
-        """[R] this slot's number in its place, another in the others."""
-        found = np.full(self.dp, others, np.int32)
-        found[self.part(slot)] = value
-        return found

@@ -110,6 +110,7 @@ class Ticket:
 class Slot:
     """One row: whose it is, the text that it has to read, how far it has read, and which ids its cache holds.
 
+    part       which part of the rows it is in, of as many as the mesh splits them into, and place which of the part's
     allowed    tokens that it may draw before it ends or is read anew, drawn how many it has drawn, flying how many more at most
                are on their way and were not looked at
     filled     positions that its cache holds of its text at most: held, and those of tokens that were not looked at
@@ -118,6 +119,10 @@ class Slot:
     """
 
     row: int
+    part: int
+    place: int
+    parts: int
+    places: int
     ticket: Ticket | None = None
     text: list[int] = field(default_factory=list)
     at: int = 0
@@ -129,6 +134,16 @@ class Slot:
     flying: int = 0
     block: Block | None = None
     keeps: bool = False
+
+    def one(self, value: int, others: int = 0) -> np.ndarray:
+        """What a program takes of each part: this number in its own, another in the others.  [R]"""
+        found = np.full(self.parts, others, np.int32)
+        found[self.part] = value
+        return found
+
+    def named(self) -> np.ndarray:
+        """Which rows a program is for: this one, and in the other parts nobody's.  [R]"""
+        return self.one(self.place, self.places)
 
     def fill(self, positions: int) -> None:
         """Note that so many positions are written."""
@@ -216,22 +231,30 @@ def asked_of(config: ModelConfig, parts: int, request: Request, answer: Sequence
     return jax.tree.map(lambda value: np.repeat(np.atleast_1d(value), parts, axis=0), one)
 
 
-def pieces_of(
-    chosen: dict[int, Slot], parts: int, rows: int, longest: int, T: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What reads the next pieces of these slots, one or none of each part of the rows: tokens and, of those that are scored,
-    the ones behind them [R T]; and how many they are, whose row of so many a part, how long their texts, and are they the last.
+class Pieces(NamedTuple):
+    """The next pieces of R rows: tokens and, of those that are scored, the ones behind them [R T]; and of each [R]
+    how many tokens are real, whose row they are, how long the text is, is it its last piece, how many alternatives are wanted.
     """
-    (tokens, targets), numbers = np.zeros((2, parts, T), np.int32), np.zeros((4, parts), np.int32)
-    numbers[1] = rows  # nobody's
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    numbers: np.ndarray
+
+
+def pieces_of(chosen: dict[int, Slot], longest: int, T: int) -> Pieces:
+    """What reads the next pieces of these slots, one or none of each part of the rows."""
+    any_slot = next(iter(chosen.values()))
+    (tokens, targets), numbers = np.zeros((2, any_slot.parts, T), np.int32), np.zeros((5, any_slot.parts), np.int32)
+    numbers[1] = any_slot.places  # nobody's
     for part, slot in chosen.items():
         assert slot.ticket is not None
-        size, ids = slot.piece(longest), slot.ticket.request.ids
+        size, request = slot.piece(longest), slot.ticket.request
         tokens[part, :size] = slot.text[slot.at : slot.at + size]
         if slot.scored(longest):
-            targets[part, :size] = ids[slot.at + 1 : slot.at + size + 1]
-        numbers[:, part] = size, slot.row % rows, len(slot.text), slot.at + size == len(slot.text)
-    return tokens, targets, numbers
+            targets[part, :size] = request.ids[slot.at + 1 : slot.at + size + 1]
+        last = slot.at + size == len(slot.text)
+        numbers[:, part] = size, slot.place, len(slot.text), last, request.top_logprobs
+    return Pieces(tokens, targets, numbers)
 
 
 def marks(found: Scored, owner: Owner) -> Iterator[Mark]:

@@ -1,27 +1,29 @@
 """The compiled programs of rows that come and go, and the state that they hand on. Few, of fixed shapes; all else is traced.
 
     begin         a row is somebody's: its settings are put on the device, once
-    read          one piece of one row's prompt; where the prompt ends the first token of the answer is drawn
-    score         the same, and how likely each of the tokens behind it was
+    read          one piece of one row's prompt
+    first         the first token of an answer is drawn behind the last piece
+    score         how likely the tokens of a piece were
     write_tokens  a chunk for all live rows; a row that has ended writes nothing and draws nothing
     keep          a piece that a row has read becomes a block of the pool
     restore       a block of the pool becomes what a row has read
     resize        another capacity
 
-Each takes the state and gives it back, updated in place. On a mesh dp rows at a time are begun and read, one of each part
-of the rows; row numbers count within a part, and one past the last row is nobody's.
+Each takes the state, or what it needs of it, and gives it back, updated in place. On a mesh dp rows at a time are begun and
+read, one of each part of the rows; row numbers count within a part, and one past the last row is nobody's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
+from jax.typing import ArrayLike
 
 from nanollm_jax import cache as kv
 from nanollm_jax import model
@@ -29,6 +31,7 @@ from nanollm_jax import sampling as smp
 from nanollm_jax.cache import KVCache
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.programs import program
+from nanollm_jax.engine.buckets import CHUNK
 from nanollm_jax.letters import axes, nbytes, spec
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import History
@@ -67,6 +70,15 @@ class State:
 
     def __repr__(self) -> str:
         return f"State({self.cache}, history of {self.cache.capacity} ids a row, {nbytes(self)} in all)"
+
+
+class Seats(NamedTuple):
+    """A state without keys and values [B ..]: what a program that needs none takes, and is then one for all capacities."""
+
+    asked: Asked
+    token: jax.Array
+    live: jax.Array
+    length: jax.Array
 
 
 @flax.struct.dataclass
@@ -108,79 +120,104 @@ def empty_state(cache: KVCache, config: ModelConfig) -> State:
     return State(dataclasses.replace(cache, fresh=False), asked, token=zeros(jnp.int32), live=zeros(bool))
 
 
-@program(donate=("state",))
-def begin(state: State, asked: Asked, row: jax.Array, length: jax.Array, *, config: ModelConfig) -> State:
+def seats_of(state: State) -> Seats:
+    """What begin and first need of a state."""
+    return Seats(state.asked, state.token, state.live, state.cache.length)
+
+
+def seated(state: State, seats: Seats) -> State:
+    """The state with what became of that."""
+    return State(dataclasses.replace(state.cache, length=seats.length), seats.asked, seats.token, seats.live)
+
+
+def begin(state: State, asked: Asked, row: ArrayLike, length: ArrayLike, *, config: ModelConfig) -> State:
     """Give rows to somebody: they hold the first `length` [R] positions of what they held, and are about to read."""
+    return seated(state, sit(seats_of(state), asked, row, length, config=config))
+
+
+@program(donate=("seats",))
+def sit(seats: Seats, asked: Asked, row: jax.Array, length: jax.Array, *, config: ModelConfig) -> Seats:
+    """begin, for all capacities of a cache."""
     put = lambda old, new: old.at[row].set(new.astype(old.dtype), mode="drop")  # noqa: E731
-    cache = dataclasses.replace(state.cache, length=put(state.cache.length, length), fresh=False)
-    live = put(state.live, jnp.zeros_like(row))
-    return dataclasses.replace(state, cache=cache, asked=jax.tree.map(put, state.asked, asked), live=live)
+    live, asked = put(seats.live, jnp.zeros_like(row)), jax.tree.map(put, seats.asked, asked)
+    return Seats(asked, seats.token, live, put(seats.length, length))
 
 
 @program(static=("fresh",), donate=("state",))
 def read(
-    params: Params, state: State, tokens: jax.Array, count: jax.Array, row: jax.Array, end: jax.Array, last: jax.Array,
+    params: Params, state: State, tokens: jax.Array, count: jax.Array, row: jax.Array, end: jax.Array,
     *, config: ModelConfig, fresh: bool,
-) -> tuple[State, Drawn]:  # fmt: skip
+) -> tuple[State, jax.Array, jax.Array]:  # fmt: skip
     """Read one piece of the prompts of R rows behind what each holds.  tokens [R T], the others [R]
 
-    count says how many tokens are real, row whose they are, end how long the whole text is. Where the piece is the last one,
-    the first token of the answer is drawn. fresh: the rows hold nothing yet.
+    count says how many tokens are real, row whose they are, end how long the whole text is. fresh: the rows hold nothing yet.
+    -> state, the final residual stream of the piece [R T D] and at the last real token of each row [R D]
     """
     part = kv.select(state.cache, row, fresh)
     x, part = model.hidden_states(params, tokens, count, part, config=config, end=end)
-    final = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
-    logits = model.logits(params, final, config)[:, 0]
-    own = jax.tree.map(lambda array: array.at[row].get(mode="clip"), state.asked)
-    own, live, drawn = draw(own, logits, part.length, last)
+    last = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
+    return dataclasses.replace(state, cache=kv.put_back(state.cache, part)), x, last
+
+
+def first(
+    params: Params, state: State, x: ArrayLike, row: ArrayLike, last: ArrayLike, *, config: ModelConfig
+) -> tuple[State, Drawn]:
+    """Draw the first token of those of R rows that have read their last piece.  x [R D] from read, row and last [R] -> [R 1]"""
+    seats, drawn = draw_first(params, seats_of(state), x, row, last, config=config)
+    return seated(state, seats), drawn
+
+
+@program(donate=("seats",))
+def draw_first(
+    params: Params, seats: Seats, x: jax.Array, row: jax.Array, last: jax.Array, *, config: ModelConfig
+) -> tuple[Seats, Drawn]:
+    """first, for all capacities of a cache."""
+    logits = model.logits(params, x[:, None], config)[:, 0]
+    own, length = jax.tree.map(lambda array: array.at[row].get(mode="clip"), (seats.asked, seats.length))
+    own, goes_on, drawn = draw(own, logits, length, last)
     put = lambda old, new: old.at[row].set(new, mode="drop")  # noqa: E731
-    history = jax.tree.map(put, state.asked.history, own.history)
-    asked = dataclasses.replace(state.asked, history=history, left=put(state.asked.left, own.left))
-    state = State(kv.put_back(state.cache, part), asked, put(state.token, drawn.token), put(state.live, live))
-    return state, jax.tree.map(lambda x: x[:, None], drawn)
+    history, left = jax.tree.map(put, (seats.asked.history, seats.asked.left), (own.history, own.left))
+    asked = dataclasses.replace(seats.asked, history=history, left=left)
+    seats = Seats(asked, put(seats.token, drawn.token), put(seats.live, goes_on), seats.length)
+    return seats, jax.tree.map(lambda x: x[:, None], drawn)
 
 
-@program(static=("fresh",), donate=("state",))
+@program()
 def score(
-    params: Params, state: State, tokens: jax.Array, targets: jax.Array, count: jax.Array, row: jax.Array, end: jax.Array,
-    *, config: ModelConfig, fresh: bool,
-) -> tuple[State, Scored]:  # fmt: skip
-    """read without a draw, and how likely the token behind each is.  tokens and targets [R T] -> state, [R T]"""
-    part = kv.select(state.cache, row, fresh)
-    x, part = model.hidden_states(params, tokens, count, part, config=config, end=end)
+    params: Params, x: jax.Array, targets: jax.Array, count: jax.Array, tops: jax.Array, *, config: ModelConfig
+) -> Scored:
+    """How likely the tokens behind those of a piece are.  x [R T D] from read, targets [R T], count and tops [R] -> [R T]"""
     logits = model.logits(params, x, config)
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # one for all: the best token's logprob is one number
     found = (jnp.take_along_axis(logits, targets[:, :, None], axis=-1) - total)[:, :, 0]
-    tops = jnp.broadcast_to(state.asked.tops.at[row].get(mode="clip")[:, None], tokens.shape)
-    best = best_of(logits, jnp.where(count[:, None] > 0, tops, 0), total)
-    scored = Scored(found, jnp.argmax(logits, axis=-1) == targets, *best)
-    return dataclasses.replace(state, cache=kv.put_back(state.cache, part)), scored
+    tops = jnp.broadcast_to(jnp.where(count > 0, tops, 0)[:, None], targets.shape)
+    return Scored(found, jnp.argmax(logits, axis=-1) == targets, *best_of(logits, tops, total))
 
 
-@program(static=("steps",), donate=("state",))
-def write_tokens(
-    params: Params, state: State, wanted: jax.Array, *, config: ModelConfig, steps: int
-) -> tuple[State, Drawn]:
-    """Up to `steps` tokens for each live row that is still wanted [B].  -> state, [B n]
+@program(donate=("state",))
+def write_tokens(params: Params, state: State, steps: jax.Array, *, config: ModelConfig) -> tuple[State, Drawn]:
+    """Up to `steps` [B] tokens for each live row, CHUNK at most; a row with none is nobody's any more.  -> state, [B CHUNK]
 
-    One lax.scan that carries the cache. When no row is live any more, what is left of it costs nothing.
+    One lax.scan that carries the cache. When no row goes on, what is left of it costs next to nothing: so chunks of all lengths
+    are one program.
     """
-    state = dataclasses.replace(state, live=state.live & wanted)
+    state = dataclasses.replace(state, live=state.live & (steps > 0))
 
-    def one(state: State, _: None) -> tuple[State, Drawn]:
-        return jax.lax.cond(jnp.any(state.live), lambda: step(params, state, config), lambda: (state, nothing(state)))
+    def one(state: State, n: jax.Array) -> tuple[State, Drawn]:
+        goes = state.live & (n < steps)
+        return jax.lax.cond(jnp.any(goes), lambda: step(params, state, goes, config), lambda: (state, nothing(state)))
 
-    state, drawn = jax.lax.scan(one, state, length=steps)
+    state, drawn = jax.lax.scan(one, state, jnp.arange(CHUNK))
     return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
 
 
-def step(params: Params, state: State, config: ModelConfig) -> tuple[State, Drawn]:
-    """Run the token of every live row and draw the next one: one step of write_tokens, and a pure function.  -> state, [B]"""
-    live = state.live
-    x, cache = model.hidden_states(params, state.token[:, None], live.astype(jnp.int32), state.cache, config=config)
+def step(params: Params, state: State, goes: jax.Array, config: ModelConfig) -> tuple[State, Drawn]:
+    """One step of write_tokens: run the token of each row that goes on [B], draw the next one. Pure.  -> state, [B]"""
+    x, cache = model.hidden_states(params, state.token[:, None], goes.astype(jnp.int32), state.cache, config=config)
     logits = model.logits(params, x, config)[:, 0]
-    asked, goes_on, drawn = draw(state.asked, logits, cache.length, live)
-    return State(cache, asked, jnp.where(live, drawn.token, state.token), goes_on), drawn
+    asked, goes_on, drawn = draw(state.asked, logits, cache.length, goes)
+    live = jnp.where(goes, goes_on, state.live)
+    return State(cache, asked, jnp.where(goes, drawn.token, state.token), live), drawn
 
 
 def draw(asked: Asked, logits: jax.Array, length: jax.Array, wanted: jax.Array) -> tuple[Asked, jax.Array, Drawn]:
@@ -197,9 +234,9 @@ def draw(asked: Asked, logits: jax.Array, length: jax.Array, wanted: jax.Array) 
 
 
 def nothing(state: State) -> Drawn:
-    """What a step without live rows draws."""
+    """What a step draws in which no row goes on."""
     left, tops = state.asked.left, state.asked.tops
-    return Drawn(state.token, (0 * left).astype(jnp.float32), state.live, *none_of(tops))
+    return Drawn(state.token, (0 * left).astype(jnp.float32), state.live & False, *none_of(tops))
 
 
 def best_of(logits: jax.Array, wanted: jax.Array, total: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:

@@ -33,7 +33,7 @@ def warmup(
 
     batch            prompts at a time, whose rows are made ready; or `rows`, as in generate
     prompt_tokens    tokens of the longest prompt, max_new_tokens of the longest answer
-    progress         is told of each program when it is ready: "[3/12] write 16 tokens, 8 rows of 256 positions: 1.2 s"
+    progress         is told of each program when it is ready: "[3/12] write, 8 rows of 256 positions: 1.2 s"
     Afterwards such requests compile nothing, whatever their lengths, sampling settings, seeds and stops; and the first turns of
     a Conversation of that size neither, where batch is 1. Raises RequestError for what the model has no positions for.
     """
@@ -89,6 +89,7 @@ def programs(
     limit = buckets.capacity(min(positions, config.max_positions), config.max_positions)
     longest = buckets.piece(min(prompt, engine.piece), engine.piece)
     lengths = [T for T in buckets.pieces(engine.piece) if longest >= T]
+    found: dict[int, list[jax.Array]] = {}  # what reading so many tokens gave
 
     def resize(capacity: int) -> None:
         engine.make_room(capacity)
@@ -99,18 +100,18 @@ def programs(
 
     def read(T: int, fresh: bool) -> None:
         tokens = np.zeros((engine.dp, T), np.int32)
-        engine.state, _ = slots.read(params, engine.state, tokens, zeros, nobody, zeros, no, config=config, fresh=fresh)
-
-    def score(T: int, fresh: bool) -> None:
-        tokens = np.zeros((engine.dp, T), np.int32)
-        engine.state, _ = slots.score(
-            params, engine.state, tokens, tokens, zeros, nobody, zeros, config=config, fresh=fresh
+        engine.state, *found[T] = slots.read(
+            params, engine.state, tokens, zeros, nobody, zeros, config=config, fresh=fresh
         )
 
-    def write(steps: int) -> None:
-        engine.state, _ = slots.write_tokens(
-            params, engine.state, np.zeros(engine.rows, bool), config=config, steps=steps
-        )
+    def first() -> None:
+        engine.state, _ = slots.first(params, engine.state, found[lengths[0]][1], nobody, no, config=config)
+
+    def score(T: int) -> None:
+        slots.score(params, found[T][0], np.zeros((engine.dp, T), np.int32), zeros, zeros, config=config)
+
+    def write() -> None:
+        engine.state, _ = slots.write_tokens(params, engine.state, np.zeros(engine.rows, np.int32), config=config)
 
     def keep() -> None:
         engine.pool = slots.keep(engine.blocks(), engine.state, nobody, zeros, zeros + engine.places, config=config)
@@ -118,18 +119,20 @@ def programs(
     def restore() -> None:
         engine.state = slots.restore(engine.state, engine.blocks(), nobody, zeros, zeros, config=config)
 
+    rows = f"{engine.rows} row{'s' * (engine.rows > 1)}"
+    yield f"begin, {rows}", begin
     for capacity in (S for S in capacities if limit >= S):
-        where = f"{engine.rows} row{'s' * (engine.rows > 1)} of {capacity:,} positions"
+        where = f"{rows} of {capacity:,} positions"
         if capacity > capacities[0]:
             yield f"make room, {where}", partial(resize, capacity)
-        yield f"begin, {where}", begin
         for T in lengths:
-            for name, run in (("read", read), ("score", score))[: 1 + scores]:
-                yield f"{name} {T} tokens, {where}", partial(run, T, True)
-                if prompt > engine.piece or engine.remember:
-                    yield f"{name} behind others {T} tokens, {where}", partial(run, T, False)
-        for steps in (buckets.STREAMED, buckets.CHUNK):
-            yield f"write {steps} tokens, {where}", partial(write, steps)
+            yield f"read {T} tokens, {where}", partial(read, T, True)
+            if prompt > engine.piece or engine.remember:
+                yield f"read behind others {T} tokens, {where}", partial(read, T, False)
+        yield f"write, {where}", write
         if prompt > engine.piece and engine.places:
             yield f"keep a prefix {engine.piece} tokens, {where}", keep
             yield f"restore a prefix {engine.piece} tokens, {where}", restore
+    yield f"first token, {rows}", first
+    for T in lengths if scores else ():
+        yield f"score {T} tokens, {rows}", partial(score, T)
