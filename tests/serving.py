@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import httpx2
 import jax
 import jax.numpy as jnp
 
@@ -59,6 +60,16 @@ def running(one: Service) -> Iterator[int]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive() and one.thread.end(20)
+
+
+def begun(one: Service, drain: float = 20.0) -> tuple[Server, threading.Thread, httpx2.Client]:
+    """A server of its own, in a thread, that can be sent signals: the server, its thread, a client."""
+    bound = bind("127.0.0.1", 0)
+    made = Server(one, drain)
+    thread = threading.Thread(target=made.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    assert until(lambda: one.thread.warm, 120)
+    return made, thread, httpx2.Client(base_url=f"http://127.0.0.1:{bound.getsockname()[1]}", timeout=60)
 
 
 def alone(prompt: list[int], new: int, **fields: Any) -> nano.Generation:

@@ -236,19 +236,9 @@ def test_nothing_that_comes_along_breaks_it(http, service):
 # how it ends
 
 
-def begun(one, drain=20.0):
-    """A server of its own, in a thread, that can be sent signals: the server, its thread, a client."""
-    bound = server.bind("127.0.0.1", 0)
-    made = server.Server(one, drain)
-    thread = threading.Thread(target=made.run, kwargs={"sockets": [bound]}, daemon=True)
-    thread.start()
-    assert serving.until(lambda: one.thread.warm, 120)
-    return made, thread, httpx2.Client(base_url=f"http://127.0.0.1:{bound.getsockname()[1]}", timeout=60)
-
-
 def test_a_signal_lets_what_runs_finish_and_a_second_one_does_not(monkeypatch):
     one = serving.service()
-    made, thread, client = begun(one)
+    made, thread, client = serving.begun(one)
     left = []
     monkeypatch.setattr(server.os, "_exit", left.append)
     with client, ThreadPoolExecutor(1) as pool:
@@ -272,7 +262,7 @@ def test_a_signal_lets_what_runs_finish_and_a_second_one_does_not(monkeypatch):
 
 def test_who_does_not_finish_in_time_is_told(monkeypatch):
     one = serving.service()
-    made, thread, client = begun(one, drain=0.2)
+    made, thread, client = serving.begun(one, drain=0.2)
     with client, ThreadPoolExecutor(1) as pool:
         with serving.gated(one):
             running = pool.submit(client.post, "/v1/chat/completions", json=STREAM)
@@ -288,7 +278,7 @@ def test_who_does_not_finish_in_time_is_told(monkeypatch):
 def test_a_step_that_fails_is_told_to_everybody_and_ends_the_server(monkeypatch, caplog):
     """A stream has an error in its middle, the others a shaped 500, and no word of what it was; the process ends."""
     one = serving.service()
-    made, thread, client = begun(one)
+    made, thread, client = serving.begun(one)
     with client, ThreadPoolExecutor(3) as pool:
         with serving.gated(one) as gate:
             scored = pool.submit(client.post, "/v1/embeddings", json={"input": "x"})

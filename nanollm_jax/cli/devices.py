@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +22,7 @@ DISTRIBUTED = (
     "This is one of several processes that run this same command together, on one host or on many. Slurm, Open MPI, "
     "Kubernetes and TPU slices say which; elsewhere the next three options do. Process 0 prints."
 )
+SAID = 1024  # bytes of what process 0 may tell the others
 HEARTBEAT = 20  # seconds of silence after which a process is taken for dead
 LOST = (
     "nanollm: this process was stopped, because another one of the run ended or cannot be reached; the lines above say which. "
@@ -56,16 +58,26 @@ def mesh_for(dp: int, tp: int, devices: int | None) -> Mesh | None:
     return nano.make_mesh(dp, tp) if dp * tp > 1 else None
 
 
-def agreed(number: int) -> int:
-    """Of a number that each process of a run made up, the one that all of them take: that of process 0."""
+def agreed(value: Any) -> Any:
+    """Of what each process of a run made up, in JSON's terms, what all of them take: that of process 0."""
     import jax
 
     if jax.process_count() == 1:
-        return number
+        return value
     import numpy as np
     from jax.experimental import multihost_utils
 
-    return int(multihost_utils.broadcast_one_to_all(np.uint32(number)))
+    words = np.frombuffer(json.dumps(value).encode().ljust(SAID), np.uint32)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(words)).tobytes())
+
+
+def process(distributed: bool) -> tuple[int, int]:
+    """Which process of its run this is, and how many there are."""
+    if not distributed:
+        return 0, 1
+    import jax
+
+    return jax.process_index(), jax.process_count()
 
 
 def join(distributed: bool, coordinator: str | None, processes: int | None, process_id: int | None) -> None:

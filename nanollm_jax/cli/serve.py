@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import secrets
 import signal
+import socket
 import sys
+import zlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nanollm_jax.cli.chat import TEMPLATE, with_template
-from nanollm_jax.cli.devices import Devices, Dp, Tp, mesh_for
+from nanollm_jax.cli.devices import (
+    Coordinator,
+    Devices,
+    Distributed,
+    Dp,
+    Processes,
+    ProcessId,
+    Tp,
+    agreed,
+    join,
+    mesh_for,
+    process,
+)  # fmt: skip
 from nanollm_jax.cli.options import Dtype, KeepCompiled, Revision, Source, checkpoint, decoded, expanded, keep_compiled
 from nanollm_jax.cli.printing import warn
 from nanollm_jax.errors import RequestError
+
+if TYPE_CHECKING:
+    from nanollm_jax.engine.engine import Engine
 
 HOST = "Where to listen. The default can be reached from this machine only."
 PORT = "0 takes a free one, which is printed."
@@ -33,6 +52,7 @@ LOG_PROMPTS = "Write what is asked into the log too."
 PREFIX = (
     "Megabytes for beginnings of prompts that were read before. Default: two texts of the model's length, at most 1024."
 )
+STEP_LIMIT = "Seconds that one step of the engine may take. A longer one is taken for stuck, and ends the server."
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -54,31 +74,43 @@ def serve(
     root_path: Annotated[str, typer.Option(metavar="PATH", help=ROOT_PATH)] = "",
     max_body: Annotated[int, typer.Option(metavar="MB", min=1, help=BODY)] = 16,
     drain: Annotated[float, typer.Option(metavar="S", min=0, help=DRAIN)] = 30.0,
+    step_limit: Annotated[float, typer.Option(metavar="S", min=1, help=STEP_LIMIT)] = 300.0,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help=LOG_LEVEL)] = "info",
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help=LOG_PROMPTS)] = False,
     dp: Dp = 1,
     tp: Tp = 1,
     devices: Devices = None,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    num_processes: Processes = None,
+    process_id: ProcessId = None,
     compile_cache: KeepCompiled = True,
 ) -> None:
     """Answer over HTTP, as OpenAI's API does: http://127.0.0.1:8000/v1 for any of its clients.
 
     Chat completions, completions, embeddings, models, tokenize, health and metrics. An answer has the same bits whatever
     else is asked at the same time; the header x-nanollm-seed says with which seed it can be had again.
+
+    With --distributed every process runs this command. Process 0 listens, and tells the others what is asked over a
+    connection of their own, which is not encrypted. Where one is lost, all of them end.
     """
     levels = ("debug", "info", "warning", "error")
     if log_level not in levels:
         raise RequestError(f"--log-level {log_level}: expected {', '.join(levels)}.")
     written = None if template is None else decoded(expanded(template).read_bytes(), str(template))
+    join(distributed, coordinator, num_processes, process_id)
     folder = checkpoint(model, revision)
     try:
+        from nanollm_jax.serve import followers
         from nanollm_jax.serve.server import bind, run
     except ModuleNotFoundError as error:
         raise RequestError(
             f"{error.name} is not installed; the server needs {sys.executable} -m pip install 'nanollm-jax[serve]', or "
             "'.[serve]' in a clone."
         ) from None
-    with bind(host, port) as bound:
+    mesh = mesh_for(dp, tp, devices)
+    number, count = process(distributed)
+    with bind(host, port) if number == 0 else contextlib.nullcontext() as bound:
         import jax
 
         import nanollm_jax as nano
@@ -88,7 +120,7 @@ def serve(
         from nanollm_jax.serve.service import Options, Service
 
         keep_compiled(compile_cache)
-        loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices))
+        loaded = nano.load(folder, dtype=dtype, mesh=mesh)
         if template is not None and written is not None:
             loaded = with_template(loaded, template, written)
         rows = (4 if jax.default_backend() == "cpu" else 32) if rows is None else rows
@@ -103,6 +135,10 @@ def serve(
             rows,
             prefix_bytes=None if prefix_memory is None else prefix_memory * 2**20,
         )
+        links = meet(engine, context, coordinator, number, count) if count > 1 else {}
+        if bound is None:
+            signal.set_wakeup_fd(-1)  # as below
+            raise typer.Exit(followers.run(engine, links[0], context, step_limit))
         local = host in LOCAL
         if not local and not api_key:
             warn(f"everybody who reaches {host} can ask this server; --api-key asks them for a key.")
@@ -110,11 +146,34 @@ def serve(
             names=tuple(served_model_name or [model or folder.name]),
             context=context, queue=queue, body=max_body * 2**20, keys=tuple(api_key or ()), origins=tuple(cors_origin or ()),
             hosts=(*LOCAL, *(allow_host or ())) if local or allow_host else (), root_path=root_path.rstrip("/"),
-            log_prompts=log_prompts,
+            log_prompts=log_prompts, step_limit=step_limit,
         )  # fmt: skip
         logging.getLogger("nanollm.serve").setLevel(log_level.upper())
         name, number = bound.getsockname()[:2]
         where = f"http://{f'[{name}]' if ':' in name else name}:{number}{options.root_path}/v1"
         warn(f"{', '.join(options.names)} at {where}, {engine.rows} rows of {options.context} tokens")
         signal.set_wakeup_fd(-1)  # from here on Ctrl-C is the server's, as SIGTERM is
-        raise typer.Exit(run(Service(loaded, engine, options, nano.__version__), bound, drain))
+        service = Service(loaded, engine, options, nano.__version__, followers.Followers(links))
+        raise typer.Exit(run(service, bound, drain))
+
+
+def meet(engine: Engine, context: int, coordinator: str | None, number: int, count: int) -> dict[int, socket.socket]:
+    """Of one of several processes, its connections: those of process 0 to all others, of another one the one to process 0."""
+    import jax
+
+    import nanollm_jax as nano
+    from nanollm_jax.serve import meeting
+
+    dtype = engine.model.params["embedding"]["tokens"].dtype
+    setup = {
+        "nanollm": nano.__version__, "jax": jax.__version__, "the model": zlib.crc32(f"{engine.config} {dtype}".encode()),
+        "--rows": engine.rows, "--context": context, "--prefix-memory for blocks": engine.places, "--dp": engine.dp,
+    }  # fmt: skip
+    if number:
+        told = agreed({"host": "", "port": 0, "secret": ""})
+        return {0: meeting.attend(**told, number=number, setup=setup)}
+    # whoever told JAX who is who, where nobody said, knows hosts by their names
+    host = coordinator.rpartition(":")[0].strip("[]") if coordinator else socket.gethostname()
+    listener, secret = meeting.listen(host), secrets.token_hex(32)
+    agreed({"host": host, "port": listener.getsockname()[1], "secret": secret})
+    return meeting.gather(listener, secret, setup, count - 1)

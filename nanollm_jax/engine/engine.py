@@ -104,7 +104,7 @@ class Engine:
         try:
             return self.turn()
         except Exception as error:
-            if not memory.ran_out(error):
+            if jax.process_count() > 1 or not memory.ran_out(error):  # what one has no memory for, another may have
                 raise
             return memory.refuse(self)
 

@@ -10,6 +10,9 @@ What happens to one request, in the order of the files:
     asking.py         bodies to requests of the engine: templates and tokenizers, in threads beside the loop
     reading.py        how the answers to these are to be read: calls of tools, reasoning
     engine_thread.py  the one thread that owns the engine: requests in, pieces of answers out
+    turns.py          what it hands the engine between two steps, and what all processes of a server do alike
+    followers.py      the other processes of a server: they are handed each turn, and end when one is lost
+    meeting.py        how these find each other; wire.py turns as lines of JSON; watchdog.py a step that does not end
     calls.py          what one HTTP request waits for, on its way between the two
     replies.py        answers to the JSON that clients expect; logprobs.py their tokens one by one
     events.py         the same piece by piece: server-sent events

@@ -1,7 +1,8 @@
 """The one thread that owns the engine and the device; everybody else leaves it notes and is told what came of them.
 
 Between two steps it takes in new calls and cancellations, and does one job at most (embedding a text), so that nobody who
-writes waits longer than for one of these. After a step the loop of the server is woken once, for all rows together.
+writes waits longer than for one of these; that is a turn, and other processes of the same server are handed it first. After a
+step the loop of the server is woken once, for all rows together.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nanollm_jax.engine.engine import Engine
+from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.timings import CompileWatch
-from nanollm_jax.engine.warmup import warm, warm_embed
 from nanollm_jax.errors import NanoLLMError, NumericsError
 from nanollm_jax.serve.calls import Call, Piece
+from nanollm_jax.serve.followers import Followers
 from nanollm_jax.serve.metrics import Metrics
 from nanollm_jax.serve.refusals import Refusal, refusal_of
+from nanollm_jax.serve.turns import Embed, Turn, cancel, noted, ready
+from nanollm_jax.serve.watchdog import Watchdog
 
 log = logging.getLogger("nanollm.serve")
 PATIENCE = 5.0  # seconds of compiling before a word is said of it
@@ -33,19 +37,30 @@ class Closing(Exception):
     """The server ends while programs are being compiled."""
 
 
+class Stuck(Exception):
+    """A step that has not ended in its time."""
+
+
 class EngineThread(threading.Thread):
     """Steps the engine while there is something to do.
 
     broken is what ended it, None while it is well; warm says that its programs are compiled.
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics, context: int) -> None:
-        """context: tokens of the longest prompt and answer together, for which programs are compiled before the first."""
+    def __init__(self, engine: Engine, metrics: Metrics, context: int, followers: Followers, limit: float) -> None:
+        """context: tokens of the longest prompt and answer together, for which programs are compiled before the first.
+
+        followers are the other processes of this server; limit: seconds that one step may take.
+        """
         super().__init__(name="engine", daemon=True)
-        self.engine, self.metrics, self.context = engine, metrics, context
+        self.engine, self.metrics, self.context, self.followers = engine, metrics, context, followers
+        self.watchdog = Watchdog(limit, lambda: self.fail(Stuck(f"a step has not ended within {limit:g} s")))
         self.turn = threading.Condition()
         self.notes: deque[Callable[[], None]] = deque()
-        self.jobs: deque[Callable[[], None]] = deque()
+        self.jobs: deque[tuple[Embed, asyncio.Future[Any]]] = deque()
+        self.new: list[Request] = []  # of the next turn, and numbers of tickets whose answers nobody wants
+        self.cancelled: list[int] = []
+        self.seen = 0
         self.owners: dict[Ticket, tuple[Call, int]] = {}
         self.shown: dict[Ticket, tuple[int, int]] = {}  # characters and tokens of an answer that were handed out
         self.answers: set[asyncio.Future[Any]] = set()  # of jobs; the loop's
@@ -58,11 +73,14 @@ class EngineThread(threading.Thread):
     def begin(self, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> None:
         """Start, for a loop; ended() is called in it if a step fails."""
         self.loop, self.ended = loop, ended
+        self.followers.watch(self.fail)
+        self.watchdog.start()
         self.start()
 
     def end(self, seconds: float) -> bool:
         """Stop after the step, or the compilation, that is under way. Did it, within so many seconds?"""
         self.closing = True
+        self.watchdog.end()
         self.leave(self.notes, lambda: None)
         self.join(seconds)
         return not self.is_alive()
@@ -74,6 +92,7 @@ class EngineThread(threading.Thread):
 
         def note() -> None:
             call.tickets = [self.engine.submit(request) for request in call.requests]
+            self.new += call.requests
             self.owners |= {ticket: (call, index) for index, ticket in enumerate(call.tickets)}
             self.metrics.submitted(call.tickets)
 
@@ -85,36 +104,23 @@ class EngineThread(threading.Thread):
         def note() -> None:
             for ticket in call.tickets:
                 if self.owners.pop(ticket, None) is not None:
-                    self.engine.cancel(ticket)
-                    if ticket in self.engine.queue:  # who comes and goes while all rows are taken leaves nothing behind
-                        self.engine.queue.remove(ticket)
+                    cancel(self.engine, ticket)
+                    self.cancelled.append(ticket.number)
                     self.metrics.cancelled(ticket)
                     self.shown.pop(ticket, None)
 
         self.leave(self.notes, note)
 
-    async def run_job(self, job: Callable[[], Any]) -> Any:
-        """What a function says that needs the device, called between two steps. Raises what it raises."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future()
+    async def run_job(self, job: Embed) -> Any:
+        """What comes of a job that needs the device, done between two steps. Raises what it raises."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.answers.add(answer)
         answer.add_done_callback(self.answers.discard)
-
-        def note() -> None:
-            if answer.cancelled():
-                return
-            found, error = None, None
-            try:
-                found = job()
-            except Exception as known:  # it took nothing of the engine's, which goes on
-                error = known
-            loop.call_soon_threadsafe(settle, answer, found, error)
-
-        self.leave(self.jobs, note)
+        self.leave(self.jobs, (job, answer))
         return await answer
 
-    def leave(self, where: deque[Callable[[], None]], note: Callable[[], None]) -> None:
-        """Leave a note."""
+    def leave(self, where: deque[Any], note: Any) -> None:
+        """Leave a note, or a job."""
         with self.turn:
             where.append(note)
             self.turn.notify()
@@ -131,22 +137,54 @@ class EngineThread(threading.Thread):
                         self.turn.wait()
                 while self.notes:
                     self.notes.popleft()()
-                if self.jobs:
-                    self.jobs.popleft()()
-                if not self.engine.idle:
-                    self.step()
+                with self.watchdog.watching():
+                    self.take_turn()
         except Closing:
             return
         except BaseException as error:
+            self.fail(error)
+
+    def take_turn(self) -> None:
+        """Say to the other processes what comes now, and do it."""
+        job, answer = self.jobs.popleft() if self.jobs else (None, None)
+        if answer is not None and answer.cancelled():
+            job = None
+        turn = Turn(tuple(self.new), tuple(self.cancelled), job, not self.engine.idle, seen=self.seen)
+        self.new, self.cancelled = [], []
+        if turn != Turn(seen=self.seen):
+            self.followers.send(turn)
+        if job is not None and answer is not None:
+            self.do(job, answer)
+        if turn.steps:
+            self.step()
+
+    def do(self, job: Embed, answer: asyncio.Future[Any]) -> None:
+        """One job, for who waits for the answer."""
+        found, error = None, None
+        try:
+            found = job.run(self.engine.model)
+        except (
+            Exception
+        ) as known:  # it took nothing of the engine's, which goes on; but other processes know none but ours
+            if self.followers and not isinstance(known, NanoLLMError):
+                raise
+            error = known
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(settle, answer, found, error)
+
+    def fail(self, error: BaseException) -> None:
+        """It cannot go on: tell everyone, once. Called by any thread."""
+        with self.turn:
+            if self.broken is not None or self.loop is None or self.loop.is_closed():
+                return
             self.broken = error
-            assert self.loop is not None
-            self.loop.call_soon_threadsafe(self.tell_all)
+        self.loop.call_soon_threadsafe(self.tell_all)
 
     def warm_up(self) -> None:
         """Compile every program that a request will need."""
         begun = said = time.perf_counter()
 
-        def ready(program: str) -> None:
+        def progress(program: str) -> None:
             nonlocal said
             log.debug("%s", program)
             if self.closing:
@@ -155,8 +193,7 @@ class EngineThread(threading.Thread):
                 said = time.perf_counter()
                 log.info("compiling: %s", program)
 
-        programs = warm(self.engine, self.context - 1, self.context, ready, scores=True)
-        programs += warm_embed(self.engine.model, self.context, ready)
+        programs = ready(self.engine, self.context, progress)
         self.warm = True
         log.warning("ready after %.1f s, in which %d programs were made", time.perf_counter() - begun, programs)
 
@@ -165,6 +202,7 @@ class EngineThread(threading.Thread):
         begun = time.perf_counter()
         with CompileWatch() as watch:
             grown = self.engine.step()
+        self.seen = noted(self.seen, grown)
         pieces = [(*self.owners[ticket], self.piece(ticket)) for ticket in grown if ticket in self.owners]
         self.metrics.stepped(self.engine, time.perf_counter() - begun, watch.programs)
         if pieces:
@@ -219,7 +257,7 @@ class EngineThread(threading.Thread):
                 self.cancel(call)
 
     def tell_all(self) -> None:
-        """In the loop: a step has failed, the state of every row is gone with it."""
+        """In the loop: a step has failed or a process is lost, and the state of every row is gone with it."""
         for answer in list(self.answers):
             settle(answer, None, BROKEN)
         self.ended()

@@ -27,6 +27,7 @@ HEADER_BYTES = 64 * 1024  # of one request's headers
 HEADER_SECONDS = 20.0  # in which they have to arrive
 BACKLOG = 1024
 ENDING = 2.0  # seconds for the step that is under way at the end
+LINGERING = 3.0  # seconds in which /health says that the engine failed, before the process ends
 FAILED = 1
 
 
@@ -86,6 +87,7 @@ class Server(uvicorn.Server):
         """drain: seconds that answers under way are given."""
         self.service, self.drain = service, drain
         self.signalled = 0
+        self.lingering: float | None = None
         config = uvicorn.Config(
             make_app(service, self.engine_ended), http=Connection, ws="none", lifespan="on", log_config=None,
             access_log=False, server_header=False, date_header=True, backlog=BACKLOG, timeout_keep_alive=30,
@@ -104,6 +106,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: is it over?"""
+        if self.lingering is not None:
+            self.lingering -= 0.1
+            self.should_exit = self.should_exit or self.lingering <= 0
         if self.signalled and not self.should_exit:
             self.drain -= 0.1
             if self.drain <= 0:
@@ -113,9 +118,9 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def engine_ended(self) -> None:
-        """A step has failed, and everybody was told."""
+        """A step has failed or a process is lost, and everybody was told."""
         log.error("the engine failed", exc_info=self.service.thread.broken)
-        self.should_exit = True
+        self.lingering = LINGERING
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -144,6 +149,11 @@ def run(service: Service, bound: socket.socket, drain: float) -> int:
         code = FAILED if service.thread.broken is not None else 0
         if not service.thread.end(ENDING):
             os._exit(code)  # a thread inside a compiled program makes Python crash at its end
+        if service.followers:
+            if service.thread.warm and not code:
+                service.followers.end()
+            else:
+                os._exit(code)  # JAX would wait for the others, who wait for this one's device
     return code
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,10 @@ from nanollm_jax.loading import Model
 from nanollm_jax.serve.asking import Readers, World
 from nanollm_jax.serve.calls import Call
 from nanollm_jax.serve.engine_thread import BROKEN, EngineThread
+from nanollm_jax.serve.followers import Followers
 from nanollm_jax.serve.metrics import Metrics
 from nanollm_jax.serve.refusals import Refusal, busy
+from nanollm_jax.serve.turns import Embed
 
 log = logging.getLogger("nanollm.serve")
 
@@ -34,6 +36,7 @@ class Options:
     hosts        names that a Host header may have; any, if there are none
     origins      pages of other hosts whose scripts may ask
     silence      seconds before a comment in a stream
+    step_limit   seconds that one step of the engine may take; a longer one is taken for stuck
     root_path    what a proxy cuts off in front of every path
     log_prompts  whether the log may have what was asked and answered
     """
@@ -48,25 +51,28 @@ class Options:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     silence: float = 10.0
+    step_limit: float = 300.0
     root_path: str = ""
     log_prompts: bool = False
 
 
 @dataclass
 class Service:
-    """One model, one engine, and the requests under way."""
+    """One model, one engine, and the requests under way. followers are the other processes that run the same engine."""
 
     model: Model
     engine: Engine
     options: Options
     version: str
+    followers: Followers = field(default_factory=Followers)
     draining: bool = False
     under_way: dict[int, Call] = field(default_factory=dict)
     tokens_under_way: int = 0
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.options.names[0])
-        self.thread = EngineThread(self.engine, self.metrics, self.options.context)
+        options = self.options
+        self.thread = EngineThread(self.engine, self.metrics, options.context, self.followers, options.step_limit)
         self.most = self.engine.rows + self.options.queue
         self.readers = Readers(self.model, self.options.context, self.most)
         # answers of servers with the same one have the same bits
@@ -124,8 +130,8 @@ class Service:
         for call in self.under_way.values():
             call.fail(BROKEN)
 
-    async def work(self, job: Callable[[], Any]) -> Any:
-        """What a function says that needs the device for a moment. Raises Refusal where too much waits already."""
+    async def work(self, job: Embed) -> Any:
+        """What comes of a job that needs the device for a moment. Raises Refusal where too much waits already."""
         self.check_ready()
         if len(self.thread.jobs) >= self.most:
             raise busy(f"{self.options.queue} requests wait already; ask again later.", "queue_full")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import base64
 import struct
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nanollm_jax.engine.embed import embed
 from nanollm_jax.serve.asking import Readers
 from nanollm_jax.serve.bodies import Embedding, read_body
 from nanollm_jax.serve.events import unless_gone
 from nanollm_jax.serve.guards import GONE, Json, read_json, service_of
 from nanollm_jax.serve.refusals import Refusal
+from nanollm_jax.serve.turns import Embed
 
 
 async def embeddings(request: Request) -> Response:
@@ -27,8 +26,7 @@ async def embeddings(request: Request) -> Response:
     rows = await service.readers.read(ids_of, body)
 
     async def vectors() -> list[list[float]]:
-        job = partial(embed, service.model, pooling=body.pooling, normalize=body.normalize, batch=1)
-        return [(await service.work(partial(job, ids))).tolist() for ids in rows]
+        return [await service.work(Embed(tuple(ids), body.pooling, body.normalize)) for ids in rows]
 
     found = await unless_gone(request, vectors())
     if found is None:

@@ -1,0 +1,162 @@
+"""One server of several processes: process 0 has HTTP and hands the others each turn, one line of JSON over TCP.
+
+Only process 0 looks at a clock, a socket of a client or a random number; the others do what they read. Nothing is sent while
+nobody asks for anything. Whoever is lost is noticed at once where a connection breaks, and within meeting.LOST seconds where a
+machine is silent; then all the others end, since none of them could go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType, MappingProxyType
+from typing import NoReturn
+
+from nanollm_jax.engine.engine import Engine
+from nanollm_jax.errors import NanoLLMError
+from nanollm_jax.serve.turns import Turn, cancel, noted, ready, under_way
+from nanollm_jax.serve.watchdog import Watchdog
+from nanollm_jax.serve.wire import decode, encode
+
+log = logging.getLogger("nanollm.serve")
+ENDING = 3.0  # seconds for what is under way, when the server ends
+FAILED = 1
+
+
+class Lost(Exception):
+    """A process of the run is gone, or does something else than the others."""
+
+
+class Followers:
+    """The other processes, as process 0 knows them; none, where it is alone."""
+
+    def __init__(self, links: Mapping[int, socket.socket] = MappingProxyType({})) -> None:
+        """links: the number of each process, and its connection."""
+        self.links = dict(links)
+        self.watchers: list[threading.Thread] = []
+        self.ending = False
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.links)
+
+    def watch(self, lost: Callable[[BaseException], None]) -> None:
+        """Call lost(error), in another thread, when the first of them is gone."""
+
+        def listen_to(number: int, link: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                link.recv(1)  # they say nothing, until they are gone
+            if not self.ending:
+                lost(Lost(f"process {number} of this run ended, or cannot be reached"))
+
+        for number, link in self.links.items():
+            watcher = threading.Thread(target=listen_to, args=(number, link), name=f"follower {number}", daemon=True)
+            watcher.start()
+            self.watchers.append(watcher)
+
+    def send(self, turn: Turn) -> None:
+        """Hand a turn to all of them. Raises Lost."""
+        if not self.links:
+            return
+        line = encode(turn)
+        for number, link in self.links.items():
+            try:
+                link.sendall(line)
+            except OSError as error:
+                raise Lost(f"process {number} of this run cannot be reached: {error}") from None
+
+    def end(self) -> None:
+        """The server ends: let all of them end, and wait for it a little."""
+        self.ending = True
+        with contextlib.suppress(Lost):
+            self.send(Turn(ends=True))
+        for watcher in self.watchers:
+            watcher.join(2 * ENDING)
+
+
+class Leader:
+    """Process 0, as the others know it: turn after turn."""
+
+    def __init__(self, link: socket.socket, leave: Callable[[int, str], object]) -> None:
+        """leave(code, message) is called in another thread where this process has to end, whatever its device waits for."""
+        self.link, self.leave = link, leave
+        self.turns: queue.SimpleQueue[Turn] = queue.SimpleQueue()
+        self.followed = threading.Event()  # to the end
+        threading.Thread(target=self.read, name="leader", daemon=True).start()
+
+    def read(self) -> None:
+        """Read all that process 0 says, also while the device works: that it is gone must not wait for that."""
+        with contextlib.suppress(Exception), self.link, self.link.makefile("rb") as lines:
+            for line in lines:
+                turn = decode(line)
+                self.turns.put(turn)
+                if turn.ends:
+                    if not self.followed.wait(ENDING):
+                        self.leave(0, "")
+                    return
+        self.leave(FAILED, "process 0 is gone")
+
+    def __iter__(self) -> Iterator[Turn]:
+        """The turns, in their order, until the server ends."""
+        while not (turn := self.turns.get()).ends:
+            yield turn
+        self.followed.set()
+
+
+def follow(engine: Engine, turns: Iterable[Turn], context: int, watchdog: Watchdog) -> None:
+    """Do what process 0 does, turn after turn, until it ends. Raises Lost where something else came of it."""
+    ready(engine, context, log.debug)
+    seen = 0
+    for turn in turns:
+        if turn.seen != seen:
+            raise Lost("this process and process 0 wrote different tokens; their devices or libraries differ")
+        for request in turn.new:
+            engine.submit(request)
+        for ticket in (under_way(engine, number) for number in turn.cancelled):
+            if ticket is not None:
+                cancel(engine, ticket)
+        with watchdog.watching():
+            if turn.job is not None:
+                with contextlib.suppress(NanoLLMError):  # process 0 tells whoever asked for it
+                    turn.job.run(engine.model)
+            if turn.steps:
+                seen = noted(seen, engine.step())
+
+
+def run(engine: Engine, link: socket.socket, context: int, limit: float) -> int:
+    """Follow process 0 until it ends, and end with it. Returns the exit code.
+
+    limit: seconds that one step may take. A first SIGTERM or Ctrl-C is process 0's to answer, which gets one too where all
+    processes of a run are told to stop; a second one ends this process.
+    """
+    signalled = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signalled.append(number)
+        if len(signalled) > 1:
+            leave(128 + number, "stopped at once")
+
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, stop)
+    watchdog = Watchdog(limit, lambda: leave(FAILED, f"a step has not ended within {limit:g} s"))
+    watchdog.start()
+    try:
+        follow(engine, Leader(link, leave), context, watchdog)
+    except Exception as error:  # process 0 learns of it by the end of the connection
+        log.error("the engine failed", exc_info=error)
+        leave(FAILED, str(error))
+    watchdog.end()
+    return 0
+
+
+def leave(code: int, message: str) -> NoReturn:
+    """End this process at once: its device may wait for others for ever."""
+    if message:
+        os.write(2, f"nanollm: {message}; this process ends.\n".encode())
+    os._exit(code)
