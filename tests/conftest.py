@@ -26,6 +26,32 @@ def data() -> Path:
     return Path(folder).resolve()
 
 
+@pytest.fixture(scope="module")
+def service():
+    """The small server of serving.py; what it needs is imported by who asks for it."""
+    import serving
+
+    return serving.service()
+
+
+@pytest.fixture(scope="module")
+def port(service):
+    """It is running, there."""
+    import serving
+
+    with serving.running(service) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def http(port):
+    """A client of it."""
+    import httpx2
+
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        yield client
+
+
 # Pieces of memory that a process has mapped: compiled programs have many, and Linux ends who wants more than 65,530.
 MANY, TOO_MANY = 12_000, 40_000
 TESTS = itertools.count(1)

@@ -24,23 +24,6 @@ WRITE = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 12}
 
 
 @pytest.fixture(scope="module")
-def service():
-    return serving.service()
-
-
-@pytest.fixture(scope="module")
-def port(service):
-    with serving.running(service) as port:
-        yield port
-
-
-@pytest.fixture(scope="module")
-def http(port):
-    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def client(port):
     with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60) as made:
         yield made

@@ -310,8 +310,8 @@ def free_port():
 def processes(*words):
     """Both processes of a server, tp=2 over them, ready; and a client of it."""
     port, where = free_port(), f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "nanollm_jax", "serve", "--dtype", "float32", "--tp", "2", "--devices", "1", "--rows", "2",
-               "--context", "128", "--port", str(port), "--distributed", "--coordinator", where, "--num-processes", "2"]  # fmt: skip
+    options = "serve --dtype float32 --tp 2 --devices 1 --rows 2 --context 128 --distributed --num-processes 2"
+    command = [sys.executable, "-m", "nanollm_jax", *options.split(), "--port", str(port), "--coordinator", where]
     run = [
         subprocess.Popen([*command, *words, "--process-id", str(process_id)], stderr=subprocess.PIPE, text=True)
         for process_id in (0, 1)

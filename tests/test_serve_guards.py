@@ -7,11 +7,9 @@ import json
 import random
 import signal
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import damaged_bodies
-import httpx2
 import openai
 import pytest
 import serving
@@ -26,23 +24,6 @@ from nanollm_jax.serve.refusals import Refusal
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 12}
 STREAM = ASK | {"stream": True, "max_tokens": 60}
-
-
-@pytest.fixture(scope="module")
-def service():
-    return serving.service()
-
-
-@pytest.fixture(scope="module")
-def port(service):
-    with serving.running(service) as port:
-        yield port
-
-
-@pytest.fixture(scope="module")
-def http(port):
-    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        yield client
 
 
 def asked(service, **options):

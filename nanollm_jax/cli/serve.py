@@ -8,7 +8,6 @@ import secrets
 import signal
 import socket
 import sys
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,25 +110,16 @@ def serve(
     mesh = mesh_for(dp, tp, devices)
     number, count = process(distributed)
     with bind(host, port) if number == 0 else contextlib.nullcontext() as bound:
-        import jax
-
         import nanollm_jax as nano
-        from nanollm_jax.engine import buckets
         from nanollm_jax.engine.engine import Engine
-        from nanollm_jax.engine.memory import check_room
+        from nanollm_jax.engine.memory import served
         from nanollm_jax.serve.service import Options, Service
 
         keep_compiled(compile_cache)
         loaded = nano.load(folder, dtype=dtype, mesh=mesh)
         if template is not None and written is not None:
             loaded = with_template(loaded, template, written)
-        rows = (4 if jax.default_backend() == "cpu" else 32) if rows is None else rows
-        limit = loaded.config.max_positions
-        if context is not None and context > limit:
-            raise RequestError(f"--context {context} is more than the model's {limit} positions.")
-        context = min(limit, 4096) if context is None else context
-        rows = -(-rows // loaded.dp) * loaded.dp
-        check_room(loaded, rows, buckets.capacity(context, limit))
+        rows, context = served(loaded, rows, context)
         engine = Engine(
             loaded,
             rows,
@@ -138,6 +128,7 @@ def serve(
         links = meet(engine, context, coordinator, number, count) if count > 1 else {}
         if bound is None:
             signal.set_wakeup_fd(-1)  # as below
+            followers.leave_signals_to_process_0()
             raise typer.Exit(followers.run(engine, links[0], context, step_limit))
         local = host in LOCAL
         if not local and not api_key:
@@ -159,16 +150,9 @@ def serve(
 
 def meet(engine: Engine, context: int, coordinator: str | None, number: int, count: int) -> dict[int, socket.socket]:
     """Of one of several processes, its connections: those of process 0 to all others, of another one the one to process 0."""
-    import jax
-
-    import nanollm_jax as nano
     from nanollm_jax.serve import meeting
 
-    dtype = engine.model.params["embedding"]["tokens"].dtype
-    setup = {
-        "nanollm": nano.__version__, "jax": jax.__version__, "the model": zlib.crc32(f"{engine.config} {dtype}".encode()),
-        "--rows": engine.rows, "--context": context, "--prefix-memory for blocks": engine.places, "--dp": engine.dp,
-    }  # fmt: skip
+    setup = meeting.setup_of(engine, context)
     if number:
         told = agreed({"host": "", "port": 0, "secret": ""})
         return {0: meeting.attend(**told, number=number, setup=setup)}

@@ -83,6 +83,21 @@ def fitting(model: Model, wanted: int, positions: int) -> int:
     raise NoRoomError(no_room(model, model.dp, capacity, 0))
 
 
+def served(model: Model, rows: int | None, context: int | None) -> tuple[int, int]:
+    """How many rows of how many positions a server has that was told so many; None is what suits the device and the model.
+
+    Raises RequestError for more positions than the model has, NoRoomError where there is no memory for all of them.
+    """
+    limit = model.config.max_positions
+    if context is not None and context > limit:
+        raise RequestError(f"--context {context} is more than the model's {limit} positions.")
+    context = min(limit, 4096) if context is None else context
+    rows = (4 if jax.default_backend() == "cpu" else 32) if rows is None else rows
+    rows = -(-rows // model.dp) * model.dp
+    check_room(model, rows, buckets.capacity(context, limit))
+    return rows, context
+
+
 def places(engine: Engine, limit: int | None) -> int:
     """How many blocks of a prefix each part of an engine's rows may keep in so many bytes; None is buckets' choice."""
     position = sum(layer.nbytes // (layer.slots * engine.rows) for layer in engine.state.cache.layers)

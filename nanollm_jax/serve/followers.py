@@ -130,10 +130,22 @@ def follow(engine: Engine, turns: Iterable[Turn], context: int, watchdog: Watchd
 
 
 def run(engine: Engine, link: socket.socket, context: int, limit: float) -> int:
-    """Follow process 0 until it ends, and end with it. Returns the exit code.
+    """Follow process 0 until it ends. Returns the exit code, or ends this process. limit: seconds that one step may take."""
+    watchdog = Watchdog(limit, lambda: leave(FAILED, f"a step has not ended within {limit:g} s"))
+    watchdog.start()
+    try:
+        follow(engine, Leader(link, leave), context, watchdog)
+    except Exception as error:  # process 0 learns of it by the end of the connection
+        log.error("the engine failed", exc_info=error)
+        leave(FAILED, str(error))
+    watchdog.end()
+    return 0
 
-    limit: seconds that one step may take. A first SIGTERM or Ctrl-C is process 0's to answer, which gets one too where all
-    processes of a run are told to stop; a second one ends this process.
+
+def leave_signals_to_process_0() -> None:
+    """A first SIGTERM or Ctrl-C is process 0's to answer, which gets one too where all processes of a run are told to stop.
+
+    A second one ends this process.
     """
     signalled = []
 
@@ -144,15 +156,6 @@ def run(engine: Engine, link: socket.socket, context: int, limit: float) -> int:
 
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, stop)
-    watchdog = Watchdog(limit, lambda: leave(FAILED, f"a step has not ended within {limit:g} s"))
-    watchdog.start()
-    try:
-        follow(engine, Leader(link, leave), context, watchdog)
-    except Exception as error:  # process 0 learns of it by the end of the connection
-        log.error("the engine failed", exc_info=error)
-        leave(FAILED, str(error))
-    watchdog.end()
-    return 0
 
 
 def leave(code: int, message: str) -> NoReturn:

@@ -103,7 +103,7 @@ class Guards:
             raise Refusal(
                 403, "the Origin header names another site; nanollm serve --cors-origin adds one.", code="origin"
             )
-        path = scope["path"].removeprefix(options.root_path)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path in OPEN or path.startswith("/page/") or scope["method"] == "OPTIONS":
             return None
         return self.service.check_key(headers.get(b"authorization", b"").decode("latin-1"))

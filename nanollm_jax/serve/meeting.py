@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import importlib.metadata
 import json
 import socket
 import time
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
+from nanollm_jax.engine.engine import Engine
 from nanollm_jax.errors import RequestError, shown
 
 MEETING = 120.0  # seconds in which all have to come
 GREETING = 10.0  # seconds for one to say who it is
 LONGEST = 4096  # bytes of that
 LOST = 25  # seconds of silence of a machine
+
+
+def setup_of(engine: Engine, context: int) -> dict[str, Any]:
+    """What has to be the same in all processes: versions, the model, and all that decides which programs run when."""
+    versions = {name: importlib.metadata.version(name) for name in ("nanollm-jax", "jax")}
+    dtype = engine.model.params["embedding"]["tokens"].dtype
+    return versions | {
+        "the model": zlib.crc32(f"{engine.config} {dtype}".encode()), "--rows": engine.rows, "--context": context,
+        "--prefix-memory for blocks": engine.places, "--dp": engine.dp,
+    }  # fmt: skip
 
 
 def listen(host: str) -> socket.socket:
