@@ -27,6 +27,7 @@ from nanollm_jax.engine.score import score as score
 from nanollm_jax.engine.warmup import warmup as warmup
 from nanollm_jax.errors import CheckpointError as CheckpointError
 from nanollm_jax.errors import ConfigError as ConfigError
+from nanollm_jax.errors import GrammarError as GrammarError
 from nanollm_jax.errors import NanoLLMError as NanoLLMError
 from nanollm_jax.errors import NanoLLMWarning as NanoLLMWarning
 from nanollm_jax.errors import NumericsError as NumericsError
@@ -34,6 +35,7 @@ from nanollm_jax.errors import RequestError as RequestError
 from nanollm_jax.errors import TokenizerError as TokenizerError
 from nanollm_jax.families import read_config as read_config
 from nanollm_jax.glass.observe import observe as observe
+from nanollm_jax.grammar import Grammar as Grammar
 from nanollm_jax.loading import Model as Model
 from nanollm_jax.loading import load as load
 from nanollm_jax.loading import shard as shard

@@ -58,6 +58,10 @@ class RequestError(NanoLLMError):
     """A call whose arguments cannot be honoured: prompts, counts, sampling settings, stops, seeds."""
 
 
+class GrammarError(RequestError):
+    """A grammar that cannot be read, needs too much, or cannot be followed with the tokens that a model has."""
+
+
 class NanoLLMWarning(UserWarning):
     """Something in a model's files that is left aside: nothing that is computed depends on it, or it is said what does."""
 

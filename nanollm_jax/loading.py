@@ -60,6 +60,7 @@ class Model:
     engines: dict[int, Any] = field(
         default_factory=dict, init=False, repr=False
     )  # by rows; engine/ makes and keeps them here
+    grammars: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # and here what compiles them
 
     def __post_init__(self) -> None:
         tp = 1 if self.mesh is None else self.mesh.shape["tp"]

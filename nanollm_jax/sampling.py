@@ -8,6 +8,7 @@ The steps and their order are those of Hugging Face transformers' processors:
     frequency_penalty     subtracted from every id of the answer as often as it occurs
     no_repeat_ngram_size  forbids the id that would repeat a run of n tokens of the prompt and the answer
     min_new_tokens, begin_suppress_tokens, forced_eos_token_id   forbid ids by how long the answer is
+    a grammar             forbids the ids that cannot come next in an answer that follows it
     temperature           divides; 0 takes the best token here and skips the rest
     top_k                 keeps the k best
     top_p                 keeps the fewest best whose probabilities reach p
@@ -34,6 +35,8 @@ from nanollm_jax.settings import Sampling
 jax.tree_util.register_dataclass(Sampling, [field.name for field in dataclasses.fields(Sampling)], [])
 
 BLOCK = 128  # ids that the draw looks at together
+WORD = 32  # ids of a word of a mask
+EVERYTHING = np.uint32(2**WORD - 1)  # the word by which all of them may be chosen
 
 
 @flax.struct.dataclass
@@ -259,17 +262,39 @@ def draw_one(logits: jax.Array, uniform: jax.Array) -> jax.Array:
     return (block * BLOCK + inside).astype(jnp.int32)
 
 
+def keep_allowed(logits: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Forbid what a mask does.  logits [B V], allowed [B ceil(V/32)] uint32: bit n of word w is id 32 w + n -> [B V]
+
+    A row that may have everything has all bits set, those behind V as well; where all rows have, nothing is computed.
+    """
+    B, V = logits.shape
+
+    def forbid(logits: jax.Array) -> jax.Array:
+        bits = (allowed[:, :, None] >> jnp.arange(WORD, dtype=jnp.uint32)[None, None]) & 1
+        return jnp.where(bits.reshape(B, -1)[:, :V] != 0, logits, -jnp.inf)
+
+    return jax.lax.cond(jnp.any(allowed != EVERYTHING), forbid, lambda logits: logits, logits)
+
+
 @jax.named_scope("sampling")
 def draw(
-    logits: jax.Array, sampling: Sampling, past: History, seeds: jax.Array, positions: jax.Array
+    logits: jax.Array,
+    sampling: Sampling,
+    past: History,
+    seeds: jax.Array,
+    positions: jax.Array,
+    allowed: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Choose one token per row.  logits [B V], seeds [B] uint32, positions [B] -> tokens [B] int32, logprobs [B] float32
+
+    allowed: which ids may be chosen at all, as keep_allowed takes it; None is every one.
 
     The random number of a row depends on its seed and on the position that the token will stand at, and on nothing
     else: a request draws the same alone or in any batch. The logprob is that of the untouched logits, NaN where any of
     these is infinite or no number.
     """
     shaped = penalize(logits, sampling, past)
+    shaped = shaped if allowed is None else keep_allowed(shaped, allowed)
     greedy = sampling.temperature == 0
     uniform = jax.vmap(lambda seed, position: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), position)))
     token = best(shaped)

@@ -13,6 +13,7 @@ from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.engine.warmup import warm
+from nanollm_jax.tokenizer.table import TableTokenizer
 
 PIECE, ROWS = 32, 4
 SETTINGS = [
@@ -21,13 +22,29 @@ SETTINGS = [
     nano.Sampling(temperature=0.9, frequency_penalty=0.3, logit_bias={5: 2.0}),
     nano.Sampling(temperature=1.4, no_repeat_ngram_size=2, min_p=0.02),
 ]
+# by what n % 4 is where n % 6 is 4
+FORMS = {
+    0: nano.Grammar.regex("([a-m]{1,9} )*[n-z]{20}"),
+    2: nano.Grammar.json_schema({"type": "array", "minItems": 1}),
+}
 
 
 def model_of(family, dtype="float32", positions=600):
     """A small random model with room for more than one block of slots."""
     names = {"max_position_embeddings", "n_positions"} & (CONFIG_JSON | FURTHER)[family].keys()
     config, _ = nano.read_config((CONFIG_JSON | FURTHER)[family] | dict.fromkeys(names, positions))
-    return nano.Model(config, nano.init_params(config, jax.random.key(5), dtype))
+    return nano.Model(config, nano.init_params(config, jax.random.key(5), dtype), letters(config.vocab_size))
+
+
+def letters(vocab_size):
+    """A tokenizer whose tokens are the printable letters, and then pairs of them; the last one is special."""
+    spelled = [chr(n).encode() for n in range(32, 127)] + [bytes([97 + n, 98 + n]) for n in range(20)]
+    spelled = [*spelled[: vocab_size - 1], b""]
+    return TableTokenizer(
+        pieces=[one.decode() or "</s>" for one in spelled], spellings=spelled, text_to_ids=lambda _: [],
+        special_to_ids=lambda _: [], frame=lambda _: lambda _: [], adds_space=False,
+        special_ids=frozenset({len(spelled) - 1}), bos_id=None, eos_id=len(spelled) - 1, add_bos=False,
+    )  # fmt: skip
 
 
 def position_bytes(model):
@@ -36,7 +53,9 @@ def position_bytes(model):
 
 
 def requests_for(model, count, seed=1, longest=300):
-    """Prompts of 1 to 350 tokens, many of which begin alike; all kinds of settings; some stop, are watched, are scored."""
+    """Prompts of 1 to 350 tokens, many of which begin alike; all kinds of settings; some stop, are watched, are scored, or
+    follow a grammar.
+    """
     rng, V = np.random.default_rng(seed), model.config.vocab_size
     shared = rng.integers(0, V, longest).tolist()
     made = []
@@ -51,6 +70,7 @@ def requests_for(model, count, seed=1, longest=300):
             Request(
                 tuple(ids), int(rng.integers(1, 24)), SETTINGS[n % 4], int(rng.integers(0, 2**32)),
                 ends=(3, 60) if n % 3 else (), top_logprobs=2 * (n % 5 == 0), streamed=n % 7 == 0,
+                grammar=FORMS[n % 4] if n % 6 == 4 else None,
             )
         )  # fmt: skip
     return made
@@ -96,7 +116,7 @@ def check_law(model, count, schedules, prefix_bytes=None, piece=PIECE):
     for seed in range(schedules):
         with CompileWatch() as watch:
             tickets = schedule(engine, requests, seed)
-        assert watch.programs == 0
+        assert watch.programs == 0 and not any(ticket.error for ticket in tickets)
         for ticket, expect in zip(tickets, expected, strict=True):
             if ticket.cancelled:
                 assert all(mine == full[: len(mine)] for mine, full in zip(result(ticket)[:3], expect, strict=False))

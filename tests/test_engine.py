@@ -114,7 +114,9 @@ def test_rows_that_are_not_live_stay_as_they_are():
     while not engine.idle:
         engine.step()
     before = [np.asarray(leaf).copy() for leaf in jax.tree.leaves(engine.state)]
-    after, drawn = slots.write_tokens(model.params, engine.state, np.zeros(2, np.int32), config=model.config)
+    after, drawn = slots.write_tokens(
+        model.params, engine.state, np.zeros(2, np.int32), engine.anything, config=model.config
+    )
     assert not np.asarray(drawn.real).any()
     for old, new in zip(before, jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -280,8 +282,10 @@ def test_no_program_copies_the_cache(window):
             "begin": slots.sit.lower(seats, asked, one, one, config=config),
             "read first": slots.read.lower(*read, config=config, fresh=True),
             "read": slots.read.lower(*read, config=config, fresh=False),
-            "first": slots.draw_first.lower(model.params, seats, x, one, no, config=config),
-            "write": slots.write_tokens.lower(model.params, state, np.ones(rows, np.int32), config=config),
+            "first": slots.draw_first.lower(model.params, seats, x, one, no, engine.anything_first, config=config),
+            "write": slots.write_tokens.lower(
+                model.params, state, np.ones(rows, np.int32), engine.anything, config=config
+            ),
             "restore": slots.restore.lower(state, pool, one, one, one, config=config),
             "keep": slots.keep.lower(pool, state, one, one, one, config=config),
         }

@@ -48,7 +48,8 @@ ARROWS = {
     "weights": {"config", "errors", "files", "params"},
     "families": {"checks", "config", "errors", "weights"},
     "tokenizer": {"checks", "errors", "files", "worker"},
-    "chat": {"errors", "files", "tokenizer", "worker"},
+    "grammar": {"errors", "files", "tokenizer", "worker"},
+    "chat": {"errors", "files", "grammar", "tokenizer", "worker"},
     "defaults": {"checks", "config", "errors", "files", "settings", "weights"},
     "loading": {
         "chat",
@@ -76,6 +77,7 @@ ARROWS = {
         "devices",
         "errors",
         "files",
+        "grammar",
         "layout",
         "letters",
         "loading",
@@ -86,7 +88,7 @@ ARROWS = {
         "tokenizer",
     },
     # answers over HTTP: knows no array
-    "serve": {"chat", "engine", "errors", "loading", "settings", "tokenizer"},
+    "serve": {"chat", "engine", "errors", "grammar", "loading", "settings", "tokenizer"},
     # how fast, and what is inside
     "measure": {
         "cache",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from nanollm_jax.engine.timings import Timings
 from nanollm_jax.errors import NumericsError
+from nanollm_jax.grammar import Matcher
 from nanollm_jax.tokenizer import Tokenizer
 
 SHOWN = 200  # characters of an answer in its repr
@@ -20,7 +21,8 @@ class Generation:
     text            what was written, without the prompt, special tokens and the stop string
     token_ids       every token drawn, the one that ended it included
     logprobs        natural log-probability of each of them under the model's own distribution, before any setting
-    finish_reason   "stop" (an end-of-sequence id, a stop id or a stop string) or "length" (max_new_tokens)
+    finish_reason   "stop" (an end-of-sequence id, a stop id, a stop string, or the end of its grammar) or "length"
+                    (max_new_tokens)
     prompt_tokens   how many tokens the prompt had, BOS included
     seed            with which it was drawn: the same again gives the same again
     top_logprobs    of each token the best ones beside it, as many as were asked for: (id, log-probability), the best first
@@ -56,10 +58,12 @@ class Answer:
         stop: tuple[str, ...],
         max_new_tokens: int,
         shown: Collection[int] = (),
+        matcher: Matcher | None = None,
     ) -> None:
         """Nothing said yet. A prompt that prints nothing (BOS alone) begins a text; any other is continued.
 
-        shown: special tokens whose names stand in the text, behind SHOWN.
+        shown: special tokens whose names stand in the text, behind SHOWN; matcher: what follows its grammar, if it has one, to
+        which the space before a first word is a space.
         """
         self.eos_ids = eos_ids
         self.max_new_tokens = max_new_tokens
@@ -70,12 +74,13 @@ class Answer:
         self.top_logprobs: list[list[tuple[int, float]]] = []
         self.text = ""
         self.finish_reason = ""
-        begins = tokenizer is not None and not any(tokenizer.token_bytes(token) for token in prompt)
+        self.matcher = matcher
+        begins = tokenizer is not None and matcher is None and not any(tokenizer.token_bytes(token) for token in prompt)
         self.decoder = None if tokenizer is None else tokenizer.decoder(start=begins, shown=shown)
 
     def push(self, token: int, logprob: float, tops: Sequence[tuple[int, float]] = ()) -> None:
         """Take one more token, and the best ones beside it, unless the answer has ended. Raises NumericsError where the model
-        computed none.
+        computed none, GrammarError where the answer's grammar has no room for it.
         """
         if self.finish_reason:
             return
@@ -89,6 +94,9 @@ class Answer:
             self.finish_reason = "stop"
         elif self.decoder is not None:
             self.text += self.decoder.push(token)
+        if not self.finish_reason and self.matcher is not None:
+            self.matcher.take(token)
+            self.finish_reason = "stop" if self.matcher.over else ""
         if not self.finish_reason and len(self.token_ids) == self.max_new_tokens:
             self.finish_reason = "length"
         if self.finish_reason and self.decoder is not None:

@@ -6,7 +6,8 @@ ROWS = (1, 8, 32)  # of engines; a mesh has as many in each part that it splits 
 PIECE = 128  # tokens of a prompt that are read at once, and of a block of a prefix that is kept
 SHORTEST = 16  # tokens that a shorter piece is padded to
 SMALLEST = 256  # positions of a cache; growing through smaller ones would compile more than it saves
-CHUNK, STREAMED = 16, 4  # steps of a chunk: where nobody waits for anything but its end, and where somebody does
+# steps of a chunk: where nobody waits for anything but its end, where somebody does, and where a row follows a grammar
+CHUNK, STREAMED, FOLLOWED = 16, 4, 1
 
 
 def rows(count: int, dp: int = 1) -> int:

@@ -19,6 +19,7 @@ from nanollm_jax.engine.generate import Stream
 from nanollm_jax.engine.request import check_seeds, check_stops, known, longest, requests_of
 from nanollm_jax.engine.shared import Shared, rows_for
 from nanollm_jax.errors import RequestError
+from nanollm_jax.grammar import Grammar
 from nanollm_jax.letters import nbytes
 from nanollm_jax.loading import Model
 from nanollm_jax.settings import Sampling
@@ -63,6 +64,7 @@ def chat(
     seed: int = 0,
     stop: str | Sequence[str] = (),
     stop_ids: int | Sequence[int] = (),
+    grammar: Grammar | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     template: str | None = None,
     variables: Mapping[str, Any] | None = None,
@@ -76,7 +78,7 @@ def chat(
     """
     answer = stream_chat(
         model, messages, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop, stop_ids=stop_ids,
-        tools=tools, template=template, variables=variables,
+        grammar=grammar, tools=tools, template=template, variables=variables,
     )  # fmt: skip
     for _ in answer:
         pass
@@ -92,6 +94,7 @@ def stream_chat(
     seed: int = 0,
     stop: str | Sequence[str] = (),
     stop_ids: int | Sequence[int] = (),
+    grammar: Grammar | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     template: str | None = None,
     variables: Mapping[str, Any] | None = None,
@@ -99,7 +102,7 @@ def stream_chat(
     """chat, yielding the text as it is written, piece by piece; arguments are checked before the first piece is asked for."""
     ids = read_chat(model, messages, tools=tools, template=template, variables=variables)
     new = min(ANSWER, room(model, ids)) if max_new_tokens is None else max_new_tokens
-    requests = requests_of(model, [ids], new, sampling, seed, stop, stop_ids, chat=True, streamed=True)
+    requests = requests_of(model, [ids], new, sampling, seed, stop, stop_ids, grammar=grammar, chat=True, streamed=True)
     return Stream(lambda: rows_for(model, 1, None, longest(requests)), requests, single=True)
 
 
@@ -126,7 +129,7 @@ class Conversation:
     """Messages, the settings of the answers, and a row of its own that remembers what was read and written.
 
     messages is a list of {"role", "content"}: a system message or none, then questions and answers in turn.
-    sampling, seed and max_new_tokens may be changed between turns. The n-th answer is drawn with seed + n.
+    sampling, seed, grammar and max_new_tokens may be changed between turns. The n-th answer is drawn with seed + n.
     """
 
     def __init__(
@@ -139,6 +142,7 @@ class Conversation:
         seed: int = 0,
         stop: str | Sequence[str] = (),
         stop_ids: int | Sequence[int] = (),
+        grammar: Grammar | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> None:
         """max_new_tokens: of one answer, at most; fewer where the model's positions end. Raises as encode_chat does."""
@@ -146,7 +150,7 @@ class Conversation:
         self.max_new_tokens = max_new_tokens
         self.sampling = model.defaults.sampling if sampling is None else sampling
         self.seed = seed
-        self.stops, self.stop_ids = stop, stop_ids
+        self.stops, self.stop_ids, self.grammar = stop, stop_ids, grammar
         self.variables = variables
         self.messages: list[dict[str, Any]] = []
         self.rows: Shared | None = None
@@ -174,8 +178,9 @@ class Conversation:
         new, left = self.max_new_tokens, room(self.model, ids)
         new = new if (count := whole(new)) is None else min(count, left)  # what is no number is refused by its name
         requests = requests_of(
-            self.model, [ids], new, self.sampling, seed, self.stops, self.stop_ids, chat=True, streamed=True
-        )
+            self.model, [ids], new, self.sampling, seed, self.stops, self.stop_ids,
+            grammar=self.grammar, chat=True, streamed=True,
+        )  # fmt: skip
         self.answering = Stream(self.shared, requests, single=True, done=partial(self.remember, messages))
         return self.answering
 

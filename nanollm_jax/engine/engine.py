@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import Hashable
 
 import jax
-import numpy as np
 
 from nanollm_jax.cache import init_cache
 from nanollm_jax.collectives import whole
 from nanollm_jax.engine import buckets, memory, slots
+from nanollm_jax.engine.masks import allowed_of, anything, steps_of
 from nanollm_jax.engine.prefix import Prefixes
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import Event, Owner, Pending, Slot, Spent, Ticket, asked_of, common_prefix, pieces_of
@@ -58,6 +58,7 @@ class Engine:
         self.spent = Spent()
         self.smallest = buckets.capacity(1, self.config.max_positions)
         self.state = self.empty()
+        self.anything, self.anything_first = (anything(n, self.config, model.mesh) for n in (rows, self.dp))
         self.places = 0 if remember else memory.places(self, prefix_bytes)
         self.forget()
 
@@ -119,11 +120,18 @@ class Engine:
             pass
         # a first token that nothing was written before waits for no loop to be compiled
         first = watched and bool(self.pending) and not any(pending.steps for pending in self.pending)
+        # what may come next in an answer of a grammar depends on what is on its way
+        depends = any(slot.follows and slot.flying for slot in self.slots)
+        grown = self.look_at(0 if depends else len(self.pending))
         wrote = not first and self.write(watched)
+        return list(grown | self.look_at(int(wrote)))
+
+    def look_at(self, most: int) -> dict[Ticket, None]:
+        """Look at what has come back, until so much is on its way at most. -> whose answers grew."""
         grown: dict[Ticket, None] = {}
-        while len(self.pending) > int(wrote):
+        while len(self.pending) > most:
             grown.update(dict.fromkeys(self.look(self.pending.popleft())))
-        return list(grown)
+        return grown
 
     def seat(self) -> None:
         """Give free rows to who came first: to each the first of those whose part of the rows knows most of its prompt."""
@@ -191,7 +199,8 @@ class Engine:
         if scored:
             found = slots.score(params, states, pieces.targets, count, tops, config=config)
         elif last.any():
-            self.state, found = slots.first(params, self.state, final, row, last.astype(bool), config=config)
+            allowed = allowed_of(self.anything_first, chosen)
+            self.state, found = slots.first(params, self.state, final, row, last.astype(bool), allowed, config=config)
         owners = []
         for part, slot in chosen.items():
             size = slot.piece(self.piece)
@@ -261,12 +270,12 @@ class Engine:
             return False
         waiting = watched or bool(self.queue) or any(slot.reading for slot in self.slots)
         steps = buckets.STREAMED if waiting else buckets.CHUNK
+        steps = buckets.FOLLOWED if any(slot.follows for slot in writing) else steps
         owners = [Owner(slot.row, slot, slot.ticket, min(steps, slot.left)) for slot in writing]  # type: ignore[arg-type]
         self.make_room(max(owner.slot.filled + owner.tokens for owner in owners))
-        allowed = np.zeros(self.rows, np.int32)
-        for owner in owners:
-            allowed[owner.slot.row] = owner.tokens
-        self.state, drawn = slots.write_tokens(self.model.params, self.state, allowed, config=self.config)
+        each = steps_of(owners, self.rows)
+        allowed = allowed_of(self.anything, {slot.row: slot for slot in writing})
+        self.state, drawn = slots.write_tokens(self.model.params, self.state, each, allowed, config=self.config)
         for owner in owners:
             owner.slot.fill(owner.slot.filled + owner.tokens)
         self.events.append(Event("chunk", -1, len(writing), steps))

@@ -12,6 +12,7 @@ from nanollm_jax.engine.request import Request, encode_prompts, longest, request
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.shared import Shared, failed, rows_for
 from nanollm_jax.engine.timings import Timings
+from nanollm_jax.grammar import Grammar
 from nanollm_jax.letters import nbytes
 from nanollm_jax.loading import Model
 from nanollm_jax.settings import Sampling
@@ -19,6 +20,7 @@ from nanollm_jax.settings import Sampling
 Piece = TypeVar("Piece", str, tuple[int, str])
 Key = TypeVar("Key")
 Stops = str | Sequence[str] | Sequence[Sequence[str]]
+Grammars = Grammar | Sequence[Grammar | None] | None
 StopIds = int | Sequence[int] | Sequence[Sequence[int]]
 
 
@@ -32,6 +34,7 @@ def generate(
     seed: int | None = ...,
     stop: Stops = ...,
     stop_ids: StopIds = ...,
+    grammar: Grammars = ...,
     n: None = ...,
     top_logprobs: int = ...,
     rows: int | None = ...,
@@ -48,6 +51,7 @@ def generate(
     seed: int | Sequence[int] | None = ...,
     stop: Stops = ...,
     stop_ids: StopIds = ...,
+    grammar: Grammars = ...,
     n: int | None = ...,
     top_logprobs: int = ...,
     rows: int | None = ...,
@@ -63,6 +67,7 @@ def generate(
     seed: int | Sequence[int] | None = 0,
     stop: Stops = (),
     stop_ids: StopIds = (),
+    grammar: Grammars = None,
     n: int | None = None,
     top_logprobs: int = 0,
     rows: int | None = None,
@@ -77,17 +82,21 @@ def generate(
     stop           texts that end an answer and are not part of it, besides the model's end-of-sequence ids; one that spells a
                    special token, which prints nothing, is that token's id as well
     stop_ids       ids that end an answer, too
+    grammar        the form that every answer has: a nanollm_jax.Grammar, made from a JSON schema, a regular expression or a
+                   Lark grammar. An answer of it ends with "stop" where the form is whole, and with "length" where it is cut;
+                   logprobs are the model's own as without it
     n              answers to each prompt, drawn with seed, seed + 1, ..: instead of each Generation a list of n of them
     top_logprobs   how many of the best tokens to give beside each, up to 20
     rows           how many are written at the same time. None is 1, 8 or 32 per part of the rows that a mesh splits, as it
                    fits; answers of engines with another number of rows are the same but for the last bits of their logprobs
-    max_new_tokens, sampling and seed may be lists of one per prompt; stop and stop_ids too, as lists of lists.
+    max_new_tokens, sampling, seed and grammar may be lists of one per prompt; stop and stop_ids too, as lists of lists.
     Raises RequestError naming the argument that cannot be honoured, NumericsError where the model computes no numbers.
     """
     texts, single = encode_prompts(model, prompts)
     requests = requests_of(
-        model, texts, max_new_tokens, sampling, seed, stop, stop_ids, n=1 if n is None else n, top_logprobs=top_logprobs
-    )
+        model, texts, max_new_tokens, sampling, seed, stop, stop_ids,
+        grammar=grammar, n=1 if n is None else n, top_logprobs=top_logprobs,
+    )  # fmt: skip
     if not requests:
         return []
     shared = rows_for(model, len(requests), rows, longest(requests))
@@ -139,6 +148,7 @@ def stream(  # type: ignore[overload-overlap]  # a text is a sequence of texts a
     seed: int | None = ...,
     stop: Stops = ...,
     stop_ids: StopIds = ...,
+    grammar: Grammars = ...,
     top_logprobs: int = ...,
     rows: int | None = ...,
 ) -> Stream[str]: ...
@@ -154,6 +164,7 @@ def stream(
     seed: int | Sequence[int] | None = ...,
     stop: Stops = ...,
     stop_ids: StopIds = ...,
+    grammar: Grammars = ...,
     top_logprobs: int = ...,
     rows: int | None = ...,
 ) -> Stream[tuple[int, str]]: ...
@@ -168,6 +179,7 @@ def stream(
     seed: int | Sequence[int] | None = 0,
     stop: Stops = (),
     stop_ids: StopIds = (),
+    grammar: Grammars = None,
     top_logprobs: int = 0,
     rows: int | None = None,
 ) -> Stream[Any]:
@@ -179,8 +191,9 @@ def stream(
     """
     texts, single = encode_prompts(model, prompt)
     requests = requests_of(
-        model, texts, max_new_tokens, sampling, seed, stop, stop_ids, top_logprobs=top_logprobs, streamed=True
-    )
+        model, texts, max_new_tokens, sampling, seed, stop, stop_ids,
+        grammar=grammar, top_logprobs=top_logprobs, streamed=True,
+    )  # fmt: skip
     return Stream(lambda: rows_for(model, len(requests), rows, longest(requests)), requests, single)
 
 

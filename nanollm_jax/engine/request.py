@@ -12,6 +12,7 @@ from typing import Any
 from nanollm_jax.checks import check_counts, listed, whole
 from nanollm_jax.engine.answer import Answer
 from nanollm_jax.errors import RequestError, shown
+from nanollm_jax.grammar import Grammar, Words
 from nanollm_jax.loading import Model
 from nanollm_jax.settings import Sampling, spread, token_id
 
@@ -32,6 +33,7 @@ class Request:
     streamed        somebody waits for every piece of it
     root            in which world its prompt is read: what is read otherwise shares no prefix with it
     shown           special tokens that the answer's text has by their names, behind SHOWN, where it has none otherwise
+    grammar         the form that the answer has to have, None where it is free
     given           no answer is wanted, but how likely each of the ids is, from this one on; None where an answer is
     """
 
@@ -45,6 +47,7 @@ class Request:
     streamed: bool = False
     root: Hashable = None
     shown: tuple[int, ...] = ()
+    grammar: Grammar | None = None
     given: int | None = None
 
     @property
@@ -54,9 +57,10 @@ class Request:
 
     def answer(self, model: Model) -> Answer:
         """The empty answer to it."""
+        form = None if self.grammar is None else words_of(model).compile(self.grammar, tried=True).start(self.ends)
         return Answer(
             list(self.ids), model.tokenizer, eos_ids=self.ends, stop=self.stop, max_new_tokens=self.max_new_tokens,
-            shown=self.shown,
+            shown=self.shown, matcher=form,
         )  # fmt: skip
 
     def rows(self, vocab_size: int) -> Sampling:
@@ -73,6 +77,7 @@ def requests_of(
     stop: Any,
     stop_ids: Any,
     *,
+    grammar: Any = None,
     top_logprobs: Any = 0,
     n: Any = 1,
     chat: bool = False,
@@ -97,16 +102,36 @@ def requests_of(
         turn |= set() if model.tokenizer.eos_id is None else {model.tokenizer.eos_id}
         turn |= set() if model.chat_template is None else model.chat_template.ends
     looked_at: dict[Any, Any] = {}  # what is the same for many rows is looked at once
+    grammars = spread("grammar", grammar, len(prompts))
     requests = []
-    for ids, new, one, first, *ends in zip(prompts, counts, settings, seeds, stops, stop_ids, strict=True):
+    for ids, new, one, first, form, *ends in zip(
+        prompts, counts, settings, seeds, grammars, stops, stop_ids, strict=True
+    ):
         check_room(model, len(ids), new)
         texts, end_ids = once(looked_at, ("stops", *map(repr, ends)), partial(check_stops, model, *ends))
         named = {*model.defaults.eos_ids, *end_ids, *turn}
         end_ids = tuple(sorted(token for token in named if token < model.config.vocab_size))  # no other is ever drawn
-        request = Request(tuple(ids), new, one, first, end_ids, texts, tops, streamed)
+        request = Request(tuple(ids), new, one, first, end_ids, texts, tops, streamed, grammar=form)
+        if form is not None:
+            once(looked_at, ("grammar", repr(form), end_ids, id(one)), partial(check_grammar, model, request))
         once(looked_at, (id(one), end_ids, new), partial(request.rows, model.config.vocab_size))
         requests += [dataclasses.replace(request, seed=(first + i) % 2**32) for i in range(n)]
     return requests
+
+
+def words_of(model: Model) -> Words:
+    """What compiles grammars for a model, made when it is first needed. Raises GrammarError for one without a tokenizer."""
+    if "words" not in model.grammars:
+        model.grammars["words"] = Words(model.tokenizer, model.config.vocab_size)
+    words: Words = model.grammars["words"]
+    return words
+
+
+def check_grammar(model: Model, request: Request) -> None:
+    """Raise GrammarError for a grammar that cannot be followed, RequestError where answers would end before it."""
+    words_of(model).compile(request.grammar).start(request.ends)
+    if request.sampling.forced_eos_token_id is not None:
+        raise RequestError("forced_eos_token_id beside a grammar would end an answer that is not whole; leave one out.")
 
 
 def check_tops(value: Any) -> int:

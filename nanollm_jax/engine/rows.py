@@ -16,7 +16,7 @@ from nanollm_jax.engine.prefix import Block
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.slots import Asked, Drawn, Scored
 from nanollm_jax.engine.timings import Timings
-from nanollm_jax.errors import NanoLLMError, NumericsError
+from nanollm_jax.errors import GrammarError, NanoLLMError, NumericsError
 from nanollm_jax.sampling import heard
 
 
@@ -150,6 +150,11 @@ class Slot:
         self.filled, self.reach = positions, max(self.reach, positions)
 
     @property
+    def follows(self) -> bool:
+        """Does its answer follow a grammar?"""
+        return self.ticket is not None and self.ticket.answer.matcher is not None
+
+    @property
     def reading(self) -> bool:
         """Is there more of its text to read?"""
         return self.ticket is not None and self.at < len(self.text)
@@ -176,7 +181,7 @@ class Slot:
             best = list(zip(row.top_tokens[n].tolist(), row.top_logprobs[n].tolist(), strict=True))
             try:
                 ticket.answer.push(int(row.token[n]), float(row.logprob[n]), best[: ticket.request.top_logprobs])
-            except NumericsError as error:
+            except (NumericsError, GrammarError) as error:
                 ticket.error = error
 
     def piece(self, longest: int) -> int:

@@ -160,21 +160,23 @@ def read(
 
 
 def first(
-    params: Params, state: State, x: ArrayLike, row: ArrayLike, last: ArrayLike, *, config: ModelConfig
-) -> tuple[State, Drawn]:
-    """Draw the first token of those of R rows that have read their last piece.  x [R D] from read, row and last [R] -> [R 1]"""
-    seats, drawn = draw_first(params, seats_of(state), x, row, last, config=config)
+    params: Params, state: State, x: ArrayLike, row: ArrayLike, last: ArrayLike, allowed: ArrayLike, *, config: ModelConfig
+) -> tuple[State, Drawn]:  # fmt: skip
+    """Draw the first token of those of R rows that have read their last piece.  x [R D] from read, row and last [R] -> [R 1]
+    allowed [R ceil(V/32)] says which tokens each may draw, see sampling.keep_allowed.
+    """
+    seats, drawn = draw_first(params, seats_of(state), x, row, last, allowed, config=config)
     return seated(state, seats), drawn
 
 
 @program(donate=("seats",))
 def draw_first(
-    params: Params, seats: Seats, x: jax.Array, row: jax.Array, last: jax.Array, *, config: ModelConfig
-) -> tuple[Seats, Drawn]:
+    params: Params, seats: Seats, x: jax.Array, row: jax.Array, last: jax.Array, allowed: jax.Array, *, config: ModelConfig
+) -> tuple[Seats, Drawn]:  # fmt: skip
     """first, for all capacities of a cache."""
     logits = model.logits(params, x[:, None], config)[:, 0]
     own, length = jax.tree.map(lambda array: array.at[row].get(mode="clip"), (seats.asked, seats.length))
-    own, goes_on, drawn = draw(own, logits, length, last)
+    own, goes_on, drawn = draw(own, logits, length, last, allowed)
     put = lambda old, new: old.at[row].set(new, mode="drop")  # noqa: E731
     history, left = jax.tree.map(put, (seats.asked.history, seats.asked.left), (own.history, own.left))
     asked = dataclasses.replace(seats.asked, history=history, left=left)
@@ -195,37 +197,43 @@ def score(
 
 
 @program(donate=("state",))
-def write_tokens(params: Params, state: State, steps: jax.Array, *, config: ModelConfig) -> tuple[State, Drawn]:
+def write_tokens(
+    params: Params, state: State, steps: jax.Array, allowed: jax.Array, *, config: ModelConfig
+) -> tuple[State, Drawn]:
     """Up to `steps` [B] tokens for each live row, CHUNK at most; a row with none is nobody's any more.  -> state, [B CHUNK]
 
     One lax.scan that carries the cache. When no row goes on, what is left of it costs next to nothing: so chunks of all lengths
-    are one program.
+    are one program. allowed [B ceil(V/32)] says which tokens each row may draw, in all steps: a row whose next token depends on
+    the one before it has one step.
     """
     state = dataclasses.replace(state, live=state.live & (steps > 0))
 
     def one(state: State, n: jax.Array) -> tuple[State, Drawn]:
-        goes = state.live & (n < steps)
-        return jax.lax.cond(jnp.any(goes), lambda: step(params, state, goes, config), lambda: (state, nothing(state)))
+        goes, idle = state.live & (n < steps), lambda: (state, nothing(state))
+        return jax.lax.cond(jnp.any(goes), lambda: step(params, state, goes, allowed, config), idle)
 
     state, drawn = jax.lax.scan(one, state, jnp.arange(CHUNK))
     return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
 
 
-def step(params: Params, state: State, goes: jax.Array, config: ModelConfig) -> tuple[State, Drawn]:
+def step(params: Params, state: State, goes: jax.Array, allowed: jax.Array, config: ModelConfig) -> tuple[State, Drawn]:
     """One step of write_tokens: run the token of each row that goes on [B], draw the next one. Pure.  -> state, [B]"""
     x, cache = model.hidden_states(params, state.token[:, None], goes.astype(jnp.int32), state.cache, config=config)
     logits = model.logits(params, x, config)[:, 0]
-    asked, goes_on, drawn = draw(state.asked, logits, cache.length, goes)
+    asked, goes_on, drawn = draw(state.asked, logits, cache.length, goes, allowed)
     live = jnp.where(goes, goes_on, state.live)
     return State(cache, asked, jnp.where(goes, drawn.token, state.token), live), drawn
 
 
-def draw(asked: Asked, logits: jax.Array, length: jax.Array, wanted: jax.Array) -> tuple[Asked, jax.Array, Drawn]:
-    """The next token of those rows where one is wanted [B], from logits [B V], behind texts of these lengths [B].
+def draw(
+    asked: Asked, logits: jax.Array, length: jax.Array, wanted: jax.Array, allowed: jax.Array
+) -> tuple[Asked, jax.Array, Drawn]:
+    """The next token of those rows where one is wanted [B], from logits [B V], behind texts of these lengths [B], out of those
+    that are allowed [B ceil(V/32)].
 
     -> what is asked now, which rows go on [B], and what was drawn [B]
     """
-    token, logprob = smp.draw(logits, asked.sampling, asked.history, asked.seed, length)
+    token, logprob = smp.draw(logits, asked.sampling, asked.history, asked.seed, length, allowed)
     drawn = Drawn(token, logprob, wanted, *best_of(logits, jnp.where(wanted, asked.tops, 0)))
     left = asked.left - wanted
     ended = jnp.take_along_axis(asked.sampling.ends, token[:, None], axis=1)[:, 0]

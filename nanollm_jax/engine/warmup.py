@@ -105,13 +105,17 @@ def programs(
         )
 
     def first() -> None:
-        engine.state, _ = slots.first(params, engine.state, found[lengths[0]][1], nobody, no, config=config)
+        engine.state, _ = slots.first(
+            params, engine.state, found[lengths[0]][1], nobody, no, engine.anything_first, config=config
+        )
 
     def score(T: int) -> None:
         slots.score(params, found[T][0], np.zeros((engine.dp, T), np.int32), zeros, zeros, config=config)
 
     def write() -> None:
-        engine.state, _ = slots.write_tokens(params, engine.state, np.zeros(engine.rows, np.int32), config=config)
+        engine.state, _ = slots.write_tokens(
+            params, engine.state, np.zeros(engine.rows, np.int32), engine.anything, config=config
+        )
 
     def keep() -> None:
         engine.pool = slots.keep(engine.blocks(), engine.state, nobody, zeros, zeros + engine.places, config=config)

@@ -11,11 +11,12 @@ import json
 from typing import Any
 
 from nanollm_jax.engine.request import Request
+from nanollm_jax.grammar import Grammar
 from nanollm_jax.serve.asking import World
 from nanollm_jax.serve.turns import Embed, Turn
 from nanollm_jax.settings import Sampling
 
-KINDS = {kind.__name__: kind for kind in (Turn, Request, Sampling, World, Embed)}
+KINDS = {kind.__name__: kind for kind in (Turn, Request, Sampling, Grammar, World, Embed)}
 
 
 def encode(turn: Turn) -> bytes:
