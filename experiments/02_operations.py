@@ -182,7 +182,7 @@ check("the sum by halves is exact", ones.sum() == ones.size)
 #
 # ## In the engine
 # - Every contraction with a weight goes through `nanollm_jax.ops.linear.contract`, an einsum that adds up in float32
-#   even where the inputs are shorter. `nanollm_jax.ops.linear.linear` adds a bias. `nanollm_jax.ops.mlp.mlp` is two
+#   even where the inputs are shorter. `nanollm_jax.ops.linear.linear` adds a bias. `nanollm_jax.ops.mlp` is two
 #   of them with elementwise operations between, `nanollm_jax.ops.norm.rms_norm` is a reduction and elementwise
 #   operations.
 # - Elementwise operations that follow each other are not run one by one: XLA, the compiler behind JAX, *fuses* them

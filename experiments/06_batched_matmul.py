@@ -204,7 +204,7 @@ save(figure, "06_batches")
 # read by one text only. Right: what one pair of the batch letters K and G of `"BKGTS"` holds, a matrix `[T S]`.*
 #
 # ## In the engine
-# - `nanollm_jax.ops.attention.weights` and `nanollm_jax.ops.attention.mix` are the two batched products of attention;
+# - `nanollm_jax.ops.attention.scores` and `nanollm_jax.ops.attention.mix` are the two batched products of attention;
 #   all others go through `nanollm_jax.ops.linear.product`, rows of vectors with rows of a weight.
 # - G query heads share the keys and values of one head K, so G is a *row* letter: a small gain that is built into the
 #   model. That is what grouped queries are for, chapter 11.

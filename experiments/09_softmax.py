@@ -277,7 +277,8 @@ same(f"scores up to {best:,.0f}: no overflow, and the best key takes all", mixed
 same("all scores at once, in float32", whole, exact, 1e-4)
 
 mask = jnp.ones((1, 1, 1000), bool)  # [B T S]
-weights = attention.weights(jnp.float32(q)[None, None, None], jnp.float32(k)[None, None], mask, 1 / 8)  # [B K G T S]
+matches = attention.scores(jnp.float32(q)[None, None, None], jnp.float32(k)[None, None], mask, 1 / 8)  # [B K G T S]
+weights = attention.weights(matches)
 same("the library", attention.mix(weights, jnp.float32(v)[None, None])[0, 0, 0], exact, 1e-4)
 
 # %% [markdown]
@@ -313,11 +314,11 @@ save(figure, "09_online")
 # because it is measured against the best. Right: the table of all scores grows with the square of the text.*
 #
 # ## In the engine
-# - `nanollm_jax.ops.attention.weights` computes scores and softmax in float32, also when the model runs in bfloat16,
-#   and masks with the lowest float. `jax.nn.softmax` inside subtracts the maximum.
+# - `nanollm_jax.ops.attention.scores` and `nanollm_jax.ops.attention.weights` compute scores and softmax in float32, also
+#   when the model runs in bfloat16; the first masks with the lowest float, the second subtracts the maximum.
 # - `nanollm_jax.ops.attention.mix` is the weighted mean. The engine keeps the weights of a query whole: while it
 #   writes text there is one query per row, T is 1, and the scores are S numbers for each head, little beside the S
-#   times H numbers of the keys. Of a prompt it takes `nanollm_jax.ops.attention.BLOCK` queries at a time. The weights
+#   times H numbers of the keys. Of a prompt it takes `nanollm_jax.ops.blocks.BLOCK` queries at a time. The weights
 #   also stay visible under the name `layers.0.attention.weights`, which chapter 10 needs.
 # - `nanollm_jax.sampling.shape_logits` subtracts the best logit before it divides by the temperature, for the same
 #   reason as here: a tiny temperature would make large logits infinite.

@@ -117,9 +117,8 @@ def attend_at_once(q, k, v):
 same("without loops", attend_at_once(q, k, v)[0], out)
 positions = jnp.arange(T)
 mask = attention.visible(positions[None], positions[None])  # [1 T T]
-library = attention.weights(
-    jnp.asarray(q)[None, :, None], jnp.asarray(k)[None, None], mask, 1 / math.sqrt(H)
-)  # [1 1 1 T T]
+scores = attention.scores(jnp.asarray(q)[None, :, None], jnp.asarray(k)[None, None], mask, 1 / math.sqrt(H))
+library = attention.weights(scores)  # [1 1 1 T T]
 same("nanollm_jax.ops.attention.weights", library[0, 0, 0], weights)
 same("nanollm_jax.ops.attention.mix", attention.mix(library, jnp.asarray(v)[None, None])[0, :, 0], out)
 q4, k4, v4 = (jnp.asarray(a)[None, :, None] for a in (q, k, v))  # [1 T 1 H]
@@ -245,8 +244,9 @@ save(figure, "10_scale")
 # ## In the engine
 # - `nanollm_jax.model.attend` is this chapter and the next: one product for queries, keys and values, the turning of
 #   chapter 12, weights, mixing, one projection back.
-# - `nanollm_jax.ops.attention.weights` works on all texts and heads at once, and computes softmax in float32. Instead
-#   of minus infinity it uses the lowest float32: a row that may see nothing at all would become 0 divided by 0.
+# - `nanollm_jax.ops.attention.scores` works on all texts and heads at once, and
+#   `nanollm_jax.ops.attention.weights` is the softmax. Instead of minus infinity the scores have the lowest float32: a
+#   row that may see nothing at all would become 0 divided by 0.
 # - Keys and values of earlier pieces do not change when a new one comes. `nanollm_jax.cache.extend` keeps them, so
 #   that a step computes one new query, key and value only: chapter 20.
 #

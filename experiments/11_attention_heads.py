@@ -180,8 +180,8 @@ mask = jnp.asarray(causal)[None]  # [B T S]
 
 
 def answer(q, k, v):
-    """[B T N H], [B K S H] -> [B T N H], with the library's two functions."""
-    return attention.mix(attention.weights(q, k, mask, 1 / math.sqrt(H)), v)
+    """[B T N H], [B K S H] -> [B T N H], with the library's three functions."""
+    return attention.mix(attention.weights(attention.scores(q, k, mask, 1 / math.sqrt(H))), v)
 
 
 grouped = answer(q, k, v)
@@ -282,7 +282,7 @@ save(figure, "11_reach")
 #   place of the one that just left the window.
 # - Queries, keys and values are one product with a weight `[K Q H D]`. Q is G + 2: a group's query heads, its key, its
 #   value. `nanollm_jax.ops.attention.split_heads` takes them apart.
-# - `nanollm_jax.ops.attention.weights` groups the queries by reshaping N into K and G; keys and values stay as they
+# - `nanollm_jax.ops.attention.scores` groups the queries by reshaping N into K and G; keys and values stay as they
 #   are.
 # - The last line of `multi_head` is `nanollm_jax.ops.linear.linear_sum` with a weight `[D N H]`; heads and their numbers
 #   are summed together.

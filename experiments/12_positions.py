@@ -52,7 +52,7 @@ def attend(q, k, v):
     """What the last token makes of all tokens.  [B T N H] -> [H]"""
     heads_first = lambda x: jnp.asarray(x).swapaxes(1, 2)  # noqa: E731
     everything = jnp.ones((1, 1, k.shape[1]), bool)  # [B T S]
-    weights = attention.weights(jnp.asarray(q[:, -1:]), heads_first(k), everything, H**-0.5)
+    weights = attention.weights(attention.scores(jnp.asarray(q[:, -1:]), heads_first(k), everything, H**-0.5))
     return attention.mix(weights, heads_first(v))[0, 0, 0]
 
 

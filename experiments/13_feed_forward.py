@@ -284,9 +284,9 @@ save(figure, "13_units")
 # a few units are loud and most are nearly silent. Right: the loss when only the loudest are kept.*
 #
 # ## In the engine
-# - `nanollm_jax.ops.mlp.mlp` is both forms in one. Gate and up are one array `[U F D]`, because one wide product is
-#   faster than two: U is 2 in a gated model and 1 in a plain one. Biases are used where the parameters have them: GPT-2
-#   has them, LLaMA has none.
+# - `nanollm_jax.ops.mlp.widen` is both forms in one, `nanollm_jax.ops.mlp.narrow` the way back. Gate and up are one
+#   array `[U F D]`, because one wide product is faster than two: U is 2 in a gated model and 1 in a plain one. Biases are
+#   used where the parameters have them: GPT-2 has them, LLaMA has none.
 # - All T words of a prompt go through in one matrix product, so each weight is read once for the whole prompt. While
 #   writing, T is 1 and each weight is read for one word alone: chapter 21 shows that this reading is what limits the
 #   speed.

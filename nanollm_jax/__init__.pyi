@@ -34,6 +34,7 @@ from nanollm_jax.errors import NumericsError as NumericsError
 from nanollm_jax.errors import RequestError as RequestError
 from nanollm_jax.errors import TokenizerError as TokenizerError
 from nanollm_jax.families import read_config as read_config
+from nanollm_jax.glass.harvest import harvest as harvest
 from nanollm_jax.glass.observe import observe as observe
 from nanollm_jax.grammar import Grammar as Grammar
 from nanollm_jax.loading import Model as Model

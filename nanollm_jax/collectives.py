@@ -28,9 +28,17 @@ def pmean(x: jax.Array) -> jax.Array:
     return jax.lax.pmean(x, AXIS) if split() else x
 
 
-def all_gather(x: jax.Array) -> jax.Array:
-    """All members' x, joined along the last axis in their order, on each of them.  [... X] -> [... X*tp]"""
-    return jax.lax.all_gather(x, AXIS, axis=x.ndim - 1, tiled=True, to="invarying") if split() else x
+def all_gather(x: jax.Array, axis: int = -1) -> jax.Array:
+    """All members' x, joined along an axis in their order, on each of them.  [... X] -> [... X*tp]"""
+    return jax.lax.all_gather(x, AXIS, axis=axis % x.ndim, tiled=True, to="invarying") if split() else x
+
+
+def part(x: jax.Array, axis: int = -1, name: str = AXIS) -> jax.Array:
+    """The part of x that is this member's, along one of its axes and one of the mesh's; x itself without a mesh."""
+    if not split():
+        return x
+    size = x.shape[axis] // jax.lax.axis_size(name)
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(name) * size, size, axis)
 
 
 def members() -> int:

@@ -64,7 +64,7 @@ def hidden_states(
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None, :]
     ropes, width = [layer.rope for layer in config.layers], config.rotary_dim or config.head_dim
     turns = rope.turns_of_layers(ropes, width, positions, cache.length + count if end is None else end)
-    new = New(positions, count, turns)
+    new = New(tag(positions, "positions"), tag(count, "real"), turns)
     x = embedding.embed(params["embedding"]["tokens"], tokens)
     x = x * jnp.asarray(config.embedding_scale, x.dtype)  # rounded to its dtype, as the reference does
     if config.learned_positions:
@@ -115,8 +115,9 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
     q, k, v = tag(q, f"{name}.q"), tag(k, f"{name}.k"), tag(v, f"{name}.v")
 
     cache, seen = kv.extend(cache, index, k, v, new.real)
-    mask = attention.visible(new.positions, seen.positions, layer.window)  # [B T S]
-    weights = attention.weights(q, seen.keys, mask, layer.attention_scale, seen.own, config.attention_softcap)
+    mask = attention.visible(new.positions, tag(seen.positions, f"{name}.slots"), layer.window)  # [B T S]
+    scores = attention.scores(q, seen.keys, mask, layer.attention_scale, seen.own, config.attention_softcap)
+    weights = attention.weights(tag(scores, f"{name}.scores"), seen.own)
     weights = tag(weights, f"{name}.weights")  # [B K G T S]
     mixed = tag(attention.mix(weights, seen.values, seen.own).astype(h.dtype), f"{name}.mixed")  # [B T N H]
     return linear_sum(mixed, p["wo"], p.get("bo")), cache
@@ -125,7 +126,7 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
 def feed_forward(p: Params, h: jax.Array, index: int, config: ModelConfig) -> jax.Array:
     """The MLP, or those of many that the router takes for each token.  h [B T D] -> [B T D]"""
     if not config.layers[index].experts:
-        return mlp.mlp(p, h, config.activation)
+        return mlp.narrow(p, tag(mlp.widen(p, h, config.activation), f"layers.{index}.mlp.hidden"))  # [B T F]
     chances = tag(moe.chances(p["router"], h), f"layers.{index}.mlp.router")  # [B T E]
     return moe.moe(p, h, chances, config.activation, config.experts_per_token, config.renormalize_experts)
 

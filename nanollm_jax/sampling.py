@@ -28,6 +28,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name as tag
 
 from nanollm_jax.settings import Sampling
 
@@ -303,6 +304,7 @@ def draw(
         lambda: token,
         lambda: jnp.where(greedy, token, draw_one(warm(shaped, sampling), uniform(seeds, positions))),
     )
+    token = tag(token, "token")
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
     logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
-    return token, jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), logprob, jnp.nan)
+    return token, tag(jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), logprob, jnp.nan), "logprob")

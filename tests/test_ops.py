@@ -88,7 +88,8 @@ def test_mlp(gated):
     first = np.maximum(x @ wide[0].T + p["up_bias"][0], 0)
     hidden = first * (x @ wide[1].T + p["up_bias"][1]) if gated else first
     expected = hidden @ down.T + p["down_bias"]
-    agree(mlp.mlp(p, jnp.asarray(x), "relu"), expected)
+    agree(mlp.widen(p, jnp.asarray(x), "relu"), hidden)
+    agree(mlp.narrow(p, mlp.widen(p, jnp.asarray(x), "relu")), expected)
 
 
 def naive_attention(q, k, v, positions, window, scale):
@@ -111,7 +112,7 @@ def test_attention(heads, kv_heads, window):
     q, k, v = random(2, 3, heads, 4), random(2, kv_heads, S, 4), random(2, kv_heads, S, 4)
     positions = np.array([[0, 1, 2], [8, 9, 10]])
     mask = attention.visible(jnp.asarray(positions), jnp.broadcast_to(jnp.arange(S), (2, S)), window)
-    weights = attention.weights(q, k, mask, 0.3)
+    weights = attention.weights(attention.scores(q, k, mask, 0.3))
     agree(weights.sum(-1), np.ones(weights.shape[:-1]))
     agree(attention.mix(weights, v), naive_attention(q, k, v, positions, window or 10**9, 0.3))
 
@@ -124,7 +125,8 @@ def test_blocks_of_queries_change_nothing():
     mask = attention.visible(jnp.asarray(positions), jnp.asarray(positions), 150)
     expected = naive_attention(q, k, v, positions, 150, 0.3)
     for diagonal in (False, True):
-        weights = attention.weights(q, k, mask, 0.3, T if diagonal else 0)
+        own = T if diagonal else 0
+        weights = attention.weights(attention.scores(q, k, mask, 0.3, own), own)
         assert weights.shape == (1, 2, 2, T, T)
         agree(attention.mix(weights, v, T if diagonal else 0), expected)
 
@@ -144,7 +146,7 @@ def test_a_query_that_sees_nothing_is_finite():
     """A padding row past the window's end."""
     mask = attention.visible(jnp.asarray([[50]]), jnp.arange(4)[None], 2)
     assert not mask.any()
-    assert np.isfinite(attention.weights(random(1, 1, 2, 4), random(1, 2, 4, 4), mask, 1.0)).all()
+    assert np.isfinite(attention.weights(attention.scores(random(1, 1, 2, 4), random(1, 2, 4, 4), mask, 1.0))).all()
 
 
 def test_rotation_is_a_complex_product():
@@ -254,7 +256,8 @@ def test_both_ways_through_the_experts(rows, top_k, renormalize):
 def test_an_expert_that_gets_all_rows_and_experts_that_get_none(way):
     p, x = experts(4, 3, 6), random(9, 6)
     weight, expert = jnp.ones((9, 1)), jnp.full((9, 1), 2)
-    alone = mlp.mlp({"up": p["up"][2], "down": p["down"][2]}, x[None], "silu")[0]
+    one = {name: p[name][2] for name in ("up", "down")}
+    alone = mlp.narrow(one, mlp.widen(one, x[None], "silu"))[0]
     agree(way(p, x, weight, expert, "silu"), np.asarray(alone))
 
 
@@ -287,7 +290,7 @@ def test_caps_and_clips():
 def test_scores_are_capped_before_they_are_masked():
     q, k = 5 * random(1, 3, 1, 4), 5 * random(1, 1, 3, 4)
     positions = jnp.arange(3)[None]
-    ours = attention.weights(q, k, attention.visible(positions, positions), 1.0, cap=2.0)[0, 0, 0]
+    ours = attention.weights(attention.scores(q, k, attention.visible(positions, positions), 1.0, cap=2.0))[0, 0, 0]
     scores = np.where(np.tri(3) > 0, 2 * np.tanh(q[0, :, 0] @ k[0, 0].T / 2), -np.inf)
     agree(ours, np.exp(scores) / np.exp(scores).sum(-1, keepdims=True))
 

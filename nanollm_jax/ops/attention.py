@@ -5,15 +5,12 @@ match.  Vaswani et al. 2017, section 3.2; grouped queries: Ainslie et al. 2023, 
 from __future__ import annotations
 
 from functools import partial, reduce
-from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 
+from nanollm_jax.ops.blocks import blocks, in_blocks
 from nanollm_jax.ops.linear import contract
-
-BLOCK = 128  # queries whose scores are computed together
-SLOTS = 256  # slots of a cache that are summed together
 
 
 def split_heads(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -40,10 +37,10 @@ def visible(queries: jax.Array, keys: jax.Array, window: int | None = None) -> j
 
 @jax.named_scope("scores")
 @partial(jax.jit, static_argnames=("scale", "own", "cap"))
-def weights(
+def scores(
     q: jax.Array, k: jax.Array, mask: jax.Array, scale: float | None = None, own: int = 0, cap: float | None = None
 ) -> jax.Array:
-    """How much each query takes from each key.  q [B T N H], k [B K S H], mask [B T S] -> [B K G T S] float32, sums to 1
+    """How well each query matches each key.  q [B T N H], k [B K S H], mask [B T S] -> [B K G T S] float32
 
     Query head n belongs to key head n // G. scale None is 1/sqrt(H). Masked scores become the lowest float, not -inf: a
     padding row past the window's end may see nothing at all, and softmax over only -inf would be NaN.
@@ -52,15 +49,26 @@ def weights(
     """
     (B, T, N, H), (K, S) = q.shape, k.shape[1:3]
     scale = H**-0.5 if scale is None else scale
-    before, rows = S - own, []
+    lowest, rows = jnp.finfo(jnp.float32).min, []
+    for begin, end in blocks(T):
+        stop = S - own + end if own else S
+        block = q[:, begin:end].reshape(B, end - begin, K, N // K, H)
+        found = soft_cap(scale * contract("BTKGH,BKSH->BKGTS", block, k[:, :, :stop]), cap)
+        found = jnp.where(mask[:, None, None, begin:end, :stop], found, lowest)
+        rows.append(jnp.pad(found, ((0, 0),) * 4 + ((0, S - stop),), constant_values=lowest))
+    return jnp.concatenate(rows, axis=3)
+
+
+@jax.named_scope("scores")
+@partial(jax.jit, static_argnames="own")
+def weights(scores: jax.Array, own: int = 0) -> jax.Array:
+    """How much each query takes from each key: a softmax, with its sum taken as mix takes its own.  [B K G T S] -> the same"""
+    (T, S), rows = scores.shape[3:], []
+    before = S - own
     for begin, end in blocks(T):
         stop = before + end if own else S
-        block = q[:, begin:end].reshape(B, end - begin, K, N // K, H)
-        scores = scale * contract("BTKGH,BKSH->BKGTS", block, k[:, :, :stop])
-        scores = soft_cap(scores, cap)
-        scores = jnp.where(mask[:, None, None, begin:end, :stop], scores, jnp.finfo(jnp.float32).min)
-        # softmax, with its sum taken as mix takes its own
-        exponents = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        block = scores[:, :, :, begin:end, :stop]
+        exponents = jnp.exp(block - jnp.max(block, axis=-1, keepdims=True))
         total = reduce(jnp.add, (jnp.sum(part, axis=(4, 5)) for part in in_blocks(exponents, 4, before)))
         rows.append(jnp.pad(exponents / total[..., None], ((0, 0),) * 4 + ((0, S - stop),)))
     return jnp.concatenate(rows, axis=3)
@@ -83,23 +91,6 @@ def mix(weight: jax.Array, v: jax.Array, own: int = 0) -> jax.Array:
     return jnp.concatenate(means, axis=1)
 
 
-def in_blocks(x: jax.Array, axis: int, before: int) -> list[jax.Array]:
-    """The parts in which a sum over slots is taken.  [.. S ..] -> the cache's slots and the tokens' own, each [.. C S ..]
-
-    The first `before` slots are the cache's: in blocks of SLOTS where there are more. Blocks behind the last filled one add
-    exact zeros, so a sum has the same bits whatever the capacity is.
-    """
-
-    def cut(begin: int, end: int) -> jax.Array:
-        size = end - begin
-        block = SLOTS if end <= before and size % SLOTS == 0 else size
-        part = jax.lax.slice_in_dim(x, begin, end, axis=axis)
-        return part.reshape(*x.shape[:axis], size // block, block, *x.shape[axis + 1 :])
-
-    ends = [0, min(before, x.shape[axis]), x.shape[axis]]
-    return [cut(begin, end) for begin, end in pairwise(ends) if begin < end]
-
-
 def clip(x: jax.Array, limit: float | None) -> jax.Array:
     """x between -limit and limit, or as it is without a limit.  [...] -> [...]"""
     return x if limit is None else jnp.clip(x, -limit, limit)
@@ -111,10 +102,3 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
     Bello et al. 2016, arXiv:1611.09940, section 5 (logit clipping).
     """
     return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def blocks(T: int) -> list[tuple[int, int]]:
-    """Where each block of queries begins and ends. XLA sees through the padding and cutting above: what weights puts
-    together for mix is never in memory as a whole, and a block's scores stay in the processor's cache.
-    """
-    return [(begin, min(begin + BLOCK, T)) for begin in range(0, T, BLOCK)]

@@ -18,14 +18,19 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 @jax.named_scope("mlp")
-def mlp(p: dict[str, jax.Array], x: jax.Array, activation: str) -> jax.Array:
-    """down(act(up(x))), or with a gate down(act(gate(x)) * up(x)).  x [B T D] -> [B T D]
+def widen(p: dict[str, jax.Array], x: jax.Array, activation: str) -> jax.Array:
+    """act(up(x)), or with a gate act(gate(x)) * up(x).  x [B T D] -> [B T F]
 
-    p holds up [U F D], down [D F], and where the model has them up_bias [U F] and down_bias [D]. U = 2 is gate and up
-    in one array, because one wide product is faster than two; U = 1 is a model without a gate.
+    p holds up [U F D], and where the model has it up_bias [U F]. U = 2 is gate and up in one array, because one wide product
+    is faster than two; U = 1 is a model without a gate.
     GELU: Hendrycks & Gimpel 2016, arXiv:1606.08415; gates: Shazeer 2020, arXiv:2002.05202.
     """
     act = ACTIVATIONS[activation]
     wide = linear(x, p["up"], p.get("up_bias"))  # [B T U F]
-    hidden = act(wide[:, :, 0]) if wide.shape[2] == 1 else act(wide[:, :, 0]) * wide[:, :, 1]
+    return act(wide[:, :, 0]) if wide.shape[2] == 1 else act(wide[:, :, 0]) * wide[:, :, 1]
+
+
+@jax.named_scope("mlp")
+def narrow(p: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:
+    """down(hidden), p holding down [D F], and where the model has it down_bias [D].  hidden [B T F] -> [B T D]"""
     return linear_sum(hidden, p["down"], p.get("down_bias"))
