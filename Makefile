@@ -9,11 +9,11 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 QUICK = $(shell $(BIN)/python tests/programs.py)
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
-TESTS := $(PYTEST) -m "not parity and not laws and not clients"
+TESTS := $(PYTEST) -m "not parity and not laws and not clients and not ray"
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
-.PHONY: help demo serve soak clients fuzz test test-portable laws parity lint bench bench-peers gpu experiments figures clean
+.PHONY: help demo serve soak clients fuzz test test-portable test-ray laws parity lint bench bench-peers gpu experiments figures clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,13 @@ test: .venv/installed-test ## every test that needs no reference implementation
 test-portable: .venv/installed-test ## the same tests as on a processor without AVX-512, then compiled as for users; takes long
 	$(AVX2) XLA_FLAGS="--xla_cpu_max_isa=AVX2 $(QUICK) $(XLA_FLAGS)" $(TESTS)
 	$(TESTS)
+
+# Ray gives a process of its own five seconds to begin, and replicas what others leave of the processor: too little for a small one
+test-ray: export RAY_worker_niceness = 0
+test-ray: export RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S = 120
+test-ray: export RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S = 120
+test-ray: .venv/installed-test-ray ## replicas by Ray Serve, of one process and of two, on this machine
+	XLA_FLAGS="$(QUICK) $(XLA_FLAGS)" $(BIN)/python -m pytest -m ray tests/test_ray.py
 
 soak: .venv/installed-test ## ten minutes of 64 clients against the server, of which many misbehave: nothing lost, nothing mixed
 	$(BIN)/python experiments/soak_serve.py
