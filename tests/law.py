@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import random
-
 import jax
 import numpy as np
 from models import CONFIG_JSON, FURTHER
 
 import nanollm_jax as nano
+from nanollm_jax.engine import check
+from nanollm_jax.engine.check import beside as schedule
+from nanollm_jax.engine.check import result
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.timings import CompileWatch
@@ -76,35 +77,9 @@ def requests_for(model, count, seed=1, longest=300):
     return made
 
 
-def result(ticket):
-    answer = ticket.answer
-    return answer.token_ids, answer.logprobs, ticket.scores, answer.top_logprobs, answer.finish_reason
-
-
 def alone(model, requests, rows=ROWS, piece=PIECE):
     """Each request by itself, one after the other, and nothing kept of any."""
-    engine, found = Engine(model, rows, piece=piece, prefix_bytes=0), []
-    for request in requests:
-        ticket = engine.submit(request)
-        while not engine.idle:
-            engine.step()
-        found.append(result(ticket))
-    return found
-
-
-def schedule(engine, requests, seed):
-    """The requests in a random order, a few at a time, of which some are cancelled. -> tickets, in the order of the requests"""
-    choose, tickets = random.Random(seed), {}
-    waiting = choose.sample(range(len(requests)), len(requests))
-    while waiting or not engine.idle:
-        for _ in range(choose.choice([0, 0, 1, 3])):
-            if waiting:
-                n = waiting.pop()
-                tickets[n] = engine.submit(requests[n])
-        if tickets and choose.random() < 0.05:
-            engine.cancel(tickets[choose.choice(list(tickets))])
-        engine.step()
-    return [tickets[n] for n in range(len(requests))]
+    return check.alone(Engine(model, rows, piece=piece, prefix_bytes=0), requests)
 
 
 def check_law(model, count, schedules, prefix_bytes=None, piece=PIECE):

@@ -28,7 +28,7 @@ from nanollm_jax.cli.devices import (
     process,
 )  # fmt: skip
 from nanollm_jax.cli.options import Dtype, KeepCompiled, Revision, Source, checkpoint, decoded, expanded, keep_compiled
-from nanollm_jax.cli.printing import warn
+from nanollm_jax.cli.printing import plural, warn
 from nanollm_jax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ PREFIX = (
     "Megabytes for beginnings of prompts that were read before. Default: two texts of the model's length, at most 1024."
 )
 STEP_LIMIT = "Seconds that one step of the engine may take. A longer one is taken for stuck, and ends the server."
+CHECK = (
+    "Serve nothing: ask some random requests alone and beside each other, on the device and with the options that there are, "
+    "and say whether their answers have the same bits. Exit code 1 where they have not."
+)
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -84,6 +88,7 @@ def serve(
     num_processes: Processes = None,
     process_id: ProcessId = None,
     compile_cache: KeepCompiled = True,
+    check: Annotated[bool, typer.Option("--check", help=CHECK)] = False,
 ) -> None:
     """Answer over HTTP, as OpenAI's API does: http://127.0.0.1:8000/v1 for any of its clients.
 
@@ -109,7 +114,7 @@ def serve(
         ) from None
     mesh = mesh_for(dp, tp, devices)
     number, count = process(distributed)
-    with bind(host, port) if number == 0 else contextlib.nullcontext() as bound:
+    with bind(host, port) if number == 0 and not check else contextlib.nullcontext() as bound:
         import nanollm_jax as nano
         from nanollm_jax.engine.engine import Engine
         from nanollm_jax.engine.memory import served
@@ -125,6 +130,8 @@ def serve(
             rows,
             prefix_bytes=None if prefix_memory is None else prefix_memory * 2**20,
         )
+        if check:
+            raise typer.Exit(checked(engine, context, said=number == 0))
         links = meet(engine, context, coordinator, number, count) if count > 1 else {}
         if bound is None:
             signal.set_wakeup_fd(-1)  # as below
@@ -146,6 +153,26 @@ def serve(
         signal.set_wakeup_fd(-1)  # from here on Ctrl-C is the server's, as SIGTERM is
         service = Service(loaded, engine, options, nano.__version__, followers.Followers(links))
         raise typer.Exit(run(service, bound, drain))
+
+
+def checked(engine: Engine, context: int, *, said: bool) -> int:
+    """Run the law of load in small; said: and say what was found. Returns the exit code."""
+    import jax
+
+    from nanollm_jax.cli.progress import compiling_shown
+    from nanollm_jax.engine.check import check
+
+    with compiling_shown():
+        found = check(engine, context)
+    if said:
+        for line in found.others:
+            print(line)
+        bits = f"{len(found.others)} with other bits" if found.others else "all with the same bits"
+        asked = f"{found.requests} requests in {engine.rows} rows of {context}, {found.tokens} tokens"
+        orders = f"alone and in {found.orders} orders beside each other, {found.cached} tokens of prompts cached"
+        compiled = f"{plural(found.compiled, 'program')} compiled meanwhile"
+        print(f"{asked}, {orders}: {bits}; {compiled}; on {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    return 1 if found.others or found.compiled else 0
 
 
 def meet(engine: Engine, context: int, coordinator: str | None, number: int, count: int) -> dict[int, socket.socket]:

@@ -1,4 +1,4 @@
-"""Ray Serve: replicas of a model, each one engine behind the app of `nanollm serve` (an extra: pip install '.[ray]' in a clone).
+"""Ray Serve: replicas of a model, each one engine behind the app of `nanollm serve` (an extra: pip install '.[ray]').
 
 serve run nanollm_jax.integrations.ray_serve:app model=meta-llama/Llama-3.1-8B-Instruct num_gpus=1 max_replicas=4
 
@@ -98,7 +98,10 @@ class NanoLLM:
             host, secret = ray.util.get_node_ip_address(), secrets.token_hex(32)
             listener, coordinator = meeting.listen(host), f"{host}:{free_port()}"
             told = {"host": host, "port": listener.getsockname()[1], "secret": secret}
-            group, actor = ray.util.get_current_placement_group(), {"num_cpus": setup.num_cpus, "num_gpus": setup.num_gpus}
+            group, actor = (
+                ray.util.get_current_placement_group(),
+                {"num_cpus": setup.num_cpus, "num_gpus": setup.num_gpus},
+            )
             for number in range(1, setup.processes):
                 where = PlacementGroupSchedulingStrategy(group, number)
                 other = ray.remote(Follower).options(scheduling_strategy=where, **actor).remote()
@@ -108,7 +111,8 @@ class NanoLLM:
             links = meeting.gather(listener, secret, meeting.setup_of(engine, context), setup.processes - 1)
         options = Options(
             names=(setup.served_model_name or setup.model or "nano-stories",), context=context, queue=setup.queue,
-            keys=(setup.api_key,) if isinstance(setup.api_key, str) else setup.api_key, log_prompts=setup.log_prompts, step_limit=setup.step_limit,
+            keys=(setup.api_key,) if isinstance(setup.api_key, str) else setup.api_key,
+            log_prompts=setup.log_prompts, step_limit=setup.step_limit,
         )  # fmt: skip
         self.service = Service(engine.model, engine, options, nano.__version__, followers.Followers(links))
 
