@@ -87,21 +87,24 @@ def large_matrices(config: ModelConfig) -> dict[str, int]:
     return {path: count for path, count in found.items() if count is not None and path != "embedding.positions"}
 
 
-def cache_slots(config: ModelConfig, capacity: int) -> list[int]:
-    """S of each layer in a cache of this capacity: the capacity, or the layer's window where that is shorter.
+def cache_slots(config: ModelConfig, capacity: int, spare: int = 0) -> list[int]:
+    """S of each layer in a cache of this capacity: the capacity, or the layer's window and `spare` slots where that is less.
 
     More than BLOCK of them come in whole blocks, which attention sums one after the other.
     """
-    sizes = [layer.window or capacity for layer in config.layers]
+    sizes = [layer.window + spare if layer.window else capacity for layer in config.layers]
     whole = lambda size: size if size <= BLOCK else -(-size // BLOCK) * BLOCK  # noqa: E731
     return [min(whole(size), whole(capacity)) for size in sizes]
 
 
-def row_nbytes(config: ModelConfig, context: int, itemsize: int, tp: int = 1) -> tuple[int, int]:
-    """Bytes of one device for a row of so many positions: its keys and values; and what draws its tokens, with its settings."""
-    slots = sum(cache_slots(config, context))
+def row_nbytes(config: ModelConfig, context: int, itemsize: int, tp: int = 1, spare: int = 0) -> tuple[int, int]:
+    """Bytes of one device for a row of so many positions: its keys and values; and what draws its tokens, with its settings.
+
+    spare is how many tokens of a step are guessed, each with logits of its own.
+    """
+    slots = sum(cache_slots(config, context, spare))
     # logits, two histories, the logit bias, two masks; and the text
-    drawing = config.vocab_size * (4 + 1 + 4 + 4 + 1 + 1) + 4 * config.max_positions
+    drawing = config.vocab_size * (4 * (1 + spare) + 1 + 4 + 4 + 1 + 1) + 4 * config.max_positions
     return 2 * itemsize * (config.num_kv_heads // tp) * slots * config.head_dim, drawing
 
 

@@ -57,9 +57,9 @@ class Model:
     defaults: Defaults = field(default_factory=Defaults)
     chat_template: ChatTemplate | None = None
     unpadded: ModelConfig | None = None
-    engines: dict[int, Any] = field(
+    engines: dict[Any, Any] = field(
         default_factory=dict, init=False, repr=False
-    )  # by rows; engine/ makes and keeps them here
+    )  # by rows and by who guesses tokens; engine/ makes and keeps them here
     grammars: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # and here what compiles them
 
     def __post_init__(self) -> None:

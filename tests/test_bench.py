@@ -34,7 +34,8 @@ def config_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(config_file):
-    return bench.bench(config_file, rows=(1, 3), prompt_tokens=5, new_tokens=4, repeats=3, starts=1)
+    how = {"rows": (1, 3), "prompt_tokens": 5, "new_tokens": 4, "repeats": 3, "starts": 1}
+    return bench.bench(config_file, **how, speculate=nano.Lookup(2))
 
 
 @pytest.fixture
@@ -108,9 +109,9 @@ def test_flops_of_attention_stop_at_the_window():
 
 def test_nothing_compiles_in_a_timed_call():
     model = random_model("llama")
-    bench.once(model, 2, 9, 5)
+    bench.once(model, bench.prompt(model, 2, 9), 5)
     with CompileWatch() as watch:
-        bench.once(model, 2, 9, 5)
+        bench.once(model, bench.prompt(model, 2, 9), 5)
     assert watch.programs == 0
 
 
@@ -134,6 +135,8 @@ def test_report_says_what_was_measured(report, config_file):
         assert entry["flops_per_second"] == pytest.approx(rate, rel=1e-9)
         limit = report["limits"]["flops_per_second"]["median"]
         assert entry["limit_share"] == pytest.approx(rate / limit, rel=1e-9)
+    for entry in report["speculation"]:  # at most three tokens a step
+        assert 1 <= entry["tokens_per_step"] <= 3 and len(entry["times_without"]["samples"]) == 3
     assert (
         report["memory"]["host_peak_bytes"] > report["model"]["bytes"] and report["memory"]["device_peak_bytes"] is None
     )

@@ -821,17 +821,42 @@ def test_values_in_words() -> None:
     assert flat({"a": 1, "b": {"c": {"d": 2}, "e": 3}}) == [("a", 1), ("b.c.d", 2), ("b.e", 3)]
 
 
-def test_info_lists_every_program_that_an_engine_compiles(run: Run, model: nano.Model) -> None:
+@pytest.mark.parametrize("guesses", [None, nano.Lookup(15)])
+def test_info_lists_every_program_that_an_engine_compiles(
+    run: Run, model: nano.Model, guesses: nano.Lookup | None
+) -> None:
     """Those that warmup makes, no more and no fewer; and bytes of rows as their arrays have them, but for a few."""
-    report = strict_json(run("info", "--device", "--json")[1])["device"]
+    how = () if guesses is None else ("--speculate", f"lookup:{guesses.tokens}")
+    report = strict_json(run("info", "--device", "--json", *how)[1])["device"]
     listed = {
         f"{one['name']}{f' {length} tokens' if length else ''}, 8 rows{f' of {size} positions' if size else ''}"
         for one in report["programs"]
         for length in one["lengths"] or [0]
         for size in one["positions"] or [0]
     }
-    engine = Engine(model, 8)
+    engine = Engine(model, 8, speculate=guesses)
     assert {name for name, _ in programs(engine, 512, 512, scores=True)} == listed
     (smallest,) = (one["bytes"] for one in report["rows"] if (one["rows"], one["positions"]) == (8, 256))
     assert smallest == pytest.approx(sum(leaf.nbytes for leaf in jax.tree.leaves(engine.state)), rel=0.1)
     assert "keep a prefix" in run("info", "--device")[1]
+    assert "--speculate without --device" in run("info", "--speculate", "lookup:2")[2]
+
+
+def test_speculation_changes_no_text_and_says_how_often_it_was_right(run: Run) -> None:
+    """On the text of a model that goes round in circles."""
+    how = (
+        "generate",
+        "the cat and the dog and the cat and the",
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "40",
+        "--json",
+    )
+    plain, guessed = (strict_json(run(*how, *more)[1]) for more in ((), ("--speculate", "lookup:3")))
+    assert guessed["text"] == plain["text"] and guessed["token_ids"] == plain["token_ids"]
+    timings = guessed["timings"]
+    assert 0 < timings["accepted_tokens"] < timings["drafted_tokens"] and plain["timings"]["drafted_tokens"] == 0
+    for wrong in ("lookup:0", "lookup:16", "lookup:x", "oracle"):
+        code, _, error = run("generate", "Once", "--speculate", wrong)
+        assert (code == 2 and "guessed a step; expected 1 to 15" in error) or "expected lookup:N" in error

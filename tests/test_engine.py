@@ -17,7 +17,7 @@ from models import CONFIG_JSON, random_model
 from programs import compiled
 
 import nanollm_jax as nano
-from nanollm_jax.engine import memory, slots
+from nanollm_jax.engine import memory, prefix, slots
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.prefix import Prefixes
 from nanollm_jax.engine.request import Request
@@ -198,7 +198,7 @@ def test_an_answer_that_is_given_up_frees_its_row():
     next(many.steps)
     many.close()
     assert nano.generate(model, [[1], [2]], max_new_tokens=3, rows=2)[1].finish_reason == "length"
-    assert all(slot.ticket is None for slot in model.engines[2].engine.slots)
+    assert all(slot.ticket is None for slot in model.engines[2, None].engine.slots)
 
 
 OUT = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1073741824 bytes.")
@@ -286,8 +286,8 @@ def test_no_program_copies_the_cache(window):
             "write": slots.write_tokens.lower(
                 model.params, state, np.ones(rows, np.int32), engine.anything, config=config
             ),
-            "restore": slots.restore.lower(state, pool, one, one, one, config=config),
-            "keep": slots.keep.lower(pool, state, one, one, one, config=config),
+            "restore": prefix.restore.lower(state, pool, one, one, one, config=config),
+            "keep": prefix.keep.lower(pool, state, one, one, one, config=config),
         }
         leaves = {leaf.size for leaf in jax.tree.leaves((state, pool))}
         buffers = {layer.k.size for layer in state.cache.layers}

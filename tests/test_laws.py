@@ -12,6 +12,7 @@ from agreement import agree
 from law import alone, check_law, model_of, requests_for, result, schedule
 from models import CONFIG_JSON, FURTHER
 from test_distributed import free_port
+from test_drafts import Told, check_guesses
 
 import nanollm_jax as nano
 from nanollm_jax.engine.engine import Engine
@@ -25,6 +26,21 @@ SCHEDULES = 1000 // len(FAMILIES) + 1  # of each family: 1,000 in each dtype
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_in_every_dtype(family, dtype):
     check_law(model_of(family, dtype), 24, SCHEDULES)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_answer_depends_on_what_was_guessed(family, dtype):
+    """In every family: nothing guessed, blocks of several lengths, most of them right, what the text says."""
+    for tokens in (1, 4, 7):
+        check_guesses(model_of(family, dtype), 24, 300, [Told(tokens), Told(tokens, wrong=6), nano.Lookup(tokens)])
+
+
+@pytest.mark.parametrize("mesh", [(1, 8), (2, 4), (4, 2)], ids=str)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe"])
+def test_no_answer_depends_on_what_was_guessed_on_meshes(family, mesh):
+    model = nano.shard(model_of(family), nano.make_mesh(*mesh))
+    check_guesses(model, 12, 100, [Told(3), Told(3, wrong=6), nano.Lookup(3)], rows=8)
 
 
 @pytest.mark.parametrize("mesh", [(1, 8), (2, 4), (4, 2)], ids=str)

@@ -236,7 +236,7 @@ def test_a_context_is_read_once(llama: nano.Model) -> None:
     pairs = [(context, end) for end in ends]
     together = nano.score(llama, pairs, rows=8)
     assert isinstance(together, list)
-    events = llama.engines[8].engine.events
+    events = llama.engines[8, None].engine.events
     assert [event.amount for event in events if event.what == "hit"][-3:] == [128] * 3
     for pair, score in zip(pairs, together, strict=True):
         near(score.logprobs, oracle(llama, pair[0] + pair[1])[0][-3:])

@@ -24,7 +24,7 @@ from nanollm_jax import params as parameters
 from nanollm_jax.cli import run
 from nanollm_jax.decode import write_tokens
 from nanollm_jax.devices.shards import spread
-from nanollm_jax.engine import slots
+from nanollm_jax.engine import prefix
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import requests_of
 from nanollm_jax.partition import arrange, made_up, sources, stored_sizes
@@ -367,8 +367,8 @@ def test_a_conversation_on_a_mesh():
 
 def test_a_field_of_several_arrays_has_letters_for_each():
     """The pool of prefixes has a buffer a layer, and a mesh splits each of them."""
-    pool = slots.Pool(k=(np.zeros(2), np.zeros(2)), v=(np.zeros(2),))
-    assert alphabet.of(pool) == slots.Pool(k=("B*K P H",) * 2, v=("B*K P H",))
+    pool = prefix.Pool(k=(np.zeros(2), np.zeros(2)), v=(np.zeros(2),))
+    assert alphabet.of(pool) == prefix.Pool(k=("B*K P H",) * 2, v=("B*K P H",))
 
 
 def test_each_part_of_the_rows_keeps_its_own_prefixes():

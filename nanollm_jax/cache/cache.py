@@ -17,6 +17,7 @@ from nanollm_jax.checks import check_count
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.dtypes import resolve_dtype
 from nanollm_jax.errors import RequestError
+from nanollm_jax.layout import cache_slots
 from nanollm_jax.letters import axes, nbytes, spec
 
 
@@ -28,6 +29,8 @@ class KVCache:
     Static: capacity is how many positions a row has room for. fresh says that nothing was written yet, so that a first
     piece of tokens need not look at the buffers: init_cache says so, and writing takes it back. mesh is the one that the
     buffers are spread over: each device has its own rows' and heads' vectors, in the same layout as on a single device.
+    spare is how many of the last tokens of a block may be taken back by another length: rings have so many slots more
+    than their window, so that those tokens take nobody's place who is still seen.
     """
 
     layers: tuple[Plain, ...]
@@ -35,6 +38,7 @@ class KVCache:
     rows: jax.Array | None = flax.struct.field(default=None, metadata={"letters": "B"})
     capacity: int = flax.struct.field(pytree_node=False, default=0)
     fresh: bool = flax.struct.field(pytree_node=False, default=False)
+    spare: int = flax.struct.field(pytree_node=False, default=0)
     mesh: Mesh | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
@@ -68,12 +72,13 @@ class Seen(NamedTuple):
 
 
 def init_cache(
-    config: ModelConfig, batch: int, capacity: int, dtype: Any = "auto", mesh: Mesh | None = None
+    config: ModelConfig, batch: int, capacity: int, dtype: Any = "auto", mesh: Mesh | None = None, *, spare: int = 0
 ) -> KVCache:
     """An empty cache for `batch` rows of up to `capacity` tokens each.
 
     dtype is that of the weights; the cache has it too, but for bfloat16 on CPU, where it is float32: XLA there converts
-    a whole 16-bit buffer to float32 and back for every token. On a mesh each device makes its own part.
+    a whole 16-bit buffer to float32 and back for every token. On a mesh each device makes its own part. spare is how many
+    tokens of a block may be taken back (KVCache).
     Raises ConfigError for a count below 1 or an unknown dtype, RequestError for more positions than the model has and
     for rows that the mesh does not divide.
     """
@@ -95,16 +100,16 @@ def init_cache(
     heads, rows = (None if mesh is None else NamedSharding(mesh, spec(letters)) for letters in ("B*K S H", "B"))
     layers = tuple(
         kind(*(jnp.zeros(shape, dtype, device=heads) for _ in range(2)))
-        for kind, shape in zip(kinds(config, capacity), shapes(config, batch, capacity), strict=True)
+        for kind, shape in zip(kinds(config, capacity, spare), shapes(config, batch, capacity, spare), strict=True)
     )
     length = jnp.zeros(batch, jnp.int32, device=rows)
-    return KVCache(layers, length, capacity=capacity, fresh=True, mesh=mesh)
+    return KVCache(layers, length, capacity=capacity, fresh=True, spare=spare, mesh=mesh)
 
 
 def resize(cache: KVCache, config: ModelConfig, capacity: int) -> KVCache:
     """The same cache with another capacity, which no row is longer than. Rings that stay what they are are handed through."""
-    made = []
-    for old, kind, (_, S, _) in zip(cache.layers, kinds(config, capacity), shapes(config, 1, capacity), strict=True):
+    made, sizes = [], (config, capacity, cache.spare)
+    for old, kind, S in zip(cache.layers, kinds(*sizes), cache_slots(*sizes), strict=True):
         sized = lambda x, S=S: jnp.pad(x[:, :S], ((0, 0), (0, max(S - x.shape[1], 0)), (0, 0)))  # noqa: E731
         made.append(kind(*((old.k, old.v) if old.slots == S else map(sized, (old.k, old.v)))))
     return dataclasses.replace(cache, layers=tuple(made), capacity=capacity)
@@ -144,14 +149,16 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
     written (advance). What falls past the capacity is dropped.
 
     A single token looks at the buffers with itself in them. Several look at what was there before, and at themselves: in a
-    ring the last ones overwrite what the first still sees; and a first piece gives the same whatever the capacity is.
+    ring the last ones overwrite what the first still sees; and a first piece gives the same whatever the capacity is. No
+    more than there are slots to spare for look at the buffers as a single one does: a token of such a block has the same bits
+    whichever it is, as every key is summed in its own slot whether it is of this block or of one before.
     """
     B, T, K, H = k.shape
     old = cache.layers[layer]
     positions = cache.length[:, None] + jnp.arange(T)[None]  # [B T]
     real = (jnp.arange(T)[None] < count[:, None]) & (positions < cache.capacity)
     own = k.swapaxes(1, 2).astype(old.k.dtype), v.swapaxes(1, 2).astype(old.k.dtype)
-    if T == 1 or cache.fresh:
+    if 1 + cache.spare >= T or cache.fresh:
         new = old.write(cache.rows, k, v, positions, real)
         keys, values = own if cache.fresh else new.heads(cache.rows, B, K)
         stand = positions if cache.fresh else new.held(cache.length + count)
@@ -160,7 +167,7 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
         keys, values = (jnp.concatenate(both, axis=2) for both in zip(before, own, strict=True))
         stand = jnp.concatenate([old.held(cache.length), positions], axis=1)
     written = dataclasses.replace(cache, layers=(*cache.layers[:layer], new, *cache.layers[layer + 1 :]))
-    return written, Seen(keys, values, stand, T if T > 1 or cache.fresh else 0)
+    return written, Seen(keys, values, stand, T if 1 + cache.spare < T or cache.fresh else 0)
 
 
 def advance(cache: KVCache, count: jax.Array) -> KVCache:

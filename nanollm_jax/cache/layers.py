@@ -148,12 +148,12 @@ class Ring(Plain):
         return Ring(put(self.k, flat.k), put(self.v, flat.v)), *cut
 
 
-def kinds(config: ModelConfig, capacity: int) -> list[type[Plain]]:
-    """The kind of each layer in a cache of this capacity."""
-    return [Ring if capacity > S else Plain for S in cache_slots(config, capacity)]
+def kinds(config: ModelConfig, capacity: int, spare: int = 0) -> list[type[Plain]]:
+    """The kind of each layer in a cache of this capacity, whose rings have so many slots to spare."""
+    return [Ring if capacity > S else Plain for S in cache_slots(config, capacity, spare)]
 
 
-def shapes(config: ModelConfig, batch: int, capacity: int) -> list[tuple[int, int, int]]:
+def shapes(config: ModelConfig, batch: int, capacity: int, spare: int = 0) -> list[tuple[int, int, int]]:
     """The shape of each layer's two buffers, [B*K S H]. Inside the program of one member of a mesh: of the heads it holds."""
     heads = config.num_kv_heads // collectives.members()
-    return [(batch * heads, S, config.head_dim) for S in cache_slots(config, capacity)]
+    return [(batch * heads, S, config.head_dim) for S in cache_slots(config, capacity, spare)]

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from nanollm_jax.cli.options import AnyModel, AsJson, Dtype, Plot, Revision
+from nanollm_jax.cli.options import AnyModel, AsJson, Dtype, Plot, Revision, guesses_of
 from nanollm_jax.cli.plot import check_plot, draw_bench
 from nanollm_jax.cli.printing import harmless, print_json, print_table
 
 ROWS = "A batch size of prefill and decode. May be repeated; not given: 1, 4, 8 and 32."
+SPECULATE = "Measure lookup:N too: decode behind a text that says the same over and over, with drafts and without."
 STARTS = "New processes with an empty compilation cache, and as many with a filled one; 0 leaves starting out."
 
 
@@ -24,6 +25,7 @@ def bench(
     new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens that decode writes per row.")] = 64,
     repeats: Annotated[int, typer.Option(metavar="R", min=1, help="Timed calls, after one thrown away.")] = 5,
     starts: Annotated[int, typer.Option(metavar="P", min=0, help=STARTS)] = 3,
+    speculate: Annotated[str | None, typer.Option(metavar="HOW", show_default=False, help=SPECULATE)] = None,
     plot: Plot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -34,11 +36,12 @@ def bench(
     """
     if plot is not None:
         check_plot(plot)
+    guesses = guesses_of(speculate)
     from nanollm_jax.measure.bench import bench as measure
 
     report = measure(
         model, revision=revision, dtype=dtype, rows=rows or (1, 4, 8, 32), prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens, repeats=repeats, starts=starts, progress=show_progress,
+        new_tokens=new_tokens, repeats=repeats, starts=starts, speculate=guesses, progress=show_progress,
     )  # fmt: skip
     if plot is not None:
         draw_bench(report, plot)
@@ -63,6 +66,14 @@ def bench(
     ]  # fmt: skip
     print(f"decode, {new_tokens} tokens per row")
     print_table(("rows", "tokens/s, all rows", "MB/step", "GB/s", "of reading"), decode, right=4)
+    if "speculation" in report:
+        guessed = [
+            (str(entry["rows"]), spread(entry["tokens_per_second"]), spread(entry["times_without"], 2),
+             f"{entry['tokens_per_step']:.2f}")
+            for entry in report["speculation"]
+        ]  # fmt: skip
+        print(f"decode behind a text that repeats itself, {harmless(speculate or '')}")
+        print_table(("rows", "tokens/s, all rows", "times without", "tokens/step"), guessed, right=3)
     limits, memory = report["limits"], report["memory"]
     others = [
         ("first token, compiled before", spread(report["first_token_seconds"], 3), "s"),

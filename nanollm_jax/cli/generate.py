@@ -36,6 +36,7 @@ from nanollm_jax.cli.options import (
     Revision,
     Seed,
     Source,
+    Speculate,
     Stop,
     StopId,
     Temperature,
@@ -44,6 +45,7 @@ from nanollm_jax.cli.options import (
     checkpoint,
     fitted,
     given_settings,
+    guesses_of,
     keep_compiled,
     read_text,
 )  # fmt: skip
@@ -95,6 +97,7 @@ def generate(
     lines: Annotated[str | None, typer.Option("--input", metavar="FILE", show_default=False, help=INPUT)] = None,
     output: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help=OUTPUT)] = None,
     rows: Annotated[int | None, typer.Option(metavar="N", min=1, show_default=False, help=ROWS)] = None,
+    speculate: Speculate = None,
 ) -> None:
     """Continue a text. The answer is printed as it is written, then one line of figures on standard error.
 
@@ -119,6 +122,7 @@ def generate(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
+    guesses = guesses_of(speculate)
     if lines is not None:
         from nanollm_jax.cli.bulk import Bulk
         from nanollm_jax.cli.lines import Defaults
@@ -126,7 +130,7 @@ def generate(
         said = Defaults(max_new_tokens, seed, stop or [], stop_id or [], special, truncate, settings)
         bulk = Bulk(lines, output, said, f"{model} {revision} {dtype}")
         bulk_model = open_model(model, revision, dtype, compile_cache, dp, tp, devices)
-        failed, interrupted = bulk.answer(bulk_model, rows)
+        failed, interrupted = bulk.answer(bulk_model, rows, guesses)
         raise typer.Exit(INTERRUPTED if interrupted else 2 if failed else 0)
     # of several processes each has a standard input of its own, which is read where that was asked for
     text = ("" if prompt is None and distributed else read_text(prompt)) or ""
@@ -152,6 +156,7 @@ def generate(
         seed=seed,
         stop=stop or (),
         stop_ids=stop_id or (),
+        speculate=guesses,
     )
     first = jax.process_index() == 0  # of several processes, the one that prints
     with noted() as interrupts, compiling_shown():
@@ -211,6 +216,8 @@ def figures(timings: Timings, seed: int | None) -> str:
     ]
     if timings.cached_tokens:
         parts.insert(1, f"{timings.cached_tokens:,} cached")
+    if timings.drafted_tokens:
+        parts.append(f"{timings.accepted_tokens:,} of {plural(timings.drafted_tokens, 'draft')} right")
     if timings.first_token_seconds:
         parts.append(f"first token {timings.first_token_seconds:.3f} s")
     if timings.compiled:

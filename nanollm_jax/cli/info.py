@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanollm_jax.cli.options import AnyModel, AsJson, Revision
+from nanollm_jax.cli.options import AnyModel, AsJson, Revision, Speculate, guesses_of
 from nanollm_jax.cli.printing import harmless, print_json, print_table, spelled
-from nanollm_jax.errors import NanoLLMError
+from nanollm_jax.errors import NanoLLMError, RequestError
 
 if TYPE_CHECKING:
     from nanollm_jax.config import ModelConfig
+    from nanollm_jax.engine.drafts import Lookup
 
 DTYPE = (
     "What to count bytes in: float32, bfloat16, float16, int8, or auto for this machine's. Left out: the config's own."
@@ -34,6 +35,7 @@ def info(
     revision: Revision = None,
     dtype: Annotated[str | None, typer.Option(metavar="DTYPE", show_default=False, help=DTYPE)] = None,
     device: Annotated[bool, typer.Option("--device", help=DEVICE)] = False,
+    speculate: Speculate = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's architecture, parameters and files.
@@ -43,7 +45,12 @@ def info(
     """
     from rich.filesize import decimal
 
-    report = describe(model, revision, dtype) | ({"device": describe_device(model, revision, dtype)} if device else {})
+    if speculate is not None and not device:
+        raise RequestError("--speculate without --device; leave it out.")
+    guesses = guesses_of(speculate)
+    report = describe(model, revision, dtype)
+    if device:
+        report["device"] = describe_device(model, revision, dtype, guesses)
     if as_json:
         return print_json(report)
     count, nbytes = f"{report['count']:,}", decimal(report["bytes"])
@@ -103,20 +110,23 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
     return report if alone else report | {"checkpoint": describe_files(path.parent, config_json, config)}
 
 
-def describe_device(source: str | None, revision: str | None, dtype_name: str | None) -> dict[str, Any]:
+def describe_device(
+    source: str | None, revision: str | None, dtype_name: str | None, speculate: Lookup | None
+) -> dict[str, Any]:
     """The device that a model would be loaded to, what rows take there, and every program that is compiled for them."""
     import jax
 
     from nanollm_jax import layout
     from nanollm_jax.dtypes import resolve_weights
-    from nanollm_jax.engine import buckets, memory
+    from nanollm_jax.engine import buckets, drafts, memory
     from nanollm_jax.families import read_config
     from nanollm_jax.weights.source import find_config, read_json
 
     path = find_config(source, revision)
     config, _ = read_config(read_json(path), str(path))
-    size = memory.cache_itemsize(resolve_weights(dtype_name or "auto").activations)
-    row = {S: sum(layout.row_nbytes(config, S, size)) for S in buckets.capacities(config.max_positions)}
+    size, spare = memory.cache_itemsize(resolve_weights(dtype_name or "auto").activations), drafts.spare(speculate)
+    sizes = buckets.capacities(config.max_positions)
+    row = {S: sum(layout.row_nbytes(config, S, size, spare=spare)) for S in sizes}
     return {
         "kind": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
@@ -124,7 +134,7 @@ def describe_device(source: str | None, revision: str | None, dtype_name: str | 
         "rows": [{"rows": B, "positions": S, "bytes": B * row[S]} for B in buckets.ROWS for S in row],
         "programs": [
             {"name": name, "lengths": lengths, "positions": sizes, "rows": list(buckets.ROWS)}
-            for name, (lengths, sizes) in buckets.programs(config.max_positions).items()
+            for name, (lengths, sizes) in buckets.programs(config.max_positions, spare=spare).items()
         ],
     }
 

@@ -6,12 +6,15 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nanollm_jax.cli.printing import warn
 from nanollm_jax.errors import RequestError
+
+if TYPE_CHECKING:
+    from nanollm_jax.engine.drafts import Lookup
 
 MODEL = "A folder in checkpoint form, or a hub id such as openai-community/gpt2. Default: the bundled model."
 ANY_MODEL = (
@@ -35,6 +38,10 @@ PRESENCE = "Subtract R from the logits of tokens in the answer; any number, 0 is
 FREQUENCY = "Subtract R as often as the answer has the token; any number, 0 is off."
 STOP = "End before this text, as at the model's own end-of-sequence tokens. May be repeated."
 STOP_ID = "End at this token id, too. May be repeated."
+SPECULATE = (
+    "Guess tokens ahead, and write several a step where the guess was right: lookup:4 takes 4 from what the text has said "
+    "before. Answers do not depend on it but for their last bits."
+)
 
 Source = Annotated[str | None, typer.Option("--model", metavar="SOURCE", help=MODEL)]
 AnyModel = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=ANY_MODEL)]
@@ -53,6 +60,7 @@ TopP = Annotated[float | None, typer.Option(metavar="P", help=TOP_P)]
 MinP = Annotated[float | None, typer.Option(metavar="P", help=MIN_P)]
 Repetition = Annotated[float | None, typer.Option(metavar="R", help=REPETITION)]
 Presence = Annotated[float | None, typer.Option(metavar="R", help=PRESENCE)]
+Speculate = Annotated[str | None, typer.Option("--speculate", metavar="HOW", show_default=False, help=SPECULATE)]
 Frequency = Annotated[float | None, typer.Option(metavar="R", help=FREQUENCY)]
 
 
@@ -65,6 +73,15 @@ def keep_compiled(wanted: bool) -> None:
             keep_compiled()
         except RequestError as error:
             warn(str(error))
+
+
+def guesses_of(speculate: str | None) -> Lookup | None:
+    """What --speculate says. Raises RequestError for what it cannot be."""
+    if speculate is None:
+        return None
+    from nanollm_jax.engine.drafts import speculation
+
+    return speculation(speculate)
 
 
 def checkpoint(model: str | None, revision: str | None) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nanollm_jax.cli.devices import Dp, Tp
-from nanollm_jax.cli.options import AnyModel, AsJson, Revision
+from nanollm_jax.cli.options import AnyModel, AsJson, Revision, Speculate, guesses_of
 from nanollm_jax.cli.printing import harmless, plural, print_json, print_table
 from nanollm_jax.errors import ConfigError
 
@@ -27,6 +27,7 @@ def plan(
     context: Annotated[int | None, typer.Option(metavar="N", min=1, help=CONTEXT)] = None,
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help=DTYPE)] = "bfloat16",
     device: Annotated[str | None, typer.Option(metavar="NAME", help=DEVICE)] = None,
+    speculate: Speculate = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what each device of a mesh would hold, and the limits of decoding and of reading prompts.
@@ -41,10 +42,12 @@ def plan(
 
     if device == "cpu" and dp * tp > 1:
         raise ConfigError("cpu is this machine, one device; leave out --dp and --tp.")
+    guesses = guesses_of(speculate)
     limits = None if device is None else look_up(device)
     path = find_config(model, revision)
     config, _ = read_config(read_json(path), str(path))
-    made = make_plan(config, dp=dp, tp=tp, batch=batch, context=context, dtype=dtype)
+    drafts = 0 if guesses is None else guesses.tokens
+    made = make_plan(config, dp=dp, tp=tp, batch=batch, context=context, dtype=dtype, drafts=drafts)
     report: dict[str, Any] = dataclasses.asdict(made) | {"total": made.total, "padded": made_up(config, tp)}
     if limits is not None:
         report |= {

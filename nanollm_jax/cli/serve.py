@@ -27,7 +27,18 @@ from nanollm_jax.cli.devices import (
     mesh_for,
     process,
 )  # fmt: skip
-from nanollm_jax.cli.options import Dtype, KeepCompiled, Revision, Source, checkpoint, decoded, expanded, keep_compiled
+from nanollm_jax.cli.options import (
+    Dtype,
+    KeepCompiled,
+    Revision,
+    Source,
+    Speculate,
+    checkpoint,
+    decoded,
+    expanded,
+    guesses_of,
+    keep_compiled,
+)
 from nanollm_jax.cli.printing import plural, warn
 from nanollm_jax.errors import RequestError
 
@@ -80,6 +91,7 @@ def serve(
     step_limit: Annotated[float, typer.Option(metavar="S", min=1, help=STEP_LIMIT)] = 300.0,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help=LOG_LEVEL)] = "info",
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help=LOG_PROMPTS)] = False,
+    speculate: Speculate = None,
     dp: Dp = 1,
     tp: Tp = 1,
     devices: Devices = None,
@@ -104,6 +116,7 @@ def serve(
     written = None if template is None else decoded(expanded(template).read_bytes(), str(template))
     join(distributed, coordinator, num_processes, process_id)
     folder = checkpoint(model, revision)
+    guesses = guesses_of(speculate)
     try:
         from nanollm_jax.serve import followers
         from nanollm_jax.serve.server import bind, run
@@ -124,11 +137,12 @@ def serve(
         loaded = nano.load(folder, dtype=dtype, mesh=mesh)
         if template is not None and written is not None:
             loaded = with_template(loaded, template, written)
-        rows, context = served(loaded, rows, context)
+        rows, context = served(loaded, rows, context, guesses)
         engine = Engine(
             loaded,
             rows,
             prefix_bytes=None if prefix_memory is None else prefix_memory * 2**20,
+            speculate=guesses,
         )
         if check:
             raise typer.Exit(checked(engine, context, said=number == 0))

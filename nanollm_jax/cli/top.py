@@ -91,11 +91,13 @@ def shown(before: Look, now: Look) -> Group:
         return now.numbers.get(name, 0) - before.numbers.get(name, 0)
 
     queries, hits = (now.numbers.get(f"prefix_cache_{name}_total", 0) for name in ("queries", "hits"))
+    drafted, accepted = (now.numbers.get(f"spec_decode_num_{name}_tokens_total", 0) for name in ("draft", "accepted"))
+    guessed = f" · {accepted / drafted:.0%} of {drafted:,.0f} guesses were right" if drafted else ""
     waiting, cache = now.numbers.get("num_requests_waiting", 0), now.numbers.get("kv_cache_usage_perc", 0)
     head = Text(
         f"{grown('generation_tokens_total') / seconds:.1f} tokens/s · {waiting:.0f} waiting · cache {cache:.0%} · "
         f"{hits / max(queries, 1):.0%} of prompt tokens were cached · "
-        f"{now.numbers.get('generation_tokens_total', 0):,.0f} tokens written"
+        f"{now.numbers.get('generation_tokens_total', 0):,.0f} tokens written{guessed}"
     )
     table = Table(box=None, pad_edge=False)
     for heading in ("row", "request", "", "prompt", "written"):

@@ -40,15 +40,16 @@ def pieces(longest: int = PIECE) -> list[int]:
     return sorted({piece(2**n, longest) for n in range(longest.bit_length())})
 
 
-def programs(limit: int, longest: int = PIECE) -> dict[str, tuple[list[int], list[int]]]:
+def programs(limit: int, longest: int = PIECE, spare: int = 0) -> dict[str, tuple[list[int], list[int]]]:
     """{program: (lengths that it is compiled for, capacities)} of an engine, each at its number of rows.
 
-    A length is that of a piece that is read or scored, of a block that is kept. Without capacities it is one for all of them.
+    A length is that of a piece that is read or scored, of a block that is kept, of a step of which `spare` tokens are guessed.
+    Without capacities it is one for all of them.
     """
     sizes, read = capacities(limit), pieces(longest)
     return {
         "make room": ([], sizes[1:]), "begin": ([], []), "read": (read, sizes), "read behind others": (read, sizes),
-        "first token": ([], []), "score": (read, []), "write": ([], sizes),
+        "first token": ([], []), "score": (read, []), "write": ([1 + spare] * (spare > 0), sizes),
         "keep a prefix": ([longest], sizes), "restore a prefix": ([longest], sizes),
     }  # fmt: skip
 

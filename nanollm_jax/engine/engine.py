@@ -7,7 +7,7 @@ longrope's original length n = 0 again.
 
 The law of load: in one engine (rows, piece) an answer has the same bits alone and beside any others. Pieces end at
 multiples of `piece`, so where they begin never depends on what was cached; sums over slots do not depend on the capacity;
-and a row's numbers do not depend on the other rows'.
+and a row's numbers do not depend on the other rows', nor on what was guessed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import jax
 
 from nanollm_jax.cache import init_cache
 from nanollm_jax.collectives import whole
-from nanollm_jax.engine import buckets, memory, slots
+from nanollm_jax.engine import buckets, drafts, memory, prefix, slots
+from nanollm_jax.engine.drafts import Lookup
 from nanollm_jax.engine.masks import allowed_of, anything, steps_of
-from nanollm_jax.engine.prefix import Prefixes
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import Event, Owner, Pending, Slot, Spent, Ticket, asked_of, common_prefix, pieces_of
 from nanollm_jax.loading import Model
@@ -40,15 +40,18 @@ class Engine:
         piece: int | None = None,
         prefix_bytes: int | None = None,
         remember: bool = False,
+        speculate: Lookup | None = None,
     ) -> None:
         """rows is B, a multiple of the mesh's dp; piece is P: tokens of a prompt that are read at once, and of a block
         that is kept.
 
         prefix_bytes bounds what is kept of prompts that were read; None is buckets' choice. remember: rows keep what they read
-        and wrote, and what comes next reads only what is new in it; for conversations, whose row is theirs alone.
+        and wrote, and what comes next reads only what is new in it; for conversations, whose row is theirs alone. speculate
+        is who guesses tokens, so that a step may write several: all answers then have the bits of blocks of that length.
         """
         self.model, self.config = model, model.config
-        self.rows, self.dp, self.remember = rows, model.dp, remember
+        self.rows, self.dp, self.remember, self.speculate = rows, model.dp, remember, speculate
+        self.spare = drafts.spare(speculate)
         self.piece = buckets.PIECE if piece is None else piece
         self.slots = [Slot(row, *divmod(row, rows // self.dp), self.dp, rows // self.dp) for row in range(rows)]
         self.queue: deque[Ticket] = deque()
@@ -65,13 +68,13 @@ class Engine:
     def empty(self) -> slots.State:
         """A state of rows that are nobody's, of the smallest capacity."""
         dtype = self.model.params["embedding"]["tokens"].dtype
-        cache = init_cache(self.config, self.rows, self.smallest, dtype, self.model.mesh)
+        cache = init_cache(self.config, self.rows, self.smallest, dtype, self.model.mesh, spare=self.spare)
         return slots.empty_state(cache, self.config)
 
     def forget(self) -> None:
         """Keep nothing of what was read before."""
-        self.pool: slots.Pool | None = None
-        self.prefixes = [Prefixes(self.piece, self.places) for _ in range(self.dp)]
+        self.pool: prefix.Pool | None = None
+        self.prefixes = [prefix.Prefixes(self.piece, self.places) for _ in range(self.dp)]
 
     # what comes in
 
@@ -228,7 +231,7 @@ class Engine:
                 break
             self.make_room(slot.at + self.piece)
             at, place = slot.one(slot.at), slot.one(block.place)
-            self.state = slots.restore(self.state, self.pool, slot.named(), at, place, config=self.config)
+            self.state = prefix.restore(self.state, self.pool, slot.named(), at, place, config=self.config)
             self.events.append(Event("hit", slot.ticket.number, slot.row, self.piece))
             slot.at += self.piece
             slot.block, slot.held = block, slot.text[: slot.at]
@@ -255,12 +258,12 @@ class Engine:
         slot.keeps = slot.block is not None
         if slot.block is not None and new:
             at, place = slot.one(slot.at), slot.one(slot.block.place, self.places)  # no place in other parts
-            self.pool = slots.keep(self.blocks(), self.state, slot.named(), at, place, config=self.config)
+            self.pool = prefix.keep(self.blocks(), self.state, slot.named(), at, place, config=self.config)
 
-    def blocks(self) -> slots.Pool:
+    def blocks(self) -> prefix.Pool:
         """The pool; made when something is first kept."""
         if self.pool is None:
-            self.pool = slots.empty_pool(self.state.cache, self.places * self.dp, self.piece)
+            self.pool = prefix.empty_pool(self.state.cache, self.places * self.dp, self.piece)
         return self.pool
 
     def write(self, watched: bool) -> bool:
@@ -271,13 +274,13 @@ class Engine:
         waiting = watched or bool(self.queue) or any(slot.reading for slot in self.slots)
         steps = buckets.STREAMED if waiting else buckets.CHUNK
         steps = buckets.FOLLOWED if any(slot.follows for slot in writing) else steps
-        owners = [Owner(slot.row, slot, slot.ticket, min(steps, slot.left)) for slot in writing]  # type: ignore[arg-type]
-        self.make_room(max(owner.slot.filled + owner.tokens for owner in owners))
-        each = steps_of(owners, self.rows)
-        allowed = allowed_of(self.anything, {slot.row: slot for slot in writing})
-        self.state, drawn = slots.write_tokens(self.model.params, self.state, each, allowed, config=self.config)
+        owners = [slot.owner(steps, self.spare) for slot in writing]
+        self.make_room(max(owner.slot.filled + owner.positions for owner in owners))
+        each, allowed = steps_of(owners, self.rows), allowed_of(self.anything, {slot.row: slot for slot in writing})
+        how = {"config": self.config, "speculate": self.speculate}
+        self.state, drawn = slots.write_tokens(self.model.params, self.state, each, allowed, **how)
         for owner in owners:
-            owner.slot.fill(owner.slot.filled + owner.tokens)
+            owner.slot.fill(owner.slot.filled + owner.positions, self.spare)
         self.events.append(Event("chunk", -1, len(writing), steps))
         self.send(drawn, owners, steps)
         return True
@@ -290,7 +293,11 @@ class Engine:
             if slot.ticket is not ticket:
                 continue  # it was cancelled, and the row is somebody else's by now
             grown.append(ticket)
+            before = ticket.drafted, ticket.accepted
             slot.take(found, owner, pending.steps > 0)
+            if ticket.drafted > before[0]:
+                self.events.append(Event("drafted", ticket.number, slot.row, ticket.drafted - before[0]))
+                self.events.append(Event("accepted", ticket.number, slot.row, ticket.accepted - before[1]))
             if ticket.ended:
                 self.free(slot)
             elif not (slot.flying or slot.reading) and slot.drawn == slot.allowed:
@@ -309,5 +316,5 @@ class Engine:
         """A capacity of so many positions at least."""
         capacity = buckets.capacity(min(positions, self.config.max_positions), self.config.max_positions)
         if capacity > (had := self.state.cache.capacity):
-            memory.check_room(self.model, self.rows, capacity, had)
+            memory.check_room(self.model, self.rows, capacity, had, self.spare)
             self.state = slots.resize(self.state, config=self.config, capacity=capacity)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from nanollm_jax.engine.answer import Generation
+from nanollm_jax.engine.drafts import Lookup, speculation
 from nanollm_jax.engine.request import Request, encode_prompts, longest, requests_of
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.shared import Shared, failed, rows_for
@@ -22,6 +23,7 @@ Key = TypeVar("Key")
 Stops = str | Sequence[str] | Sequence[Sequence[str]]
 Grammars = Grammar | Sequence[Grammar | None] | None
 StopIds = int | Sequence[int] | Sequence[Sequence[int]]
+Speculate = str | Lookup | None
 
 
 @overload
@@ -38,6 +40,7 @@ def generate(
     n: None = ...,
     top_logprobs: int = ...,
     rows: int | None = ...,
+    speculate: Speculate = ...,
 ) -> Generation: ...
 
 
@@ -55,6 +58,7 @@ def generate(
     n: int | None = ...,
     top_logprobs: int = ...,
     rows: int | None = ...,
+    speculate: Speculate = ...,
 ) -> Any: ...
 
 
@@ -71,6 +75,7 @@ def generate(
     n: int | None = None,
     top_logprobs: int = 0,
     rows: int | None = None,
+    speculate: Speculate = None,
 ) -> Generation | list[Generation] | list[list[Generation]]:
     """Continue prompts. One prompt -> a Generation; a list of any number of prompts -> a list of them, in order.
 
@@ -89,6 +94,9 @@ def generate(
     top_logprobs   how many of the best tokens to give beside each, up to 20
     rows           how many are written at the same time. None is 1, 8 or 32 per part of the rows that a mesh splits, as it
                    fits; answers of engines with another number of rows are the same but for the last bits of their logprobs
+    speculate      who guesses tokens ahead, several of which are then written in the time of one where the guess was right:
+                   "lookup:4" or Lookup(4) takes 4 from the text itself. The answer does not depend on the guesses; of another
+                   length of blocks, like another number of rows, it may have other last bits
     max_new_tokens, sampling, seed and grammar may be lists of one per prompt; stop and stop_ids too, as lists of lists.
     Raises RequestError naming the argument that cannot be honoured, NumericsError where the model computes no numbers.
     """
@@ -99,7 +107,7 @@ def generate(
     )  # fmt: skip
     if not requests:
         return []
-    shared = rows_for(model, len(requests), rows, longest(requests))
+    shared = rows_for(model, len(requests), rows, longest(requests), speculation(speculate))
     tickets = shared.submit(requests)
     for _ in shared.follow(tickets):
         if (error := failed(tickets)) is not None:
@@ -151,6 +159,7 @@ def stream(  # type: ignore[overload-overlap]  # a text is a sequence of texts a
     grammar: Grammars = ...,
     top_logprobs: int = ...,
     rows: int | None = ...,
+    speculate: Speculate = ...,
 ) -> Stream[str]: ...
 
 
@@ -167,6 +176,7 @@ def stream(
     grammar: Grammars = ...,
     top_logprobs: int = ...,
     rows: int | None = ...,
+    speculate: Speculate = ...,
 ) -> Stream[tuple[int, str]]: ...
 
 
@@ -182,6 +192,7 @@ def stream(
     grammar: Grammars = None,
     top_logprobs: int = 0,
     rows: int | None = None,
+    speculate: Speculate = None,
 ) -> Stream[Any]:
     """Continue a prompt and yield its text as it is written, piece by piece. Joined, the pieces are generate's text.
 
@@ -194,7 +205,8 @@ def stream(
         model, texts, max_new_tokens, sampling, seed, stop, stop_ids,
         grammar=grammar, top_logprobs=top_logprobs, streamed=True,
     )  # fmt: skip
-    return Stream(lambda: rows_for(model, len(requests), rows, longest(requests)), requests, single)
+    guesses = speculation(speculate)
+    return Stream(lambda: rows_for(model, len(requests), rows, longest(requests), guesses), requests, single)
 
 
 class Stream(Iterator[Piece], Generic[Piece]):

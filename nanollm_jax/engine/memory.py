@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nanollm_jax import files, layout
-from nanollm_jax.engine import buckets
+from nanollm_jax.engine import buckets, drafts
 from nanollm_jax.errors import RequestError
 from nanollm_jax.loading import Model
 
@@ -21,11 +21,11 @@ class NoRoomError(RequestError):
     """A device without the memory that rows need."""
 
 
-def needed(model: Model, rows: int, capacity: int) -> int:
-    """Bytes of one device for so many rows of so many positions, and for drawing their next token."""
+def needed(model: Model, rows: int, capacity: int, spare: int = 0) -> int:
+    """Bytes of one device for so many rows of so many positions, and for drawing their next token, and `spare` guessed ones."""
     size = cache_itemsize(model.params["embedding"]["tokens"].dtype)
     tp = 1 if model.mesh is None else model.mesh.shape["tp"]
-    return rows // model.dp * sum(layout.row_nbytes(model.config, capacity, size, tp))
+    return rows // model.dp * sum(layout.row_nbytes(model.config, capacity, size, tp, spare))
 
 
 def cache_itemsize(dtype: Any) -> int:
@@ -47,18 +47,18 @@ def free() -> int | None:
     return files.free_memory() if jax.default_backend() == "cpu" else None
 
 
-def check_room(model: Model, rows: int, capacity: int, had: int = 0) -> None:
+def check_room(model: Model, rows: int, capacity: int, had: int = 0, spare: int = 0) -> None:
     """Raise NoRoomError unless there is room for rows of so many positions, beside the `had` ones that they have now."""
     left = free()
-    if left is not None and needed(model, rows, capacity) > left:
-        raise NoRoomError(no_room(model, rows, capacity, had))
+    if left is not None and needed(model, rows, capacity, spare) > left:
+        raise NoRoomError(no_room(model, rows, capacity, had, spare))
 
 
-def no_room(model: Model, rows: int, capacity: int, had: int) -> str:
+def no_room(model: Model, rows: int, capacity: int, had: int, spare: int = 0) -> str:
     """What is said to who asks for too much: what would fit, of fewer positions or of fewer rows."""
-    left, need = free(), needed(model, rows, capacity)
+    left, need = free(), needed(model, rows, capacity, spare)
     known = f"{need / 1e6:,.1f} MB" + ("" if left is None else f", and {left / 1e6:,.1f} MB are free")
-    fits = lambda rows, capacity: left is not None and need > left and needed(model, rows, capacity) <= left  # noqa: E731
+    fits = lambda rows, capacity: left is not None and need > left and needed(model, rows, capacity, spare) <= left  # noqa: E731
     shorter = [
         S for S in buckets.capacities(model.config.max_positions) if had >= S or (capacity > S and fits(rows, S))
     ]
@@ -71,19 +71,21 @@ def no_room(model: Model, rows: int, capacity: int, had: int) -> str:
     )
 
 
-def fitting(model: Model, wanted: int, positions: int) -> int:
+def fitting(model: Model, wanted: int, positions: int, spare: int = 0) -> int:
     """How many rows of so many positions there is room for: of the engines' sizes the largest up to the wanted one.
 
     Raises NoRoomError where there is none for the smallest.
     """
     capacity, left = buckets.capacity(positions, model.config.max_positions), free()
     for rows in sorted((n * model.dp for n in buckets.ROWS if n * model.dp <= wanted), reverse=True):
-        if left is None or needed(model, rows, capacity) <= left:
+        if left is None or needed(model, rows, capacity, spare) <= left:
             return rows
-    raise NoRoomError(no_room(model, model.dp, capacity, 0))
+    raise NoRoomError(no_room(model, model.dp, capacity, 0, spare))
 
 
-def served(model: Model, rows: int | None, context: int | None) -> tuple[int, int]:
+def served(
+    model: Model, rows: int | None, context: int | None, speculate: drafts.Lookup | None = None
+) -> tuple[int, int]:
     """How many rows of how many positions a server has that was told so many; None is what suits the device and the model.
 
     Raises RequestError for more positions than the model has, NoRoomError where there is no memory for all of them.
@@ -94,7 +96,7 @@ def served(model: Model, rows: int | None, context: int | None) -> tuple[int, in
     context = min(limit, 4096) if context is None else context
     rows = (4 if jax.default_backend() == "cpu" else 32) if rows is None else rows
     rows = -(-rows // model.dp) * model.dp
-    check_room(model, rows, buckets.capacity(context, limit))
+    check_room(model, rows, buckets.capacity(context, limit), spare=drafts.spare(speculate))
     return rows, context
 
 
@@ -129,7 +131,7 @@ def refuse(engine: Engine) -> list[Ticket]:
     }
     told = [slot for slot in seated if ends[slot] > had and not gone] or seated
     wanted = buckets.capacity(max((ends[slot] for slot in told), default=1), engine.config.max_positions)
-    error = NoRoomError(no_room(engine.model, engine.rows, wanted, 0 if wanted == had else had))
+    error = NoRoomError(no_room(engine.model, engine.rows, wanted, 0 if wanted == had else had, engine.spare))
     for slot in told:
         assert slot.ticket is not None
         slot.ticket.error = slot.ticket.error or error

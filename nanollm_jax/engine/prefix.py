@@ -10,10 +10,22 @@ would then depend on what happened to be cached.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from nanollm_jax.cache import KVCache
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.devices.programs import program
+from nanollm_jax.engine.slots import State
+from nanollm_jax.letters import axes, spec
 
 
 @dataclass
@@ -98,3 +110,51 @@ class Prefixes:
             found.append(block)
             block = block.before
         return found
+
+
+@flax.struct.dataclass
+class Pool:
+    """Blocks of P positions that were read once: keys and values of each layer, L x [B*K P H], B of them."""
+
+    k: tuple[jax.Array, ...] = axes("B*K P H")
+    v: tuple[jax.Array, ...] = axes("B*K P H")
+
+
+def empty_pool(cache: KVCache, blocks: int, size: int) -> Pool:
+    """A pool of so many blocks of `size` positions each, beside this cache."""
+    K = cache.layers[0].k.shape[0] // cache.batch
+    # named, a device would bind every program that takes the pool to it, and compile it again
+    where = None if cache.mesh is None else NamedSharding(cache.mesh, spec("B*K P H"))
+    made = lambda x: jnp.zeros((blocks * K, size, x.shape[2]), x.dtype, device=where)  # noqa: E731
+    return Pool(tuple(made(layer.k) for layer in cache.layers), tuple(made(layer.v) for layer in cache.layers))
+
+
+@program(donate=("pool",))
+def keep(pool: Pool, state: State, row: jax.Array, at: jax.Array, block: jax.Array, *, config: ModelConfig) -> Pool:
+    """Copy the positions at, at + 1, .. of R rows to blocks of the pool, past the last for nobody.  row, at and block [R]"""
+    P, K = pool.k[0].shape[1], state.cache.layers[0].k.shape[0] // state.cache.batch
+    positions = at[:, None] + jnp.arange(P)[None]
+    found = [layer.at(row, positions, K) for layer in state.cache.layers]
+    heads = (block[:, None] * K + jnp.arange(K)[None]).reshape(-1)
+
+    def put(blocks: tuple[jax.Array, ...], new: list[jax.Array]) -> tuple[jax.Array, ...]:
+        return tuple(
+            old.at[heads].set(x.reshape(-1, *x.shape[2:]), mode="drop") for old, x in zip(blocks, new, strict=True)
+        )
+
+    return Pool(put(pool.k, [k for k, _ in found]), put(pool.v, [v for _, v in found]))
+
+
+@program(donate=("state",))
+def restore(state: State, pool: Pool, row: jax.Array, at: jax.Array, block: jax.Array, *, config: ModelConfig) -> State:
+    """Put blocks of the pool at the positions at, at + 1, .. of R rows, and count them.  row, at and block [R]"""
+    P, K = pool.k[0].shape[1], state.cache.layers[0].k.shape[0] // state.cache.batch
+    positions = at[:, None] + jnp.arange(P)[None]
+    heads = block[:, None] * K + jnp.arange(K)[None]
+    taken = lambda buffer: buffer.at[heads].get(mode="clip").swapaxes(1, 2)  # noqa: E731  # [R P K H]
+    layers = tuple(
+        layer.write(row, taken(k), taken(v), positions, jnp.ones_like(positions, bool))
+        for layer, k, v in zip(state.cache.layers, pool.k, pool.v, strict=True)
+    )
+    length = state.cache.length.at[row].set(at + P, mode="drop")
+    return dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=layers, length=length))

@@ -24,7 +24,8 @@ class Event(NamedTuple):
     """Something that happened in a row to a request, and how much of it.
 
     "admitted" prompt tokens, "hit" tokens that were cached, "piece" tokens read, "switched" and "freed" tokens drawn;
-    "chunk" steps of all rows that wrote, and row says how many these were
+    "drafted" tokens guessed and "accepted" those of them that were right; "chunk" steps of all rows that wrote, and row says
+    how many these were
     """
 
     what: str
@@ -54,8 +55,8 @@ class Mark(NamedTuple):
 class Ticket:
     """A request on its way: its answer while it grows, and how many of its prompt's tokens were cached and how many read.
 
-    scores are those of a text that is scored, as they come.
-
+    scores are those of a text that is scored, as they come. drafted counts tokens that were guessed, accepted those that were
+    guessed right.
     asked, began and stopped are what the engine had spent when it was submitted, had its first token, and ended; whoever steps
     the engine fills in the last two.
     """
@@ -70,6 +71,8 @@ class Ticket:
     cancelled: bool = False
     cached_tokens: int = 0
     read_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
     scores: list[Mark] = field(default_factory=list)
 
     @property
@@ -95,6 +98,8 @@ class Ticket:
             decode_seconds=writing[0] - writing[1],
             first_token_seconds=reading[0] if self.began else 0.0,
             cached_tokens=self.cached_tokens,
+            drafted_tokens=self.drafted,
+            accepted_tokens=self.accepted,
             compiled=int(compiled[2] - compiled[3]),
             fetched=int(compiled[3]),
         )
@@ -112,7 +117,7 @@ class Slot:
 
     part       which part of the rows it is in, of as many as the mesh splits them into, and place which of the part's
     allowed    tokens that it may draw before it ends or is read anew, drawn how many it has drawn, flying how many more at most
-               are on their way and were not looked at
+               are on their way and were not looked at, those that are guessed not counted
     filled     positions that its cache holds of its text at most: held, and those of tokens that were not looked at
     reach      positions that were ever written behind the first ones that are held, of this text or of one before
     block      the last block of its prefix, while it is kept (keeps)
@@ -145,9 +150,9 @@ class Slot:
         """Which rows a program is for: this one, and in the other parts nobody's.  [R]"""
         return self.one(self.place, self.places)
 
-    def fill(self, positions: int) -> None:
-        """Note that so many positions are written."""
-        self.filled, self.reach = positions, max(self.reach, positions)
+    def fill(self, positions: int, spare: int = 0) -> None:
+        """Note that so many positions are written, and drafts behind them that may be thrown away."""
+        self.filled, self.reach = positions, max(self.reach, positions + spare)
 
     @property
     def follows(self) -> bool:
@@ -164,6 +169,13 @@ class Slot:
         """How many tokens it may still draw, those on their way counted as drawn; 0 while it reads."""
         return 0 if self.ticket is None or self.reading else self.allowed - self.drawn - self.flying
 
+    def owner(self, steps: int, drafts: int) -> Owner:
+        """Whose so many steps of writing are, each with so many drafts."""
+        assert self.ticket is not None
+        most = max(0, len(self.held) + self.allowed - self.drawn - self.filled)  # then its text is at its end
+        tokens = min(steps, self.left)
+        return Owner(self.row, self, self.ticket, tokens, positions=min(tokens * (1 + drafts), most))
+
     def take(self, found: Drawn | Scored, owner: Owner, wrote: bool) -> None:
         """What has come back of it, on the host: tokens for its answer, or scores."""
         ticket = owner.ticket
@@ -172,6 +184,10 @@ class Slot:
             ticket.scores += marks(found, owner)
             return
         row = jax.tree.map(lambda x: x[owner.at], found)
+        if wrote:
+            self.filled -= owner.positions - int(row.real.sum())
+            ticket.drafted += int(row.drafted.sum())
+            ticket.accepted += int((row.drafted & row.real).sum())
         for n in np.flatnonzero(row.real):
             if ticket.ended:
                 break
@@ -205,9 +221,10 @@ class Slot:
 
 
 class Owner(NamedTuple):
-    """Whose one row of what is on its way is: where in the array, the slot, the request, and how many tokens at most.
+    """Whose one row of what is on its way is: where in the array, the slot, the request, and how many tokens at most, beside
+    those that are guessed.
 
-    Of scores these are behind the first `skipped`.
+    Of scores these are behind the first `skipped`. positions is how many are written at most.
     """
 
     at: int
@@ -215,6 +232,7 @@ class Owner(NamedTuple):
     ticket: Ticket
     tokens: int
     skipped: int = 0
+    positions: int = 0
 
 
 class Pending(NamedTuple):
@@ -231,7 +249,12 @@ class Pending(NamedTuple):
 def asked_of(config: ModelConfig, parts: int, request: Request, answer: Sequence[int] = (), left: int = 0) -> Asked:
     """A request's settings and what was answered so far, in every part of the rows the same."""
     V, P = config.vocab_size, config.max_positions
-    numbers: list[Any] = [np.uint32(request.seed), np.int32(request.top_logprobs), np.int32(left)]
+    numbers: list[Any] = [
+        np.uint32(request.seed),
+        np.int32(request.top_logprobs),
+        np.int32(left),
+        request.grammar is None,
+    ]
     one = Asked(heard([request.text], [answer], V, P), request.rows(V), *numbers)
     return jax.tree.map(lambda value: np.repeat(np.atleast_1d(value), parts, axis=0), one)
 

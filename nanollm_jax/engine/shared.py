@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import jax
 
 from nanollm_jax.checks import check_counts
-from nanollm_jax.engine import buckets
+from nanollm_jax.engine import buckets, drafts
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.memory import NoRoomError, check_room, fitting, no_room, ran_out
 from nanollm_jax.engine.request import Request
@@ -99,56 +99,62 @@ class Shared:
                 self.waiting.discard(ticket)
 
 
-def rows_for(model: Model, count: int, rows: int | None, positions: int = 1) -> Shared:
-    """The engine of a model for so many prompts: of `rows` rows, or the one that fits best.
+def rows_for(
+    model: Model, count: int, rows: int | None, positions: int = 1, speculate: drafts.Lookup | None = None
+) -> Shared:
+    """The engine of a model for so many prompts: of `rows` rows, or the one that fits best; of those that speculate alike.
 
     That is the smallest under way that has room for them; else the smallest that seats them together with all that is under
     way. A model makes an engine when it is first needed, and keeps it. Fewer rows are taken where there is no memory for
     `positions` in each, as many as the longest of these prompts has with its answer; NoRoomError where there is for none.
     """
     try:
-        return chosen(model, count, rows, positions)
+        return chosen(model, count, rows, positions, speculate)
     except NoRoomError:  # engines that nobody uses give theirs back
         idle = [size for size, shared in model.engines.items() if not shared.waiting and not shared.stepping]
         if not idle:
             raise
         for size in idle:
             del model.engines[size]
-        return chosen(model, count, rows, positions)
+        return chosen(model, count, rows, positions, speculate)
 
 
-def chosen(model: Model, count: int, rows: int | None, positions: int) -> Shared:
+def chosen(model: Model, count: int, rows: int | None, positions: int, speculate: drafts.Lookup | None) -> Shared:
     """rows_for with the memory that there is."""
+    spare = drafts.spare(speculate)
     capacity = buckets.capacity(positions, model.config.max_positions)
     if rows is not None:
         (rows,) = check_counts(rows=rows)
         rows = -(-rows // model.dp) * model.dp
-        had = model.engines[rows].engine.state.cache.capacity if rows in model.engines else 0
+        there = model.engines.get((rows, speculate))
+        had = 0 if there is None else there.engine.state.cache.capacity
         if capacity > had:
-            check_room(model, rows, capacity, had)
-        return made(model, rows)
-    known: list[Shared] = sorted(model.engines.values(), key=lambda shared: shared.engine.rows)
+            check_room(model, rows, capacity, had, spare)
+        return made(model, rows, speculate)
+    alike = [shared for shared in model.engines.values() if shared.engine.speculate == speculate]
+    known: list[Shared] = sorted(alike, key=lambda shared: shared.engine.rows)
     busy = [shared for shared in known if shared.waiting and shared.broken is None]
     for shared in busy:
         if shared.free >= count and shared.engine.rows in buckets.ROWS:
             return shared
     wanted = buckets.rows(count + sum(len(shared.waiting) for shared in busy), model.dp)
-    there = model.engines.get(wanted)
+    there = model.engines.get((wanted, speculate))
     if there is None or capacity > there.engine.state.cache.capacity:
-        wanted = fitting(model, wanted, positions)
-    return made(model, wanted)
+        wanted = fitting(model, wanted, positions, spare)
+    return made(model, wanted, speculate)
 
 
-def made(model: Model, rows: int) -> Shared:
+def made(model: Model, rows: int, speculate: drafts.Lookup | None) -> Shared:
     """The engine of so many rows, made now if there is none."""
-    shared: Shared | None = model.engines.get(rows)
+    shared: Shared | None = model.engines.get((rows, speculate))
     if shared is None or shared.broken is not None:
         try:
-            shared = model.engines[rows] = Shared(Engine(model, rows))
+            shared = model.engines[rows, speculate] = Shared(Engine(model, rows, speculate=speculate))
         except jax.errors.JaxRuntimeError as error:
             if not ran_out(error):
                 raise
-            raise NoRoomError(no_room(model, rows, buckets.capacity(1, model.config.max_positions), 0)) from None
+            least = buckets.capacity(1, model.config.max_positions)
+            raise NoRoomError(no_room(model, rows, least, 0, drafts.spare(speculate))) from None
     return shared
 
 

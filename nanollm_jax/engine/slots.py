@@ -5,12 +5,11 @@
     first         the first token of an answer is drawn behind the last piece
     score         how likely the tokens of a piece were
     write_tokens  a chunk for all live rows; a row that has ended writes nothing and draws nothing
-    keep          a piece that a row has read becomes a block of the pool
-    restore       a block of the pool becomes what a row has read
     resize        another capacity
 
-Each takes the state, or what it needs of it, and gives it back, updated in place. On a mesh dp rows at a time are begun and
-read, one of each part of the rows; row numbers count within a part, and one past the last row is nobody's.
+Two more are in prefix.py. Each takes the state, or what it needs of it, and gives it back, updated in place. On a mesh dp rows
+at a time are begun and read, one of each part of the rows; row numbers count within a part, and one past the last row is
+nobody's.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
 from nanollm_jax import cache as kv
@@ -31,8 +29,10 @@ from nanollm_jax import sampling as smp
 from nanollm_jax.cache import KVCache
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.programs import program
+from nanollm_jax.engine import drafts
 from nanollm_jax.engine.buckets import CHUNK
-from nanollm_jax.letters import axes, nbytes, spec
+from nanollm_jax.engine.drafts import Lookup
+from nanollm_jax.letters import axes, nbytes
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import History
 from nanollm_jax.settings import Sampling
@@ -44,7 +44,8 @@ TOPS = 20  # alternatives to a token that can be asked for
 class Asked:
     """How the tokens of B rows are drawn: after which ids, with which settings and seed, and how many of them.
 
-    left is how many tokens a row may still draw, tops how many alternatives to each it wants to see.
+    left is how many tokens a row may still draw, tops how many alternatives to each it wants to see. free: no grammar says
+    after each token which ones may come next, so that several can be drawn in a step.
     """
 
     history: History
@@ -52,6 +53,7 @@ class Asked:
     seed: jax.Array = axes("B")
     tops: jax.Array = axes("B")
     left: jax.Array = axes("B")
+    free: jax.Array = axes("B")
 
 
 @flax.struct.dataclass
@@ -83,11 +85,14 @@ class Seats(NamedTuple):
 
 @flax.struct.dataclass
 class Drawn:
-    """Tokens of n steps: ids and log-probabilities [B n], whether the row drew one at all, and the best TOPS [B n X]."""
+    """Tokens at n places: ids and log-probabilities [B n], whether the row drew one there at all, whether one was guessed to
+    follow the token before and would have had to be right, and the best TOPS [B n X].
+    """
 
     token: jax.Array = axes("B T")
     logprob: jax.Array = axes("B T")
     real: jax.Array = axes("B T")
+    drafted: jax.Array = axes("B T")
     top_tokens: jax.Array = axes("B T X")
     top_logprobs: jax.Array = axes("B T X")
 
@@ -102,21 +107,14 @@ class Scored:
     top_logprobs: jax.Array = axes("B T X")
 
 
-@flax.struct.dataclass
-class Pool:
-    """Blocks of P positions that were read once: keys and values of each layer, L x [B*K P H], B of them."""
-
-    k: tuple[jax.Array, ...] = axes("B*K P H")
-    v: tuple[jax.Array, ...] = axes("B*K P H")
-
-
 def empty_state(cache: KVCache, config: ModelConfig) -> State:
     """Rows that are nobody's."""
     B, V = cache.batch, config.vocab_size
     zeros = partial(jnp.zeros, B)  # a buffer each: all of them are donated
     sampling = jax.tree.map(jnp.array, Sampling(temperature=0.0).rows(B, V))
     history = smp.no_history(B, V, config.max_positions)
-    asked = Asked(history, sampling, seed=zeros(jnp.uint32), tops=zeros(jnp.int32), left=zeros(jnp.int32))
+    numbers = {"seed": zeros(jnp.uint32), "tops": zeros(jnp.int32), "left": zeros(jnp.int32), "free": zeros(bool)}
+    asked = Asked(history, sampling, **numbers)
     return State(dataclasses.replace(cache, fresh=False), asked, token=zeros(jnp.int32), live=zeros(bool))
 
 
@@ -196,33 +194,67 @@ def score(
     return Scored(found, jnp.argmax(logits, axis=-1) == targets, *best_of(logits, tops, total))
 
 
-@program(donate=("state",))
+@program(static=("speculate",), donate=("state",))
 def write_tokens(
-    params: Params, state: State, steps: jax.Array, allowed: jax.Array, *, config: ModelConfig
-) -> tuple[State, Drawn]:
-    """Up to `steps` [B] tokens for each live row, CHUNK at most; a row with none is nobody's any more.  -> state, [B CHUNK]
+    params: Params, state: State, steps: jax.Array, allowed: jax.Array, *, config: ModelConfig, speculate: Lookup | None = None
+) -> tuple[State, Drawn]:  # fmt: skip
+    """Up to `steps` [B] steps for each live row, CHUNK at most; a row with none is nobody's any more.  -> state, [B CHUNK*T]
 
     One lax.scan that carries the cache. When no row goes on, what is left of it costs next to nothing: so chunks of all lengths
-    are one program. allowed [B ceil(V/32)] says which tokens each row may draw, in all steps: a row whose next token depends on
-    the one before it has one step.
+    are one program. A step writes T tokens at most, one and those that are guessed. allowed [B ceil(V/32)] says which tokens
+    each row may draw, in all steps: a row whose next token depends on the one before it has one step.
     """
     state = dataclasses.replace(state, live=state.live & (steps > 0))
+    T = 1 + drafts.spare(speculate)
 
     def one(state: State, n: jax.Array) -> tuple[State, Drawn]:
-        goes, idle = state.live & (n < steps), lambda: (state, nothing(state))
-        return jax.lax.cond(jnp.any(goes), lambda: step(params, state, goes, allowed, config), idle)
+        goes = state.live & (n < steps)
+        idle = lambda: (state, jax.tree.map(lambda x: jnp.stack([x] * T, axis=1), nothing(seats_of(state))))  # noqa: E731
+        return jax.lax.cond(jnp.any(goes), lambda: step(params, state, goes, allowed, config, speculate), idle)
 
-    state, drawn = jax.lax.scan(one, state, jnp.arange(CHUNK))
-    return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
+    state, drawn = jax.lax.scan(one, state, jnp.arange(CHUNK))  # [n B T ..]
+    return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, CHUNK * T, *x.shape[3:]), drawn)
 
 
-def step(params: Params, state: State, goes: jax.Array, allowed: jax.Array, config: ModelConfig) -> tuple[State, Drawn]:
-    """One step of write_tokens: run the token of each row that goes on [B], draw the next one. Pure.  -> state, [B]"""
-    x, cache = model.hidden_states(params, state.token[:, None], goes.astype(jnp.int32), state.cache, config=config)
-    logits = model.logits(params, x, config)[:, 0]
-    asked, goes_on, drawn = draw(state.asked, logits, cache.length, goes, allowed)
-    live = jnp.where(goes, goes_on, state.live)
-    return State(cache, asked, jnp.where(goes, drawn.token, state.token), live), drawn
+def step(
+    params: Params, state: State, goes: jax.Array, allowed: jax.Array, config: ModelConfig, speculate: Lookup | None = None
+) -> tuple[State, Drawn]:  # fmt: skip
+    """One step of write_tokens, and a pure function: run the token of each row that goes on [B] and those that are guessed to
+    follow it, draw at each place as if nothing were guessed, up to the first that was not guessed right.  -> state, [B T]
+    """
+    if speculate is None:
+        x, cache = model.hidden_states(params, state.token[:, None], 1 * goes, state.cache, config=config)
+        seats, drawn = draw_at(seats_of(state), model.logits(params, x, config)[:, 0], goes, allowed)
+        return seated(dataclasses.replace(state, cache=cache), seats), jax.tree.map(lambda x: x[:, None], drawn)
+    drafts, found = speculate.guess(state.asked.history)
+    found &= state.asked.free
+    block = jnp.concatenate([state.token[:, None], drafts], axis=1)
+    T, at, left = block.shape[1], state.cache.length, state.asked.left
+    # a draft past longrope's original length is not what decides how the tokens before it are turned
+    x, cache = model.hidden_states(params, block, T * goes, state.cache, config=config, end=at + 1)
+
+    def place(carry: tuple[Seats, jax.Array], now: tuple[jax.Array, jax.Array]) -> tuple[Any, Drawn]:
+        (seats, goes), (guess, logits) = carry, now
+        goes = goes & seats.live & (seats.token == guess)
+        idle = lambda: (seats, nothing(seats))  # noqa: E731
+        seats, drawn = jax.lax.cond(jnp.any(goes), lambda: draw_at(seats, logits, goes, allowed), idle)
+        return (seats, goes), drawn
+
+    # all places in one loop: compiled twice, the same sums may have other last bits
+    guesses = jnp.where((jnp.arange(T) > 0)[None] & ~found[:, None], -1, block)
+    logits = jnp.swapaxes(model.logits(params, x, config), 0, 1)
+    (seats, _), drawn = jax.lax.scan(place, (seats_of(state), goes), (guesses.T, logits))
+    drawn = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
+    drafted = (goes & found)[:, None] & (jnp.arange(T)[None] > 0) & (jnp.arange(T)[None] < left[:, None])
+    drawn = dataclasses.replace(drawn, drafted=drafted)
+    return seated(dataclasses.replace(state, cache=cache), seats), drawn
+
+
+def draw_at(seats: Seats, logits: jax.Array, goes: jax.Array, allowed: jax.Array) -> tuple[Seats, Drawn]:
+    """The token of those rows that go on [B] was run: draw the next one, from logits [B V].  -> seats, [B]"""
+    asked, goes_on, drawn = draw(seats.asked, logits, seats.length + 1, goes, allowed)
+    put = lambda new, old: jnp.where(goes, new, old)  # noqa: E731
+    return Seats(asked, put(drawn.token, seats.token), put(goes_on, seats.live), seats.length + goes), drawn
 
 
 def draw(
@@ -234,17 +266,17 @@ def draw(
     -> what is asked now, which rows go on [B], and what was drawn [B]
     """
     token, logprob = smp.draw(logits, asked.sampling, asked.history, asked.seed, length, allowed)
-    drawn = Drawn(token, logprob, wanted, *best_of(logits, jnp.where(wanted, asked.tops, 0)))
+    drawn = Drawn(token, logprob, wanted, wanted & False, *best_of(logits, jnp.where(wanted, asked.tops, 0)))
     left = asked.left - wanted
     ended = jnp.take_along_axis(asked.sampling.ends, token[:, None], axis=1)[:, 0]
     history = keep_where(wanted, smp.remember(asked.history, token), asked.history)
     return dataclasses.replace(asked, history=history, left=left), wanted & (left > 0) & ~ended, drawn
 
 
-def nothing(state: State) -> Drawn:
-    """What a step draws in which no row goes on."""
-    left, tops = state.asked.left, state.asked.tops
-    return Drawn(state.token, (0 * left).astype(jnp.float32), state.live & False, *none_of(tops))
+def nothing(seats: Seats) -> Drawn:
+    """What is drawn where no row goes on.  -> [B]"""
+    none, left = seats.live & False, seats.asked.left
+    return Drawn(seats.token, (0 * left).astype(jnp.float32), none, none, *none_of(seats.asked.tops))
 
 
 def best_of(logits: jax.Array, wanted: jax.Array, total: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -272,46 +304,6 @@ def none_of(wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
 def keep_where(rows: jax.Array, new: Any, old: Any) -> Any:
     """The new values in these rows [B], the old ones in the others."""
     return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old)
-
-
-def empty_pool(cache: KVCache, blocks: int, size: int) -> Pool:
-    """A pool of so many blocks of `size` positions each, beside this cache."""
-    K = cache.layers[0].k.shape[0] // cache.batch
-    # named, a device would bind every program that takes the pool to it, and compile it again
-    where = None if cache.mesh is None else NamedSharding(cache.mesh, spec("B*K P H"))
-    made = lambda x: jnp.zeros((blocks * K, size, x.shape[2]), x.dtype, device=where)  # noqa: E731
-    return Pool(tuple(made(layer.k) for layer in cache.layers), tuple(made(layer.v) for layer in cache.layers))
-
-
-@program(donate=("pool",))
-def keep(pool: Pool, state: State, row: jax.Array, at: jax.Array, block: jax.Array, *, config: ModelConfig) -> Pool:
-    """Copy the positions at, at + 1, .. of R rows to blocks of the pool, past the last for nobody.  row, at and block [R]"""
-    P, K = pool.k[0].shape[1], state.cache.layers[0].k.shape[0] // state.cache.batch
-    positions = at[:, None] + jnp.arange(P)[None]
-    found = [layer.at(row, positions, K) for layer in state.cache.layers]
-    heads = (block[:, None] * K + jnp.arange(K)[None]).reshape(-1)
-
-    def put(blocks: tuple[jax.Array, ...], new: list[jax.Array]) -> tuple[jax.Array, ...]:
-        return tuple(
-            old.at[heads].set(x.reshape(-1, *x.shape[2:]), mode="drop") for old, x in zip(blocks, new, strict=True)
-        )
-
-    return Pool(put(pool.k, [k for k, _ in found]), put(pool.v, [v for _, v in found]))
-
-
-@program(donate=("state",))
-def restore(state: State, pool: Pool, row: jax.Array, at: jax.Array, block: jax.Array, *, config: ModelConfig) -> State:
-    """Put blocks of the pool at the positions at, at + 1, .. of R rows, and count them.  row, at and block [R]"""
-    P, K = pool.k[0].shape[1], state.cache.layers[0].k.shape[0] // state.cache.batch
-    positions = at[:, None] + jnp.arange(P)[None]
-    heads = block[:, None] * K + jnp.arange(K)[None]
-    taken = lambda buffer: buffer.at[heads].get(mode="clip").swapaxes(1, 2)  # noqa: E731  # [R P K H]
-    layers = tuple(
-        layer.write(row, taken(k), taken(v), positions, jnp.ones_like(positions, bool))
-        for layer, k, v in zip(state.cache.layers, pool.k, pool.v, strict=True)
-    )
-    length = state.cache.length.at[row].set(at + P, mode="drop")
-    return dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=layers, length=length))
 
 
 @program(static=("capacity",))

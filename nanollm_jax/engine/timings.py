@@ -75,6 +75,7 @@ class Timings:
     keep_compiled names. It is in first_token_seconds too, which is what a user waits for: the prompt and the first token of
     the answer. It is not in prefill_seconds and decode_seconds, of which the rates are made.
     prompt_tokens are those that were read; cached_tokens the part of the prompt in front of them that a cache had already.
+    drafted_tokens were guessed ahead, accepted_tokens of them rightly, where the rows speculate.
     """
 
     prompt_tokens: int = 0
@@ -84,6 +85,8 @@ class Timings:
     decode_seconds: float = 0.0
     first_token_seconds: float = 0.0
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     compiled: int = 0
     fetched: int = 0
 

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from nanollm_jax.checks import check_counts
-from nanollm_jax.engine import buckets, slots
+from nanollm_jax.engine import buckets, prefix, slots
+from nanollm_jax.engine.drafts import Lookup, speculation
 from nanollm_jax.engine.embed import embed
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request, check_room
@@ -27,11 +28,12 @@ def warmup(
     prompt_tokens: int = 128,
     max_new_tokens: int = 128,
     rows: int | None = None,
+    speculate: str | Lookup | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Compile ahead every program that requests up to this size need. Returns how many were compiled.
 
-    batch            prompts at a time, whose rows are made ready; or `rows`, as in generate
+    batch            prompts at a time, whose rows are made ready; or `rows`, as in generate; speculate as there, too
     prompt_tokens    tokens of the longest prompt, max_new_tokens of the longest answer
     progress         is told of each program when it is ready: "[3/12] write, 8 rows of 256 positions: 1.2 s"
     Afterwards such requests compile nothing, whatever their lengths, sampling settings, seeds and stops; and the first turns of
@@ -41,7 +43,8 @@ def warmup(
         batch=batch, prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens
     )
     check_room(model, prompt_tokens, max_new_tokens)
-    return warm(rows_for(model, batch, rows).engine, prompt_tokens, prompt_tokens + max_new_tokens, progress)
+    engine = rows_for(model, batch, rows, speculate=speculation(speculate)).engine
+    return warm(engine, prompt_tokens, prompt_tokens + max_new_tokens, progress)
 
 
 def warm(
@@ -114,14 +117,19 @@ def programs(
 
     def write() -> None:
         engine.state, _ = slots.write_tokens(
-            params, engine.state, np.zeros(engine.rows, np.int32), engine.anything, config=config
+            params,
+            engine.state,
+            np.zeros(engine.rows, np.int32),
+            engine.anything,
+            config=config,
+            speculate=engine.speculate,
         )
 
     def keep() -> None:
-        engine.pool = slots.keep(engine.blocks(), engine.state, nobody, zeros, zeros + engine.places, config=config)
+        engine.pool = prefix.keep(engine.blocks(), engine.state, nobody, zeros, zeros + engine.places, config=config)
 
     def restore() -> None:
-        engine.state = slots.restore(engine.state, engine.blocks(), nobody, zeros, zeros, config=config)
+        engine.state = prefix.restore(engine.state, engine.blocks(), nobody, zeros, zeros, config=config)
 
     rows = f"{engine.rows} row{'s' * (engine.rows > 1)}"
     yield f"begin, {rows}", begin
@@ -133,7 +141,8 @@ def programs(
             yield f"read {T} tokens, {where}", partial(read, T, True)
             if prompt > engine.piece or engine.remember:
                 yield f"read behind others {T} tokens, {where}", partial(read, T, False)
-        yield f"write, {where}", write
+        guessed = f" {1 + engine.spare} tokens" if engine.spare else ""
+        yield f"write{guessed}, {where}", write
         if prompt > engine.piece and engine.places:
             yield f"keep a prefix {engine.piece} tokens, {where}", keep
             yield f"restore a prefix {engine.piece} tokens, {where}", restore

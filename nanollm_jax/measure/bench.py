@@ -29,6 +29,7 @@ from nanollm_jax import files, layout
 from nanollm_jax import params as parameters
 from nanollm_jax.checks import check_counts
 from nanollm_jax.dtypes import resolve_weights
+from nanollm_jax.engine.drafts import Lookup
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.generate import stream
 from nanollm_jax.engine.request import Request
@@ -62,6 +63,7 @@ def bench(
     new_tokens: int = 64,
     repeats: int = 5,
     starts: int = 3,
+    speculate: Lookup | None = None,
     progress: Progress = lambda text: None,
 ) -> dict[str, Any]:
     """Measure a model: None is the bundled one; a folder, a hub id, or a config file, which gets random weights.
@@ -70,6 +72,7 @@ def bench(
     prompt_tokens   per row; decode comes behind them and writes new_tokens per row
     repeats         timed calls of each, after one that is thrown away
     starts          new processes with an empty compilation cache, and as many with a filled one; 0 leaves starting out
+    speculate       who guesses tokens: decode behind a text that says the same over and over, with and without it in turns
     Returns what `nanollm bench --json` prints: seconds, tokens, bytes and FLOPs, with medians, extremes and every sample.
     Raises RequestError for what does not fit the model or the machine's memory, and what load raises.
     """
@@ -88,7 +91,7 @@ def bench(
         del model  # two copies may not fit
         report["start"] = start(how | {"prompt_tokens": prompt_tokens}, starts, progress)
         model = open_model(**how)
-    return report | run(model, rows, prompt_tokens, new_tokens, repeats, progress)
+    return report | run(model, rows, prompt_tokens, new_tokens, repeats, speculate, progress)
 
 
 def name_of(dtype: Any) -> str:
@@ -168,19 +171,32 @@ def first_answer(
 
 
 def run(
-    model: Model, rows: Sequence[int], prompt_tokens: int, new_tokens: int, repeats: int, progress: Progress
+    model: Model,
+    rows: Sequence[int],
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
+    speculate: Lookup | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Prefill, decode, first token and the machine's limits, in turns, in this process."""
     config = model.config
     seconds: dict[tuple[str, int], list[float]] = {}
     first, reading, arithmetic = [], [], []
     memory: dict[str, int | None] = {}
+    right: dict[int, float] = {}
     for turn in range(repeats + 1):  # the first compiles, touches everything, and shows the peak of memory
         progress(f"turn {turn} of {repeats}" if turn else "compiling")
         for count in rows:
-            cost = once(model, count, prompt_tokens, new_tokens)
-            for kind, value in zip(("prefill", "decode"), cost, strict=True):
+            cost = once(model, prompt(model, count, prompt_tokens), new_tokens)
+            for kind, value in zip(("prefill", "decode"), cost, strict=False):
                 seconds.setdefault((kind, count), []).append(value)
+            if speculate is not None:
+                text = np.resize(prompt(model, 1, 32), (count, prompt_tokens))
+                alone, guessed = (once(model, text, new_tokens, who) for who in (None, speculate))
+                seconds.setdefault(("alone", count), []).append(alone[1])
+                seconds.setdefault(("guessed", count), []).append(guessed[1])
+                right[count] = guessed[2]
         # another prompt in each turn: one that was read before would be found
         answer = stream(model, prompt(model, 1, prompt_tokens, turn)[0].tolist(), max_new_tokens=CHUNK)
         for _ in answer:
@@ -191,6 +207,16 @@ def run(
         arithmetic.append(product_rate(model.dtype.activations))
     limits = {"read_bytes_per_second": summary(reading[1:]), "flops_per_second": summary(arithmetic[1:])}
     report: dict[str, Any] = {"limits": limits, "first_token_seconds": summary(first[1:]), "memory": memory}
+    if speculate is not None:
+        report["speculation"] = [
+            {
+                "rows": count, "how": str(speculate), "tokens_per_step": right[count],
+                "tokens_per_second": summary([count * new_tokens / t for t in seconds["guessed", count][1:]]),
+                "times_without": summary([b / a for a, b in zip(seconds["guessed", count][1:], seconds["alone", count][1:],
+                                                                strict=True)]),
+            }
+            for count in rows
+        ]  # fmt: skip
     middle = prompt_tokens + new_tokens // 2  # positions that the average step finds
     for kind, tokens in (("prefill", prompt_tokens), ("decode", new_tokens)):
         report[kind] = []
@@ -211,21 +237,26 @@ def run(
     return report
 
 
-def once(model: Model, rows: int, prompt_tokens: int, new_tokens: int) -> tuple[float, float]:
-    """Seconds until an engine of so many rows has read a prompt in each, and of writing new_tokens per row behind them.
+def once(
+    model: Model, prompts: np.ndarray, new_tokens: int, speculate: Lookup | None = None
+) -> tuple[float, float, float]:
+    """Seconds until an engine has read a prompt in each of its rows [B T], and of writing new_tokens per row behind them; and
+    tokens that a row wrote a step.
 
     Nothing is kept of what was read before. The first token is drawn where the prompt ends; what is written comes behind it.
     """
-    engine = Engine(model, rows, prefix_bytes=0)
-    for ids in prompt(model, rows, prompt_tokens):
-        engine.submit(Request(tuple(ids.tolist()), new_tokens + 1, Sampling(temperature=0.0)))
+    engine = Engine(model, len(prompts), prefix_bytes=0, speculate=speculate)
+    tickets = [
+        engine.submit(Request(tuple(ids.tolist()), new_tokens + 1, Sampling(temperature=0.0))) for ids in prompts
+    ]
     jax.block_until_ready(engine.state)
     begun = time.perf_counter()
     engine.step()  # ends when all first tokens are there; by then the first chunk is on its way
     middle = time.perf_counter()
     while not engine.idle:
         engine.step()
-    return middle - begun, time.perf_counter() - middle
+    steps = len(tickets) * new_tokens - sum(ticket.accepted for ticket in tickets)
+    return middle - begun, time.perf_counter() - middle, len(tickets) * new_tokens / steps
 
 
 def prompt(model: Model, rows: int, length: int, seed: int = 0) -> np.ndarray:

@@ -49,8 +49,8 @@ class Plan:
 
     weights, cache, and what of both is padding: zeros and second copies of heads, because tp does not divide them
     (partition.py); and the rest: the logits of the rows, their history and their sampling settings (state), and what a
-    decode step needs beside them (temporaries). read are the bytes of the weights that a step reads, products the FLOPs
-    of one token of every row against them, attention those against a full cache.
+    decode step needs beside them (temporaries). read are the bytes of the weights that a step reads, products the FLOPs of
+    every row's `block` tokens, one and those that are guessed, against them, attention those against a full cache.
     """
 
     weights: int
@@ -62,6 +62,7 @@ class Plan:
     products: float
     attention: float
     rows: int
+    block: int = 1
 
     @property
     def total(self) -> int:
@@ -75,7 +76,7 @@ class Plan:
 
     def prefill_limit(self, device: Device) -> float:
         """Prompt tokens per second of all rows together, at most, attention's own products left out."""
-        return self.rows * device.flops / self.products
+        return self.rows * self.block * device.flops / self.products
 
 
 def make_plan(
@@ -86,15 +87,18 @@ def make_plan(
     batch: int = 1,
     context: int | None = None,
     dtype: Any = "bfloat16",
+    drafts: int = 0,
 ) -> Plan:
     """What one device of a dp x tp mesh holds and does for `batch` rows of up to `context` positions (None: the model's).
 
-    dtype is that of weights and cache; "int8" is matrices in 8 bits, everything else in bfloat16. Raises ConfigError for
-    an unknown dtype, RequestError for rows that dp does not divide and for more positions than the model has.
+    dtype is that of weights and cache; "int8" is matrices in 8 bits, everything else in bfloat16. drafts is how many tokens of
+    a step are guessed: it takes them all, and its limit counts none, as if no guess were right. Raises ConfigError for an
+    unknown dtype, RequestError for rows that dp does not divide and for more positions than the model has.
     """
     context = config.max_positions if context is None else context
     dp, tp = check_count("dp", dp), check_count("tp", tp)
     batch, context = check_count("batch", batch), check_count("context", context)
+    T = 1 + drafts
     if batch % dp:
         raise RequestError(
             f"batch {batch} is not a multiple of dp={dp}; take {dp * -(-batch // dp)}, as generate fills it up."
@@ -106,12 +110,12 @@ def make_plan(
     sizes = stored_sizes(config, tp)
     own = {letter: length // (tp if RULE.get(letter) == "tp" else 1) for letter, length in sizes.items()}
     rows, V = batch // dp, config.vocab_size
-    slots = sum(layout.cache_slots(config, context))
+    slots = sum(layout.cache_slots(config, context, drafts))
     buffers = rows * config.num_kv_heads // tp * slots * config.head_dim
     shapes, stored = layout.shapes(config, own), layout.nbytes(config, kept, own)
     multiplied = sum(roofline.used_weights(config, config.experts_per_token, own).values())
-    read = roofline.used_weights(config, roofline.experts_read(config, rows), own)
-    filled, state = (rows * part for part in layout.row_nbytes(config, context, kept.activations.itemsize, tp))
+    read = roofline.used_weights(config, roofline.experts_read(config, rows * T), own)
+    filled, state = (rows * part for part in layout.row_nbytes(config, context, kept.activations.itemsize, tp, drafts))
     held, needed = (sum(layout.nbytes(of, kept, of_sizes).values()) for of, of_sizes in (
         (config, sizes), (model, model.sizes)))  # fmt: skip
     return Plan(
@@ -121,10 +125,11 @@ def make_plan(
         state=state,
         temporaries=rows * V * 4 * VOCABULARIES,
         read=sum(stored[path] * used / math.prod(shapes[path]) for path, used in read.items()),
-        products=2.0 * multiplied * rows,
+        products=2.0 * multiplied * rows * T,
         # two products with each of G queries for every key and value vector, which are the numbers in buffers
-        attention=4.0 * buffers * sizes["G"],
+        attention=4.0 * buffers * sizes["G"] * T,
         rows=batch,
+        block=T,
     )
 
 

@@ -59,6 +59,8 @@ class Metrics:
         self.idle_steps = self.counter(
             "idle_row_steps", "Steps of rows, while others wrote, in which nothing was written."
         )
+        self.drafted = self.counter("spec_decode_num_draft_tokens", "Tokens that were guessed ahead.")
+        self.accepted = self.counter("spec_decode_num_accepted_tokens", "Tokens that were guessed right.")
         self.steps = self.counter("engine_steps", "Steps of the engine.")
         self.seconds = self.counter("engine_seconds", "Seconds that these took.")
         self.compiled = self.counter("compiled_programs", "Programs compiled after the server was ready; expected 0.")
@@ -133,6 +135,11 @@ class Metrics:
             event = engine.events.popleft()
             if event.what == "chunk":
                 self.offered += engine.rows * event.amount
+            elif event.what == "drafted":
+                self.drafted.inc(event.amount)
+            elif event.what == "accepted":
+                self.accepted.inc(event.amount)
+                self.taken -= event.amount  # they took no step of their own
         flying = engine.rows * sum(pending.steps for pending in engine.pending)
         idle = self.offered - flying - self.taken
         self.idle_steps.inc(max(idle - self.idle, 0))

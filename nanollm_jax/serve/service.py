@@ -76,7 +76,8 @@ class Service:
         self.most = self.engine.rows + self.options.queue
         self.readers = Readers(self.model, self.options.context, self.most)
         # answers of servers with the same one have the same bits
-        self.fingerprint = f"nanollm-{self.version}-rows{self.engine.rows}-piece{self.engine.piece}"
+        block = f"-block{1 + self.engine.spare}" if self.engine.spare else ""
+        self.fingerprint = f"nanollm-{self.version}-rows{self.engine.rows}-piece{self.engine.piece}{block}"
 
     def check_key(self, authorization: str) -> int | None:
         """Whose request it is: the number of its key, None where none is needed. Raises Refusal."""

@@ -1,0 +1,138 @@
+"""Several tokens a step: what is guessed, and that no answer depends on it, to the last bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from agreement import agree
+from law import ROWS, alone, model_of, requests_for, result, schedule
+from models import random_model
+
+import nanollm_jax as nano
+from nanollm_jax.engine.drafts import RUN, look_up
+from nanollm_jax.engine.engine import Engine
+from nanollm_jax.engine.timings import CompileWatch
+from nanollm_jax.engine.warmup import warm
+from nanollm_jax.measure.plan import DEVICES, make_plan
+from nanollm_jax.serve.metrics import Metrics
+
+SHORT = 16
+
+
+@dataclass(frozen=True)
+class Told(nano.Lookup):
+    """Guesses what it was told of each text [N P], but for every `wrong`-th token; nothing where it was told nothing."""
+
+    texts: tuple[tuple[int, ...], ...] = ()
+    wrong: int = 0
+
+    def guess(self, past):
+        at = past.length[:, None] + jnp.arange(self.tokens)[None]
+        if not self.texts:
+            return 0 * at, past.length < 0
+        texts = jnp.asarray(self.texts)
+        behind = jnp.arange(past.text.shape[1])[None] >= past.length[:, None]
+        same = jnp.all((past.text[:, None] == texts[None, :, : behind.shape[1]]) | behind[:, None], axis=2)
+        ids = texts[jnp.argmax(same, axis=1)[:, None], at]
+        return jnp.where(at % self.wrong == 0, (ids + 1) % 80, ids) if self.wrong else ids, jnp.any(same, axis=1)
+
+
+def told(model, requests, answers):
+    """Texts of requests and what was answered, with nothing behind."""
+    size = model.config.max_positions + 16
+    texts = [[*request.text, *answer[0]] for request, answer in zip(requests, answers, strict=True)]
+    return tuple(tuple(text + [0] * (size - len(text))) for text in texts)
+
+
+def looked_up(text, count):
+    """The definition, in a plain loop."""
+    best, place = 0, None
+    for at in range(1, len(text)):
+        run = next((n for n in range(RUN) if n >= at or text[at - 1 - n] != text[-1 - n]), RUN)
+        best, place = (run, at) if run and run >= best else (best, place)
+    return None if place is None else [text[place + n % (len(text) - place)] for n in range(count)]
+
+
+def test_what_is_guessed_is_what_followed_the_longest_run_last():
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(1, V, n).tolist() for V in (3, 5, 200) for n in (1, 2, 3, 7, 30)]
+    padded = np.zeros((len(texts), 32), np.int32)
+    for row, text in zip(padded, texts, strict=True):
+        row[: len(text)] = text
+    ids, found = jax.jit(look_up, static_argnums=2)(jnp.asarray(padded), jnp.asarray([*map(len, texts)]), 6)
+    expected = [looked_up(text, 6) for text in texts]
+    assert found.tolist() == [one is not None for one in expected] and 5 < sum(found.tolist()) < len(texts)
+    for mine, theirs in zip(np.asarray(ids), expected, strict=True):
+        assert theirs is None or mine.tolist() == theirs
+
+
+def check_guesses(model, count, longest, guesses, rows=ROWS):
+    """Whoever guesses: the same tokens, logprobs, scores and ends, in any schedule; and the tokens of who does not guess."""
+    requests = requests_for(model, count, longest=longest)
+    plain = alone(model, requests, rows=rows, piece=SHORT)
+    texts, known = told(model, requests, plain), None
+    for guess in guesses:
+        guess = dataclasses.replace(guess, texts=texts) if isinstance(guess, Told) and guess.wrong else guess
+        engine = Engine(model, rows, piece=SHORT, speculate=guess)
+        warm(engine, longest + 50, longest + 80, scores=True)
+        with CompileWatch() as watch:
+            tickets = schedule(engine, requests, seed=1)
+        assert watch.programs == 0
+        found = [None if ticket.cancelled else result(ticket) for ticket in tickets]
+        assert all(mine is None or mine[0] == theirs[0] for mine, theirs in zip(found, plain, strict=True))
+        known = known or [None] * count
+        assert all(a is None or b is None or a == b for a, b in zip(found, known, strict=True)), guess
+        known = [a or b for a, b in zip(known, found, strict=True)]
+        drafted, accepted = (sum(getattr(ticket, name) for ticket in tickets) for name in ("drafted", "accepted"))
+        noted = [sum(event.amount for event in engine.events if event.what == what) for what in ("drafted", "accepted")]
+        assert noted == [drafted, accepted]
+        if isinstance(guess, Told):  # of four that it was told all but one are right; it is wrong all the same
+            assert (accepted > drafted / 4 > 5) if guess.texts else drafted == 0
+        assert all(slot.ticket is None for slot in engine.slots) and not engine.pending
+
+
+def test_no_answer_depends_on_what_was_guessed():
+    """Of full attention and rings, whose slots are those of more than the window."""
+    check_guesses(model_of("gemma3_text"), 9, 40, [Told(3), Told(3, wrong=5), nano.Lookup(3)])
+
+
+def test_speculation_is_a_property_of_the_rows():
+    """generate and stream take the engine that speculates so, and the one without goes on beside it."""
+    model = random_model("llama")
+    prompt = [1, 2, 3, 4] * 6
+    plain, guessed = (
+        nano.generate(model, prompt, max_new_tokens=40, sampling=nano.Sampling(temperature=0.0), rows=1, speculate=who)
+        for who in (None, "lookup:3")
+    )
+    assert guessed.token_ids == plain.token_ids and list(model.engines) == [(1, None), (1, nano.Lookup(3))]
+    agree(guessed.logprobs, plain.logprobs, 1e-5, size=10)
+    assert guessed.timings.drafted_tokens >= guessed.timings.accepted_tokens > 10 > plain.timings.drafted_tokens == 0
+    stream = nano.stream(model, prompt, max_new_tokens=9, rows=1, speculate=nano.Lookup(3))
+    assert not list(stream) and stream.generation.logprobs == guessed.logprobs[:9]
+    metrics = Metrics("m")
+    metrics.stepped(stream.shared.engine, 0.0, 0)
+    right = guessed.timings.accepted_tokens + stream.timings.accepted_tokens
+    assert f'nanollm:spec_decode_num_accepted_tokens_total{{model_name="m"}} {right}.0'.encode() in metrics.text()
+    for wrong in (0, 16, 1.5, "4"):
+        with pytest.raises(nano.RequestError, match="expected 1 to 15"):
+            nano.Lookup(wrong)
+    for wrong in ("lookup:", "lookup:x", "draft", 4):
+        with pytest.raises(nano.RequestError, match="expected lookup:N"):
+            nano.stream(model, prompt, speculate=wrong)
+
+
+def test_what_speculation_takes_is_planned():
+    """Logits of all places of a block, slots of rings for tokens that may be thrown away, and a step that takes them all."""
+    config = model_of("gemma3_text").config
+    without, planned = (make_plan(config, batch=2, context=64, dtype="float32", drafts=drafts) for drafts in (0, 3))
+    rings = sum(layer.window is not None for layer in config.layers)
+    assert planned.cache - without.cache == 2 * 4 * 2 * config.num_kv_heads * config.head_dim * 3 * rings
+    assert planned.state - without.state == 2 * 4 * 3 * config.vocab_size
+    assert planned.products == 4 * without.products and planned.prefill_limit(DEVICES["h100"]) == without.prefill_limit(
+        DEVICES["h100"]
+    )
