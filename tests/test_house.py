@@ -48,7 +48,7 @@ ARROWS = {
     "weights": {"config", "errors", "files", "params"},
     "families": {"checks", "config", "errors", "weights"},
     "tokenizer": {"checks", "errors", "files", "worker"},
-    "grammar": {"errors", "files", "tokenizer", "worker"},
+    "grammar": {"checks", "errors", "files", "tokenizer", "worker"},
     "chat": {"errors", "files", "grammar", "tokenizer", "worker"},
     "defaults": {"checks", "config", "errors", "files", "settings", "weights"},
     "loading": {

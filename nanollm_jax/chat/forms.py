@@ -13,6 +13,7 @@ A template tells its model how calls are written, and writes earlier ones so. Wh
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ class Form:
     closer    what stands behind, if anything
     bare      the answer may also be a call from its first letter on, without any opener
     named     the name may stand in front of the arguments, outside of JSON
+    listed    calls stand in one list
+    arguments what they are called in JSON
     short     clients have to be given ids of nine letters, which the template insists on
     markers   tokens that are part of the form, perhaps special ones, which print nothing elsewhere
     ends      special tokens that end a message which calls something
@@ -34,6 +37,8 @@ class Form:
     closer: str = ""
     bare: bool = False
     named: bool = False
+    listed: bool = False
+    arguments: str = "arguments"
     short: bool = False
     markers: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
@@ -46,17 +51,23 @@ class Form:
 
 # what a template says -> the form; in jinja a line may end with the two characters \n, and a quote be written \"
 FORMS = {
-    r"\[TOOL_CALLS\]": Form("[TOOL_CALLS]", named=True, short=True, markers=("[ARGS]", "[CALL_ID]")),
-    r"<\|tool_call\|>": Form("<|tool_call|>", "<|/tool_call|>"),
+    r"\[TOOL_CALLS\]": Form("[TOOL_CALLS]", named=True, listed=True, short=True, markers=("[ARGS]", "[CALL_ID]")),
+    r"<\|tool_call\|>": Form("<|tool_call|>", "<|/tool_call|>", listed=True),
     r"<tool_call>(\s|\\n)*\{\s*\\?[\"'](name|arguments)\b": Form("<tool_call>", "</tool_call>"),
-    r"\{\\?\"name\\?\": .{0,60}\\?\"parameters\\?\":": Form("<|python_tag|>", bare=True, ends=("<|eom_id|>",)),
+    r"\{\\?\"name\\?\": .{0,60}\\?\"parameters\\?\":": Form(
+        "<|python_tag|>", bare=True, arguments="parameters", ends=("<|eom_id|>",)
+    ),
 }
+ARGS = "[ARGS]"  # between a name and its arguments, where a template writes calls one by one
 THINK, THOUGHT = "<think>", "</think>"
 
 
 def form_of(source: str) -> Form | None:
     """The form of calls that a template tells of; None where it tells of none, or of another one."""
-    return next((form for told, form in FORMS.items() if re.search(told, source)), None)
+    form = next((form for told, form in FORMS.items() if re.search(told, source)), None)
+    if form is not None and form.named and ARGS in source:
+        return dataclasses.replace(form, listed=False)
+    return form
 
 
 def reasons(source: str) -> bool:

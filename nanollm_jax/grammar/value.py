@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from nanollm_jax import files
+from nanollm_jax.checks import listed
 from nanollm_jax.errors import GrammarError, shown
 from nanollm_jax.grammar.schema import check_schema
 
@@ -18,7 +19,7 @@ SPACE = r" |\r?\n[ \t]{0,64}"
 
 @dataclass(frozen=True)
 class Grammar:
-    """The form of an answer; a value like a text. Made by json_schema, json_object, regex or lark.
+    """The form of an answer; a value like a text. Made by json_schema, json_object, regex, choice or lark.
 
     kind   of grammar that text is: a schema as JSON, a regular expression, or a Lark grammar
     parts  grammars that a Lark grammar has in it, by the names @part0, @part1, ..
@@ -60,9 +61,16 @@ class Grammar:
         return cls("regex", checked("a regular expression", pattern))
 
     @classmethod
-    def lark(cls, text: str) -> Grammar:
+    def lark(cls, text: str, parts: Sequence[Grammar] = ()) -> Grammar:
         """A text of the rule `start` of a Lark grammar, as llguidance reads them."""
-        return cls("lark", checked("a Lark grammar", text))
+        return cls("lark", checked("a Lark grammar", text), tuple(parts))
+
+    @classmethod
+    def choice(cls, texts: Sequence[str]) -> Grammar:
+        """One of several texts."""
+        if listed(texts) is None or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise GrammarError(f"grammar is a choice of {shown(texts)}; expected texts of at least one character.")
+        return cls.lark("start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
 
     @property
     def whole(self) -> str:

@@ -16,11 +16,13 @@ from typing import Any, NamedTuple, TypeVar
 from nanollm_jax.chat.forms import wants_text
 from nanollm_jax.chat.renderer import Renderer
 from nanollm_jax.engine.conversation import encode_chat
-from nanollm_jax.engine.request import TOPS, Request, check_stops, encode_prompts, requests_of
+from nanollm_jax.engine.request import TOPS, Request, check_grammar, check_stops, encode_prompts, requests_of
 from nanollm_jax.errors import NanoLLMError
+from nanollm_jax.grammar import Grammar
 from nanollm_jax.loading import Model
 from nanollm_jax.serve.bodies import Chat, Completion, TokenizeChat, Writing
-from nanollm_jax.serve.messages import check_choice, read_messages, read_tools
+from nanollm_jax.serve.forming import Choice, choice_of, form_of_chat, form_of_text
+from nanollm_jax.serve.messages import read_messages, read_tools
 from nanollm_jax.serve.reading import Reading, reading_of
 from nanollm_jax.serve.refusals import Refusal, busy, refusal_of
 from nanollm_jax.settings import Sampling, with_settings
@@ -99,12 +101,13 @@ class Readers:
         """Messages -> ids, by the checkpoint's template."""
         return self.read_chat(body)[0]
 
-    def read_chat(self, body: Chat | TokenizeChat) -> tuple[list[int], Reading]:
-        """Messages and tools -> ids, and how the answers to them are read."""
-        tools, calls, parallel = read_tools(body.tools), bool(body.tools), True
+    def read_chat(self, body: Chat | TokenizeChat) -> tuple[list[int], Reading, Choice]:
+        """Messages and tools -> ids, how the answers to them are read, and which tools they may call."""
+        tools, parallel = read_tools(body.tools), True
+        choice = Choice(tuple(tools))
         if isinstance(body, Chat):
-            calls, parallel = check_choice(body.tool_choice, body.tools), body.parallel_tool_calls
-        given = list(tools.values()) if calls else None
+            choice, parallel = choice_of(body.tool_choice, list(tools)), body.parallel_tool_calls
+        given = list(tools.values()) if choice.names else None
         template = self.renderer.chat_template
         variables = dict(body.chat_template_kwargs or {})
         if isinstance(body, Chat) and body.reasoning_effort is not None:
@@ -122,8 +125,7 @@ class Readers:
             raise refusal_of(error, "messages") from None
         assert template is not None  # encode_chat raises without
         continued = messages[-1]["content"] if body.continue_final_message else ""
-        names = tuple(tools) if calls else ()
-        return ids, reading_of(template, source, ids, names, continued, parallel=parallel)
+        return ids, reading_of(template, source, ids, choice.names, continued, parallel=parallel), choice
 
     def chat(self, body: Chat, world: World) -> Asked:
         """One prompt and n answers."""
@@ -133,10 +135,11 @@ class Readers:
             raise Refusal(400, "top_logprobs without logprobs: give logprobs true, or leave both out.", "top_logprobs")
         if body.max_completion_tokens is not None and body.max_completion_tokens < 1:
             raise Refusal(400, "max_completion_tokens is below 1.", "max_completion_tokens")
-        ids, reading = self.read_chat(body)
+        ids, reading, choice = self.read_chat(body)
+        form = form_of_chat(self.model, body, reading, choice)
         new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         new = max(self.context - len(ids), 1) if new is None else new
-        asked = self.asked(body, [ids], new, body.top_logprobs or 0, world, chat=True)
+        asked = self.asked(body, [ids], new, body.top_logprobs or 0, world, form, chat=True)
         shown = tuple(sorted(reading.special.values()))
         return asked._replace(
             requests=[dataclasses.replace(one, shown=shown) for one in asked.requests], reading=reading
@@ -153,7 +156,9 @@ class Readers:
         if not prompts:
             raise Refusal(400, "prompt is an empty list; give a text, or ids.", "prompt")
         only_read = new == 0 and body.echo
-        asked = self.asked(body, prompts, 1 if only_read else new, body.logprobs or 0, world, chat=False)
+        asked = self.asked(
+            body, prompts, 1 if only_read else new, body.logprobs or 0, world, form_of_text(body), chat=False
+        )
         given = [body.prompt] if single else body.prompt
         texts = [self.text(one, ids) for one, ids in zip(given, prompts, strict=True)] if body.echo else []
         scores = [
@@ -177,8 +182,10 @@ class Readers:
         tokenizer = self.model.tokenizer
         return given if isinstance(given, str) else "" if tokenizer is None else tokenizer.decode(ids)
 
-    def asked(self, body: Writing, prompts: list[list[int]], new: int, tops: int, world: World, *, chat: bool) -> Asked:
-        """Requests with the settings of a body, the checkpoint's own where it says nothing."""
+    def asked(
+        self, body: Writing, prompts: list[list[int]], new: int, tops: int, world: World, form: Grammar | None, *, chat: bool
+    ) -> Asked:  # fmt: skip
+        """Requests with the settings of a body, the checkpoint's own where it says nothing; form: that of every answer."""
         longest = max(map(len, prompts))
         if longest + max(new, 1) > self.context:
             raise Refusal(
@@ -203,10 +210,17 @@ class Readers:
             self.model, prompts, new, sampling, seed, body.stop, body.stop_token_ids,
             top_logprobs=tops, n=body.n, chat=chat, streamed=body.stream,
         )  # fmt: skip
-        requests = [dataclasses.replace(request, root=root(world, body)) for request in requests]
+        changed: dict[str, Any] = {"root": root(world, body), "grammar": form}
         if body.ignore_eos:
             _, ends = check_stops(self.model, body.stop, body.stop_token_ids)
-            requests = [dataclasses.replace(request, ends=tuple(sorted(set(ends)))) for request in requests]
+            changed["ends"] = tuple(sorted(set(ends)))
+        requests = [dataclasses.replace(request, **changed) for request in requests]
+        if form is not None:
+            try:
+                check_grammar(self.model, requests[0])
+            except NanoLLMError as error:
+                name = "structured_outputs" if body.structured_outputs is not None else "response_format"
+                raise refusal_of(error, "tools" if isinstance(body, Chat) and body.tools else name) from None
         return Asked(requests, [], prompts, [], seed)
 
     def settings(self, body: Writing) -> dict[str, Any]:

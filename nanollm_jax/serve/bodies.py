@@ -51,6 +51,8 @@ class Writing(Body, kw_only=True):
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     cache_salt: str | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
 
 
 class Completion(Writing, kw_only=True):

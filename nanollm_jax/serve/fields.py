@@ -22,12 +22,10 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     # not built yet; who builds one takes its line out and declares it in bodies.py
     "functions": (([],), "give tools"),
     "function_call": (("none", "auto"), "give tool_choice"),
-    "response_format": (({"type": "text"},), 'only {"type": "text"} is supported; ask for JSON in the prompt, and check it'),
-    "structured_outputs": ((), "answers are not constrained; leave it out"),
-    "guided_json": ((), "answers are not constrained; leave it out"),
-    "guided_regex": ((), "answers are not constrained; leave it out"),
-    "guided_choice": ((), "answers are not constrained; leave it out"),
-    "guided_grammar": ((), "answers are not constrained; leave it out"),
+    "guided_json": ((), "give structured_outputs, or response_format"),
+    "guided_regex": ((), "give structured_outputs"),
+    "guided_choice": ((), "give structured_outputs"),
+    "guided_grammar": ((), "give structured_outputs"),
     "prediction": ((), "nothing is predicted; leave it out"),
     # not to be had
     "store": ((False,), "nothing is stored; leave it out"),

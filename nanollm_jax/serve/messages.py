@@ -13,7 +13,6 @@ from nanollm_jax.serve.bodies import blamed
 from nanollm_jax.serve.refusals import Refusal
 
 NAME = r"[A-Za-z0-9_.-]{1,64}"  # of a tool
-NEEDS_GRAMMAR = "it takes a grammar to make sure of that, and there are none here yet"
 Read = TypeVar("Read", bound=msgspec.Struct)
 
 
@@ -130,7 +129,7 @@ def joined(content: str | list[dict[str, Any]], place: str) -> str:
 
 
 def read_tools(given: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Tools by their names, as templates take them. Raises Refusal for what is none, and for what would need a grammar."""
+    """Tools by their names, as templates take them. Raises Refusal for what is none."""
     tools = {}
     for n, one in enumerate(given):
         place = f"tools[{n}]"
@@ -142,20 +141,6 @@ def read_tools(given: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             )
         if function.name in tools:
             raise Refusal(400, f"{place}: there are two tools {function.name!r}.", f"{place}.function.name")
-        if function.strict:
-            where = f"{place}.function.strict"
-            raise Refusal(400, f"{where} is true: {NEEDS_GRAMMAR}; leave it out.", where, "unsupported_parameter")
         said = {name: value for name, value in one["function"].items() if value is not None and name != "strict"}
         tools[function.name] = {"type": "function", "function": said}
     return tools
-
-
-def check_choice(choice: str | dict[str, Any], tools: Sequence[dict[str, Any]]) -> bool:
-    """May tools be called? Raises Refusal for a choice that there is not, or that would need a grammar."""
-    if choice in ("auto", "none"):
-        return choice == "auto" and bool(tools)
-    known = choice == "required" or (isinstance(choice, dict) and choice.get("type") in ("function", "allowed_tools"))
-    if known:
-        message = f'tool_choice is {shown(choice)}: {NEEDS_GRAMMAR}; leave it out, or give "auto" or "none".'
-        raise Refusal(400, message, "tool_choice", "unsupported_parameter")
-    raise Refusal(400, f'tool_choice is {shown(choice)}; expected "auto" or "none".', "tool_choice")
