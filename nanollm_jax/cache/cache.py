@@ -178,7 +178,7 @@ def advance(cache: KVCache, count: jax.Array) -> KVCache:
 def select(cache: KVCache, rows: jax.Array, fresh: bool = False) -> KVCache:
     """The same buffers, for tokens of these rows [R] alone; put_back takes the result in. fresh: nothing is in those rows.
 
-    A row past the last one is nobody's: what is written there is dropped.
+    A row past the last one is nobody's, and what is written there is dropped. Such rows come last, each with its own number.
     """
     return dataclasses.replace(cache, rows=rows, length=cache.length.at[rows].get(mode="clip"), fresh=fresh)
 

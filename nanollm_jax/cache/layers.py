@@ -141,7 +141,7 @@ class Ring(Plain):
         flat = Ring(*(x.reshape(B * K, *x.shape[2:]) for x in cut)).write(None, k, v, positions, real)
 
         def put(buffer: jax.Array, new: jax.Array) -> jax.Array:
-            for n, begin in enumerate(begins):
+            for n, begin in reversed(list(enumerate(begins))):  # nobody's first: the last row may be somebody's too
                 buffer = jax.lax.dynamic_update_slice_in_dim(buffer, new[n * K : (n + 1) * K], begin, 0)
             return buffer
 

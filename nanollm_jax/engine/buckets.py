@@ -5,6 +5,9 @@ from __future__ import annotations
 ROWS = (1, 8, 32)  # of engines; a mesh has as many in each part that it splits the rows into
 PIECE = 128  # tokens of a prompt that are read at once, and of a block of a prefix that is kept
 SHORTEST = 16  # tokens that a shorter piece is padded to
+# tokens of several rows' short pieces that are read at once: where reading the weights is what costs, as many as of one long
+# piece; on a CPU, where each token costs, so few that who asks alone waits little longer
+TOGETHER = {"cpu": 32}
 SMALLEST = 256  # positions of a cache; growing through smaller ones would compile more than it saves
 # steps of a chunk: where nobody waits for anything but its end, where somebody does, and where a row follows a grammar
 CHUNK, STREAMED, FOLLOWED = 16, 4, 1
@@ -18,6 +21,11 @@ def rows(count: int, dp: int = 1) -> int:
 def piece(tokens: int, longest: int = PIECE) -> int:
     """How many tokens a piece of a prompt is padded to, of an engine whose longest is so long."""
     return min(max(SHORTEST, power_of_two(tokens)), longest)
+
+
+def together(tokens: int, backend: str, rows: int, longest: int = PIECE) -> int:
+    """How many rows' pieces that are padded to so many tokens are read at once, of so many rows."""
+    return max(1, min(rows, TOGETHER.get(backend, longest) // tokens))
 
 
 def text(tokens: int, limit: int) -> int:

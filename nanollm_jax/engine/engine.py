@@ -22,8 +22,9 @@ from nanollm_jax.collectives import whole
 from nanollm_jax.engine import buckets, drafts, memory, prefix, slots
 from nanollm_jax.engine.drafts import Lookup
 from nanollm_jax.engine.masks import allowed_of, anything, steps_of
+from nanollm_jax.engine.pieces import next_pieces
 from nanollm_jax.engine.request import Request
-from nanollm_jax.engine.rows import Event, Owner, Pending, Slot, Spent, Ticket, asked_of, common_prefix, pieces_of
+from nanollm_jax.engine.rows import Event, Owner, Pending, Slot, Spent, Ticket, asked_of, common_prefix
 from nanollm_jax.loading import Model
 
 EVENTS = 4096  # how many of the last events are remembered
@@ -61,7 +62,9 @@ class Engine:
         self.spent = Spent()
         self.smallest = buckets.capacity(1, self.config.max_positions)
         self.state = self.empty()
-        self.anything, self.anything_first = (anything(n, self.config, model.mesh) for n in (rows, self.dp))
+        self.anything, self.anything_first = (
+            anything(n, self.config, model.mesh) for n in (rows, self.dp * self.together(1))
+        )
         self.places = 0 if remember else memory.places(self, prefix_bytes)
         self.forget()
 
@@ -183,36 +186,33 @@ class Engine:
         return 0 if any(kept.forgets(slot.reach, n, self.config.layers[layer].window) for layer, kept in layers) else n
 
     def read(self) -> bool:
-        """Read the next piece of who came first among those that have more to read, in each part of the rows. Was there any?"""
+        """Read the next piece of who came first among those that have more to read, or short ones of several. Was there any?"""
         reading = sorted((slot for slot in self.slots if slot.reading), key=lambda slot: slot.ticket.number)  # type: ignore[union-attr]
         if not reading:
             return False
         for slot in reading:
             self.recall(slot)
-        T, fresh, scored = shape = reading[0].program(self.piece)
-        chosen = {slot.part: slot for slot in reversed(reading) if slot.program(self.piece) == shape}
-        pieces = pieces_of(chosen, self.piece, T)
-        count, row, end, last, tops = pieces.numbers
-        self.make_room(max(slot.at + slot.piece(self.piece) for slot in chosen.values()))
-        params, config = self.model.params, self.config
+        now = next_pieces(reading, self.piece, self.together)
+        self.make_room(now.positions)
+        params, config, (count, row, end, last, tops) = self.model.params, self.config, now.numbers
         self.state, states, final = slots.read(
-            params, self.state, pieces.tokens, count, row, end, config=config, fresh=fresh
+            params, self.state, now.tokens, count, row, end, config=config, fresh=now.fresh
         )
         found: slots.Drawn | slots.Scored | None = None
-        if scored:
-            found = slots.score(params, states, pieces.targets, count, tops, config=config)
+        if now.scored:
+            found = slots.score(params, states, now.targets, count, tops, config=config)
         elif last.any():
-            allowed = allowed_of(self.anything_first, chosen)
+            allowed = allowed_of(self.anything_first, now.places)
             self.state, found = slots.first(params, self.state, final, row, last.astype(bool), allowed, config=config)
-        owners = []
-        for part, slot in chosen.items():
-            size = slot.piece(self.piece)
-            new = slot.scored(self.piece) if scored else int(last[part])
-            owners += [Owner(part, slot, slot.ticket, new, size - new)] * (new > 0)  # type: ignore[arg-type]
-            self.advance(slot, size)
         if found is not None:
-            self.send(found, owners, 0)
+            self.send(found, now.owners(), 0)
+        for slot in now.places.values():
+            self.advance(slot, slot.piece(self.piece))
         return True
+
+    def together(self, tokens: int) -> int:
+        """How many pieces of so many tokens are read at once, of each part of the rows."""
+        return buckets.together(max(tokens, buckets.SHORTEST), jax.default_backend(), self.slots[0].places, self.piece)
 
     def send(self, found: slots.Drawn | slots.Scored, owners: list[Owner], steps: int) -> None:
         """Note what is on its way, if it is anybody's."""

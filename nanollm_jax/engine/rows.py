@@ -259,32 +259,6 @@ def asked_of(config: ModelConfig, parts: int, request: Request, answer: Sequence
     return jax.tree.map(lambda value: np.repeat(np.atleast_1d(value), parts, axis=0), one)
 
 
-class Pieces(NamedTuple):
-    """The next pieces of R rows: tokens and, of those that are scored, the ones behind them [R T]; and of each [R]
-    how many tokens are real, whose row they are, how long the text is, is it its last piece, how many alternatives are wanted.
-    """
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    numbers: np.ndarray
-
-
-def pieces_of(chosen: dict[int, Slot], longest: int, T: int) -> Pieces:
-    """What reads the next pieces of these slots, one or none of each part of the rows."""
-    any_slot = next(iter(chosen.values()))
-    (tokens, targets), numbers = np.zeros((2, any_slot.parts, T), np.int32), np.zeros((5, any_slot.parts), np.int32)
-    numbers[1] = any_slot.places  # nobody's
-    for part, slot in chosen.items():
-        assert slot.ticket is not None
-        size, request = slot.piece(longest), slot.ticket.request
-        tokens[part, :size] = slot.text[slot.at : slot.at + size]
-        if slot.scored(longest):
-            targets[part, :size] = request.ids[slot.at + 1 : slot.at + size + 1]
-        last = slot.at + size == len(slot.text)
-        numbers[:, part] = size, slot.place, len(slot.text), last, request.top_logprobs
-    return Pieces(tokens, targets, numbers)
-
-
 def marks(found: Scored, owner: Owner) -> Iterator[Mark]:
     """What is an owner's of scores on the host."""
     tops = owner.ticket.request.top_logprobs

@@ -8,8 +8,8 @@
     resize        another capacity
 
 Two more are in prefix.py. Each takes the state, or what it needs of it, and gives it back, updated in place. On a mesh dp rows
-at a time are begun and read, one of each part of the rows; row numbers count within a part, and one past the last row is
-nobody's.
+at a time are begun, and dp times as many read, alike of each part of the rows; row numbers count within a part, and those
+past the last row are nobody's.
 """
 
 from __future__ import annotations
@@ -146,22 +146,26 @@ def read(
     params: Params, state: State, tokens: jax.Array, count: jax.Array, row: jax.Array, end: jax.Array,
     *, config: ModelConfig, fresh: bool,
 ) -> tuple[State, jax.Array, jax.Array]:  # fmt: skip
-    """Read one piece of the prompts of R rows behind what each holds.  tokens [R T], the others [R]
+    """Read one piece of the prompts of R rows behind what each holds.  tokens [R T], the others [G], G the largest R
 
-    count says how many tokens are real, row whose they are, end how long the whole text is. fresh: the rows hold nothing yet.
-    -> state, the final residual stream of the piece [R T D] and at the last real token of each row [R D]
+    count says how many tokens are real, row whose they are, end how long the whole text is; the first R of these are looked at.
+    fresh: the rows hold nothing yet.
+    -> state, the final residual stream of the piece [R T D] and at the last real token of each row [G D]
     """
+    G, R = count.shape[0], tokens.shape[0]
+    count, row, end = count[:R], row[:R], end[:R]
     part = kv.select(state.cache, row, fresh)
     x, part = model.hidden_states(params, tokens, count, part, config=config, end=end)
     last = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
+    last = jnp.pad(last, ((0, G - R), (0, 0)))
     return dataclasses.replace(state, cache=kv.put_back(state.cache, part)), x, last
 
 
 def first(
     params: Params, state: State, x: ArrayLike, row: ArrayLike, last: ArrayLike, allowed: ArrayLike, *, config: ModelConfig
 ) -> tuple[State, Drawn]:  # fmt: skip
-    """Draw the first token of those of R rows that have read their last piece.  x [R D] from read, row and last [R] -> [R 1]
-    allowed [R ceil(V/32)] says which tokens each may draw, see sampling.keep_allowed.
+    """Draw the first token of those of G rows that have read their last piece.  x [G D] from read, row and last [G] -> [G 1]
+    allowed [G ceil(V/32)] says which tokens each may draw, see sampling.keep_allowed.
     """
     seats, drawn = draw_first(params, seats_of(state), x, row, last, allowed, config=config)
     return seated(state, seats), drawn
@@ -186,7 +190,8 @@ def draw_first(
 def score(
     params: Params, x: jax.Array, targets: jax.Array, count: jax.Array, tops: jax.Array, *, config: ModelConfig
 ) -> Scored:
-    """How likely the tokens behind those of a piece are.  x [R T D] from read, targets [R T], count and tops [R] -> [R T]"""
+    """How likely the tokens behind those of a piece are.  x [R T D] from read, targets [R T], count and tops [G] -> [R T]"""
+    count, tops = count[: len(x)], tops[: len(x)]
     logits = model.logits(params, x, config)
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # one for all: the best token's logprob is one number
     found = (jnp.take_along_axis(logits, targets[:, :, None], axis=-1) - total)[:, :, 0]

@@ -87,7 +87,8 @@ def programs(
     """
     config, params = engine.config, engine.model.params
     nobody = np.full(engine.dp, engine.rows // engine.dp, np.int32)
-    zeros, no = np.zeros(engine.dp, np.int32), np.zeros(engine.dp, bool)
+    zeros, most = np.zeros(engine.dp, np.int32), engine.together(1)
+    readers, none, no = np.repeat(nobody, most), np.repeat(zeros, most), np.zeros(engine.dp * most, bool)
     capacities = buckets.capacities(config.max_positions)
     limit = buckets.capacity(min(positions, config.max_positions), config.max_positions)
     longest = buckets.piece(min(prompt, engine.piece), engine.piece)
@@ -102,18 +103,18 @@ def programs(
         engine.state = slots.begin(engine.state, asked_of(config, engine.dp, request), nobody, zeros, config=config)
 
     def read(T: int, fresh: bool) -> None:
-        tokens = np.zeros((engine.dp, T), np.int32)
+        tokens = np.zeros((engine.dp * engine.together(T), T), np.int32)
         engine.state, *found[T] = slots.read(
-            params, engine.state, tokens, zeros, nobody, zeros, config=config, fresh=fresh
+            params, engine.state, tokens, none, readers, none, config=config, fresh=fresh
         )
 
     def first() -> None:
         engine.state, _ = slots.first(
-            params, engine.state, found[lengths[0]][1], nobody, no, engine.anything_first, config=config
+            params, engine.state, found[lengths[0]][1], readers, no, engine.anything_first, config=config
         )
 
     def score(T: int) -> None:
-        slots.score(params, found[T][0], np.zeros((engine.dp, T), np.int32), zeros, zeros, config=config)
+        slots.score(params, found[T][0], np.zeros(found[T][0].shape[:2], np.int32), none, none, config=config)
 
     def write() -> None:
         engine.state, _ = slots.write_tokens(

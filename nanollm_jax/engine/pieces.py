@@ -1,0 +1,82 @@
+"""The next pieces of prompts that one program reads: whose they are, and the arrays that it takes.
+
+One row's piece at a time, or those of several rows where they are short: at one shape for each length, so that a row has the
+same bits alone in it and beside others, in whichever place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from nanollm_jax.engine.rows import Owner, Slot
+
+
+@dataclass
+class Pieces:
+    """What read, first and score take, alike of each part of the rows.
+
+    chosen        of each part the rows that read
+    fresh, scored is nothing before these pieces, are their tokens scored
+    tokens        [R T], and targets, the tokens behind them where they are scored
+    numbers       of each [G]: how many tokens are real, whose row they are, how long the whole text is, is it the last piece,
+                  how many alternatives are wanted. G is the largest R; what is nobody's comes last
+    """
+
+    chosen: list[list[Slot]]
+    longest: int
+    fresh: bool
+    scored: bool
+    tokens: np.ndarray
+    targets: np.ndarray
+    numbers: np.ndarray
+
+    @property
+    def places(self) -> dict[int, Slot]:
+        """Which slot is where in what comes back, of Drawn [G ..] or of Scored [R ..]."""
+        each = (self.tokens if self.scored else self.numbers[0]).shape[0] // len(self.chosen)
+        return {part * each + n: slot for part, slots in enumerate(self.chosen) for n, slot in enumerate(slots)}
+
+    @property
+    def positions(self) -> int:
+        """How many positions the rows have afterwards, at most."""
+        return max(slot.at + slot.piece(self.longest) for slots in self.chosen for slot in slots)
+
+    def owners(self) -> list[Owner]:
+        """Whose what comes back is: scores, or the first token of those that read their last piece."""
+        found = []
+        for at, slot in self.places.items():
+            assert slot.ticket is not None
+            size = slot.piece(self.longest)
+            new = slot.scored(self.longest) if self.scored else int(slot.at + size == len(slot.text))
+            found += [Owner(at, slot, slot.ticket, new, size - new)] * (new > 0)
+        return found
+
+
+def next_pieces(reading: Iterable[Slot], longest: int, most: Callable[[int], int]) -> Pieces:
+    """The next pieces that one program reads: that of the first of these slots, and of those behind it that share its program.
+
+    most: how many of a length are read at once, of each part of the rows.
+    """
+    first, *others = reading
+    (T, fresh, scored), parts = first.program(longest), first.parts
+    R, G = most(T), most(1)
+    chosen: list[list[Slot]] = [[] for _ in range(parts)]
+    for slot in (first, *others):
+        if slot.program(longest) == (T, fresh, scored) and len(chosen[slot.part]) < R:
+            chosen[slot.part].append(slot)
+    (tokens, targets), numbers = np.zeros((2, parts, R, T), np.int32), np.zeros((5, parts, G), np.int32)
+    numbers[1] = first.places + np.arange(G)  # nobody's, each another
+    for part, slots in enumerate(chosen):
+        for n, slot in enumerate(slots):
+            assert slot.ticket is not None
+            size, request = slot.piece(longest), slot.ticket.request
+            tokens[part, n, :size] = slot.text[slot.at : slot.at + size]
+            if scored:
+                targets[part, n, :size] = request.ids[slot.at + 1 : slot.at + size + 1]
+            last = slot.at + size == len(slot.text)
+            numbers[:, part, n] = size, slot.place, len(slot.text), last, request.top_logprobs
+    flat = (tokens.reshape(-1, T), targets.reshape(-1, T), numbers.reshape(5, -1))
+    return Pieces(chosen, longest, fresh, scored, *flat)
