@@ -267,3 +267,20 @@ def test_lm_eval(base, monkeypatch):
     found, known = (one._loglikelihood_tokens(pairs, disable_tqdm=True) for one in (theirs, ours))
     assert [greedy for _, greedy in found] == [greedy for _, greedy in known] and found[-1][1]
     agree([value for value, _ in found], [value for value, _ in known], 1e-5)
+
+
+def test_litellm_asks_the_other_server_where_one_is_full(base, expected):
+    """Two replicas behind its router, of which one says 503."""
+    litellm = pytest.importorskip("litellm")
+    one = serving.service()
+    with serving.running(one) as port:
+        one.draining = True
+        urls = (f"http://127.0.0.1:{port}/v1", f"{base}/v1")
+        models = [
+            {"model_name": "tiny", "litellm_params": {"model": "openai/tiny", "api_base": url, "api_key": "none"}}
+            for url in urls
+        ]
+        router = litellm.Router(model_list=models, allowed_fails=0)
+        ask = {"model": "tiny", "messages": [{"role": "user", "content": TEXT}], "max_tokens": 20}
+        found = [router.completion(**ask).choices[0].message.content for _ in range(6)]
+        assert found == [expected] * 6

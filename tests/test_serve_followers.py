@@ -310,16 +310,17 @@ def free_port():
 def processes(*words):
     """Both processes of a server, tp=2 over them, ready; and a client of it."""
     port, where = free_port(), f"127.0.0.1:{free_port()}"
-    options = "serve --dtype float32 --tp 2 --devices 1 --rows 2 --context 128 --distributed --num-processes 2"
+    options = "serve --dtype float32 --tp 2 --devices 1 --rows 2 --context 32 --distributed --num-processes 2"
     command = [sys.executable, "-m", "nanollm_jax", *options.split(), "--port", str(port), "--coordinator", where]
     run = [
-        subprocess.Popen([*command, *words, "--process-id", str(process_id)], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, *words, "--process-id", str(process_id)], stderr=subprocess.DEVNULL)
         for process_id in (0, 1)
     ]
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
 
             def ready():
+                time.sleep(0.2)
                 with contextlib.suppress(httpx2.HTTPError):
                     return client.get("/health").status_code == 200
                 return run[0].poll() is not None
@@ -329,7 +330,7 @@ def processes(*words):
     finally:
         for process in run:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 ASK = {"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 24, "temperature": 0}

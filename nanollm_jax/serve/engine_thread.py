@@ -163,9 +163,8 @@ class EngineThread(threading.Thread):
         found, error = None, None
         try:
             found = job.run(self.engine.model)
-        except (
-            Exception
-        ) as known:  # it took nothing of the engine's, which goes on; but other processes know none but ours
+        except Exception as known:  # it took nothing of the engine's, which goes on
+            # of several processes all have to fare alike, as they do with what is wrong with a text
             if self.followers and not isinstance(known, NanoLLMError):
                 raise
             error = known
