@@ -100,6 +100,19 @@ def test_a_run_that_was_stopped_goes_on(run: Run) -> None:
     assert (code, Path("a.jsonl").read_bytes()) == (2, whole) and "line 1: a.jsonl has" in err
 
 
+def test_lines_of_a_form(run: Run) -> None:
+    """Each line of its own, or that of the options; another one is another run."""
+    write([{"prompt": "The", "regex": "[0-9]{3}"}, {"prompt": "The", "schema": {"enum": [7, 8]}}, {"prompt": "The"}])
+    Path("form.lark").write_text('start: "a" | "b"')
+    how = ("--max-new-tokens", "9", "--lark", "form.lark")
+    assert run(*how)[0] == 0
+    texts = {line: one["text"] for line, one in answers().items()}
+    assert texts[1].isdecimal() and len(texts[1]) == 3 and texts[3] in ("7", "8") and texts[5] in ("a", "b")
+    assert run(*how)[0] == 0
+    Path("form.lark").write_text('start: "a"')
+    assert "not those of the run" in run(*how)[2]
+
+
 def test_nobody_elses_file_is_written_to(run: Run) -> None:
     for content in ("hello\n", "hello", '{"line": 1}\n', '{"line": 1, "request": "a"}\n' * 2, "[" * 9999 + "\n"):
         Path("a.jsonl").write_text(content)
@@ -139,6 +152,10 @@ def test_nobody_elses_file_is_written_to(run: Run) -> None:
         ('{"prompt": "a", "tools": []}', "has tools without messages"),
         ('{"messages": [], "truncate": true}', "has truncate without prompt"),
         ('{"prompt": "a", "n": 0}', "n is 0"),
+        ('{"prompt": "a", "regex": "b", "lark": "c"}', "has regex and lark; expected one of them"),
+        ('{"prompt": "a", "schema": {"foo": 1}}', "has the keyword 'foo'"),
+        ('{"prompt": "a", "schema": "x"}', "schema is 'x'; expected an object"),
+        ('{"prompt": "a", "regex": "("}', "unclosed group"),
         ('{"prompt": "a", "seed": "x"}', "seed is 'x'"),
         ('{"prompt": "a", "top_logprobs": 21}', "top_logprobs is 21"),
         ('{"prompt": "a", "max_new_tokens": 5000}', "is more than the model's 512 positions"),

@@ -860,3 +860,21 @@ def test_speculation_changes_no_text_and_says_how_often_it_was_right(run: Run) -
     for wrong in ("lookup:0", "lookup:16", "lookup:x", "oracle"):
         code, _, error = run("generate", "Once", "--speculate", wrong)
         assert (code == 2 and "guessed a step; expected 1 to 15" in error) or "expected lookup:N" in error
+
+
+def test_answers_of_a_form(run: Run, tmp_path: Path) -> None:
+    schema, lark = tmp_path / "person.json", tmp_path / "form.lark"
+    schema.write_text('{"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 2}')
+    lark.write_text('start: "yes" | "no"')
+    how = ("generate", "Once", "--max-new-tokens", "30", "--json", "--seed", "1")
+    found = strict_json(run(*how, "--schema", str(schema))[1])
+    assert found["finish_reason"] == "stop" and set(json.loads(found["text"])) <= {1, 2}
+    assert strict_json(run(*how, "--lark", str(lark))[1])["text"] in ("yes", "no")
+    assert re.fullmatch("[0-9]{4}", strict_json(run(*how, "--regex", "[0-9]{4}")[1])["text"])
+    assert "--schema and --regex exclude each other" in run(*how, "--schema", str(schema), "--regex", "a")[2]
+    assert "cannot be read" in run(*how, "--schema", str(tmp_path / "none.json"))[2]
+    assert "cannot be read" in run(*how, "--lark", str(tmp_path))[2]
+    lark.write_bytes(b"\xff")
+    assert "is not UTF-8" in run(*how, "--lark", str(lark))[2]
+    schema.write_text("{")
+    assert "not valid JSON" in run(*how, "--schema", str(schema))[2]

@@ -22,6 +22,7 @@ from nanollm_jax.cli.devices import (
     join,
     mesh_for,
 )  # fmt: skip
+from nanollm_jax.cli.forms import Lark, Regex, Schema, form_given
 from nanollm_jax.cli.interrupts import INTERRUPTED, noted
 from nanollm_jax.cli.options import (
     STDIN,
@@ -98,13 +99,16 @@ def generate(
     output: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help=OUTPUT)] = None,
     rows: Annotated[int | None, typer.Option(metavar="N", min=1, show_default=False, help=ROWS)] = None,
     speculate: Speculate = None,
+    schema: Schema = None,
+    regex: Regex = None,
+    lark: Lark = None,
 ) -> None:
     """Continue a text. The answer is printed as it is written, then one line of figures on standard error.
 
     With --input each line of a file is an object of its own: "prompt" (a text, or ids) or "messages", and any of id,
-    max_new_tokens, seed, stop, stop_ids, n, top_logprobs, special, truncate, tools, variables and the settings of
-    nanollm_jax.Sampling; the other options are for lines that do not say. A line that is wrong is named before anything runs.
-    After a run was stopped, in whatever way, the same command goes on where it was.
+    max_new_tokens, seed, stop, stop_ids, n, top_logprobs, special, truncate, tools, variables, schema (itself, not a file),
+    regex, lark and the settings of nanollm_jax.Sampling; the other options are for lines that do not say. A line that is wrong
+    is named before anything runs. After a run was stopped, in whatever way, the same command goes on where it was.
 
     Sampling settings that are not given are the checkpoint's own, which nanollm info shows. Where these are greedy,
     --top-k, --top-p and --min-p bring --temperature 1 with them; beside --temperature 0 they are an error.
@@ -122,13 +126,13 @@ def generate(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
-    guesses = guesses_of(speculate)
+    guesses, form = guesses_of(speculate), form_given(schema, regex, lark)
     if lines is not None:
         from nanollm_jax.cli.bulk import Bulk
         from nanollm_jax.cli.lines import Defaults
 
-        said = Defaults(max_new_tokens, seed, stop or [], stop_id or [], special, truncate, settings)
-        bulk = Bulk(lines, output, said, f"{model} {revision} {dtype}")
+        said = Defaults(max_new_tokens, seed, stop or [], stop_id or [], special, truncate, settings, form)
+        bulk = Bulk(lines, output, said, f"{model} {revision} {dtype}" + (f" {form.kind} {form.text}" if form else ""))
         bulk_model = open_model(model, revision, dtype, compile_cache, dp, tp, devices)
         failed, interrupted = bulk.answer(bulk_model, rows, guesses)
         raise typer.Exit(INTERRUPTED if interrupted else 2 if failed else 0)
@@ -156,6 +160,7 @@ def generate(
         seed=seed,
         stop=stop or (),
         stop_ids=stop_id or (),
+        grammar=form,
         speculate=guesses,
     )
     first = jax.process_index() == 0  # of several processes, the one that prints

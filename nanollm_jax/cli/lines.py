@@ -16,19 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 from nanollm_jax import files
 from nanollm_jax.checks import check_counts
+from nanollm_jax.cli.forms import FORMS, form_of
 from nanollm_jax.errors import NanoLLMError, RequestError, shown
 
 if TYPE_CHECKING:
     from nanollm_jax.engine.answer import Generation
     from nanollm_jax.engine.request import Request
+    from nanollm_jax.grammar import Grammar
     from nanollm_jax.loading import Model
 
 LONGEST = 2**26  # bytes of a line
 ONE_OF = ("prompt", "messages")
 LISTS = ("prompt", "messages", "tools", "stop", "stop_ids", "begin_suppress_tokens")  # keys whose value may be a list
+OBJECTS = ("logit_bias", "variables", "schema")  # and those whose value is an object
 FLAGS = ("special", "truncate")
 OTHERS = (
-    "id", "tools", "variables", "max_new_tokens", "seed", "stop", "stop_ids", "n", "top_logprobs", *FLAGS,
+    "id", "tools", "variables", "max_new_tokens", "seed", "stop", "stop_ids", "n", "top_logprobs", *FORMS, *FLAGS,
 )  # fmt: skip
 
 
@@ -43,6 +46,7 @@ class Defaults:
     special: bool
     truncate: bool
     settings: dict[str, Any]
+    form: Grammar | None = dataclasses.field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,8 @@ def parse(line: bytes) -> dict[str, Any]:
         inside = isinstance(value, list) and key not in ("messages", "tools") and list in map(type, value)
         if inside or (isinstance(value, list) and key not in LISTS):
             raise RequestError(f"{key} is {shown(value)}; expected one value, for this line has one prompt.")
-        if isinstance(value, dict) != (key in ("logit_bias", "variables")) and not isinstance(value, list):
-            expected = "an object" if key in ("logit_bias", "variables") else "no object"
+        if isinstance(value, dict) != (key in OBJECTS) and not isinstance(value, list):
+            expected = "an object" if key in OBJECTS else "no object"
             raise RequestError(f"{key} is {shown(value)}; expected {expected}.")
         if key in FLAGS and not isinstance(value, bool):
             raise RequestError(f"{key} is {shown(value)}; expected true or false.")
@@ -105,6 +109,7 @@ def parse(line: bytes) -> dict[str, Any]:
     if "logit_bias" in found:
         found["logit_bias"] = {token(key): value for key, value in found["logit_bias"].items()}
     given_settings(**{key: found[key] for key in sampling_keys(alone=True) if key in found})
+    form_of(found)
     return found
 
 
@@ -147,7 +152,8 @@ def requests_of(model: Model, line: Mapping[str, Any], defaults: Defaults) -> li
     return request.requests_of(
         model, [ids], new, with_settings(with_settings(model.defaults.sampling, defaults.settings), own),
         line.get("seed", defaults.seed), line.get("stop", defaults.stop), line.get("stop_ids", defaults.stop_ids),
-        top_logprobs=line.get("top_logprobs", 0), n=line.get("n", 1), chat="messages" in line,
+        grammar=form_of(line) or defaults.form, top_logprobs=line.get("top_logprobs", 0), n=line.get("n", 1),
+        chat="messages" in line,
     )  # fmt: skip
 
 
