@@ -127,6 +127,8 @@ def test_only_who_knows_the_secret_comes_in():
     link = meeting.attend("127.0.0.1", port, "secret", 1, setup)
     one.join(30)
     assert list(found) == [1] and link.gettimeout() is None
+    for end in (link, found[1]):
+        assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)  # a machine that is silent is missed
     with pytest.raises(OSError):  # nobody listens any more
         socket.create_connection(("127.0.0.1", port), timeout=5)
     link.close()
@@ -201,11 +203,15 @@ def test_the_others_do_the_same(monkeypatch):
             assert whole.status_code == 200
             score = {"prompt": ["The dog", [5, 6, 7] * 12], "echo": True, "logprobs": 2, "max_tokens": 1}
             assert http.post("/v1/completions", json=score).status_code == 200
-            with http.stream(
-                "POST", "/v1/completions", json={"prompt": "A", "max_tokens": 100, "stream": True}
-            ) as stream:
-                next(stream.iter_lines())
+            long = {"prompt": "A", "max_tokens": 100, "ignore_eos": True, "stream": True}
+            with serving.gated(service) as gate:  # who hangs up is noticed before the answer has ended
+                with http.stream("POST", "/v1/completions", json=long) as stream:
+                    gate.release(8)
+                    next(stream.iter_lines())
+                assert serving.until(lambda: not service.under_way)
             assert http.post("/v1/embeddings", json={"input": ["x", "y"]}).status_code == 200
+            form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}}
+            assert http.post("/v1/chat/completions", json=ask | {"response_format": form, "seed": 6}).status_code == 200
             again = http.post("/v1/chat/completions", json=ask | {"seed": 5})
             assert again.json()["choices"] == whole.json()["choices"]
             assert serving.settled(service)
@@ -213,10 +219,11 @@ def test_the_others_do_the_same(monkeypatch):
         thread.join(60)
         assert not thread.is_alive() and not left
         assert engines[1].idle and len(embedded) == 4 and {embedded.count(job) for job in embedded} == {2}
+        assert any(one.request.grammar for one in tickets[1])
         told = [
             [(one.cancelled, one.answer.token_ids, one.answer.logprobs, one.scores) for one in kept] for kept in tickets
         ]
-        assert told[0] == told[1] and len(told[0]) == 11 and [one[0] for one in told[0]].count(True) == 1
+        assert told[0] == told[1] and len(told[0]) == 14 and [one[0] for one in told[0]].count(True) == 1
         assert [len(prefixes) for prefixes in engines[0].prefixes] == [
             len(prefixes) for prefixes in engines[1].prefixes
         ]

@@ -28,6 +28,7 @@ except ModuleNotFoundError as error:
 
 import nanollm_jax as nano
 from nanollm_jax.cli.devices import HEARTBEAT, mesh_for
+from nanollm_jax.cli.options import guesses_of
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.memory import served
 from nanollm_jax.serve import followers, meeting
@@ -51,6 +52,8 @@ class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     rows: int | None = None
     context: int | None = None
     queue: int = 256
+    prefix_memory: int | None = None
+    speculate: str | None = None
     api_key: str | tuple[str, ...] = ()
     log_prompts: bool = False
     step_limit: float = 300.0
@@ -156,8 +159,10 @@ def opened(setup: Setup, coordinator: str | None = None, number: int = 0) -> tup
     mesh = mesh_for(1, setup.tp, setup.devices)
     nano.keep_compiled()
     model = nano.load(setup.model, revision=setup.revision, dtype=setup.dtype, mesh=mesh)
-    rows, context = served(model, setup.rows, setup.context)
-    return Engine(model, rows), context
+    guesses = guesses_of(setup.speculate)
+    rows, context = served(model, setup.rows, setup.context, guesses)
+    kept = None if setup.prefix_memory is None else setup.prefix_memory * 2**20
+    return Engine(model, rows, prefix_bytes=kept, speculate=guesses), context
 
 
 def free_port() -> int:
