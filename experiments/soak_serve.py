@@ -3,10 +3,11 @@
     make soak                                     # 10 minutes, 64 clients
     python experiments/soak_serve.py --minutes 1
 
-Clients ask for streams of the bundled model; a fifth of them hang up in the middle, a twentieth sends damaged bodies, a few
-connect and say nothing, send half a request, or do not read. Every answer that is read to its end is compared with the one
-that the same request had alone, before: text, tokens and log-probabilities, ==. At the end all rows are idle, and the memory of
-the server (RssAnon + VmSwap: what is shared or on a disk would hide a leak) has stopped growing. Linux.
+Clients ask for streams of the bundled model, of which some keep to a grammar and some share their cache with few others; a
+fifth of them hang up in the middle, a twentieth sends damaged bodies, a few connect and say nothing, send half a request, or
+do not read. Every answer that is read to its end is compared with the one that the same request had alone, before: text,
+tokens and log-probabilities, ==. At the end all rows are idle, and the memory of the server (RssAnon + VmSwap: what is shared
+or on a disk would hide a leak) has stopped growing. Linux.
 """
 
 from __future__ import annotations
@@ -33,6 +34,13 @@ STORIES = (
     "Tom and his mother went to the park. They saw a big tree and", "There was a cat who",
     "A little bird could not fly. Every day the bird sat in the nest and looked at the sky. " * 4,
 )  # fmt: skip
+PET = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name"]}
+FORMS = (
+    {"json": PET},
+    {"regex": r" [a-z ,]{5,60}\."},
+    {"choice": [" yes", " no", " maybe not"]},
+    {"json_object": True},
+)
 
 
 @dataclass
@@ -60,6 +68,10 @@ def bodies(rng: random.Random, count: int) -> list[dict]:
             body |= {"repetition_penalty": 1.2, "ignore_eos": True}
         if n % 7 == 0:
             body |= {"stop": ["."]}
+        if n % 6 == 2:
+            body |= {"structured_outputs": rng.choice(FORMS)}
+        if n % 4 == 1:
+            body |= {"cache_salt": f"caller {n % 3}"}
         made.append(body | {"stream": True})
     return made
 
@@ -199,9 +211,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--damaged", type=int, default=2000, help="damaged bodies before it begins")
     parser.add_argument("--model", help="default: the bundled one")
+    parser.add_argument("--speculate", help="as nanollm serve takes it")
     given = parser.parse_args()
     command = [sys.executable, "-m", "nanollm_jax", "serve", "--port", "0", "--log-level", "warning"]
     command += ["--model", given.model] if given.model else []
+    command += ["--speculate", given.speculate] if given.speculate else []
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         line = next(line for line in server.stderr if " at http://" in line)
