@@ -19,6 +19,7 @@ from nanollm_jax.engine.request import requests_of
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.grammar import Words
 from nanollm_jax.sampling import keep_allowed
+from nanollm_jax.tokenizer import load_tokenizer
 
 PROMPT = "Once upon a time"
 HOT = nano.Sampling(temperature=1.0)
@@ -183,6 +184,24 @@ def test_nothing_is_compiled(model):
     assert watch.programs == 0 and found[::2] == first * 3
     assert re.fullmatch("[0-9]{4}", found[1]) and re.fullmatch("[a-c]{2}", found[3])
     assert max(event.amount for event in engine.events if event.what == "chunk") > 1
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama2"])
+def test_vocabularies_of_real_models(data, name):
+    """Any walk along the masks spells what the grammar says; tokens of several letters and of single bytes among them."""
+    tokenizer = load_tokenizer(data / "tokenizers" / name)
+    words = Words(tokenizer, tokenizer.vocab_size + 37)  # a table may be padded
+    compiled, several = words.compile(Grammar.json_schema(PERSON)), set()
+    for seed in range(6):
+        rng, matcher, ids = np.random.default_rng(seed), compiled.start([tokenizer.eos_id]), []
+        while not matcher.over:
+            allowed = np.flatnonzero(np.unpackbits(matcher.mask.view(np.uint8), bitorder="little"))
+            several |= {tokenizer.token_bytes(int(token)) for token in allowed[:1000]}
+            ids.append(int(rng.choice(allowed)))
+            matcher.take(ids[-1])
+        decoder = tokenizer.decoder(start=False)
+        jsonschema.validate(json.loads("".join(map(decoder.push, ids)) + decoder.finish()), PERSON)
+    assert b'{"' in several and b"{" in several and b"" not in several
 
 
 # what is refused

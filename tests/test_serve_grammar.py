@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import json
 import re
+import threading
 
 import jsonschema
 import openai
@@ -207,16 +208,16 @@ WRONG = [
     ({"response_format": {"type": "json_object", "json_schema": {"schema": {}}}}, "response_format.json_schema"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, SCHEMA),
     ({"response_format": FORMAT | {"colour": 1}}, "response_format.colour"),
-    (schema({"not": {}}), "response_format"),
+    (schema({"not": {}}), SCHEMA),
     (schema({"maxlength": 3}), SCHEMA),
-    (schema({"$ref": "http://127.0.0.1:1/x"}), "response_format"),
+    (schema({"$ref": "http://127.0.0.1:1/x"}), SCHEMA),
     ({"response_format": bomb(200)}, SCHEMA),
     (schema({"enum": ["x" * 100] * 5000}), SCHEMA),
     ({"structured_outputs": {}}, "structured_outputs"),
     ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
-    ({"structured_outputs": {"regex": "(" * 9999}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "(" * 9999}}, "structured_outputs.regex"),
     ({"structured_outputs": {"choice": [""]}}, "structured_outputs.choice"),
-    ({"structured_outputs": {"grammar": "x"}}, "structured_outputs"),
+    ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar"),
     ({"structured_outputs": {"whitespace_pattern": " "}}, "structured_outputs.whitespace_pattern"),
     ({"structured_outputs": {"regex": "a"}, "response_format": FORMAT}, "structured_outputs"),
     ({"guided_regex": "a"}, "guided_regex"),
@@ -235,6 +236,23 @@ WRONG = [
 def test_what_is_wrong_is_named(http, fields, param):
     found = http.post("/v1/chat/completions", json=ASK | fields)
     assert (found.status_code, found.json()["error"]["param"]) == (400, param), found.text
+
+
+def test_nobody_else_waits_for_a_grammar(service, http, monkeypatch):
+    """While one is tried out for ever, those who ask for none are answered."""
+    words, gate, begun = words_of(service.model), threading.Event(), threading.Event()
+
+    def stuck(whole):
+        begun.set()
+        assert gate.wait(60)
+
+    monkeypatch.setattr(words, "try_out", stuck)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        forms = [pool.submit(chat, http, structured_outputs={"regex": f"[a-z]{{{n}}}"}) for n in range(60, 66)]
+        assert begun.wait(60)
+        assert chat(http)["message"]["content"]
+        gate.set()
+        assert [len(form.result()["message"]["content"]) for form in forms] == list(range(60, 66))
 
 
 def test_rows_beside_keep_every_bit(http):

@@ -18,7 +18,7 @@ from nanollm_jax.worker import Worker
 if TYPE_CHECKING:
     import subprocess
 
-SECONDS = 10.0  # that a grammar may take to be tried out; those of schemas take milliseconds
+SECONDS = 5.0  # that a grammar may take to be tried out; those of schemas take milliseconds
 KEPT = 64  # compiled grammars: those of an agent's tools come again with every request
 LONGEST_ERROR = 400  # characters of what llguidance says
 

@@ -11,17 +11,17 @@ import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from nanollm_jax.chat.forms import wants_text
 from nanollm_jax.chat.renderer import Renderer
 from nanollm_jax.engine.conversation import encode_chat
-from nanollm_jax.engine.request import TOPS, Request, check_grammar, check_stops, encode_prompts, requests_of
+from nanollm_jax.engine.request import TOPS, Request, check_grammar, check_stops, encode_prompts, requests_of, words_of
 from nanollm_jax.errors import NanoLLMError
-from nanollm_jax.grammar import Grammar
 from nanollm_jax.loading import Model
 from nanollm_jax.serve.bodies import Chat, Completion, TokenizeChat, Writing
-from nanollm_jax.serve.forming import Choice, choice_of, form_of_chat, form_of_text
+from nanollm_jax.serve.forming import Choice, Form, choice_of, form_of_chat, form_of_text, made
 from nanollm_jax.serve.messages import read_messages, read_tools
 from nanollm_jax.serve.reading import Reading, reading_of
 from nanollm_jax.serve.refusals import Refusal, busy, refusal_of
@@ -50,7 +50,7 @@ class Asked(NamedTuple):
     """What a body asks for: n requests to each prompt, in order; the prompts, also as text; and the seed of the draws.
 
     scores are requests for how likely the prompts are, of those that have more than one token. reading is how the answers of a
-    chat are read.
+    chat are read, form that they have to have.
     """
 
     requests: list[Request]
@@ -59,19 +59,30 @@ class Asked(NamedTuple):
     texts: list[str]
     seed: int
     reading: Reading = Reading()
+    form: Form = Form()
 
 
 class Readers:
-    """Threads that read bodies, each with a process of its own that renders templates."""
+    """Threads that read bodies, each with a process of its own that renders templates; and one that tries grammars out, so that
+    who asks for none never waits for one.
+    """
 
     def __init__(self, model: Model, context: int, answers: int) -> None:
         """context: tokens of a prompt and its answer together; answers: how many one body may ask for."""
         self.model, self.context, self.answers = model, context, answers
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="reader")
+        self.forming = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self.own = threading.local()
         self.reading = 0
 
-    async def read(self, function: Callable[..., Made], *args: Any) -> Made:
+    async def ask(self, function: Callable[[Readers, Any, World], Asked], body: Writing, world: World) -> Asked:
+        """What a body asks for, its form tried out. Raises Refusal."""
+        asked = await self.read(function, body, world)
+        if asked.form.grammar is not None:
+            await self.read(Readers.check_form, asked, pool=self.forming)
+        return asked
+
+    async def read(self, function: Callable[..., Made], *args: Any, pool: ThreadPoolExecutor | None = None) -> Made:
         """function(self, *args) in one of the threads. Raises Refusal for all that it refuses, and where too many wait."""
         if self.reading >= self.answers:
             raise busy("too many requests are being read; ask again later.", "queue_full")
@@ -84,7 +95,7 @@ class Readers:
 
         self.reading += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.pool, call)
+            return await asyncio.get_running_loop().run_in_executor(pool or self.pool, call)
         finally:
             self.reading -= 1
 
@@ -136,7 +147,7 @@ class Readers:
         if body.max_completion_tokens is not None and body.max_completion_tokens < 1:
             raise Refusal(400, "max_completion_tokens is below 1.", "max_completion_tokens")
         ids, reading, choice = self.read_chat(body)
-        form = form_of_chat(self.model, body, reading, choice)
+        form = form_of_chat(body, reading, choice)
         new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         new = max(self.context - len(ids), 1) if new is None else new
         asked = self.asked(body, [ids], new, body.top_logprobs or 0, world, form, chat=True)
@@ -183,7 +194,7 @@ class Readers:
         return given if isinstance(given, str) else "" if tokenizer is None else tokenizer.decode(ids)
 
     def asked(
-        self, body: Writing, prompts: list[list[int]], new: int, tops: int, world: World, form: Grammar | None, *, chat: bool
+        self, body: Writing, prompts: list[list[int]], new: int, tops: int, world: World, form: Form, *, chat: bool
     ) -> Asked:  # fmt: skip
         """Requests with the settings of a body, the checkpoint's own where it says nothing; form: that of every answer."""
         longest = max(map(len, prompts))
@@ -210,18 +221,19 @@ class Readers:
             self.model, prompts, new, sampling, seed, body.stop, body.stop_token_ids,
             top_logprobs=tops, n=body.n, chat=chat, streamed=body.stream,
         )  # fmt: skip
-        changed: dict[str, Any] = {"root": root(world, body), "grammar": form}
+        changed: dict[str, Any] = {"root": root(world, body), "grammar": form.grammar}
         if body.ignore_eos:
             _, ends = check_stops(self.model, body.stop, body.stop_token_ids)
             changed["ends"] = tuple(sorted(set(ends)))
         requests = [dataclasses.replace(request, **changed) for request in requests]
-        if form is not None:
-            try:
-                check_grammar(self.model, requests[0])
-            except NanoLLMError as error:
-                name = "structured_outputs" if body.structured_outputs is not None else "response_format"
-                raise refusal_of(error, "tools" if isinstance(body, Chat) and body.tools else name) from None
-        return Asked(requests, [], prompts, [], seed)
+        return Asked(requests, [], prompts, [], seed, form=form)
+
+    def check_form(self, asked: Asked) -> None:
+        """Compile the grammars of what a body asks for. Raises Refusal for one that cannot be followed, with its place."""
+        for grammar, place in asked.form.parts:
+            made(partial(words_of(self.model).compile, grammar), place)
+        for request in asked.requests[:1]:
+            made(partial(check_grammar, self.model, request), asked.form.place)
 
     def settings(self, body: Writing) -> dict[str, Any]:
         """The sampling settings that a body gives."""

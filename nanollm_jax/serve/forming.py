@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from nanollm_jax.chat.call_grammar import Talk
-from nanollm_jax.engine.request import words_of
-from nanollm_jax.errors import GrammarError, shown
+from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.grammar import Grammar
-from nanollm_jax.loading import Model
 from nanollm_jax.serve.bodies import Chat, Writing
 from nanollm_jax.serve.messages import convert
 from nanollm_jax.serve.reading import Reading
 from nanollm_jax.serve.refusals import Refusal, refusal_of
 
+Made = TypeVar("Made")
 NOTHING: dict[str, Any] = {
     "type": "object",
     "properties": {},
@@ -85,6 +85,14 @@ class Choice(NamedTuple):
     single: bool = False
 
 
+class Form(NamedTuple):
+    """The form that answers must have, if any; the field that says so; and parts of it, tried out first, with their fields."""
+
+    grammar: Grammar | None = None
+    place: str = ""
+    parts: tuple[tuple[Grammar, str], ...] = ()
+
+
 def choice_of(choice: str | dict[str, Any], tools: Sequence[str]) -> Choice:
     """What a tool_choice says of the tools that there are. Raises Refusal for one that there is not."""
     if choice in ("auto", "none"):
@@ -106,86 +114,79 @@ def choice_of(choice: str | dict[str, Any], tools: Sequence[str]) -> Choice:
     return found
 
 
-def form_of_text(body: Writing) -> Grammar | None:
-    """The form that a body says its answers must have; None for free text. Raises Refusal that names the field."""
-    given = body.response_format
+def form_of_text(body: Writing) -> Form:
+    """The form that a body says its answers must have. Raises Refusal that names the field."""
+    given, place = body.response_format, "response_format.json_schema"
     asked = None if given is None else convert(given, ResponseFormat, "response_format")
     if asked is not None and (asked.json_schema is None) != (asked.type != "json_schema"):
         what = "is missing" if asked.json_schema is None else f"beside the type {asked.type!r}; leave one out"
-        raise Refusal(400, f"response_format.json_schema {what}.", "response_format.json_schema")
-    grammar = None if body.structured_outputs is None else structured(body.structured_outputs)
+        raise Refusal(400, f"{place} {what}.", place)
+    other = Form() if body.structured_outputs is None else structured(body.structured_outputs)
     if asked is None or asked.type == "text":
-        return grammar
-    if grammar is not None:
+        return other
+    if other.grammar is not None:
         raise Refusal(400, "structured_outputs beside response_format; leave one out.", "structured_outputs")
     if asked.json_schema is None:
-        return Grammar.json_object()
-    place = "response_format.json_schema"
+        return Form(Grammar.json_object(), "response_format")
     schema = convert(asked.json_schema, JsonSchema, place).schema
-    return made(lambda: Grammar.json_schema(schema), f"{place}.schema")
+    return Form(made(lambda: Grammar.json_schema(schema), f"{place}.schema"), f"{place}.schema")
 
 
-def structured(given: dict[str, Any]) -> Grammar:
+def structured(given: dict[str, Any]) -> Form:
     """What structured_outputs says."""
     place = "structured_outputs"
     said = convert(given, StructuredOutputs, place)
-    names = [
-        name
-        for name in ("json", "regex", "choice", "grammar", "json_object")
-        if getattr(said, name) not in (None, False)
-    ]
+    kinds = ("json", "regex", "choice", "grammar", "json_object")
+    names = [name for name in kinds if getattr(said, name) not in (None, False)]
     if len(names) != 1:
         raise Refusal(400, f"{place} has {' and '.join(names) or 'nothing'}; expected one of its fields.", place)
     makers: dict[str, Callable[[Any], Grammar]] = {
         "json": Grammar.json_schema, "regex": Grammar.regex, "choice": Grammar.choice, "grammar": Grammar.lark,
         "json_object": lambda _: Grammar.json_object(),
     }  # fmt: skip
-    return made(lambda: makers[names[0]](getattr(said, names[0])), f"{place}.{names[0]}")
+    place = f"{place}.{names[0]}"
+    return Form(made(lambda: makers[names[0]](getattr(said, names[0])), place), place)
 
 
-def form_of_chat(model: Model, body: Chat, reading: Reading, choice: Choice) -> Grammar | None:
+def form_of_chat(body: Chat, reading: Reading, choice: Choice) -> Form:
     """The form of the answers to a chat, its calls and its reasoning included. Raises Refusal that names the field.
 
     Calls are free, unless one is asked for, a function is strict, or only some of the tools may be called. Then those of strict
     functions keep their schema, and where one is asked for those of all functions do.
     """
-    content = form_of_text(body)
+    form = form_of_text(body)
     tools = {tool["function"]["name"]: (n, tool["function"]) for n, tool in enumerate(body.tools)}
     strict = {name for name in choice.names if tools[name][1].get("strict")}
     some = 0 < len(choice.names) < len(tools)
-    if content is None and not (choice.forced or strict or some):
-        return None
-    arguments: dict[str, Grammar] = {}
+    if form.grammar is None and not (choice.forced or strict or some):
+        return form
+    arguments, parts = {}, [] if form.grammar is None else [(form.grammar, form.place)]
     for name in choice.names:
         n, function = tools[name]
-        kept = choice.forced or name in strict
-        arguments[name] = (
-            arguments_of(model, f"tools[{n}].function.parameters", function) if kept else Grammar.json_object()
-        )
+        arguments[name] = Grammar.json_object()
+        if choice.forced or name in strict:
+            place = f"tools[{n}].function.parameters"
+            arguments[name] = made(partial(arguments_of, function), place)
+            parts.append((arguments[name], place))
+    if not (arguments or reading.thinks):
+        return form
     talk = Talk(
-        reading.form, arguments, None if choice.forced else content, not choice.forced, reading.parallel and not choice.single,
-        reading.special, reading.thinks, reading.thinking,
+        reading.form, arguments, None if choice.forced else form.grammar, not choice.forced,
+        reading.parallel and not choice.single, reading.special, reading.thinks, reading.thinking,
     )  # fmt: skip
-    if content is not None and not choice.names and not (talk.thinks or talk.thinking):
-        return content
-    return made(talk.grammar, "tools" if choice.names else "response_format")
+    place = "tools" if arguments else form.place
+    return Form(made(talk.grammar, place), place, tuple(parts))
 
 
-def arguments_of(model: Model, place: str, function: Mapping[str, Any]) -> Grammar:
-    """What the arguments of a function have to be. Raises Refusal that names the place."""
+def arguments_of(function: Mapping[str, Any]) -> Grammar:
+    """What the arguments of a function have to be: an object, in any case."""
     parameters = function.get("parameters")
-
-    def read() -> Grammar:
-        grammar = Grammar.json_schema(NOTHING if parameters is None else {"type": "object", **parameters})
-        words_of(model).compile(grammar)
-        return grammar
-
-    return made(read, place)
+    return Grammar.json_schema(NOTHING if parameters is None else {"type": "object", **parameters})
 
 
-def made(make: Callable[[], Grammar], place: str) -> Grammar:
-    """A grammar. Raises Refusal that names the place."""
+def made(make: Callable[[], Made], place: str) -> Made:
+    """What is made, of a grammar. Raises Refusal that names the place."""
     try:
         return make()
-    except GrammarError as error:
+    except RequestError as error:
         raise refusal_of(error, place) from None

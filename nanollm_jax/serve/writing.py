@@ -26,7 +26,7 @@ async def chat_completions(request: Request) -> Response:
     body = read_body(await read_json(request), Chat)
     head = Head("chat.completion", service.check_model(body.model), service.fingerprint)
     service.check_ready()
-    asked = await service.readers.read(Readers.chat, body, service.world(request.scope["key"]))
+    asked = await service.readers.ask(Readers.chat, body, service.world(request.scope["key"]))
     tokenizer = service.model.tokenizer
     choices: list[Choice] = [ChatChoice(n, tokenizer, body.logprobs, asked.reading) for n in range(len(asked.requests))]
     return await answer(request, body, asked, head, choices)
@@ -38,7 +38,7 @@ async def completions(request: Request) -> Response:
     body = read_body(await read_json(request), Completion)
     head = Head("text_completion", service.check_model(body.model), service.fingerprint)
     service.check_ready()
-    asked = await service.readers.read(Readers.completion, body, service.world(request.scope["key"]))
+    asked = await service.readers.ask(Readers.completion, body, service.world(request.scope["key"]))
     echoes = await unless_gone(request, echoed(service, body, asked))
     if echoes is None:
         return Response(status_code=GONE)
