@@ -233,10 +233,17 @@ def test_a_follower_that_is_lost_ends_the_server():
     """At once: health is 503, whoever waits is told, and the process ends with an error."""
     with two() as (service, _, _, _, _, theirs):
         made, thread, client = serving.begun(service)
-        with client:
+        with client, serving.gated(service) as gate:  # the device waits for the other process, and so for ever
             assert client.get("/health").status_code == 200
-            theirs.shutdown(socket.SHUT_RDWR)
-            assert serving.until(lambda: service.thread.broken is not None)
+            long = {"prompt": "A", "max_tokens": 100, "ignore_eos": True, "stream": True}
+            with client.stream("POST", "/v1/completions", json=long) as stream:
+                gate.release(8)
+                lines = stream.iter_lines()
+                assert '"text"' in next(lines)
+                theirs.shutdown(socket.SHUT_RDWR)
+                rest = [line for line in lines if line]
+            assert json.loads(rest[-2].removeprefix("data: "))["error"]["type"] == "server_error"
+            assert rest[-1] == "data: [DONE]"
             found = client.get("/health")
             assert (found.status_code, found.json()["error"]["code"]) == (503, "broken")
             assert client.post("/v1/completions", json={"prompt": "A"}).status_code == 503

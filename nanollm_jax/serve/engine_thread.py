@@ -55,7 +55,7 @@ class EngineThread(threading.Thread):
         super().__init__(name="engine", daemon=True)
         self.engine, self.metrics, self.context, self.followers = engine, metrics, context, followers
         self.watchdog = Watchdog(limit, lambda: self.fail(Stuck(f"a step has not ended within {limit:g} s")))
-        self.turn = threading.Condition()
+        self.wake = threading.Condition()
         self.notes: deque[Callable[[], None]] = deque()
         self.jobs: deque[tuple[Embed, asyncio.Future[Any]]] = deque()
         self.new: list[Request] = []  # of the next turn, and numbers of tickets whose answers nobody wants
@@ -121,9 +121,9 @@ class EngineThread(threading.Thread):
 
     def leave(self, where: deque[Any], note: Any) -> None:
         """Leave a note, or a job."""
-        with self.turn:
+        with self.wake:
             where.append(note)
-            self.turn.notify()
+            self.wake.notify()
 
     # what the thread does
 
@@ -132,9 +132,9 @@ class EngineThread(threading.Thread):
         try:
             self.warm_up()
             while not self.closing:
-                with self.turn:
+                with self.wake:
                     while not (self.notes or self.jobs or not self.engine.idle):
-                        self.turn.wait()
+                        self.wake.wait()
                 while self.notes:
                     self.notes.popleft()()
                 with self.watchdog.watching():
@@ -173,7 +173,7 @@ class EngineThread(threading.Thread):
 
     def fail(self, error: BaseException) -> None:
         """It cannot go on: tell everyone, once. Called by any thread."""
-        with self.turn:
+        with self.wake:
             if self.broken is not None or self.loop is None or self.loop.is_closed():
                 return
             self.broken = error

@@ -83,9 +83,9 @@ class Followers:
 class Leader:
     """Process 0, as the others know it: turn after turn."""
 
-    def __init__(self, link: socket.socket, leave: Callable[[int, str], object]) -> None:
-        """leave(code, message) is called in another thread where this process has to end, whatever its device waits for."""
-        self.link, self.leave = link, leave
+    def __init__(self, link: socket.socket, end: Callable[[int, str], object]) -> None:
+        """end(code, message) is called in another thread where this process has to end, whatever its device waits for."""
+        self.link, self.end = link, end
         self.turns: queue.SimpleQueue[Turn] = queue.SimpleQueue()
         self.followed = threading.Event()  # to the end
         threading.Thread(target=self.read, name="leader", daemon=True).start()
@@ -98,9 +98,9 @@ class Leader:
                 self.turns.put(turn)
                 if turn.ends:
                     if not self.followed.wait(ENDING):
-                        self.leave(0, "")
+                        self.end(0, "")
                     return
-        self.leave(FAILED, "process 0 is gone")
+        self.end(FAILED, "process 0 is gone")
 
     def __iter__(self) -> Iterator[Turn]:
         """The turns, in their order, until the server ends."""
@@ -131,13 +131,13 @@ def follow(engine: Engine, turns: Iterable[Turn], context: int, watchdog: Watchd
 
 def run(engine: Engine, link: socket.socket, context: int, limit: float) -> int:
     """Follow process 0 until it ends. Returns the exit code, or ends this process. limit: seconds that one step may take."""
-    watchdog = Watchdog(limit, lambda: leave(FAILED, f"a step has not ended within {limit:g} s"))
+    watchdog = Watchdog(limit, lambda: end_at_once(FAILED, f"a step has not ended within {limit:g} s"))
     watchdog.start()
     try:
-        follow(engine, Leader(link, leave), context, watchdog)
+        follow(engine, Leader(link, end_at_once), context, watchdog)
     except Exception as error:  # process 0 learns of it by the end of the connection
         log.error("the engine failed", exc_info=error)
-        leave(FAILED, str(error))
+        end_at_once(FAILED, str(error))
     watchdog.end()
     return 0
 
@@ -152,13 +152,13 @@ def leave_signals_to_process_0() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         signalled.append(number)
         if len(signalled) > 1:
-            leave(128 + number, "stopped at once")
+            end_at_once(128 + number, "stopped at once")
 
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, stop)
 
 
-def leave(code: int, message: str) -> NoReturn:
+def end_at_once(code: int, message: str) -> NoReturn:
     """End this process at once: its device may wait for others for ever."""
     if message:
         os.write(2, f"nanollm: {message}; this process ends.\n".encode())
