@@ -29,7 +29,7 @@ from nanollm_jax.errors import RequestError
 from nanollm_jax.serve import meeting, watchdog
 from nanollm_jax.serve.asking import World
 from nanollm_jax.serve.bodies import Chat, read_body
-from nanollm_jax.serve.followers import FAILED, Followers, Leader, Lost, follow
+from nanollm_jax.serve.followers import FAILED, Followers, Leader, Lost, follow, limit_of
 from nanollm_jax.serve.service import Options, Service
 from nanollm_jax.serve.turns import Embed, Turn
 from nanollm_jax.serve.watchdog import Watchdog
@@ -296,6 +296,11 @@ def test_work_that_does_not_end_is_noticed_once(monkeypatch):
     with one.watching():
         one.join(60)
     assert said == [1]
+
+
+def test_a_step_may_take_its_time_where_nobody_waits():
+    """A processor may read long prompts of many rows in one step; what waits for another process is not waited for for ever."""
+    assert limit_of(None, 1) == math.inf and limit_of(None, 2) == 300 and limit_of(5.0, 1) == limit_of(5.0, 2) == 5
 
 
 def test_a_step_that_does_not_end_ends_the_server(monkeypatch):

@@ -62,7 +62,10 @@ LOG_PROMPTS = "Write what is asked into the log too."
 PREFIX = (
     "Megabytes for beginnings of prompts that were read before. Default: two texts of the model's length, at most 1024."
 )
-STEP_LIMIT = "Seconds that one step of the engine may take. A longer one is taken for stuck, and ends the server."
+STEP_LIMIT = (
+    "Seconds that one step of the engine may take, in which the prompts of all rows may be read; a longer one is taken for "
+    "stuck, and ends the server. Default: 300 with --distributed, where a process may wait for another, else none."
+)
 CHECK = (
     "Serve nothing: ask some random requests alone and beside each other, on the device and with the options that there are, "
     "and say whether their answers have the same bits. Exit code 1 where they have not."
@@ -88,7 +91,7 @@ def serve(
     root_path: Annotated[str, typer.Option(metavar="PATH", help=ROOT_PATH)] = "",
     max_body: Annotated[int, typer.Option(metavar="MB", min=1, help=BODY)] = 16,
     drain: Annotated[float, typer.Option(metavar="S", min=0, help=DRAIN)] = 30.0,
-    step_limit: Annotated[float, typer.Option(metavar="S", min=1, help=STEP_LIMIT)] = 300.0,
+    step_limit: Annotated[float | None, typer.Option(metavar="S", min=1, help=STEP_LIMIT)] = None,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help=LOG_LEVEL)] = "info",
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help=LOG_PROMPTS)] = False,
     speculate: Speculate = None,
@@ -146,6 +149,7 @@ def serve(
         )
         if check:
             raise typer.Exit(checked(engine, context, said=number == 0))
+        step_limit = followers.limit_of(step_limit, count)
         links = meet(engine, context, coordinator, number, count) if count > 1 else {}
         if bound is None:
             signal.set_wakeup_fd(-1)  # as below

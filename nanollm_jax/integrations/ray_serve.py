@@ -56,7 +56,7 @@ class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     speculate: str | None = None
     api_key: str | tuple[str, ...] = ()
     log_prompts: bool = False
-    step_limit: float = 300.0
+    step_limit: float | None = None
     tp: int = 1
     processes: int = 1
     num_cpus: float = 1.0
@@ -115,7 +115,8 @@ class NanoLLM:
         options = Options(
             names=(setup.served_model_name or setup.model or "nano-stories",), context=context, queue=setup.queue,
             keys=(setup.api_key,) if isinstance(setup.api_key, str) else setup.api_key,
-            log_prompts=setup.log_prompts, step_limit=setup.step_limit,
+            log_prompts=setup.log_prompts,
+            step_limit=followers.limit_of(setup.step_limit, setup.processes),
         )  # fmt: skip
         self.service = Service(engine.model, engine, options, nano.__version__, followers.Followers(links))
 
@@ -147,7 +148,7 @@ class Follower:
         """Do what process 0 does, until it ends."""
         engine, context = opened(setup, coordinator, number)
         link = meeting.attend(**told, number=number, setup=meeting.setup_of(engine, context))
-        return followers.run(engine, link, context, setup.step_limit)
+        return followers.run(engine, link, context, followers.limit_of(setup.step_limit, setup.processes))
 
 
 def opened(setup: Setup, coordinator: str | None = None, number: int = 0) -> tuple[Engine, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import signal
@@ -26,7 +27,13 @@ from nanollm_jax.serve.wire import decode, encode
 
 log = logging.getLogger("nanollm.serve")
 ENDING = 3.0  # seconds for what is under way, when the server ends
+STUCK = 300.0  # seconds of a step that waits for another process, where nobody says
 FAILED = 1
+
+
+def limit_of(seconds: float | None, processes: int) -> float:
+    """How long a step may take before it is taken for stuck: what was said, else no end where nobody waits for others."""
+    return STUCK if seconds is None and processes > 1 else math.inf if seconds is None else seconds
 
 
 class Lost(Exception):

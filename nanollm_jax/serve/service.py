@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ class Options:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     silence: float = 10.0
-    step_limit: float = 300.0
+    step_limit: float = math.inf
     root_path: str = ""
     log_prompts: bool = False
 
