@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 
 import jax
@@ -15,7 +16,7 @@ from agreement import agree
 import nanollm_jax as nano
 from nanollm_jax import Grammar, GrammarError, RequestError
 from nanollm_jax.engine.engine import Engine
-from nanollm_jax.engine.request import requests_of
+from nanollm_jax.engine.request import requests_of, words_of
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.grammar import Words
 from nanollm_jax.sampling import keep_allowed
@@ -204,6 +205,56 @@ def test_vocabularies_of_real_models(data, name):
     assert b'{"' in several and b"{" in several and b"" not in several
 
 
+LEAVES = [
+    {"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}, {"type": "null"}, True, {"const": 'é"x'},
+    {"enum": ["a", 1, None, [1], {"b": 2}]}, {"type": "string", "minLength": 2, "maxLength": 5}, {"type": ["string", "null"]},
+    {"type": "integer", "minimum": -20, "maximum": 321}, {"type": "number", "exclusiveMinimum": -1.5, "maximum": 10},
+    {"type": "integer", "multipleOf": 7}, {"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 9},
+    {"type": "string", "pattern": "^x|y$"}, {"type": "string", "format": "date"}, {"type": "string", "format": "uuid"},
+    {"type": ["integer", "string"], "minimum": 3, "maxLength": 2}, {"minLength": 2}, {"required": ["q"]},
+]  # fmt: skip
+
+
+def random_schema(rng, depth):
+    inside = lambda: random_schema(rng, depth - 1)  # noqa: E731
+    if depth == 0:
+        return rng.choice(LEAVES)
+    return rng.choice([
+        lambda: rng.choice(LEAVES),
+        lambda: {"type": "object", "properties": {name: inside() for name in rng.sample("abcd", rng.randint(0, 3))},
+                 "required": rng.sample("abce", rng.randint(0, 2)), "additionalProperties": rng.choice([False, inside()])},
+        lambda: {"type": "array", "items": inside(), "minItems": rng.randint(0, 2), "maxItems": rng.randint(2, 4)},
+        lambda: {"type": "array", "prefixItems": [inside()], "items": inside(), "maxItems": 3},
+        lambda: {rng.choice(["anyOf", "allOf", "oneOf"]): [inside(), inside()]},
+    ])()  # fmt: skip
+
+
+def test_random_schemas(model):
+    """Whatever is accepted is kept: walks along the masks against the package jsonschema."""
+    words, rng, whole = words_of(model), random.Random(3), 0
+    likely = {n for n in range(2048) if model.tokenizer.token_bytes(n) in [bytes([one]) for one in b'"}],:0123456789']}
+    for _ in range(60):
+        schema = random_schema(rng, rng.randint(1, 3))
+        try:
+            matcher = words.compile(Grammar.json_schema(schema), tried=True).start([2])
+        except GrammarError:
+            continue
+        ids = []
+        while not matcher.over and len(ids) < 300:
+            allowed = np.flatnonzero(np.unpackbits(matcher.mask.view(np.uint8), bitorder="little")).tolist()
+            ids.append(rng.choice([token for token in allowed if token in likely or token == 2] * 20 + allowed))
+            if ids[-1] == 2:
+                break
+            matcher.take(ids[-1])
+        if matcher.whole:
+            text = model.tokenizer.decode([token for token in ids if token != 2], start=False)
+            jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker()).validate(
+                json.loads(text)
+            )
+            whole += 1
+    assert whole > 30
+
+
 # what is refused
 
 DEEP = json.loads("[" * 70 + "]" * 70)
@@ -228,6 +279,8 @@ WRONG = [
     (lambda: Grammar.json_schema({"anyOf": [{"items": {"colour": "red"}}]}), "'colour'"),
     (lambda: Grammar.json_schema({"type": "string", "nullable": True}), "null"),
     (lambda: Grammar.json_schema({"x-guidance": {"lenient": True}}), "x-guidance"),
+    (lambda: Grammar.json_schema({"type": "number", "exclusiveMinimum": 3, "maximum": 3.75}), "exclusive bound"),
+    (lambda: Grammar.json_schema({"minimum": -2.5, "maximum": -2, "exclusiveMaximum": True}), "exclusive bound"),
     (lambda: Grammar.json_schema({"not": {"type": "null"}}), "not"),
     (lambda: Grammar.json_schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
     (lambda: Grammar.json_schema({"type": "string", "format": "colour"}), "colour"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nanollm_jax.checks import real
 from nanollm_jax.errors import GrammarError, shown
 
 DEEPEST = 64  # schemas, objects and lists inside each other
@@ -39,6 +40,8 @@ def check_schema(schema: Any) -> None:
         if is_schema and not isinstance(value, Mapping | bool):
             raise GrammarError(f"grammar: {where} is {shown(value)}; expected a JSON schema, an object.")
         if isinstance(value, Mapping):
+            if is_schema:
+                check_bounds(where, value)
             for key, inside in value.items():
                 if not isinstance(key, str):
                     raise GrammarError(f"grammar: {where} has the key {shown(key)}; expected texts.")
@@ -59,6 +62,27 @@ def check_keyword(where: str, key: str) -> None:
         raise GrammarError(
             f"grammar: {where} has the keyword {shown(key)}, which would bind nobody; leave it out{more}."
         )
+
+
+def check_bounds(where: str, schema: Mapping[str, Any]) -> None:
+    """Raise GrammarError for the one kind of bounds that llguidance 1.9 does not keep: it lets an excluded whole number through
+    where the other bound is less than 1 away: 3 where numbers are above 3 and at most 3.75.
+    """
+    low, high = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    low, least = (schema.get("minimum"),) * 2 if low is True else (low, schema.get("minimum", low))  # as draft 4 has it
+    high, most = (schema.get("maximum"),) * 2 if high is True else (high, schema.get("maximum", high))
+    up, down = whole_and(low, most), whole_and(high, least)
+    if (up is not None and 0 < up < 1) or (down is not None and -1 < down < 0 and real(high) < 0):  # type: ignore[operator]
+        raise GrammarError(
+            f"grammar: {where} has an exclusive bound that is whole, and another less than 1 away, which is not kept; give "
+            "minimum and maximum."
+        )
+
+
+def whole_and(bound: Any, other: Any) -> float | None:
+    """How far another bound is from one that is whole; None where these are no two such numbers."""
+    one, two = real(bound), real(other)
+    return None if one is None or two is None or not one.is_integer() else two - one
 
 
 def schemas_of(where: str, key: str, value: Any, depth: int) -> list[tuple[str, Any, int, bool]]:
