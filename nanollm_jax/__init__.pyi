@@ -17,6 +17,7 @@ from nanollm_jax.engine.conversation import Conversation as Conversation
 from nanollm_jax.engine.conversation import chat as chat
 from nanollm_jax.engine.conversation import encode_chat as encode_chat
 from nanollm_jax.engine.conversation import stream_chat as stream_chat
+from nanollm_jax.engine.drafts import DraftModel as DraftModel
 from nanollm_jax.engine.drafts import Lookup as Lookup
 from nanollm_jax.engine.embed import embed as embed
 from nanollm_jax.engine.generate import Stream as Stream

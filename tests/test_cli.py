@@ -859,7 +859,15 @@ def test_speculation_changes_no_text_and_says_how_often_it_was_right(run: Run) -
     assert 0 < timings["accepted_tokens"] < timings["drafted_tokens"] and plain["timings"]["drafted_tokens"] == 0
     for wrong in ("lookup:0", "lookup:16", "lookup:x", "oracle"):
         code, _, error = run("generate", "Once", "--speculate", wrong)
-        assert (code == 2 and "guessed a step; expected 1 to 15" in error) or "expected lookup:N" in error
+        assert code == 2 and ("guessed a step; expected 1 to 15" in error or "expected lookup:N" in error)
+    for wrong, words in (
+        (("--speculate", "draft:3"), "without --draft MODEL"),
+        (("--draft", "x", "--speculate", "lookup:3"), "expected draft:N"),
+        (("--draft", "x", "--speculate", "draft:99"), "expected 1 to 15"),
+        (("--draft", "/no/such"), "/no/such"),
+    ):
+        code, _, error = run("generate", "Once", *wrong)
+        assert code == 2 and words in error
 
 
 def test_answers_of_a_form(run: Run, tmp_path: Path) -> None:

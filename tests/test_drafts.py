@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from agreement import agree
 from law import ROWS, alone, model_of, requests_for, result, schedule
-from models import random_model
+from models import LLAMA, random_model
 
 import nanollm_jax as nano
-from nanollm_jax.engine.drafts import RUN, look_up
+from nanollm_jax.engine.drafts import RUN, check_draft, look_up
 from nanollm_jax.engine.engine import Engine
+from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.engine.warmup import warm
 from nanollm_jax.measure.plan import DEVICES, make_plan
@@ -40,6 +41,19 @@ class Told(nano.Lookup):
         same = jnp.all((past.text[:, None] == texts[None, :, : behind.shape[1]]) | behind[:, None], axis=2)
         ids = texts[jnp.argmax(same, axis=1)[:, None], at]
         return jnp.where(at % self.wrong == 0, (ids + 1) % 80, ids) if self.wrong else ids, jnp.any(same, axis=1)
+
+
+class Spelled:
+    """A tokenizer that spells one token otherwise."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
+
+    def piece(self, token):
+        return "@" if token == 300 else self.tokenizer.piece(token)
+
+    def token_bytes(self, token):
+        return b"@" if token == 300 else self.tokenizer.token_bytes(token)
 
 
 def told(model, requests, answers):
@@ -71,6 +85,12 @@ def test_what_is_guessed_is_what_followed_the_longest_run_last():
         assert theirs is None or mine.tolist() == theirs
 
 
+def draft_for(model):
+    """Another small model of the same vocabulary: another family, fewer positions, and random."""
+    config, _ = nano.read_config(LLAMA | {"vocab_size": model.config.vocab_size, "max_position_embeddings": 64})
+    return nano.Model(config, nano.init_params(config, jax.random.key(9), "float32"), model.tokenizer)
+
+
 def check_guesses(model, count, longest, guesses, rows=ROWS):
     """Whoever guesses: the same tokens, logprobs, scores and ends, in any schedule; and the tokens of who does not guess."""
     requests = requests_for(model, count, longest=longest)
@@ -97,8 +117,11 @@ def check_guesses(model, count, longest, guesses, rows=ROWS):
 
 
 def test_no_answer_depends_on_what_was_guessed():
-    """Of full attention and rings, whose slots are those of more than the window."""
-    check_guesses(model_of("gemma3_text"), 9, 40, [Told(3), Told(3, wrong=5), nano.Lookup(3)])
+    """Of full attention and rings, whose slots are those of more than the window; another model has fewer positions."""
+    model = model_of("gemma3_text")
+    with pytest.warns(nano.NanoLLMWarning, match="has 64 positions, the model 600"):
+        guesses = [Told(3), Told(3, wrong=5), nano.Lookup(3), nano.DraftModel(draft_for(model), 3)]
+        check_guesses(model, 9, 40, guesses)
 
 
 def test_speculation_is_a_property_of_the_rows():
@@ -124,6 +147,31 @@ def test_speculation_is_a_property_of_the_rows():
     for wrong in ("lookup:", "lookup:x", "draft", 4):
         with pytest.raises(nano.RequestError, match="expected lookup:N"):
             nano.stream(model, prompt, speculate=wrong)
+
+
+def test_a_draft_model_reads_what_the_model_reads():
+    """The model itself is always right where nothing is drawn at random; behind a prefix that is restored, too."""
+    model = model_of("gemma3_text")
+    engine, prompt = Engine(model, ROWS, piece=SHORT, speculate=nano.DraftModel(model, 3)), (5, 7, 11, 2) * 12
+    tickets = []
+    for _ in range(2):
+        tickets.append(engine.submit(Request(prompt, 40, nano.Sampling(temperature=0.0))))
+        while not engine.idle:
+            engine.step()
+    assert tickets[1].cached_tokens == 32 and result(tickets[1]) == result(tickets[0])
+    assert all(ticket.accepted == ticket.drafted > 25 for ticket in tickets)
+
+
+def test_a_draft_model_has_the_same_tokens_on_the_same_devices():
+    model, other = random_model("llama"), random_model("gpt2")
+    for draft, words in ((other, "another vocabulary"), (nano.shard(model, nano.make_mesh(1, 2)), "on other devices")):
+        with pytest.raises(nano.RequestError, match=words):
+            nano.generate(model, [1, 2], speculate=nano.DraftModel(draft))
+    bundled = nano.load()
+    fewer = dataclasses.replace(bundled, tokenizer=Spelled(bundled.tokenizer))
+    with pytest.raises(nano.RequestError, match=r"other tokens: 300 is .*'@', b'@'.*take one with the same tokenizer"):
+        check_draft(bundled, fewer)
+    check_draft(bundled, bundled)
 
 
 def test_what_speculation_takes_is_planned():

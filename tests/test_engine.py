@@ -280,12 +280,12 @@ def test_no_program_copies_the_cache(window):
         engine = Engine(model, rows, piece=PIECE)
         state, pool, tokens = engine.state, engine.blocks(), np.zeros((1, PIECE), np.int32)
         asked = asked_of(config, 1, Request((0,), 1, SETTINGS[0]))
-        read, x = (model.params, state, tokens, one, one, one), np.zeros((1, config.hidden_size), np.float32)
+        read, x = (model.params, state.cache, tokens, one, one, one, one), np.zeros((1, config.hidden_size), np.float32)
         seats = slots.seats_of(state)
         programs = {
             "begin": slots.sit.lower(seats, asked, one, one, config=config),
-            "read first": slots.read.lower(*read, config=config, fresh=True),
-            "read": slots.read.lower(*read, config=config, fresh=False),
+            "read first": slots.read_piece.lower(*read, config=config, fresh=True),
+            "read": slots.read_piece.lower(*read, config=config, fresh=False),
             "first": slots.draw_first.lower(model.params, seats, x, one, no, engine.anything_first, config=config),
             "write": slots.write_tokens.lower(
                 model.params, state, np.ones(rows, np.int32), engine.anything, config=config
@@ -303,7 +303,8 @@ def test_no_program_copies_the_cache(window):
             }
             assert made <= {"parameter", "get-tuple-element", "scatter", "dynamic-update-slice", "fusion"}, name
             largest = max(size for size in map(elements, lines) if size not in leaves)
-            memory, kept = program.memory_analysis(), {"keep": pool, "begin": seats, "first": seats}.get(name, state)
+            memory, given = program.memory_analysis(), {"keep": pool, "begin": seats, "first": seats}
+            kept = given.get(name, state.cache if "read" in name else state)
             assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(kept)), name
             beside.setdefault(name, []).append((memory.temp_size_in_bytes, largest))
     row = state.cache.nbytes // 16

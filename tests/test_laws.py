@@ -31,16 +31,19 @@ def test_every_family_in_every_dtype(family, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_answer_depends_on_what_was_guessed(family, dtype):
-    """In every family: nothing guessed, blocks of several lengths, most of them right, what the text says."""
+    """In every family: nothing guessed, blocks of several lengths, most of them right, what the text or the model says."""
+    model = model_of(family, dtype)
     for tokens in (1, 4, 7):
-        check_guesses(model_of(family, dtype), 24, 300, [Told(tokens), Told(tokens, wrong=6), nano.Lookup(tokens)])
+        guesses = [Told(tokens), Told(tokens, wrong=6), nano.Lookup(tokens), nano.DraftModel(model, tokens)]
+        check_guesses(model, 24, 300, guesses)
 
 
 @pytest.mark.parametrize("mesh", [(1, 8), (2, 4), (4, 2)], ids=str)
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe"])
 def test_no_answer_depends_on_what_was_guessed_on_meshes(family, mesh):
     model = nano.shard(model_of(family), nano.make_mesh(*mesh))
-    check_guesses(model, 12, 100, [Told(3), Told(3, wrong=6), nano.Lookup(3)], rows=8)
+    guesses = [Told(3), Told(3, wrong=6), nano.Lookup(3), nano.DraftModel(model, 3)]
+    check_guesses(model, 12, 100, guesses, rows=8)
 
 
 @pytest.mark.parametrize("mesh", [(1, 8), (2, 4), (4, 2)], ids=str)

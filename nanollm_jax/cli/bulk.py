@@ -27,7 +27,7 @@ from nanollm_jax.errors import NanoLLMError, RequestError
 
 if TYPE_CHECKING:
     from nanollm_jax.engine.answer import Generation
-    from nanollm_jax.engine.drafts import Lookup
+    from nanollm_jax.engine.drafts import Speculate
     from nanollm_jax.engine.request import Request
     from nanollm_jax.loading import Model
 
@@ -70,7 +70,7 @@ class Bulk:
             more = f" And {len(wrong) - NAMED:,} more." if len(wrong) > NAMED else ""
             raise RequestError(f"{self.name}, {' '.join(wrong[:NAMED])}{more} Nothing was run.")
 
-    def answer(self, model: Model, rows: int | None, speculate: Lookup | None = None) -> tuple[int, bool]:
+    def answer(self, model: Model, rows: int | None, speculate: Speculate = None) -> tuple[int, bool]:
         """Answer every line that has no answer. -> how many of these have an error instead, and whether Ctrl-C ended it."""
         from nanollm_jax.engine.generate import as_they_end
         from nanollm_jax.engine.shared import rows_for

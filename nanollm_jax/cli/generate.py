@@ -27,6 +27,7 @@ from nanollm_jax.cli.interrupts import INTERRUPTED, noted
 from nanollm_jax.cli.options import (
     STDIN,
     AsJson,
+    Draft,
     Dtype,
     Frequency,
     KeepCompiled,
@@ -99,6 +100,7 @@ def generate(
     output: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help=OUTPUT)] = None,
     rows: Annotated[int | None, typer.Option(metavar="N", min=1, show_default=False, help=ROWS)] = None,
     speculate: Speculate = None,
+    draft: Draft = None,
     schema: Schema = None,
     regex: Regex = None,
     lark: Lark = None,
@@ -126,7 +128,8 @@ def generate(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
-    guesses, form = guesses_of(speculate), form_given(schema, regex, lark)
+    form, how = form_given(schema, regex, lark), (compile_cache, dp, tp, devices)
+    guesses = guesses_of(speculate, draft, lambda name: open_model(name, None, dtype, *how))
     if lines is not None:
         from nanollm_jax.cli.bulk import Bulk
         from nanollm_jax.cli.lines import Defaults

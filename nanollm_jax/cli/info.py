@@ -18,7 +18,7 @@ from nanollm_jax.errors import NanoLLMError, RequestError
 
 if TYPE_CHECKING:
     from nanollm_jax.config import ModelConfig
-    from nanollm_jax.engine.drafts import Lookup
+    from nanollm_jax.engine.drafts import Speculate as Guesses
 
 DTYPE = (
     "What to count bytes in: float32, bfloat16, float16, int8, or auto for this machine's. Left out: the config's own."
@@ -111,7 +111,7 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
 
 
 def describe_device(
-    source: str | None, revision: str | None, dtype_name: str | None, speculate: Lookup | None
+    source: str | None, revision: str | None, dtype_name: str | None, speculate: Guesses
 ) -> dict[str, Any]:
     """The device that a model would be loaded to, what rows take there, and every program that is compiled for them."""
     import jax

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,8 @@ from nanollm_jax.cli.printing import warn
 from nanollm_jax.errors import RequestError
 
 if TYPE_CHECKING:
-    from nanollm_jax.engine.drafts import Lookup
+    from nanollm_jax.engine.drafts import Speculate as Guesses
+    from nanollm_jax.loading import Model
 
 MODEL = "A folder in checkpoint form, or a hub id such as openai-community/gpt2. Default: the bundled model."
 ANY_MODEL = (
@@ -42,6 +44,10 @@ SPECULATE = (
     "Guess tokens ahead, and write several a step where the guess was right: lookup:4 takes 4 from what the text has said "
     "before. Answers do not depend on it but for their last bits."
 )
+DRAFT = (
+    "Guess tokens ahead with this smaller model of the same tokenizer, found as --model is; it reads every prompt too. 4 a "
+    "step, or N with --speculate draft:N."
+)
 
 Source = Annotated[str | None, typer.Option("--model", metavar="SOURCE", help=MODEL)]
 AnyModel = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=ANY_MODEL)]
@@ -61,6 +67,7 @@ MinP = Annotated[float | None, typer.Option(metavar="P", help=MIN_P)]
 Repetition = Annotated[float | None, typer.Option(metavar="R", help=REPETITION)]
 Presence = Annotated[float | None, typer.Option(metavar="R", help=PRESENCE)]
 Speculate = Annotated[str | None, typer.Option("--speculate", metavar="HOW", show_default=False, help=SPECULATE)]
+Draft = Annotated[str | None, typer.Option("--draft", metavar="SOURCE", show_default=False, help=DRAFT)]
 Frequency = Annotated[float | None, typer.Option(metavar="R", help=FREQUENCY)]
 
 
@@ -75,13 +82,21 @@ def keep_compiled(wanted: bool) -> None:
             warn(str(error))
 
 
-def guesses_of(speculate: str | None) -> Lookup | None:
-    """What --speculate says. Raises RequestError for what it cannot be."""
-    if speculate is None:
+def guesses_of(speculate: str | None, draft: str | None = None, load: Callable[[str], Model] | None = None) -> Guesses:
+    """What --speculate and --draft say; load loads the model of the latter. Raises RequestError for what they cannot be."""
+    if speculate is None and draft is None:
         return None
-    from nanollm_jax.engine.drafts import speculation
+    from nanollm_jax.engine.drafts import DraftModel, check_tokens, speculation
 
-    return speculation(speculate)
+    kind, _, count = (speculate or "draft:4").partition(":")
+    if draft is None or load is None:
+        if kind == "draft":
+            raise RequestError(f"--speculate {speculate} without --draft MODEL; name the model that guesses.")
+        return speculation(speculate)
+    if kind != "draft" or not count.isdecimal():
+        raise RequestError(f"--speculate {speculate} beside --draft: expected draft:N, such as draft:4, or nothing.")
+    check_tokens(int(count))
+    return DraftModel(load(draft), int(count))
 
 
 def checkpoint(model: str | None, revision: str | None) -> Path:

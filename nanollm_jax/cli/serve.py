@@ -28,6 +28,7 @@ from nanollm_jax.cli.devices import (
     process,
 )  # fmt: skip
 from nanollm_jax.cli.options import (
+    Draft,
     Dtype,
     KeepCompiled,
     Revision,
@@ -95,6 +96,7 @@ def serve(
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help=LOG_LEVEL)] = "info",
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help=LOG_PROMPTS)] = False,
     speculate: Speculate = None,
+    draft: Draft = None,
     dp: Dp = 1,
     tp: Tp = 1,
     devices: Devices = None,
@@ -119,7 +121,6 @@ def serve(
     written = None if template is None else decoded(expanded(template).read_bytes(), str(template))
     join(distributed, coordinator, num_processes, process_id)
     folder = checkpoint(model, revision)
-    guesses = guesses_of(speculate)
     try:
         from nanollm_jax.serve import followers
         from nanollm_jax.serve.server import bind, run
@@ -137,6 +138,7 @@ def serve(
         from nanollm_jax.serve.service import Options, Service
 
         keep_compiled(compile_cache)
+        guesses = guesses_of(speculate, draft, lambda name: nano.load(checkpoint(name, None), dtype=dtype, mesh=mesh))
         loaded = nano.load(folder, dtype=dtype, mesh=mesh)
         if template is not None and written is not None:
             loaded = with_template(loaded, template, written)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
+import flax.struct
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -27,8 +28,18 @@ from nanollm_jax.ops.kept import letters_of
 from nanollm_jax.params import Params
 
 
+@flax.struct.dataclass
+class Other:
+    """Parameters of another model than the one that a program's config is of, and its config."""
+
+    params: Params
+    config: ModelConfig = flax.struct.field(pytree_node=False)
+
+
 def specs(tree: Any, config: ModelConfig) -> Any:
     """The PartitionSpec of every leaf, by its letters: parameters have them in their layout, everything else says its own."""
+    if isinstance(tree, Other):
+        return Other(specs(tree.params, tree.config), tree.config)
     if isinstance(tree, dict):
         flat, names = params.flatten(tree), params.layout(config)
         return params.nest({path: jax.tree.map(spec, letters_of(flat[path], names[path])) for path in flat})
@@ -40,7 +51,7 @@ def on_mesh(tree: Any, config: ModelConfig, mesh: Mesh) -> Any:
 
     Raises RequestError for rows that dp does not divide, and for a cache that was filled somewhere else.
     """
-    if isinstance(tree, dict):
+    if isinstance(tree, dict | Other):
         return tree
     dp = mesh.shape["dp"]
 

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
+from functools import partial
+from typing import Any
 
 import jax
 
-from nanollm_jax.cache import init_cache
 from nanollm_jax.collectives import whole
 from nanollm_jax.engine import buckets, drafts, memory, prefix, slots
-from nanollm_jax.engine.drafts import Lookup
+from nanollm_jax.engine.drafts import Speculate
 from nanollm_jax.engine.masks import allowed_of, anything, steps_of
-from nanollm_jax.engine.pieces import next_pieces
+from nanollm_jax.engine.pieces import next_pieces, piece_again
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import Event, Owner, Pending, Slot, Spent, Ticket, asked_of, common_prefix
 from nanollm_jax.loading import Model
@@ -41,7 +42,7 @@ class Engine:
         piece: int | None = None,
         prefix_bytes: int | None = None,
         remember: bool = False,
-        speculate: Lookup | None = None,
+        speculate: Speculate = None,
     ) -> None:
         """rows is B, a multiple of the mesh's dp; piece is P: tokens of a prompt that are read at once, and of a block
         that is kept.
@@ -52,7 +53,7 @@ class Engine:
         """
         self.model, self.config = model, model.config
         self.rows, self.dp, self.remember, self.speculate = rows, model.dp, remember, speculate
-        self.spare = drafts.spare(speculate)
+        self.spare, self.other = drafts.spare(speculate), drafts.other_of(speculate, model)
         self.piece = buckets.PIECE if piece is None else piece
         self.slots = [Slot(row, *divmod(row, rows // self.dp), self.dp, rows // self.dp) for row in range(rows)]
         self.queue: deque[Ticket] = deque()
@@ -70,9 +71,9 @@ class Engine:
 
     def empty(self) -> slots.State:
         """A state of rows that are nobody's, of the smallest capacity."""
-        dtype = self.model.params["embedding"]["tokens"].dtype
-        cache = init_cache(self.config, self.rows, self.smallest, dtype, self.model.mesh, spare=self.spare)
-        return slots.empty_state(cache, self.config)
+        made = partial(memory.empty_cache, self.rows, self.smallest, self.model.mesh, self.spare)
+        draft = None if self.other is None else made(self.other.params, self.other.config)
+        return slots.empty_state(made(self.model.params, self.config), self.config, draft)
 
     def forget(self) -> None:
         """Keep nothing of what was read before."""
@@ -194,10 +195,9 @@ class Engine:
             self.recall(slot)
         now = next_pieces(reading, self.piece, self.together)
         self.make_room(now.positions)
-        params, config, (count, row, end, last, tops) = self.model.params, self.config, now.numbers
-        self.state, states, final = slots.read(
-            params, self.state, now.tokens, count, row, end, config=config, fresh=now.fresh
-        )
+        params, config, (count, row, at, end, last, tops) = self.model.params, self.config, now.numbers
+        how: dict[str, Any] = {"config": config, "fresh": now.fresh, "other": self.other}
+        self.state, states, final = slots.read(params, self.state, now.tokens, count, row, at, end, **how)
         found: slots.Drawn | slots.Scored | None = None
         if now.scored:
             found = slots.score(params, states, now.targets, count, tops, config=config)
@@ -232,6 +232,9 @@ class Engine:
             self.make_room(slot.at + self.piece)
             at, place = slot.one(slot.at), slot.one(block.place)
             self.state = prefix.restore(self.state, self.pool, slot.named(), at, place, config=self.config)
+            if self.other is not None:  # what it keeps of its own is in no store
+                piece = piece_again(slot, block.key[1], self.together)
+                self.state = slots.draft_reads(self.other, self.state, *piece, fresh=slot.at == 0)
             self.events.append(Event("hit", slot.ticket.number, slot.row, self.piece))
             slot.at += self.piece
             slot.block, slot.held = block, slot.text[: slot.at]
@@ -277,8 +280,8 @@ class Engine:
         owners = [slot.owner(steps, self.spare) for slot in writing]
         self.make_room(max(owner.slot.filled + owner.positions for owner in owners))
         each, allowed = steps_of(owners, self.rows), allowed_of(self.anything, {slot.row: slot for slot in writing})
-        how = {"config": self.config, "speculate": self.speculate}
-        self.state, drawn = slots.write_tokens(self.model.params, self.state, each, allowed, **how)
+        how = {"config": self.config, "speculate": drafts.program_of(self.speculate)}
+        self.state, drawn = slots.write_tokens(self.model.params, self.state, each, allowed, self.other, **how)
         for owner in owners:
             owner.slot.fill(owner.slot.filled + owner.positions, self.spare)
         self.events.append(Event("chunk", -1, len(writing), steps))
@@ -293,11 +296,7 @@ class Engine:
             if slot.ticket is not ticket:
                 continue  # it was cancelled, and the row is somebody else's by now
             grown.append(ticket)
-            before = ticket.drafted, ticket.accepted
-            slot.take(found, owner, pending.steps > 0)
-            if ticket.drafted > before[0]:
-                self.events.append(Event("drafted", ticket.number, slot.row, ticket.drafted - before[0]))
-                self.events.append(Event("accepted", ticket.number, slot.row, ticket.accepted - before[1]))
+            self.events += slot.take(found, owner, pending.steps > 0)
             if ticket.ended:
                 self.free(slot)
             elif not (slot.flying or slot.reading) and slot.drawn == slot.allowed:
@@ -316,5 +315,5 @@ class Engine:
         """A capacity of so many positions at least."""
         capacity = buckets.capacity(min(positions, self.config.max_positions), self.config.max_positions)
         if capacity > (had := self.state.cache.capacity):
-            memory.check_room(self.model, self.rows, capacity, had, self.spare)
-            self.state = slots.resize(self.state, config=self.config, capacity=capacity)
+            memory.check_room(self.model, self.rows, capacity, had, self.speculate)
+            self.state = slots.resize(self.state, config=self.config, capacity=capacity, other=self.other)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from nanollm_jax.engine.answer import Generation
-from nanollm_jax.engine.drafts import Lookup, speculation
+from nanollm_jax.engine.drafts import DraftModel, Lookup, speculation
 from nanollm_jax.engine.request import Request, encode_prompts, longest, requests_of
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.shared import Shared, failed, rows_for
@@ -23,7 +23,7 @@ Key = TypeVar("Key")
 Stops = str | Sequence[str] | Sequence[Sequence[str]]
 Grammars = Grammar | Sequence[Grammar | None] | None
 StopIds = int | Sequence[int] | Sequence[Sequence[int]]
-Speculate = str | Lookup | None
+Speculate = str | Lookup | DraftModel | None
 
 
 @overload
@@ -95,8 +95,9 @@ def generate(
     rows           how many are written at the same time. None is 1, 8 or 32 per part of the rows that a mesh splits, as it
                    fits; answers of engines with another number of rows are the same but for the last bits of their logprobs
     speculate      who guesses tokens ahead, several of which are then written in the time of one where the guess was right:
-                   "lookup:4" or Lookup(4) takes 4 from the text itself. The answer does not depend on the guesses; of another
-                   length of blocks, like another number of rows, it may have other last bits
+                   "lookup:4" or Lookup(4) takes 4 from the text itself, DraftModel(small, 4) asks a smaller model. The answer
+                   does not depend on the guesses; of another length of blocks, like another number of rows, it may have other
+                   last bits
     max_new_tokens, sampling, seed and grammar may be lists of one per prompt; stop and stop_ids too, as lists of lists.
     Raises RequestError naming the argument that cannot be honoured, NumericsError where the model computes no numbers.
     """

@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from nanollm_jax import files, layout
+from nanollm_jax.cache import KVCache, init_cache
+from nanollm_jax.config import ModelConfig
 from nanollm_jax.engine import buckets, drafts
 from nanollm_jax.errors import RequestError
 from nanollm_jax.loading import Model
+from nanollm_jax.params import Params
 
 if TYPE_CHECKING:
     from nanollm_jax.engine.engine import Engine
@@ -21,11 +25,24 @@ class NoRoomError(RequestError):
     """A device without the memory that rows need."""
 
 
-def needed(model: Model, rows: int, capacity: int, spare: int = 0) -> int:
-    """Bytes of one device for so many rows of so many positions, and for drawing their next token, and `spare` guessed ones."""
-    size = cache_itemsize(model.params["embedding"]["tokens"].dtype)
-    tp = 1 if model.mesh is None else model.mesh.shape["tp"]
-    return rows // model.dp * sum(layout.row_nbytes(model.config, capacity, size, tp, spare))
+def empty_cache(
+    rows: int, capacity: int, mesh: Mesh | None, spare: int, params: Params, config: ModelConfig
+) -> KVCache:
+    """An empty cache for a model's rows, of no more positions than it has."""
+    dtype = params["embedding"]["tokens"].dtype
+    return init_cache(config, rows, min(capacity, config.max_positions), dtype, mesh, spare=spare)
+
+
+def needed(model: Model, rows: int, capacity: int, speculate: drafts.Speculate = None) -> int:
+    """Bytes of one device for so many rows of so many positions, for drawing their next tokens, and for who guesses these."""
+    tp, spare = 1 if model.mesh is None else model.mesh.shape["tp"], drafts.spare(speculate)
+
+    def row(one: Model) -> tuple[int, int]:
+        size = cache_itemsize(one.params["embedding"]["tokens"].dtype)
+        return layout.row_nbytes(one.config, min(capacity, one.config.max_positions), size, tp, spare)
+
+    other = row(speculate.model)[0] if isinstance(speculate, drafts.DraftModel) else 0
+    return rows // model.dp * (sum(row(model)) + other)
 
 
 def cache_itemsize(dtype: Any) -> int:
@@ -47,18 +64,18 @@ def free() -> int | None:
     return files.free_memory() if jax.default_backend() == "cpu" else None
 
 
-def check_room(model: Model, rows: int, capacity: int, had: int = 0, spare: int = 0) -> None:
+def check_room(model: Model, rows: int, capacity: int, had: int = 0, speculate: drafts.Speculate = None) -> None:
     """Raise NoRoomError unless there is room for rows of so many positions, beside the `had` ones that they have now."""
     left = free()
-    if left is not None and needed(model, rows, capacity, spare) > left:
-        raise NoRoomError(no_room(model, rows, capacity, had, spare))
+    if left is not None and needed(model, rows, capacity, speculate) > left:
+        raise NoRoomError(no_room(model, rows, capacity, had, speculate))
 
 
-def no_room(model: Model, rows: int, capacity: int, had: int, spare: int = 0) -> str:
+def no_room(model: Model, rows: int, capacity: int, had: int, speculate: drafts.Speculate = None) -> str:
     """What is said to who asks for too much: what would fit, of fewer positions or of fewer rows."""
-    left, need = free(), needed(model, rows, capacity, spare)
+    left, need = free(), needed(model, rows, capacity, speculate)
     known = f"{need / 1e6:,.1f} MB" + ("" if left is None else f", and {left / 1e6:,.1f} MB are free")
-    fits = lambda rows, capacity: left is not None and need > left and needed(model, rows, capacity, spare) <= left  # noqa: E731
+    fits = lambda rows, capacity: left is not None and need > left and needed(model, rows, capacity, speculate) <= left  # noqa: E731
     shorter = [
         S for S in buckets.capacities(model.config.max_positions) if had >= S or (capacity > S and fits(rows, S))
     ]
@@ -71,21 +88,19 @@ def no_room(model: Model, rows: int, capacity: int, had: int, spare: int = 0) ->
     )
 
 
-def fitting(model: Model, wanted: int, positions: int, spare: int = 0) -> int:
+def fitting(model: Model, wanted: int, positions: int, speculate: drafts.Speculate = None) -> int:
     """How many rows of so many positions there is room for: of the engines' sizes the largest up to the wanted one.
 
     Raises NoRoomError where there is none for the smallest.
     """
     capacity, left = buckets.capacity(positions, model.config.max_positions), free()
     for rows in sorted((n * model.dp for n in buckets.ROWS if n * model.dp <= wanted), reverse=True):
-        if left is None or needed(model, rows, capacity, spare) <= left:
+        if left is None or needed(model, rows, capacity, speculate) <= left:
             return rows
-    raise NoRoomError(no_room(model, model.dp, capacity, 0, spare))
+    raise NoRoomError(no_room(model, model.dp, capacity, 0, speculate))
 
 
-def served(
-    model: Model, rows: int | None, context: int | None, speculate: drafts.Lookup | None = None
-) -> tuple[int, int]:
+def served(model: Model, rows: int | None, context: int | None, speculate: drafts.Speculate = None) -> tuple[int, int]:
     """How many rows of how many positions a server has that was told so many; None is what suits the device and the model.
 
     Raises RequestError for more positions than the model has, NoRoomError where there is no memory for all of them.
@@ -96,7 +111,7 @@ def served(
     context = min(limit, 4096) if context is None else context
     rows = (4 if jax.default_backend() == "cpu" else 32) if rows is None else rows
     rows = -(-rows // model.dp) * model.dp
-    check_room(model, rows, buckets.capacity(context, limit), spare=drafts.spare(speculate))
+    check_room(model, rows, buckets.capacity(context, limit), speculate=speculate)
     return rows, context
 
 
@@ -131,7 +146,7 @@ def refuse(engine: Engine) -> list[Ticket]:
     }
     told = [slot for slot in seated if ends[slot] > had and not gone] or seated
     wanted = buckets.capacity(max((ends[slot] for slot in told), default=1), engine.config.max_positions)
-    error = NoRoomError(no_room(engine.model, engine.rows, wanted, 0 if wanted == had else had, engine.spare))
+    error = NoRoomError(no_room(engine.model, engine.rows, wanted, 0 if wanted == had else had, engine.speculate))
     for slot in told:
         assert slot.ticket is not None
         slot.ticket.error = slot.ticket.error or error

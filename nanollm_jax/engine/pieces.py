@@ -6,7 +6,7 @@ same bits alone in it and beside others, in whichever place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,9 @@ class Pieces:
     chosen        of each part the rows that read
     fresh, scored is nothing before these pieces, are their tokens scored
     tokens        [R T], and targets, the tokens behind them where they are scored
-    numbers       of each [G]: how many tokens are real, whose row they are, how long the whole text is, is it the last piece,
-                  how many alternatives are wanted. G is the largest R; what is nobody's comes last
+    numbers       of each [G]: how many tokens are real, whose row they are, at which position the first stands, how long the
+                  whole text is, is it the last piece, how many alternatives are wanted. G is the largest R; what is
+                  nobody's comes last
     """
 
     chosen: list[list[Slot]]
@@ -67,7 +68,7 @@ def next_pieces(reading: Iterable[Slot], longest: int, most: Callable[[int], int
     for slot in (first, *others):
         if slot.program(longest) == (T, fresh, scored) and len(chosen[slot.part]) < R:
             chosen[slot.part].append(slot)
-    (tokens, targets), numbers = np.zeros((2, parts, R, T), np.int32), np.zeros((5, parts, G), np.int32)
+    (tokens, targets), numbers = np.zeros((2, parts, R, T), np.int32), np.zeros((6, parts, G), np.int32)
     numbers[1] = first.places + np.arange(G)  # nobody's, each another
     for part, slots in enumerate(chosen):
         for n, slot in enumerate(slots):
@@ -77,6 +78,18 @@ def next_pieces(reading: Iterable[Slot], longest: int, most: Callable[[int], int
             if scored:
                 targets[part, n, :size] = request.ids[slot.at + 1 : slot.at + size + 1]
             last = slot.at + size == len(slot.text)
-            numbers[:, part, n] = size, slot.place, len(slot.text), last, request.top_logprobs
-    flat = (tokens.reshape(-1, T), targets.reshape(-1, T), numbers.reshape(5, -1))
+            numbers[:, part, n] = size, slot.place, slot.at, len(slot.text), last, request.top_logprobs
+    flat = (tokens.reshape(-1, T), targets.reshape(-1, T), numbers.reshape(6, -1))
     return Pieces(chosen, longest, fresh, scored, *flat)
+
+
+def piece_again(slot: Slot, ids: Sequence[int], most: Callable[[int], int]) -> Iterator[np.ndarray]:
+    """A slot's next piece, of these ids, for who has not read what others have: tokens [R T]; how many they are, whose row,
+    where the first stands, how long the text is [G].
+    """
+    T = len(ids)
+    tokens, numbers = np.zeros((slot.parts, most(T), T), np.int32), np.zeros((4, slot.parts, most(1)), np.int32)
+    numbers[1] = slot.places + np.arange(most(1))  # nobody's, each another
+    tokens[slot.part, 0], numbers[:, slot.part, 0] = ids, (T, slot.place, slot.at, len(slot.text))
+    yield tokens.reshape(-1, T)
+    yield from numbers.reshape(4, -1)

@@ -12,9 +12,10 @@ import numpy as np
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.engine import buckets
 from nanollm_jax.engine.answer import Answer, Generation
+from nanollm_jax.engine.draws import Asked, Drawn
 from nanollm_jax.engine.prefix import Block
 from nanollm_jax.engine.request import Request
-from nanollm_jax.engine.slots import Asked, Drawn, Scored
+from nanollm_jax.engine.slots import Scored
 from nanollm_jax.engine.timings import Timings
 from nanollm_jax.errors import GrammarError, NanoLLMError, NumericsError
 from nanollm_jax.sampling import heard
@@ -176,18 +177,17 @@ class Slot:
         tokens = min(steps, self.left)
         return Owner(self.row, self, self.ticket, tokens, positions=min(tokens * (1 + drafts), most))
 
-    def take(self, found: Drawn | Scored, owner: Owner, wrote: bool) -> None:
-        """What has come back of it, on the host: tokens for its answer, or scores."""
+    def take(self, found: Drawn | Scored, owner: Owner, wrote: bool) -> list[Event]:
+        """What has come back of it, on the host: tokens for its answer, or scores. -> what is to be noted of it"""
         ticket = owner.ticket
         self.flying -= owner.tokens
         if isinstance(found, Scored):
             ticket.scores += marks(found, owner)
-            return
+            return []
         row = jax.tree.map(lambda x: x[owner.at], found)
-        if wrote:
-            self.filled -= owner.positions - int(row.real.sum())
-            ticket.drafted += int(row.drafted.sum())
-            ticket.accepted += int((row.drafted & row.real).sum())
+        drafted, accepted = int(row.drafted.sum()), int((row.drafted & row.real).sum())
+        ticket.drafted, ticket.accepted = ticket.drafted + drafted, ticket.accepted + accepted
+        self.filled -= owner.positions - int(row.real.sum()) if wrote else 0
         for n in np.flatnonzero(row.real):
             if ticket.ended:
                 break
@@ -199,6 +199,8 @@ class Slot:
                 ticket.answer.push(int(row.token[n]), float(row.logprob[n]), best[: ticket.request.top_logprobs])
             except (NumericsError, GrammarError) as error:
                 ticket.error = error
+        noted = {"drafted": drafted, "accepted": accepted} if drafted else {}
+        return [Event(what, ticket.number, self.row, amount) for what, amount in noted.items()]
 
     def piece(self, longest: int) -> int:
         """How many tokens its next piece has: it ends where the text does, or at a multiple of the longest."""

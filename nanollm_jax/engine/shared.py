@@ -100,7 +100,7 @@ class Shared:
 
 
 def rows_for(
-    model: Model, count: int, rows: int | None, positions: int = 1, speculate: drafts.Lookup | None = None
+    model: Model, count: int, rows: int | None, positions: int = 1, speculate: drafts.Speculate = None
 ) -> Shared:
     """The engine of a model for so many prompts: of `rows` rows, or the one that fits best; of those that speculate alike.
 
@@ -119,9 +119,8 @@ def rows_for(
         return chosen(model, count, rows, positions, speculate)
 
 
-def chosen(model: Model, count: int, rows: int | None, positions: int, speculate: drafts.Lookup | None) -> Shared:
+def chosen(model: Model, count: int, rows: int | None, positions: int, speculate: drafts.Speculate) -> Shared:
     """rows_for with the memory that there is."""
-    spare = drafts.spare(speculate)
     capacity = buckets.capacity(positions, model.config.max_positions)
     if rows is not None:
         (rows,) = check_counts(rows=rows)
@@ -129,7 +128,7 @@ def chosen(model: Model, count: int, rows: int | None, positions: int, speculate
         there = model.engines.get((rows, speculate))
         had = 0 if there is None else there.engine.state.cache.capacity
         if capacity > had:
-            check_room(model, rows, capacity, had, spare)
+            check_room(model, rows, capacity, had, speculate)
         return made(model, rows, speculate)
     alike = [shared for shared in model.engines.values() if shared.engine.speculate == speculate]
     known: list[Shared] = sorted(alike, key=lambda shared: shared.engine.rows)
@@ -140,11 +139,11 @@ def chosen(model: Model, count: int, rows: int | None, positions: int, speculate
     wanted = buckets.rows(count + sum(len(shared.waiting) for shared in busy), model.dp)
     there = model.engines.get((wanted, speculate))
     if there is None or capacity > there.engine.state.cache.capacity:
-        wanted = fitting(model, wanted, positions, spare)
+        wanted = fitting(model, wanted, positions, speculate)
     return made(model, wanted, speculate)
 
 
-def made(model: Model, rows: int, speculate: drafts.Lookup | None) -> Shared:
+def made(model: Model, rows: int, speculate: drafts.Speculate) -> Shared:
     """The engine of so many rows, made now if there is none."""
     shared: Shared | None = model.engines.get((rows, speculate))
     if shared is None or shared.broken is not None:
@@ -154,7 +153,7 @@ def made(model: Model, rows: int, speculate: drafts.Lookup | None) -> Shared:
             if not ran_out(error):
                 raise
             least = buckets.capacity(1, model.config.max_positions)
-            raise NoRoomError(no_room(model, rows, least, 0, drafts.spare(speculate))) from None
+            raise NoRoomError(no_room(model, rows, least, 0, speculate)) from None
     return shared
 
 

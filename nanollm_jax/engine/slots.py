@@ -28,32 +28,16 @@ from nanollm_jax import model
 from nanollm_jax import sampling as smp
 from nanollm_jax.cache import KVCache
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.devices.programs import program
+from nanollm_jax.devices.programs import Other, program
 from nanollm_jax.engine import drafts
 from nanollm_jax.engine.buckets import CHUNK
-from nanollm_jax.engine.drafts import Lookup
+from nanollm_jax.engine.drafts import Drafter, Lookup
+from nanollm_jax.engine.draws import Asked, Drawn, best_of, draw, none_of
 from nanollm_jax.letters import axes, nbytes
 from nanollm_jax.params import Params
-from nanollm_jax.sampling import History
 from nanollm_jax.settings import Sampling
 
-TOPS = 20  # alternatives to a token that can be asked for
-
-
-@flax.struct.dataclass
-class Asked:
-    """How the tokens of B rows are drawn: after which ids, with which settings and seed, and how many of them.
-
-    left is how many tokens a row may still draw, tops how many alternatives to each it wants to see. free: no grammar says
-    after each token which ones may come next, so that several can be drawn in a step.
-    """
-
-    history: History
-    sampling: Sampling
-    seed: jax.Array = axes("B")
-    tops: jax.Array = axes("B")
-    left: jax.Array = axes("B")
-    free: jax.Array = axes("B")
+Guesses = Lookup | Drafter | None
 
 
 @flax.struct.dataclass
@@ -62,6 +46,7 @@ class State:
 
     token is the one that was drawn and not yet run: a row that has read its prompt and drawn nothing else is at length
     positions in the cache, and its token will stand at position `length`. live rows go on.
+    draft is the cache of a model that guesses, at the same positions; its length is that of the other.
     Row of 5 prompt ids that drew one token, 3 allowed: length 5, live, left 2. After one step: length 6, left 1.
     """
 
@@ -69,6 +54,7 @@ class State:
     asked: Asked
     token: jax.Array = axes("B")
     live: jax.Array = axes("B")
+    draft: KVCache | None = None
 
     def __repr__(self) -> str:
         return f"State({self.cache}, history of {self.cache.capacity} ids a row, {nbytes(self)} in all)"
@@ -84,20 +70,6 @@ class Seats(NamedTuple):
 
 
 @flax.struct.dataclass
-class Drawn:
-    """Tokens at n places: ids and log-probabilities [B n], whether the row drew one there at all, whether one was guessed to
-    follow the token before and would have had to be right, and the best TOPS [B n X].
-    """
-
-    token: jax.Array = axes("B T")
-    logprob: jax.Array = axes("B T")
-    real: jax.Array = axes("B T")
-    drafted: jax.Array = axes("B T")
-    top_tokens: jax.Array = axes("B T X")
-    top_logprobs: jax.Array = axes("B T X")
-
-
-@flax.struct.dataclass
 class Scored:
     """How likely given tokens are after those before them, whether each is the best one [B T], and the best TOPS [B T X]."""
 
@@ -107,7 +79,7 @@ class Scored:
     top_logprobs: jax.Array = axes("B T X")
 
 
-def empty_state(cache: KVCache, config: ModelConfig) -> State:
+def empty_state(cache: KVCache, config: ModelConfig, draft: KVCache | None = None) -> State:
     """Rows that are nobody's."""
     B, V = cache.batch, config.vocab_size
     zeros = partial(jnp.zeros, B)  # a buffer each: all of them are donated
@@ -115,7 +87,9 @@ def empty_state(cache: KVCache, config: ModelConfig) -> State:
     history = smp.no_history(B, V, config.max_positions)
     numbers = {"seed": zeros(jnp.uint32), "tops": zeros(jnp.int32), "left": zeros(jnp.int32), "free": zeros(bool)}
     asked = Asked(history, sampling, **numbers)
-    return State(dataclasses.replace(cache, fresh=False), asked, token=zeros(jnp.int32), live=zeros(bool))
+    draft = None if draft is None else dataclasses.replace(draft, fresh=False)
+    cache = dataclasses.replace(cache, fresh=False)
+    return State(cache, asked, token=zeros(jnp.int32), live=zeros(bool), draft=draft)
 
 
 def seats_of(state: State) -> Seats:
@@ -125,7 +99,8 @@ def seats_of(state: State) -> Seats:
 
 def seated(state: State, seats: Seats) -> State:
     """The state with what became of that."""
-    return State(dataclasses.replace(state.cache, length=seats.length), seats.asked, seats.token, seats.live)
+    cache = dataclasses.replace(state.cache, length=seats.length)
+    return State(cache, seats.asked, seats.token, seats.live, state.draft)
 
 
 def begin(state: State, asked: Asked, row: ArrayLike, length: ArrayLike, *, config: ModelConfig) -> State:
@@ -141,24 +116,45 @@ def sit(seats: Seats, asked: Asked, row: jax.Array, length: jax.Array, *, config
     return Seats(asked, seats.token, live, put(seats.length, length))
 
 
-@program(static=("fresh",), donate=("state",))
 def read(
-    params: Params, state: State, tokens: jax.Array, count: jax.Array, row: jax.Array, end: jax.Array,
-    *, config: ModelConfig, fresh: bool,
+    params: Params, state: State, tokens: ArrayLike, count: ArrayLike, row: ArrayLike, at: ArrayLike, end: ArrayLike,
+    *, config: ModelConfig, fresh: bool, other: Other | None = None,
 ) -> tuple[State, jax.Array, jax.Array]:  # fmt: skip
+    """read_piece of the model's cache, and of that of a model that guesses."""
+    cache, x, last = read_piece(params, state.cache, tokens, count, row, at, end, config=config, fresh=fresh)
+    state = dataclasses.replace(state, cache=cache)
+    return draft_reads(other, state, tokens, count, row, at, end, fresh=fresh), x, last
+
+
+def draft_reads(
+    other: Other | None, state: State, tokens: ArrayLike, count: ArrayLike, row: ArrayLike, at: ArrayLike, end: ArrayLike,
+    *, fresh: bool,
+) -> State:  # fmt: skip
+    """read_piece of the cache of a model that guesses, where there is one."""
+    if other is None:
+        return state
+    draft, *_ = read_piece(other.params, state.draft, tokens, count, row, at, end, config=other.config, fresh=fresh)
+    return dataclasses.replace(state, draft=draft)
+
+
+@program(static=("fresh",), donate=("cache",))
+def read_piece(
+    params: Params, cache: KVCache, tokens: jax.Array, count: jax.Array, row: jax.Array, at: jax.Array, end: jax.Array,
+    *, config: ModelConfig, fresh: bool,
+) -> tuple[KVCache, jax.Array, jax.Array]:  # fmt: skip
     """Read one piece of the prompts of R rows behind what each holds.  tokens [R T], the others [G], G the largest R
 
-    count says how many tokens are real, row whose they are, end how long the whole text is; the first R of these are looked at.
-    fresh: the rows hold nothing yet.
-    -> state, the final residual stream of the piece [R T D] and at the last real token of each row [G D]
+    count says how many tokens are real, row whose they are, at which position the first stands, end how long the whole text
+    is; the first R of these are looked at. fresh: the rows hold nothing yet.
+    -> cache, the final residual stream of the piece [R T D] and at the last real token of each row [G D]
     """
     G, R = count.shape[0], tokens.shape[0]
-    count, row, end = count[:R], row[:R], end[:R]
-    part = kv.select(state.cache, row, fresh)
+    count, row, at, end = count[:R], row[:R], at[:R], end[:R]
+    part = dataclasses.replace(kv.select(cache, row, fresh), length=at)
     x, part = model.hidden_states(params, tokens, count, part, config=config, end=end)
     last = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
     last = jnp.pad(last, ((0, G - R), (0, 0)))
-    return dataclasses.replace(state, cache=kv.put_back(state.cache, part)), x, last
+    return kv.put_back(cache, part), x, last
 
 
 def first(
@@ -201,7 +197,8 @@ def score(
 
 @program(static=("speculate",), donate=("state",))
 def write_tokens(
-    params: Params, state: State, steps: jax.Array, allowed: jax.Array, *, config: ModelConfig, speculate: Lookup | None = None
+    params: Params, state: State, steps: jax.Array, allowed: jax.Array, other: Other | None = None,
+    *, config: ModelConfig, speculate: Guesses = None,
 ) -> tuple[State, Drawn]:  # fmt: skip
     """Up to `steps` [B] steps for each live row, CHUNK at most; a row with none is nobody's any more.  -> state, [B CHUNK*T]
 
@@ -215,14 +212,15 @@ def write_tokens(
     def one(state: State, n: jax.Array) -> tuple[State, Drawn]:
         goes = state.live & (n < steps)
         idle = lambda: (state, jax.tree.map(lambda x: jnp.stack([x] * T, axis=1), nothing(seats_of(state))))  # noqa: E731
-        return jax.lax.cond(jnp.any(goes), lambda: step(params, state, goes, allowed, config, speculate), idle)
+        return jax.lax.cond(jnp.any(goes), lambda: step(params, state, goes, allowed, config, speculate, other), idle)
 
     state, drawn = jax.lax.scan(one, state, jnp.arange(CHUNK))  # [n B T ..]
     return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, CHUNK * T, *x.shape[3:]), drawn)
 
 
 def step(
-    params: Params, state: State, goes: jax.Array, allowed: jax.Array, config: ModelConfig, speculate: Lookup | None = None
+    params: Params, state: State, goes: jax.Array, allowed: jax.Array, config: ModelConfig,
+    speculate: Guesses = None, other: Other | None = None,
 ) -> tuple[State, Drawn]:  # fmt: skip
     """One step of write_tokens, and a pure function: run the token of each row that goes on [B] and those that are guessed to
     follow it, draw at each place as if nothing were guessed, up to the first that was not guessed right.  -> state, [B T]
@@ -231,7 +229,7 @@ def step(
         x, cache = model.hidden_states(params, state.token[:, None], 1 * goes, state.cache, config=config)
         seats, drawn = draw_at(seats_of(state), model.logits(params, x, config)[:, 0], goes, allowed)
         return seated(dataclasses.replace(state, cache=cache), seats), jax.tree.map(lambda x: x[:, None], drawn)
-    drafts, found = speculate.guess(state.asked.history)
+    drafts, found, draft = speculate.propose(other, state, goes)
     found &= state.asked.free
     block = jnp.concatenate([state.token[:, None], drafts], axis=1)
     T, at, left = block.shape[1], state.cache.length, state.asked.left
@@ -252,7 +250,7 @@ def step(
     drawn = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
     drafted = (goes & found)[:, None] & (jnp.arange(T)[None] > 0) & (jnp.arange(T)[None] < left[:, None])
     drawn = dataclasses.replace(drawn, drafted=drafted)
-    return seated(dataclasses.replace(state, cache=cache), seats), drawn
+    return seated(dataclasses.replace(state, cache=cache, draft=draft), seats), drawn
 
 
 def draw_at(seats: Seats, logits: jax.Array, goes: jax.Array, allowed: jax.Array) -> tuple[Seats, Drawn]:
@@ -262,56 +260,22 @@ def draw_at(seats: Seats, logits: jax.Array, goes: jax.Array, allowed: jax.Array
     return Seats(asked, put(drawn.token, seats.token), put(goes_on, seats.live), seats.length + goes), drawn
 
 
-def draw(
-    asked: Asked, logits: jax.Array, length: jax.Array, wanted: jax.Array, allowed: jax.Array
-) -> tuple[Asked, jax.Array, Drawn]:
-    """The next token of those rows where one is wanted [B], from logits [B V], behind texts of these lengths [B], out of those
-    that are allowed [B ceil(V/32)].
-
-    -> what is asked now, which rows go on [B], and what was drawn [B]
-    """
-    token, logprob = smp.draw(logits, asked.sampling, asked.history, asked.seed, length, allowed)
-    drawn = Drawn(token, logprob, wanted, wanted & False, *best_of(logits, jnp.where(wanted, asked.tops, 0)))
-    left = asked.left - wanted
-    ended = jnp.take_along_axis(asked.sampling.ends, token[:, None], axis=1)[:, 0]
-    history = keep_where(wanted, smp.remember(asked.history, token), asked.history)
-    return dataclasses.replace(asked, history=history, left=left), wanted & (left > 0) & ~ended, drawn
-
-
 def nothing(seats: Seats) -> Drawn:
     """What is drawn where no row goes on.  -> [B]"""
     none, left = seats.live & False, seats.asked.left
     return Drawn(seats.token, (0 * left).astype(jnp.float32), none, none, *none_of(seats.asked.tops))
 
 
-def best_of(logits: jax.Array, wanted: jax.Array, total: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """The ids of the TOPS best tokens and their log-probabilities, where any row wants some.  [.. V], [..] -> [.. X] twice
-
-    total is the logsumexp of the logits [.. 1], where it is known.
-    """
-    X = min(TOPS, logits.shape[-1])
-
-    def found() -> tuple[jax.Array, jax.Array]:
-        best, ids = jax.lax.top_k(logits, X)
-        best = best - (jax.nn.logsumexp(logits, axis=-1, keepdims=True) if total is None else total)
-        widen = (*((0, 0),) * wanted.ndim, (0, TOPS - X))
-        return jnp.pad(ids, widen), jnp.pad(best, widen, constant_values=-jnp.inf)
-
-    return jax.lax.cond(jnp.any(wanted > 0), found, lambda: none_of(wanted))
-
-
-def none_of(wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What best_of gives where nobody wants any.  [..] -> [.. X] twice. Made of the rows, so that a mesh splits it as them."""
-    zeros = jnp.broadcast_to(0 * wanted[..., None], (*wanted.shape, TOPS))
-    return zeros, zeros.astype(jnp.float32)
-
-
-def keep_where(rows: jax.Array, new: Any, old: Any) -> Any:
-    """The new values in these rows [B], the old ones in the others."""
-    return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old)
+def resize(state: State, *, config: ModelConfig, capacity: int, other: Other | None = None) -> State:
+    """The same state with caches of another capacity; that of a model that guesses has no more than its positions."""
+    state = dataclasses.replace(state, cache=resized(state.cache, config=config, capacity=capacity))
+    if other is None:
+        return state
+    capacity = min(capacity, other.config.max_positions)
+    return dataclasses.replace(state, draft=resized(state.draft, config=other.config, capacity=capacity))
 
 
 @program(static=("capacity",))
-def resize(state: State, *, config: ModelConfig, capacity: int) -> State:
-    """The same state with a cache of another capacity. What keeps its size is handed through."""
-    return dataclasses.replace(state, cache=kv.resize(state.cache, config, capacity))
+def resized(cache: KVCache, *, config: ModelConfig, capacity: int) -> KVCache:
+    """The same cache with another capacity. What keeps its size is handed through."""
+    return kv.resize(cache, config, capacity)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 
 from nanollm_jax.checks import check_counts
 from nanollm_jax.engine import buckets, prefix, slots
-from nanollm_jax.engine.drafts import Lookup, speculation
+from nanollm_jax.engine.drafts import Speculate, program_of, speculation
 from nanollm_jax.engine.embed import embed
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request, check_room
@@ -28,7 +29,7 @@ def warmup(
     prompt_tokens: int = 128,
     max_new_tokens: int = 128,
     rows: int | None = None,
-    speculate: str | Lookup | None = None,
+    speculate: str | Speculate = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Compile ahead every program that requests up to this size need. Returns how many were compiled.
@@ -104,9 +105,8 @@ def programs(
 
     def read(T: int, fresh: bool) -> None:
         tokens = np.zeros((engine.dp * engine.together(T), T), np.int32)
-        engine.state, *found[T] = slots.read(
-            params, engine.state, tokens, none, readers, none, config=config, fresh=fresh
-        )
+        how: dict[str, Any] = {"config": config, "fresh": fresh, "other": engine.other}
+        engine.state, *found[T] = slots.read(params, engine.state, tokens, none, readers, none, none, **how)
 
     def first() -> None:
         engine.state, _ = slots.first(
@@ -117,14 +117,9 @@ def programs(
         slots.score(params, found[T][0], np.zeros(found[T][0].shape[:2], np.int32), none, none, config=config)
 
     def write() -> None:
-        engine.state, _ = slots.write_tokens(
-            params,
-            engine.state,
-            np.zeros(engine.rows, np.int32),
-            engine.anything,
-            config=config,
-            speculate=engine.speculate,
-        )
+        how = {"config": config, "speculate": program_of(engine.speculate)}
+        steps = np.zeros(engine.rows, np.int32)
+        engine.state, _ = slots.write_tokens(params, engine.state, steps, engine.anything, engine.other, **how)
 
     def keep() -> None:
         engine.pool = prefix.keep(engine.blocks(), engine.state, nobody, zeros, zeros + engine.places, config=config)

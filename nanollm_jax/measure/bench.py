@@ -29,7 +29,7 @@ from nanollm_jax import files, layout
 from nanollm_jax import params as parameters
 from nanollm_jax.checks import check_counts
 from nanollm_jax.dtypes import resolve_weights
-from nanollm_jax.engine.drafts import Lookup
+from nanollm_jax.engine.drafts import Speculate
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.generate import stream
 from nanollm_jax.engine.request import Request
@@ -63,7 +63,7 @@ def bench(
     new_tokens: int = 64,
     repeats: int = 5,
     starts: int = 3,
-    speculate: Lookup | None = None,
+    speculate: Speculate = None,
     progress: Progress = lambda text: None,
 ) -> dict[str, Any]:
     """Measure a model: None is the bundled one; a folder, a hub id, or a config file, which gets random weights.
@@ -176,7 +176,7 @@ def run(
     prompt_tokens: int,
     new_tokens: int,
     repeats: int,
-    speculate: Lookup | None,
+    speculate: Speculate,
     progress: Progress,
 ) -> dict[str, Any]:
     """Prefill, decode, first token and the machine's limits, in turns, in this process."""
@@ -237,9 +237,7 @@ def run(
     return report
 
 
-def once(
-    model: Model, prompts: np.ndarray, new_tokens: int, speculate: Lookup | None = None
-) -> tuple[float, float, float]:
+def once(model: Model, prompts: np.ndarray, new_tokens: int, speculate: Speculate = None) -> tuple[float, float, float]:
     """Seconds until an engine has read a prompt in each of its rows [B T], and of writing new_tokens per row behind them; and
     tokens that a row wrote a step.
 
