@@ -255,6 +255,27 @@ def test_random_schemas(model):
     assert whole > 30
 
 
+def test_who_ended_in_a_step_that_fails_is_told(model, monkeypatch):
+    """An answer that ended when it was looked at, before there was no memory to go on with the others."""
+    engine = Engine(model, serving.ROWS, piece=serving.PIECE)
+    ids, failed, told = model.tokenizer.encode(PROMPT), [], []
+    asked = requests_of(model, [ids] * 2, [9, 20], HOT, 0, (), (), grammar=[Grammar.regex("[0-9]{2}"), None])
+    short, long = (engine.submit(request) for request in asked)
+    write = engine.write
+
+    def fails(watched):
+        if short.ended and not failed:
+            failed.append(1)
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return write(watched)
+
+    monkeypatch.setattr(engine, "write", fails)
+    while not engine.idle:
+        told += [ticket for ticket in engine.step() if ticket.ended]
+    assert failed and sorted(ticket.number for ticket in told) == [short.number, long.number]
+    assert short.answer.finish_reason == "stop" and long.error is not None
+
+
 # what is refused
 
 DEEP = json.loads("[" * 70 + "]" * 70)

@@ -58,6 +58,7 @@ class Engine:
         self.slots = [Slot(row, *divmod(row, rows // self.dp), self.dp, rows // self.dp) for row in range(rows)]
         self.queue: deque[Ticket] = deque()
         self.pending: deque[Pending] = deque()
+        self.grown: dict[Ticket, None] = {}  # whose answers did, in the step that is under way
         self.events: deque[Event] = deque(maxlen=EVENTS)
         self.tickets = 0
         self.spent = Spent()
@@ -110,13 +111,15 @@ class Engine:
         told (NoRoomError), and the others go on; all that have a row are, where the step took the state with it.
         """
         try:
-            return self.turn()
+            self.turn()
         except Exception as error:
             if jax.process_count() > 1 or not memory.ran_out(error):  # what one has no memory for, another may have
                 raise
-            return memory.refuse(self)
+            self.grown |= dict.fromkeys(memory.refuse(self))
+        grown, self.grown = list(self.grown), {}
+        return grown
 
-    def turn(self) -> list[Ticket]:
+    def turn(self) -> None:
         """One step that has the memory it needs."""
         for slot in self.slots:
             if slot.ticket is not None and slot.ticket.ended:
@@ -128,17 +131,14 @@ class Engine:
         # a first token that nothing was written before waits for no loop to be compiled
         first = watched and bool(self.pending) and not any(pending.steps for pending in self.pending)
         # what may come next in an answer of a grammar depends on what is on its way
-        depends = any(slot.follows and slot.flying for slot in self.slots)
-        grown = self.look_at(0 if depends else len(self.pending))
+        self.look_at(0 if any(slot.follows and slot.flying for slot in self.slots) else len(self.pending))
         wrote = not first and self.write(watched)
-        return list(grown | self.look_at(int(wrote)))
+        self.look_at(int(wrote))
 
-    def look_at(self, most: int) -> dict[Ticket, None]:
-        """Look at what has come back, until so much is on its way at most. -> whose answers grew."""
-        grown: dict[Ticket, None] = {}
+    def look_at(self, most: int) -> None:
+        """Look at what has come back, until so much is on its way at most."""
         while len(self.pending) > most:
-            grown.update(dict.fromkeys(self.look(self.pending.popleft())))
-        return grown
+            self.grown |= dict.fromkeys(self.look(self.pending.popleft()))
 
     def seat(self) -> None:
         """Give free rows to who came first: to each the first of those whose part of the rows knows most of its prompt."""
