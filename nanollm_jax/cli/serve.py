@@ -169,7 +169,9 @@ def serve(
         logging.getLogger("nanollm.serve").setLevel(log_level.upper())
         name, number = bound.getsockname()[:2]
         where = f"http://{f'[{name}]' if ':' in name else name}:{number}{options.root_path}/v1"
-        warn(f"{', '.join(options.names)} at {where}, {engine.rows} rows of {options.context} tokens")
+        warn(
+            f"{', '.join(options.names)} at {where}, {engine.rows} row{'s' * (engine.rows > 1)} of {options.context} tokens"
+        )
         signal.set_wakeup_fd(-1)  # from here on Ctrl-C is the server's, as SIGTERM is
         service = Service(loaded, engine, options, nano.__version__, followers.Followers(links))
         raise typer.Exit(run(service, bound, drain))
