@@ -21,12 +21,10 @@ import serving
 import nanollm_jax as nano
 from nanollm_jax.chat.template import ChatTemplate
 from nanollm_jax.engine.engine import Engine
-from nanollm_jax.serve.fields import REFUSED
 from nanollm_jax.serve.service import Options, Service
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 
-grammar = pytest.mark.skipif("response_format" in REFUSED, reason="answers are not constrained yet")
 TEXT = "Once upon a time"
 NODE = Path(__file__).parents[1] / "experiments" / "run" / "clients"
 # the messages' texts, and calls as Hermes and Qwen write them
@@ -89,7 +87,6 @@ def test_openai(openai_client, expected):
     assert "".join(parts) == expected
 
 
-@grammar
 def test_openai_calls_a_tool(openai_client):
     ask = ASK | {"tools": TOOLS, "tool_choice": "required", "max_tokens": 200}
     choice = openai_client.chat.completions.create(**ask).choices[0]
@@ -101,7 +98,6 @@ def test_openai_calls_a_tool(openai_client):
     assert (streamed.function.name, streamed.function.arguments) == (call.function.name, call.function.arguments)
 
 
-@grammar
 def test_openai_has_a_schema(openai_client):
     import pydantic
 
@@ -132,7 +128,6 @@ def test_langchain(langchain, expected):
     assert sum(part.usage_metadata["output_tokens"] for part in parts if part.usage_metadata) == 20
 
 
-@grammar
 def test_langchain_calls_a_tool(langchain):
     bound = langchain.bind_tools(TOOLS, tool_choice="required")
     (call,) = bound.invoke(TEXT).tool_calls
@@ -144,19 +139,17 @@ def test_langchain_calls_a_tool(langchain):
     assert named["name"] == "weather" and named["args"] in PLACES
 
 
-@grammar
 def test_langchain_has_a_schema(langchain):
     assert langchain.with_structured_output(CITY).invoke(TEXT) in PLACES
     assert langchain.with_structured_output(CITY, method="json_schema", strict=True).invoke(TEXT) in PLACES
     assert langchain.with_structured_output(CITY, method="function_calling").invoke(TEXT) in PLACES
 
 
-@pytest.fixture
-def litellm(base):
-    library, ask = (
-        pytest.importorskip("litellm"),
-        {"model": "hosted_vllm/tiny", "api_base": f"{base}/v1", "num_retries": 0},
-    )
+@pytest.fixture(params=["openai", "hosted_vllm"])
+def litellm(base, request):
+    """By both names under which it knows servers like this one."""
+    library = pytest.importorskip("litellm")
+    ask = {"model": f"{request.param}/tiny", "api_base": f"{base}/v1", "api_key": "none", "num_retries": 0}
     return lambda **fields: library.completion(messages=ASK["messages"], **ask, **fields)
 
 
@@ -166,19 +159,18 @@ def test_litellm(litellm, expected):
     assert "".join(parts) == expected
 
 
-@grammar
 def test_litellm_calls_a_tool(litellm):
-    ask = {"tools": TOOLS, "tool_choice": "required", "max_tokens": 200}
+    # hosted_vllm leaves additionalProperties out, and a random model may go on and on: room for it, and no second call
+    ask = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 500}
     choice = litellm(**ask).choices[0]
     (call,) = choice.message.tool_calls
     assert choice.finish_reason == "tool_calls" and call.function.name == "weather"
-    assert json.loads(call.function.arguments) in PLACES
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
     deltas = [chunk.choices[0].delta.tool_calls for chunk in litellm(**ask, stream=True)]
     arguments = "".join(part.function.arguments or "" for parts in deltas if parts for part in parts)
     assert arguments == call.function.arguments
 
 
-@grammar
 def test_litellm_has_a_schema(litellm):
     assert json.loads(litellm(response_format=FORMAT, max_tokens=200).choices[0].message.content) in PLACES
 
@@ -230,14 +222,12 @@ def test_ai_sdk(ai_sdk, expected):
     assert (found["whole"], found["text"], found["reason"], found["tokens"]) == (expected, expected, "length", 20)
 
 
-@grammar
 def test_ai_sdk_calls_a_tool(ai_sdk):
     found = ai_sdk("tool")
     (whole,), (streamed,) = found["calls"]
     assert whole == streamed and whole[0] == "weather" and whole[1] in PLACES and found["reason"] == "tool-calls"
 
 
-@grammar
 def test_ai_sdk_has_a_schema(ai_sdk):
     found = ai_sdk("schema")
     assert found["made"] in PLACES and json.loads(found["text"]) == found["made"] and found["reason"] == "stop"
