@@ -13,7 +13,7 @@ TESTS := $(PYTEST) -m "not parity and not laws and not clients and not ray"
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
-.PHONY: help demo serve soak clients fuzz test test-portable test-ray laws parity lint bench bench-peers gpu experiments figures clean
+.PHONY: help demo serve soak clients fuzz test test-portable test-ray laws parity lint bench bench-peers bench-serve gpu experiments figures clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,10 @@ bench-peers: export CMAKE_ARGS = -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAVA_BUILD
 bench-peers: export CMAKE_BUILD_PARALLEL_LEVEL = $(shell getconf _NPROCESSORS_ONLN)
 bench-peers: .venv/installed-peers ## the same beside transformers and llama.cpp, which it installs and compiles
 	$(BIN)/python experiments/bench_peers.py
+
+bench-serve: .venv/installed-peers ## nanollm serve beside llama-server, which it builds, and transformers serve; half an hour, or ARGS=--quick
+	server=$$(PYTHON=$(CURDIR)/$(BIN)/python sh experiments/llama_server.sh "$${XDG_CACHE_HOME:-$$HOME/.cache}/nanollm_jax/llama-server") && \
+	$(BIN)/python experiments/bench_serve.py --folder experiments/run/bench-serve --llama-server "$$server" $(ARGS)
 
 gpu: $(if $(SMALL),.venv/installed-plot) ## measure the GPU of this machine with its own Python, below 5 minutes; SMALL=1 tries it on a CPU
 	PYTHONPATH=. $(if $(SMALL),$(BIN)/python,$(PYTHON)) experiments/on_a_gpu.py $(if $(SMALL),--small) --out gpu-results

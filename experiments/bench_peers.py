@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import string
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from nanollm_jax.measure.bench import machine
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 CHECK_ROWS, CHECK_STEPS = 8, 16
+PLAIN = string.ascii_letters + string.digits
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it does so once more. "
 
 
@@ -245,18 +247,19 @@ def write_checkpoint(config_file: Path, folder: Path) -> None:
             weight.normal_(1.0 if is_scale else 0.0, 0.02)
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    # a byte-level BPE of the vocabulary's size: all bytes, then as many pairs of them as there is room for
+    # a byte-level BPE of the vocabulary's size: all bytes, then twos and threes of letters: answers are whole characters
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pairs = [(first, second) for first in letters for second in letters][: config.vocab_size - 256]
-    vocab = {token: index for index, token in enumerate([*letters, *(first + second for first, second in pairs)])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs))
+    twos = [(first, second) for first in PLAIN for second in PLAIN]
+    merges = [*twos, *((a + b, c) for a, b in twos for c in PLAIN)][: config.vocab_size - len(letters)]
+    vocab = {token: index for index, token in enumerate([*letters, *map("".join, merges)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
 def convert(folder: Path, kind: str) -> None:
-    """The checkpoint as a GGUF file without a vocabulary: matrices in `kind` (f32, f16 or q8_0), vectors in float32."""
+    """The checkpoint as a GGUF file: matrices in `kind` (f32, f16 or q8_0), vectors in float32."""
     import gguf
     from safetensors import safe_open
 
@@ -267,7 +270,15 @@ def convert(folder: Path, kind: str) -> None:
     writer = gguf.GGUFWriter(file.with_suffix(".part"), arch)
     writer.add_file_type({"f32": 0, "f16": 1, "q8_0": 7}[kind])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("none")
+    words = json.loads((folder / "tokenizer.json").read_text())["model"]
+    tokens = sorted(words["vocab"], key=words["vocab"].get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
+    writer.add_token_merges([" ".join(pair) for pair in words["merges"]])
+    writer.add_add_bos_token(False)
+    writer.add_eos_token_id(config["eos_token_id"])
 
     def add(name: str, tensor: np.ndarray) -> None:
         if tensor.ndim == 1 or name.startswith("position"):
