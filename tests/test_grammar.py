@@ -113,15 +113,23 @@ def test_settings_act_on_what_is_allowed(model):
     assert written(model, Grammar.regex("(ab){9}"), sampling=nano.Sampling(repetition_penalty=3.0)).text == "ab" * 9
 
 
-def test_logprobs_are_the_model_s(model):
-    """Those of the untouched distribution, as a forward of the whole text has it."""
-    found = written(model, Grammar.regex("[0-9]{5}"))
+def test_the_best_of_what_may_come_and_logprobs_of_the_model_s_own(model):
+    """Each token is the best of those that the mask in its place allows, by a forward of the whole text; its logprob is that
+    of the untouched distribution.
+    """
+    grammar = Grammar.regex("([a-z]{2,4} )*[0-9]{5}")
+    found = written(model, grammar, new=24)
     ids = model.tokenizer.encode(PROMPT)
     tokens = np.asarray([ids + found.token_ids], np.int32)
     logits, _ = nano.forward(model.params, tokens, nano.init_cache(model.config, 1, 64, "float32"), config=model.config)
     expected = np.asarray(jax.nn.log_softmax(logits))[0, len(ids) - 1 : -1]
     agree(found.logprobs, expected[np.arange(len(found.token_ids)), found.token_ids], 1e-4)
-    assert max(expected[0]) > found.logprobs[0]  # it was not what the model wanted
+    matcher = words_of(model).compile(grammar).start([2])
+    for token, scores in zip(found.token_ids, expected, strict=True):
+        bits = np.unpackbits(matcher.mask.view(np.uint8), bitorder="little")[:2048]
+        assert token == np.where(bits, scores, -np.inf).argmax()
+        matcher.take(token)
+    assert sum(token != scores.argmax() for token, scores in zip(found.token_ids, expected, strict=True)) > 5
 
 
 def test_where_an_answer_ends(model):
