@@ -54,6 +54,7 @@ class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     queue: int = 256
     prefix_memory: int | None = None
     speculate: str | None = None
+    draft: str | None = None
     api_key: str | tuple[str, ...] = ()
     log_prompts: bool = False
     step_limit: float | None = None
@@ -160,7 +161,7 @@ def opened(setup: Setup, coordinator: str | None = None, number: int = 0) -> tup
     mesh = mesh_for(1, setup.tp, setup.devices)
     nano.keep_compiled()
     model = nano.load(setup.model, revision=setup.revision, dtype=setup.dtype, mesh=mesh)
-    guesses = guesses_of(setup.speculate)
+    guesses = guesses_of(setup.speculate, setup.draft, lambda name: nano.load(name, dtype=setup.dtype, mesh=mesh))
     rows, context = served(model, setup.rows, setup.context, guesses)
     kept = None if setup.prefix_memory is None else setup.prefix_memory * 2**20
     return Engine(model, rows, prefix_bytes=kept, speculate=guesses), context
