@@ -36,9 +36,9 @@ class Found(NamedTuple):
 
 
 def result(ticket: Ticket) -> tuple[Any, ...]:
-    """All that came of a request."""
-    answer = ticket.answer
-    return answer.token_ids, answer.logprobs, ticket.scores, answer.top_logprobs, answer.finish_reason
+    """All that came of a request, what went wrong with it as well: a grammar may have an end that no token spells."""
+    answer, error = ticket.answer, str(ticket.error or "")
+    return answer.token_ids, answer.logprobs, ticket.scores, answer.top_logprobs, answer.finish_reason, error
 
 
 def alone(engine: Engine, requests: Sequence[Request]) -> list[tuple[Any, ...]]:
