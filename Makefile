@@ -41,9 +41,11 @@ test-ray: .venv/installed-test-ray ## replicas by Ray Serve, of one process and 
 soak: .venv/installed-test ## ten minutes of 64 clients against the server, of which many misbehave: nothing lost, nothing mixed
 	$(BIN)/python experiments/soak_serve.py
 
-clients: .venv/installed-clients ## other people's clients against a real server: openai, LangChain, LiteLLM, the AI SDK, lm-evaluation-harness
+# -W: the clients' libraries leave event loops and sockets open
+clients: .venv/installed-clients ## other people's clients against a real server: openai, LangChain, LiteLLM, the AI SDK, lm-evaluation-harness, a browser
 	mkdir -p experiments/run/clients && npm install --silent --no-audit --no-fund --prefix experiments/run/clients ai@6 @ai-sdk/openai-compatible@2
-	$(BIN)/python -m pytest -m clients tests/test_serve_clients.py tests/test_serve_page.py
+	$(BIN)/python -m pytest -m clients -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
+		tests/test_serve_clients.py tests/test_serve_page.py
 
 laws: .venv/installed-test ## an answer has the same bits alone and beside others: 1,000 random schedules in each dtype, over all families; meshes; two processes; takes long
 	$(PYTEST) -m laws

@@ -146,8 +146,9 @@ def test_langchain_has_a_schema(langchain):
 
 
 @pytest.fixture(params=["openai", "hosted_vllm"])
-def litellm(base, request):
+def litellm(base, request, monkeypatch):
     """By both names under which it knows servers like this one."""
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no list of prices from elsewhere
     library = pytest.importorskip("litellm")
     ask = {"model": f"{request.param}/tiny", "api_base": f"{base}/v1", "api_key": "none", "num_retries": 0}
     return lambda **fields: library.completion(messages=ASK["messages"], **ask, **fields)
