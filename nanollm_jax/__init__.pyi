@@ -38,6 +38,9 @@ from nanollm_jax.errors import TokenizerError as TokenizerError
 from nanollm_jax.families import read_config as read_config
 from nanollm_jax.glass.harvest import harvest as harvest
 from nanollm_jax.glass.observe import observe as observe
+from nanollm_jax.glass.watch import Watched as Watched
+from nanollm_jax.glass.watch import watch as watch
+from nanollm_jax.glass.watch import watch_stream as watch_stream
 from nanollm_jax.grammar import Grammar as Grammar
 from nanollm_jax.loading import Model as Model
 from nanollm_jax.loading import load as load

@@ -108,7 +108,7 @@ ARROWS = {
         "settings",
         "weights",
     },
-    "glass": {"collectives", "errors"},
+    "glass": {"cache", "checks", "collectives", "config", "devices", "engine", "errors", "loading", "params"},
 }
 ANYTHING = {"cli", "integrations", "__init__", "__main__"}
 
@@ -189,7 +189,7 @@ def test_compiled_code_stands_in_one_place():
     for name, path in FILES.items():
         words = set(names(path))
         loops = words & {"jax.jit", "jit", "scan", "while_loop", "fori_loop"}
-        # devices/programs.py compiles the programs; params.py creates weights; walk.py goes through a traced program;
+        # devices/programs.py compiles the programs; params.py creates weights; walk.py goes through traced programs
         # sampling.py looks for a threshold
         allowed = {
             "decode.py": {"scan"},
@@ -198,6 +198,7 @@ def test_compiled_code_stands_in_one_place():
             "devices/programs.py": {"jit"},
             "params.py": {"jit"},
             "glass/walk.py": {"jit", "scan", "while_loop"},
+            "glass/watched_programs.py": {"jit"},
             "sampling.py": {"fori_loop"},
         }
         assert loops <= ({"jit"} if room(name) == "ops" else allowed.get(name, set())), name
@@ -243,13 +244,13 @@ def test_every_tag_is_in_the_table_of_names():
 
 
 def test_one_loop_writes():
-    """Whoever wants tokens submits a request: the programs of the engine are called by it, and by what compiles them ahead."""
+    """Whoever wants tokens submits a request: the engine calls its programs, and what compiles them ahead or watches them."""
     callers = {
         name
         for name, path in FILES.items()
-        if re.search(r"slots\.(begin|read|first|score|write_tokens)\(", path.read_text())
+        if re.search(r"(slots|programs)\.(begin|read|first|score|write_tokens)\(", path.read_text())
     }
-    assert callers == {"engine/engine.py", "engine/warmup.py"}
+    assert callers == {"engine/engine.py", "engine/warmup.py", "glass/watched_programs.py"}
 
 
 def test_each_side_of_the_server_keeps_to_itself():

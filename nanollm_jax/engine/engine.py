@@ -43,15 +43,16 @@ class Engine:
         prefix_bytes: int | None = None,
         remember: bool = False,
         speculate: Speculate = None,
+        programs: Any = slots,
     ) -> None:
         """rows is B, a multiple of the mesh's dp; piece is P: tokens of a prompt that are read at once, and of a block
         that is kept.
 
         prefix_bytes bounds what is kept of prompts that were read; None is buckets' choice. remember: rows keep what they read
         and wrote, and what comes next reads only what is new in it; for conversations, whose row is theirs alone. speculate
-        is who guesses tokens, so that a step may write several: all answers then have the bits of blocks of that length.
+        is who guesses tokens: a step writes several, and answers have the bits of such blocks. programs: slots.py or another.
         """
-        self.model, self.config = model, model.config
+        self.model, self.config, self.programs = model, model.config, programs
         self.rows, self.dp, self.remember, self.speculate = rows, model.dp, remember, speculate
         self.spare, self.other = drafts.spare(speculate), drafts.other_of(speculate, model)
         self.piece = buckets.PIECE if piece is None else piece
@@ -197,13 +198,13 @@ class Engine:
         self.make_room(now.positions)
         params, config, (count, row, at, end, last, tops) = self.model.params, self.config, now.numbers
         how: dict[str, Any] = {"config": config, "fresh": now.fresh, "other": self.other}
-        self.state, states, final = slots.read(params, self.state, now.tokens, count, row, at, end, **how)
+        self.state, states, final = self.programs.read(params, self.state, now.tokens, count, row, at, end, **how)
         found: slots.Drawn | slots.Scored | None = None
         if now.scored:
             found = slots.score(params, states, now.targets, count, tops, config=config)
         elif last.any():
-            allowed = allowed_of(self.anything_first, now.places)
-            self.state, found = slots.first(params, self.state, final, row, last.astype(bool), allowed, config=config)
+            allowed, last = allowed_of(self.anything_first, now.places), last.astype(bool)
+            self.state, found = self.programs.first(params, self.state, final, row, last, allowed, config=config)
         if found is not None:
             self.send(found, now.owners(), 0)
         for slot in now.places.values():
@@ -281,7 +282,7 @@ class Engine:
         self.make_room(max(owner.slot.filled + owner.positions for owner in owners))
         each, allowed = steps_of(owners, self.rows), allowed_of(self.anything, {slot.row: slot for slot in writing})
         how = {"config": self.config, "speculate": drafts.program_of(self.speculate)}
-        self.state, drawn = slots.write_tokens(self.model.params, self.state, each, allowed, self.other, **how)
+        self.state, drawn = self.programs.write_tokens(self.model.params, self.state, each, allowed, self.other, **how)
         for owner in owners:
             owner.slot.fill(owner.slot.filled + owner.positions, self.spare)
         self.events.append(Event("chunk", -1, len(writing), steps))

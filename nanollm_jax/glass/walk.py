@@ -105,11 +105,7 @@ class Walk:
             change = self.change[pattern]
             edit, *arrays = change if isinstance(change, tuple) else (change,)
             whole = gather(value, axes)
-            new = jnp.asarray(edit(whole, Seen(seen), *arrays))
-            if new.shape != whole.shape or new.dtype != whole.dtype:
-                raise RequestError(
-                    f"the change of {name} gave {new.dtype}{list(new.shape)}; expected {whole.dtype}{list(whole.shape)}."
-                )
+            new = alike(name, edit(whole, Seen(seen), *arrays), whole)
             seen[name] = value = part(new, axes)
         asked = self.chosen(self.keep, name)
         shrinks = {self.keep[pattern] for pattern in asked}
@@ -239,6 +235,16 @@ class Seen(Mapping[str, jax.Array]):
     def __len__(self) -> int:
         """How many there are."""
         return len(self.values_)
+
+
+def alike(name: str, new: Any, value: jax.Array) -> jax.Array:
+    """What an edit gave. Raises RequestError unless it has the shape and dtype of the value."""
+    new = jnp.asarray(new)
+    if new.shape != value.shape or new.dtype != value.dtype:
+        raise RequestError(
+            f"the change of {name} gave {new.dtype}{list(new.shape)}; expected {value.dtype}{list(value.shape)}."
+        )
+    return new
 
 
 def put(kept: Kept, name: str, value: Any) -> None:

@@ -1,0 +1,117 @@
+"""What somebody asks of a watched generation, by names: looked at before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from nanollm_jax.cache import init_cache
+from nanollm_jax.checks import listed, whole
+from nanollm_jax.devices.programs import forward
+from nanollm_jax.engine.request import Request, longest
+from nanollm_jax.errors import RequestError, shown
+from nanollm_jax.glass.harvest import harvest
+from nanollm_jax.glass.names import NAMES, check_found, expression, letters
+from nanollm_jax.glass.watched_programs import Asked, Row
+from nanollm_jax.loading import Model
+
+
+def model_names(model: Model) -> dict[str, list[str]]:
+    """{name: axes} of all that a model has for each of its tokens."""
+    found: dict[str, list[str]] = {}
+    for row, axes in NAMES.items():
+        if "T" not in axes.split() or row == "positions":
+            continue
+        for index, layer in enumerate(model.config.layers):
+            experts = {"layers.*.mlp.router": True, "layers.*.mlp.hidden": False}.get(row, layer.experts)
+            if experts == layer.experts:
+                found[row.replace("*", str(index))] = axes.split()
+    return found
+
+
+def expanded(names: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """{pattern: what is to be done} -> {name: the same}. Raises RequestError for patterns without names, and for two of one."""
+    patterns = {pattern: expression(pattern) for pattern in asked}
+    check_found(patterns, names)
+    found: dict[str, Any] = {}
+    for name in names:
+        chosen = [pattern for pattern, chooses in patterns.items() if chooses.fullmatch(name)]
+        if len({id(asked[pattern]) for pattern in chosen}) > 1:
+            raise RequestError(f"{name} is asked for in two ways, by {' and by '.join(chosen)}; ask for one of them.")
+        if chosen:
+            found[name] = asked[chosen[0]]
+    return found
+
+
+def changes_of(
+    names: Mapping[str, Any], change: Any, since: Any, texts: list[list[int]], n: int
+) -> tuple[dict[str, Any], list[Row]]:
+    """What is changed by name, and what of it each of n answers to each prompt has."""
+    each = [change] * len(texts) if change is None or isinstance(change, Mapping) else listed(change)
+    begins = [since] * len(texts) if isinstance(since, str) or whole(since) is not None else listed(since)
+    for what, values in (("change", each), ("since", begins)):
+        if values is None or len(values) != len(texts):
+            raise RequestError(
+                f"{what} is {shown(change if what == 'change' else since)}; give one, or one for each prompt."
+            )
+    edits: dict[str, Any] = {}
+    rows: list[Row] = []
+    first: dict[str, Any] = {}
+    for own, begin, ids in zip(each, begins, texts, strict=True):  # type: ignore[arg-type]
+        at = {"prompt": 0, "answer": len(ids)}.get(begin, -1) if isinstance(begin, str) else whole(begin)
+        if at is None or at < 0:
+            raise RequestError(f"since is {shown(begin)}; expected 'prompt', 'answer' or a position.")
+        changes = {}
+        for name, asked in expanded(names, own or {}).items():
+            edit, *arrays = asked if isinstance(asked, tuple) else (asked,)
+            arrays = jax.tree.map(np.asarray, arrays)
+            shape = jax.tree.map(lambda x: (x.shape, x.dtype), arrays)
+            if edits.setdefault(name, edit) != edit or first.setdefault(name, shape) != shape:
+                raise RequestError(
+                    f"prompts change {name} in two ways; rows of one batch have the same edits, with arrays of the same shape."
+                )
+            changes[name] = (at, arrays)
+        rows += [Row(changes)] * n
+    return edits, rows
+
+
+def check_mesh(model: Model, names: Iterable[str]) -> None:
+    """Raise RequestError for values whose heads or channels a mesh has made up (partition.py)."""
+    own, held = (model.unpadded or model.config).sizes, model.config.sizes
+    for name in names:
+        if [letter for letter in letters(name) or () if own.get(letter) != held.get(letter)]:
+            raise RequestError(
+                f"{name} has heads or channels that this mesh made up, because it does not divide the model's own; "
+                "take a mesh whose tp divides them."
+            )
+
+
+def check_plan(model: Model, asked: Asked, requests: list[Request], limit: int) -> None:
+    """Raise RequestError for shrinks that lose the tokens, and where more than `limit` bytes would be kept."""
+    config, B, T, N = model.config, model.dp, 2, longest(requests)
+    dtype = model.params["embedding"]["tokens"].dtype
+    cache = init_cache(config, B, T, dtype, model.mesh)
+    _, kept = jax.eval_shape(
+        harvest(partial(forward, config=config), dict(asked.keep)), model.params, np.zeros((B, T), np.int32), cache
+    )
+    planned: dict[str, int] = {}
+    for name, shrink in asked.keep:
+        counts = [request.max_new_tokens + (0 if name == "logits" else len(request.ids)) for request in requests]
+        for leaf in jax.tree.leaves(kept[name]):
+            if shrink is not None and leaf.shape[:2] != (B, T):
+                raise RequestError(
+                    f"what is kept of {name} is {list(leaf.shape)} for {B} rows of {T} tokens; expected [B T ..], these first."
+                )
+            keys = shrink is None and "S" in (letters(name) or ())
+            token = leaf.size // (B * T) * leaf.dtype.itemsize * (N // T if keys else 1)
+            planned[name] = planned.get(name, 0) + sum(counts) * token
+    if sum(planned.values()) > limit:
+        most = max(planned, key=lambda name: planned[name])
+        raise RequestError(
+            f"{sum(planned.values()):,} bytes would be kept, {planned[most]:,} of them of {most}, and limit is {limit:,}; "
+            "keep fewer names or a shrink of them, ask for fewer tokens, or give another limit."
+        )
