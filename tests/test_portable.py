@@ -23,7 +23,8 @@ for module, names in missing.items():
 
 import nanollm_jax
 for module in pkgutil.walk_packages(nanollm_jax.__path__, "nanollm_jax."):
-    if not module.name.endswith(("__main__", "lm_eval", "sandbox")):  # the first and the last are programs
+    programs, others = module.name.endswith(("__main__", "sandbox")), ".integrations." in module.name
+    if not (programs or others):  # these need other people's packages
         importlib.import_module(module.name)
 
 import nanollm_jax as nano
