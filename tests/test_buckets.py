@@ -6,8 +6,8 @@ from nanollm_jax.engine import buckets
 
 
 def test_rows_seat_what_they_can():
-    assert [buckets.rows(n) for n in (1, 2, 8, 9, 32, 33, 10_000)] == [1, 8, 8, 32, 32, 32, 32]
-    assert [buckets.rows(n, 4) for n in (1, 4, 5, 33)] == [4, 4, 32, 128]
+    assert [buckets.rows(n) for n in (1, 2, 8, 9, 17, 33, 10_000)] == [1, 8, 8, 16, 32, 32, 32]
+    assert [buckets.rows(n, 4) for n in (1, 4, 5, 33, 65)] == [4, 4, 32, 64, 128]
 
 
 def test_pieces_are_padded_to_powers_of_two():

@@ -256,7 +256,7 @@ def test_fewer_rows_are_taken_where_there_is_no_memory_for_more(monkeypatch):
     plan = make_plan(model.config, batch=1, context=600, dtype="float32")
     assert one == plan.cache + plan.state
     monkeypatch.setattr(memory, "free", lambda: 10 * one)
-    assert rows_for(model, 40, None, 600).engine.rows == 8 and rows_for(model, 40, None).engine.rows == 8
+    assert rows_for(model, 40, None, 600).engine.rows == 8 and rows_for(model, 40, None).engine.rows == 16
     with pytest.raises(nano.RequestError, match=r"32 rows of 600 positions .* are free; take rows=10"):
         rows_for(model, 40, 32, 600)
     monkeypatch.setattr(memory, "free", lambda: one - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-ROWS = (1, 8, 32)  # of engines; a mesh has as many in each part that it splits the rows into
+ROWS = (1, 8, 16, 32)  # of engines; a mesh has as many in each part that it splits the rows into
 PIECE = 128  # tokens of a prompt that are read at once, and of a block of a prefix that is kept
 SHORTEST = 16  # tokens that a shorter piece is padded to
 # tokens of several rows' short pieces that are read at once: where reading the weights is what costs, as many as of one long

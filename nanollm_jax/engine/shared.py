@@ -104,9 +104,10 @@ def rows_for(
 ) -> Shared:
     """The engine of a model for so many prompts: of `rows` rows, or the one that fits best; of those that speculate alike.
 
-    That is the smallest under way that has room for them; else the smallest that seats them together with all that is under
-    way. A model makes an engine when it is first needed, and keeps it. Fewer rows are taken where there is no memory for
-    `positions` in each, as many as the longest of these prompts has with its answer; NoRoomError where there is for none.
+    That is the largest under way that has room for them, so that work which comes from many sides comes together in one engine;
+    else the smallest that seats them together with all that is under way. A model makes an engine when it is first needed, and
+    keeps it. Fewer rows are taken where there is no memory for `positions` in each, as many as the longest of these prompts
+    has with its answer; NoRoomError where there is for none.
     """
     try:
         return chosen(model, count, rows, positions, speculate)
@@ -131,10 +132,10 @@ def chosen(model: Model, count: int, rows: int | None, positions: int, speculate
             check_room(model, rows, capacity, had, speculate)
         return made(model, rows, speculate)
     alike = [shared for shared in model.engines.values() if shared.engine.speculate == speculate]
-    known: list[Shared] = sorted(alike, key=lambda shared: shared.engine.rows)
+    known: list[Shared] = sorted(alike, key=lambda shared: -shared.engine.rows)
     busy = [shared for shared in known if shared.waiting and shared.broken is None]
     for shared in busy:
-        if shared.free >= count and shared.engine.rows in buckets.ROWS:
+        if shared.free >= count and shared.engine.rows // model.dp in buckets.ROWS:
             return shared
     wanted = buckets.rows(count + sum(len(shared.waiting) for shared in busy), model.dp)
     there = model.engines.get((wanted, speculate))
