@@ -27,15 +27,20 @@ class Package(ModuleType):
     """This module. Importing the file decode.py would bind its name here, where it is that of the function decode."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Bind a name, unless it is a public one and the value the file of that name."""
-        if not (name in HOME and isinstance(value, ModuleType)):
+        """Bind a name, unless it is a public one and the value the file of that name; a room may be public itself."""
+        if not (HOME.get(name, __name__) != __name__ and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         """A public name, from its room, on its first use."""
         if name not in HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(HOME[name]), name)
+        home = HOME[name]
+        value = (
+            importlib.import_module(f"{home}.{name}")
+            if home == __name__
+            else getattr(importlib.import_module(home), name)
+        )
         setattr(self, name, value)
         return value
 

@@ -1,5 +1,6 @@
 # What the package gives, and where it is from: read by type checkers and editors, and by __init__.py when it runs.
 
+from nanollm_jax import glass as glass
 from nanollm_jax.cache import KVCache as KVCache
 from nanollm_jax.cache import init_cache as init_cache
 from nanollm_jax.chat import ChatTemplate as ChatTemplate

@@ -41,7 +41,7 @@ def test_public_names_are_functions_whatever_is_imported_first():
         "    if '.integrations.' not in module.name and '__main__' not in module.name: importlib.import_module(module.name)\n"
         "last = names()\n"
         "assert first is None or first == last\n"
-        "assert not [name for name, value in last.items() if isinstance(value, type(sys))]\n"
+        "assert [name for name, value in last.items() if isinstance(value, type(sys))] == ['glass']\n"
         "assert all(getattr(n, name) is value for name, value in last.items())\n"
         "from nanollm_jax.decode import State; from nanollm_jax.chat import check_messages\n"
         "assert last['State'] is State\n"

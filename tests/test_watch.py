@@ -188,7 +188,7 @@ def test_answers_to_one_prompt_and_stops(model):
 
 def test_it_shows_itself(model):
     box = nano.watch(model, SHORT[0], keep="layers.1.out", max_new_tokens=20, sampling=WARM, seed=5, rows=2)
-    box.tokenizer = SimpleNamespace(piece=lambda token: f"<img src=x onerror=alert({token})>")
+    box.model = SimpleNamespace(tokenizer=SimpleNamespace(piece=lambda token: f"<img src=x onerror=alert({token})>"))
     page = box._repr_html_()
     assert "<img" not in page and page.count("&lt;img") == len(box.tokens[0]) and "layers.1.out" in page
     assert repr(box) == f"Watched(1 answers, layers.1.out, {box.nbytes:,} bytes)"

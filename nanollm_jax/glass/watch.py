@@ -138,6 +138,7 @@ def run(
 class Watched:
     """Answers, and what was kept of the values inside.
 
+    model     who wrote them
     answers   a Generation a row: a prompt, or one of its n answers
     tokens    the ids of each row, prompt and answer; pieces the same as texts
     names     what was kept
@@ -148,7 +149,7 @@ class Watched:
 
     def __init__(self, model: Model, tickets: list[Ticket], programs: Watching) -> None:
         """Nothing seen yet."""
-        self.tokenizer, self.tickets, self.programs = model.tokenizer, tickets, programs
+        self.model, self.tickets, self.programs = model, tickets, programs
         self.answers: list[Generation] = []
         self.names = [name for name, _ in programs.asked.keep]
 
@@ -165,7 +166,8 @@ class Watched:
     @property
     def pieces(self) -> list[list[str]]:
         """The text of each token."""
-        name = str if self.tokenizer is None else self.tokenizer.piece
+        tokenizer = self.model.tokenizer
+        name = str if tokenizer is None else tokenizer.piece
         return [[name(token) for token in row] for row in self.tokens]
 
     def __getitem__(self, name: str) -> list[Any]:

@@ -1,0 +1,105 @@
+"""The tools of the glass box, each against what an edited pass, a difference of two numbers or a sum says."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from agreement import agree
+from models import CONFIG_JSON, FURTHER, RELATED, random_model
+
+import nanollm_jax as nano
+from nanollm_jax import glass
+
+TEXT = [3, 14, 15, 9, 26, 5, 35, 8, 9]  # longer than the rings of mistral
+OTHER = [3, 14, 21, 9, 26, 5, 35, 8, 9]
+WARM = nano.Sampling(temperature=1.0)
+FAMILIES = [*CONFIG_JSON, *FURTHER, *RELATED]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model("mistral")
+
+
+def look(model, ids, **change):
+    """All logits [T V] and named values of one text, each value changed by a function of it."""
+    change = {name.replace("_", "."): edit for name, edit in change.items()}
+    cache = nano.init_cache(model.config, 1, len(ids), jnp.float32)
+    args = (model.params, jnp.asarray([ids]), cache)
+    (logits, _), values = nano.observe(nano.forward, *args, config=model.config, change=change)
+    return np.asarray(logits[0]), values
+
+
+def said(model, ids):
+    """Log-probabilities behind each token [T V], of one program for all texts of up to 16."""
+    tokens = np.zeros((1, 16), np.int32)
+    tokens[0, : len(ids)] = ids
+    cache = nano.init_cache(model.config, 1, 16, jnp.float32)
+    return logprobs(
+        jax.jit(nano.forward, static_argnames="config")(model.params, tokens, cache, config=model.config)[0][0]
+    )[: len(ids)]
+
+
+def logprobs(logits):
+    return np.asarray(jax.nn.log_softmax(logits))
+
+
+# lens
+
+
+def test_lens(model):
+    found = glass.lens(model, TEXT, k=3, places=["layers.*.{out,mlp.out}", "embedding", "final_norm"])
+    assert found.places == [
+        "embedding",
+        "layers.0.mlp.out",
+        "layers.0.out",
+        "layers.1.mlp.out",
+        "layers.1.out",
+        "final_norm",
+    ]
+    logits, values = look(model, TEXT)
+    own = logprobs(logits)
+    for place in ("layers.1.out", "final_norm"):  # what the model itself says
+        at = found.places.index(place)
+        agree(found.logprobs[at], -np.sort(-own)[:, :3], 1e-4)
+        agree(found.following[at, :-1], own[np.arange(8), TEXT[1:]], 1e-4)
+        np.testing.assert_array_equal(found.ids[at], np.argsort(-own)[:, :3])
+    np.testing.assert_array_equal(found.ranks[-1, :-1], (own[:-1] > own[np.arange(8), TEXT[1:], None]).sum(1))
+    assert np.isnan(found.following[:, -1]).all() and (found.ranks[:, -1] == -1).all()
+    x = np.asarray(values["layers.0.mlp.out"][0], np.float64)
+    h = x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-5) * np.asarray(model.params["final_norm"]["scale"])
+    inside = logprobs(h.astype(np.float32) @ np.asarray(model.params["unembedding"]["tokens"]).T)
+    agree(found.logprobs[1], -np.sort(-inside)[:, :3], 1e-4)
+    assert found.words[1][0] == [str(token) for token in found.ids[1, 0]]
+    assert repr(found) == "Lens(6 places, 9 tokens, the 3 best of each)"
+    assert found._repr_html_().count("<td") == 6 * 9
+
+
+@pytest.fixture(scope="module")
+def box(model):
+    """A row that was steered, and a plain one."""
+    vector = np.random.default_rng(0).normal(size=40).astype(np.float32)
+    change = [{"layers.0.out": (lambda value, seen, v: value + v[:, None], vector)}, None]
+    asked = {"max_new_tokens": 20, "sampling": WARM, "seed": 5, "rows": 2}
+    return nano.watch(model, [TEXT, TEXT], keep=["layers.1.out", "logits"], change=change, **asked)
+
+
+def test_lens_of_a_box(model, box):
+    """What the real generation kept, edits included."""
+    for row in (0, 1):
+        found = glass.lens(box, k=2, places="layers.1.out", row=row)
+        best = -np.sort(-logprobs(box["logits"][row]))[:, :2]
+        agree(found.logprobs[0, len(TEXT) - 1 :], best, 1e-4)
+        agree(found.following[0, len(TEXT) - 1 :], box.answers[row].logprobs, 1e-4)
+    again = glass.lens(model, box.tokens[1], k=2, places="layers.1.out")
+    agree(found.logprobs[0], again.logprobs[0, :-1], 1e-4)
+    with pytest.raises(nano.RequestError, match=r"layers\.0\.out was not kept"):
+        glass.lens(box, places="layers.0.out")
+    for wrong, said in (
+        ({"row": 2}, "row is 2; expected one from 0 to 1"),
+        ({"text": TEXT}, "a box has its texts already"),
+    ):
+        with pytest.raises(nano.RequestError, match=said):
+            glass.lens(box, **wrong)
