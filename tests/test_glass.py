@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,3 +105,59 @@ def test_lens_of_a_box(model, box):
     ):
         with pytest.raises(nano.RequestError, match=said):
             glass.lens(box, **wrong)
+
+
+# contributions
+
+
+def check_contributions(family):
+    model = random_model(family)
+    cap = model.config.logit_softcap
+    logits = np.asarray(nano.forward(
+        model.params, jnp.asarray([TEXT]), nano.init_cache(model.config, 1, len(TEXT), jnp.float32), config=model.config
+    )[0][0], np.float64)  # fmt: skip
+    logits = logits if cap is None else cap * np.arctanh(logits / cap)
+    for asked, at, expected in (
+        ({"token": 7}, 4, logits[4, 7]),
+        ({"token": 7, "against": 60}, -1, logits[-1, 7] - logits[-1, 60]),
+    ):
+        found = glass.contributions(model, TEXT, at=at, **asked)
+        size = np.abs(found.heads).sum() + np.abs(found.mlps).sum() + abs(found.embedding) + abs(found.bias)
+        agree([found.total, found.logit], [expected, expected], 1e-4, size)
+        assert found.heads.shape == (model.config.num_layers, model.config.num_heads)
+        assert np.abs(found.heads).min() > 0 and np.abs(found.mlps).min() > 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_contributions_add_up_to_the_logit(family):
+    check_contributions(family)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contributions_add_up_to_the_logit_in_every_family(family):
+    check_contributions(family)
+
+
+@pytest.mark.parity
+def test_a_head_without_which_the_logit_moves_by_its_contribution():
+    """In the last layer the only way is the direct one, but for the MLP behind it and the norm's factor."""
+    config = dataclasses.replace(random_model("llama").config, parallel_residual=True)
+    model = nano.Model(config, nano.init_params(config, jax.random.key(3), jnp.float32))
+    found = glass.contributions(model, TEXT, 7, 60)
+    logits, values = look(model, TEXT)
+    x = np.asarray(values["layers.1.out"][0, -1], np.float64)
+    without = np.zeros((1, 1, 6, 1), np.float32) + (np.arange(6) != 4)[None, None, :, None]
+    _, less = look(model, TEXT, layers_1_attention_mixed=lambda mixed: mixed * without)
+    y = np.asarray(less["layers.1.out"][0, -1], np.float64)
+    factor = np.sqrt((y**2).mean() + 1e-5) / np.sqrt((x**2).mean() + 1e-5)
+    apart = np.asarray(less["logits"][0, -1], np.float64)
+    agree((logits[-1, 7] - logits[-1, 60]) - (apart[7] - apart[60]) * factor, found.heads[1, 4], 1e-3)
+
+
+def test_contributions_in_a_box(model, box):
+    one, two = glass.contributions(box, at=-3, row=1), glass.contributions(model, box.tokens[1], at=-3)
+    assert one.said == two.said == f"logit of '{box.tokens[1][-2]}' behind token {len(box.tokens[1]) - 3}"
+    agree(one.heads, two.heads)
+    with pytest.raises(nano.RequestError, match="row 0 of this box was changed while it was written"):
+        glass.contributions(box)

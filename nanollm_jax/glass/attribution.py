@@ -1,0 +1,127 @@
+"""Who wrote a logit: direct contributions of heads and MLPs, which add up to it.
+
+The residual stream is a sum, and the last norm is linear once its factor is held: so is a logit, in what each part wrote.
+Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.glass import passes
+from nanollm_jax.glass.harvest import harvest
+from nanollm_jax.glass.passes import Source
+from nanollm_jax.ops.embedding import look_up
+from nanollm_jax.ops.linear import contract, multiply
+from nanollm_jax.params import Params
+
+# what a kind of norm does to a vector before it divides it by its size
+CENTRED: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "rms_norm": lambda x: x,
+    "layer_norm": lambda x: x - jnp.mean(x, axis=-1, keepdims=True),
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Contributions:
+    """A logit, or the difference of two, by who wrote it.
+
+    heads      [L N]; mlps [L], experts together
+    embedding  of the token itself and, where they are learned, its position
+    bias       all biases behind attention and norms, which no single head has
+    logit      what the model itself gives; where its logits are capped, before the cap
+    """
+
+    heads: np.ndarray
+    mlps: np.ndarray
+    embedding: float
+    bias: float
+    logit: float
+    said: str
+
+    @property
+    def total(self) -> float:
+        """The sum of all contributions: the logit."""
+        return float(self.heads.sum() + self.mlps.sum() + self.embedding + self.bias)
+
+    def __repr__(self) -> str:
+        L, N = self.heads.shape
+        parts = {f"layers.{i}.head.{n}": self.heads[i, n] for i in range(L) for n in range(N)}
+        parts |= {f"layers.{i}.mlp": self.mlps[i] for i in range(L)} | {"embedding": self.embedding, "bias": self.bias}
+        most = sorted(parts, key=lambda name: -abs(parts[name]))[:4]
+        return (
+            f"Contributions({self.said}: {self.logit:.2f}; {', '.join(f'{one} {parts[one]:+.2f}' for one in most)} ..)"
+        )
+
+
+def contributions(
+    source: Source, text: Any = None, token: Any = None, against: Any = None, *, at: int = -1, row: int = 0
+) -> Contributions:
+    """What each head and MLP adds to a token's logit behind one position, or to its distance from another token's.
+
+    source   a model, and a text or its ids; or a box that watch gave, with a row of it
+    token    an id, or a text that is one token; None for the one that follows, behind the last one the most probable
+    against  another one, whose logit is subtracted: most of what moves all logits alike is gone then
+    at       behind which token of the text
+    The factor of each norm is held at what it is, so parts add up exactly whatever norms, scales and residuals a family has.
+    Indirect effects, through later layers, are not in here: see ablate and patch. Raises RequestError as harvest does.
+    """
+    asked = passes.text_of(source, text, row)
+    target, _ = passes.aim(asked, token, against, at)
+    heads, mlps, embedding, bias, logit = jax.device_get(passes.run(parts_of, asked.model, *asked.padded, target))
+    what = passes.said(asked, target).replace("log-probability", "logit")
+    return Contributions(heads, mlps, float(embedding), float(bias), float(logit), what)
+
+
+def parts_of(
+    params: Params, tokens: jax.Array, count: jax.Array, target: passes.Target, *, config: ModelConfig
+) -> tuple[jax.Array, ...]:
+    """tokens [1 T], count [1] -> contributions of heads [L N], MLPs [L], embedding, biases, and the logit []"""
+    uncapped = dataclasses.replace(config, logit_softcap=None)
+    keep = ["embedding", "layers.*.attention.mixed", "layers.*.mlp.out", f"layers.{config.num_layers - 1}.out"]
+    logits, kept = harvest(partial(passes.read, config=uncapped), keep)(params, tokens, count, target.at[None])
+    there = lambda name: kept[name][0, target.at].astype(jnp.float32)  # noqa: E731
+
+    table = params["embedding" if config.tie_embeddings else "unembedding"]["tokens"]
+    pair = jnp.stack([target.token, jnp.maximum(target.against, 0)])
+    sign = jnp.stack([jnp.float32(1), jnp.where(target.against < 0, 0.0, -1.0)])
+    rows = look_up(table, pair[None])[0].astype(jnp.float32)  # [2 D]
+    direction = config.logit_scale * jnp.sum(sign[:, None] * rows, axis=0)
+    norm, shift = held(params, "final_norm", there(keep[-1]), config)
+    write = lambda y: contract("...D,D->...", norm(y), direction)  # noqa: E731
+
+    heads, mlps, bias = [], [], contract("D,D->", shift, direction)
+    for index, p in enumerate(params["layers"]):
+        mixed = kept[f"layers.{index}.attention.mixed"][0, target.at]  # [N H]
+        alone = jnp.eye(mixed.shape[0], dtype=mixed.dtype)[:, None, :, None] * mixed[None, None]  # [N 1 N H]
+        given = multiply(alone, p["attention"]["wo"])[:, 0]  # [N D]
+        bo = p["attention"].get("bo", jnp.zeros(given.shape[1])).astype(jnp.float32)
+        after, shift = held(p, "attention_post_norm", given.sum(0) + bo, config)
+        heads.append(config.residual_scale * write(after(given)))
+        bias += config.residual_scale * write(after(bo) + shift)
+        mlps.append(config.residual_scale * write(there(f"layers.{index}.mlp.out")))
+    return jnp.stack(heads), jnp.stack(mlps), write(there("embedding")), bias, jnp.sum(sign * logits[0, pair])
+
+
+def held(p: Params, name: str, x: jax.Array, config: ModelConfig) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+    """A norm with the factor that it has at x [D]: what it does to a part of x, [.. D] -> [.. D]; and what it adds once, [D].
+
+    The identity and zeros where the config has no norm of this name.
+    """
+    nothing = jnp.zeros_like(x)
+    if name not in config.norms:
+        return (lambda y: y), nothing
+    centred = CENTRED[config.norm]
+    size = jax.lax.rsqrt(jnp.mean(jnp.square(centred(x))) + config.norm_eps)
+    factor = size * (p[name]["scale"].astype(jnp.float32) + config.norm_offset)
+    shift = p[name].get("bias", nothing).astype(jnp.float32)
+    return (lambda y: centred(y) * factor.reshape((1,) * (y.ndim - 1) + factor.shape)), shift
