@@ -13,6 +13,7 @@ from models import CONFIG_JSON, FURTHER, RELATED, random_model
 
 import nanollm_jax as nano
 from nanollm_jax import glass
+from nanollm_jax.engine.timings import CompileWatch
 
 TEXT = [3, 14, 15, 9, 26, 5, 35, 8, 9]  # longer than the rings of mistral
 OTHER = [3, 14, 21, 9, 26, 5, 35, 8, 9]
@@ -161,3 +162,31 @@ def test_contributions_in_a_box(model, box):
     agree(one.heads, two.heads)
     with pytest.raises(nano.RequestError, match="row 0 of this box was changed while it was written"):
         glass.contributions(box)
+
+
+# ablation
+
+
+def test_ablation(model):
+    """Each as observe has it, one by one; zero, the mean over the text, and what another text gives."""
+    own, values = look(model, TEXT)
+    plain = logprobs(own[-1])[8]
+    found = glass.ablate(model, TEXT, token=8)
+    assert found.values.shape == (2, 4)
+    agree(found.plain, plain, 1e-4)
+    agree(found.effect, plain - found.values, 1e-4)
+    off, _ = look(model, TEXT, layers_0_attention_mixed=lambda x: x.at[:, :, 3].set(0))
+    agree(found.values[0, 3], logprobs(off[-1])[8], 1e-4)
+    mean = glass.ablate(model, TEXT, "mlps", token=8, against=60, at=5, instead="mean")
+    off, _ = look(model, TEXT, layers_1_mlp_out=lambda x: jnp.zeros_like(x) + x.mean(1, keepdims=True))
+    agree(mean.values[1], off[5, 8] - off[5, 60], 1e-4)
+    assert mean.values.shape == (2,) and mean.said == "logit of '8' above that of '60' behind token 5"
+    _, others = look(model, OTHER)
+    part = {
+        f"layers_0_{name}_out": lambda x, name=name: others[f"layers.0.{name}.out"] for name in ("attention", "mlp")
+    }
+    off, _ = look(model, TEXT, **part)
+    agree(glass.ablate(model, TEXT, "layers", token=8, instead=OTHER).values[0], logprobs(off[-1])[8], 1e-4)
+    with CompileWatch() as compiled:
+        glass.ablate(model, [*TEXT, 9], token=60, at=3)  # another text, token and position
+    assert compiled.programs == 0

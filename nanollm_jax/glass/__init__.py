@@ -1,4 +1,5 @@
 """Looking inside: any named value of the model, collected or replaced; and the tools that are made of it."""
 
+from nanollm_jax.glass.ablation import ablate as ablate
 from nanollm_jax.glass.attribution import contributions as contributions
 from nanollm_jax.glass.lens import lens as lens
