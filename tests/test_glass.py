@@ -190,3 +190,47 @@ def test_ablation(model):
     with CompileWatch() as compiled:
         glass.ablate(model, [*TEXT, 9], token=60, at=3)  # another text, token and position
     assert compiled.programs == 0
+
+
+# patching
+
+
+def test_patching(model):
+    target = {"token": 8, "against": 60}
+    own, clean = look(model, TEXT)
+    bad, corrupted = look(model, OTHER)
+    found = glass.patch(model, TEXT, OTHER, **target)
+    agree([found.clean, found.corrupted], [own[-1, 8] - own[-1, 60], bad[-1, 8] - bad[-1, 60]], 1e-4)
+    assert found.places == ["layers.0.out", "layers.1.out"] and found.values.shape == (2, 9)
+    agree(found.values[:, :2], np.full((2, 2), found.corrupted), 1e-4)  # the texts begin alike
+    agree(found.values[1, 2:], [found.corrupted] * 6 + [found.clean], 1e-4)  # behind the last layer nobody looks back
+    agree(found.recovered[1, -1], 1.0, 1e-4)
+    put, _ = look(model, OTHER, layers_0_out=lambda x: x.at[:, 4].set(clean["layers.0.out"][:, 4]))
+    agree(found.values[0, 4], put[-1, 8] - put[-1, 60], 1e-4)
+    heads = glass.patch(model, TEXT, OTHER, places="layers.0.attention.mixed", over="N", **target)
+    put, _ = look(
+        model, OTHER, layers_0_attention_mixed=lambda x: x.at[:, :, 3].set(clean["layers.0.attention.mixed"][:, :, 3])
+    )
+    agree(heads.values[0, 3], put[-1, 8] - put[-1, 60], 1e-4)
+
+
+def check_estimate(family):
+    """The estimate is the slope on the way from one text to the other, which a small step of it shows too."""
+    model = random_model(family)
+    found = glass.patch(model, TEXT, OTHER, token=8, against=60, places="layers.0.attention.out", approximate=True)
+    _, clean = look(model, TEXT)
+    step = 2**-8
+    way = clean["layers.0.attention.out"] - look(model, OTHER)[1]["layers.0.attention.out"]
+
+    def on_the_way(at, share):
+        logits, _ = look(model, OTHER, layers_0_attention_out=lambda x: x.at[:, at].add(share * way[:, at]))
+        return np.float64(logits[-1, 8]) - np.float64(logits[-1, 60])
+
+    for at in (2, 8):
+        up, down = on_the_way(at, step), on_the_way(at, -step)
+        size = np.abs(found.values - found.corrupted).max()
+        agree(found.values[0, at] - found.corrupted, (up - down) / (2 * step), 2e-2, size)
+
+
+def test_patches_by_gradient(model):
+    check_estimate("mistral")
