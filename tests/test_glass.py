@@ -234,3 +234,20 @@ def check_estimate(family):
 
 def test_patches_by_gradient(model):
     check_estimate("mistral")
+
+
+# steering
+
+
+def test_steering(model):
+    """The vector is the mean difference; at strength 0 a row is plain, bit for bit; and it adds where it should."""
+    steering = glass.steer(model, [(TEXT, OTHER[:5]), (TEXT[:7], OTHER)], "layers.0.out")
+    one, other = (np.asarray(look(model, ids)[1]["layers.0.out"][0]) for ids in (TEXT, OTHER))
+    agree(steering.vector, ((one[-1] - other[4]) + (one[6] - other[-1])) / 2, 1e-4)
+    asked = {"max_new_tokens": 20, "sampling": WARM, "seed": 5, "rows": 2, "keep": ["layers.0.out"]}
+    change = [steering.change(0.0), steering.change(8.0), None]
+    box = nano.watch(model, [TEXT] * 3, change=change, **asked)
+    assert box.answers[0].token_ids == box.answers[2].token_ids != box.answers[1].token_ids
+    assert box.answers[0].logprobs == box.answers[2].logprobs
+    size = len(TEXT)
+    agree(box["layers.0.out"][1][:size] - box["layers.0.out"][2][:size], np.tile(8 * steering.vector, (size, 1)), 1e-4)
