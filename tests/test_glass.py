@@ -251,3 +251,36 @@ def test_steering(model):
     assert box.answers[0].logprobs == box.answers[2].logprobs
     size = len(TEXT)
     agree(box["layers.0.out"][1][:size] - box["layers.0.out"][2][:size], np.tile(8 * steering.vector, (size, 1)), 1e-4)
+
+
+# saliency
+
+
+def check_saliency(family):
+    model = random_model(family)
+    found = glass.saliency(model, TEXT, token=8, against=60)
+    _, values = look(model, TEXT)
+    x, step = values["embedding"][:, 4], 2**-8
+    ends = [look(model, TEXT, embedding=lambda e, s=s: e.at[:, 4].add(s * x))[0] for s in (step, -step)]
+    up, down = (np.float64(logits[-1, 8]) - np.float64(logits[-1, 60]) for logits in ends)
+    agree(found.scores[4], (up - down) / (2 * step), 2e-2, np.abs(found.scores).max())
+    whole = glass.saliency(model, TEXT, token=8, against=60, method="integrated", baseline=OTHER, steps=127)
+    agree(whole.baseline, look(model, OTHER)[0][-1, 8] - look(model, OTHER)[0][-1, 60], 1e-4)
+    # where a router changes its mind on the way, there is a jump that no gradient sees
+    assert model.config.num_experts or abs(whole.missing) < 1e-3 * np.abs(whole.scores).sum()
+    assert np.abs(np.delete(whole.scores, 2)).max() == 0 < abs(whole.scores[2])  # only there do they differ
+
+
+def test_saliency(model):
+    check_saliency("mistral")
+    found = glass.saliency(model, TEXT, token=8, method="integrated")
+    logits, _ = look(model, TEXT, embedding=lambda e: jnp.zeros_like(e) + e.mean(1, keepdims=True))
+    agree(found.baseline, logprobs(logits[-1])[8], 1e-4)
+    assert abs(found.missing) < 1e-3 * np.abs(found.scores).sum()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_in_every_family(family):
+    check_saliency(family)
+    check_estimate(family)

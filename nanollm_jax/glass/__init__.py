@@ -4,4 +4,5 @@ from nanollm_jax.glass.ablation import ablate as ablate
 from nanollm_jax.glass.attribution import contributions as contributions
 from nanollm_jax.glass.lens import lens as lens
 from nanollm_jax.glass.patching import patch as patch
+from nanollm_jax.glass.saliency import saliency as saliency
 from nanollm_jax.glass.steering import steer as steer
