@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -284,3 +285,32 @@ def test_saliency(model):
 def test_gradients_in_every_family(family):
     check_saliency(family)
     check_estimate(family)
+
+
+# tree
+
+
+def paths(branch, before=()):
+    """Every path of a tree, with its branch."""
+    for child in branch.children:
+        yield (*before, child.token), child
+        yield from paths(child, (*before, child.token))
+
+
+def test_tree(model):
+    found = glass.tree(model, TEXT, width=3, depth=4, rows=5)
+    all_paths = dict(paths(found))
+    assert [sum(len(path) == depth for path in all_paths) for depth in (1, 2, 3, 4)] == [3, 9, 15, 15]
+    for path, branch in list(all_paths.items())[::5]:
+        own = said(model, [*TEXT, *path])
+        chances = [own[len(TEXT) - 1 + n, token] for n, token in enumerate(path)]
+        agree([branch.probability, branch.total], np.exp([chances[-1], sum(chances)]), 1e-4)
+        assert [child.token for child in branch.children] in ([], np.argsort(-own[-1])[:3].tolist())
+    greedy, branch = [], found
+    while branch.children:
+        branch = branch.children[0]
+        greedy.append(branch.token)
+    answer = nano.generate(model, TEXT, max_new_tokens=4, sampling=nano.Sampling(temperature=0.0))
+    assert greedy == answer.token_ids
+    agree(branch.total, math.exp(sum(answer.logprobs)), 1e-4)
+    assert len(repr(found).splitlines()) == 1 + len(all_paths)

@@ -19,6 +19,9 @@ from nanollm_jax.cache.cache import (
     put_back as put_back,
 )
 from nanollm_jax.cache.cache import (
+    repeat as repeat,
+)
+from nanollm_jax.cache.cache import (
     resize as resize,
 )
 from nanollm_jax.cache.cache import (

@@ -187,3 +187,14 @@ def put_back(cache: KVCache, part: KVCache) -> KVCache:
     """The whole cache after tokens of some of its rows were written: part is what became of select's."""
     length = cache.length.at[part.rows].set(part.length, mode="drop")
     return dataclasses.replace(part, length=length, rows=None, fresh=False)
+
+
+def repeat(cache: KVCache, rows: jax.Array) -> KVCache:
+    """A cache of its own for these rows [R] of another, one as often as it is named: what begins alike goes on apart."""
+    B, R = cache.length.shape[0], rows.shape[0]
+
+    def of_rows(buffer: jax.Array) -> jax.Array:
+        K = buffer.shape[0] // B
+        return buffer.reshape(B, K, *buffer.shape[1:])[rows].reshape(R * K, *buffer.shape[1:])
+
+    return dataclasses.replace(cache, layers=jax.tree.map(of_rows, cache.layers), length=cache.length[rows])

@@ -6,3 +6,4 @@ from nanollm_jax.glass.lens import lens as lens
 from nanollm_jax.glass.patching import patch as patch
 from nanollm_jax.glass.saliency import saliency as saliency
 from nanollm_jax.glass.steering import steer as steer
+from nanollm_jax.glass.tree import tree as tree
