@@ -314,3 +314,35 @@ def test_tree(model):
     assert greedy == answer.token_ids
     agree(branch.total, math.exp(sum(answer.logprobs)), 1e-4)
     assert len(repr(found).splitlines()) == 1 + len(all_paths)
+
+
+# sampling lab
+
+
+def test_sampling_lab(model):
+    """The answers of generate; and what is left of the probabilities, counted by sorting."""
+    settings = [
+        nano.Sampling(temperature=0.5, top_k=5, top_p=0.8),
+        nano.Sampling(temperature=2.0, min_p=0.3, typical_p=0.7, repetition_penalty=1.3),
+        nano.Sampling(temperature=0.0),
+    ]
+    found = glass.sampling_lab(model, TEXT, settings, seeds=[5, 6], max_new_tokens=6)
+    assert found.cuts == ["temperature", "top_k", "top_p", "min_p", "typical_p"]
+    for n, one in enumerate(settings):
+        for m, seed in enumerate((5, 6)):
+            alone = nano.generate(model, TEXT, sampling=one, seed=seed, max_new_tokens=6)
+            assert alone.token_ids == found.answers[n][m].token_ids
+            agree(found.answers[n][m].logprobs, alone.logprobs, 1e-4)
+    ids = found.answers[0][1].token_ids
+    chances = np.exp(logprobs(said(model, [*TEXT, *ids])[len(TEXT) - 1 : -1] / 0.5))
+    best = -np.sort(-chances)[:, :5]
+    nucleus = 1 + (np.cumsum(best / best.sum(1, keepdims=True), 1) < 0.8).sum(1)
+    left = np.stack([np.full(6, 97), np.full(6, 5), nucleus, nucleus, nucleus], 1)
+    np.testing.assert_array_equal(found.left[0][1], left)
+    mass = np.stack([np.ones(6), best.sum(1), *[[best[t, :n].sum() for t, n in enumerate(nucleus)]] * 3], 1)
+    agree(found.mass[0][1], mass, 1e-4)
+    ids = found.answers[1][0].token_ids
+    chances = np.exp(logprobs(said(model, [*TEXT, *ids])[len(TEXT) - 1 : -1] / 2))
+    np.testing.assert_array_equal(found.left[1][0][:, 3], (chances >= 0.3 * chances.max(1, keepdims=True)).sum(1))
+    assert (found.left[1][0][:, 4] < found.left[1][0][:, 3]).any() and (found.left[1][0][:, 4] > 0).all()
+    assert (found.left[2][0] == 97).all() and repr(found) == "Lab(3 settings x 2 seeds, 36 tokens)"

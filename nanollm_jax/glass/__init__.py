@@ -5,5 +5,6 @@ from nanollm_jax.glass.attribution import contributions as contributions
 from nanollm_jax.glass.lens import lens as lens
 from nanollm_jax.glass.patching import patch as patch
 from nanollm_jax.glass.saliency import saliency as saliency
+from nanollm_jax.glass.sampling_lab import sampling_lab as sampling_lab
 from nanollm_jax.glass.steering import steer as steer
 from nanollm_jax.glass.tree import tree as tree
