@@ -13,8 +13,9 @@ from agreement import agree
 from models import CONFIG_JSON, FURTHER, RELATED, random_model
 
 import nanollm_jax as nano
-from nanollm_jax import glass
+from nanollm_jax import glass, layout
 from nanollm_jax.engine.timings import CompileWatch
+from nanollm_jax.glass.passes import token_of
 
 TEXT = [3, 14, 15, 9, 26, 5, 35, 8, 9]  # longer than the rings of mistral
 OTHER = [3, 14, 21, 9, 26, 5, 35, 8, 9]
@@ -346,3 +347,71 @@ def test_sampling_lab(model):
     np.testing.assert_array_equal(found.left[1][0][:, 3], (chances >= 0.3 * chances.max(1, keepdims=True)).sum(1))
     assert (found.left[1][0][:, 4] < found.left[1][0][:, 3]).any() and (found.left[1][0][:, 4] > 0).all()
     assert (found.left[2][0] == 97).all() and repr(found) == "Lab(3 settings x 2 seeds, 36 tokens)"
+
+
+# cache view
+
+
+def test_cache_view(model):
+    config = model.config
+    cache = nano.init_cache(config, 2, 32, jnp.float32)
+    tokens, lengths = np.array([TEXT, OTHER], np.int32), np.array([9, 4], np.int32)
+    view = glass.cache_view(nano.prefill(model.params, tokens, lengths, cache, config=config))
+    assert view.bytes == 2 * layout.row_nbytes(config, 32, 4)[0]
+    assert [layer.kind for layer in view.layers] == ["ring", "ring"] and view.dtype == "float32"
+    np.testing.assert_array_equal(view.layers[0].held[0], [7, 8, 2, 3, 4, 5, 6])  # 7 slots, 9 positions
+    np.testing.assert_array_equal(np.sort(view.layers[0].held[1])[-4:], [0, 1, 2, 3])
+    assert view.used * 14 == view.bytes * 11  # 7 and 4 of 14 slots
+    with pytest.raises(nano.RequestError, match="this is a Model; expected a cache from init_cache"):
+        glass.cache_view(model)
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    "call,said",
+    [
+        (lambda m: glass.lens(m, [TEXT, TEXT]), r"text is .*; expected one text, or a list of its ids"),
+        (lambda m: glass.lens(m, TEXT, places="layers.*.attention.weights"), "a lens reads vectors of the model's width"),
+        (lambda m: glass.lens(m, TEXT, places="layers.7.out"), "no value is named layers.7.out"),
+        (lambda m: glass.lens(m, TEXT, k=98), "k is 98; expected at most the 97 tokens"),
+        (lambda m: glass.lens("model", TEXT), "the first argument is str; expected a model, or a box"),
+        (lambda m: glass.contributions(m, TEXT, 97), "token names token 97; ids of this model go from 0 to 96"),
+        (lambda m: glass.contributions(m, TEXT, 5, 5), "token and against are both 5"),
+        (lambda m: glass.contributions(m, TEXT, at=9), "at is 9; expected a position of the 9 tokens, from -9 to 8"),
+        (lambda m: glass.ablate(m, TEXT, "neurons"), "parts is 'neurons'; expected heads, attentions, mlps, layers"),
+        (lambda m: glass.ablate(m, TEXT, instead=TEXT[1:]), "instead has 8 tokens .* and the text 9"),
+        (lambda m: glass.patch(m, TEXT, TEXT[1:]), "corrupted has 8 tokens .* and the text 9"),
+        (lambda m: glass.patch(m, TEXT, TEXT), "clean and corrupted are the same tokens"),
+        (lambda m: glass.patch(m, TEXT, OTHER, over="N"), r"layers\.0\.out has axes B T D, and over is 'N'"),
+        (lambda m: glass.saliency(m, TEXT, method="mean"), "method is 'mean'; expected gradient or integrated"),
+        (lambda m: glass.saliency(m, TEXT, baseline=OTHER), "baseline is for integrated gradients"),
+        (lambda m: glass.steer(m, [TEXT], "layers.0.out"), "pairs is .*; expected a list of pairs"),
+        (lambda m: glass.steer(m, [(TEXT, OTHER)], "layers.*.out"), r"place is .*; expected one name with axes B T D"),
+        (lambda m: glass.steering.Steering("layers.0.out", np.ones(3)).change(np.nan), "strength is nan; expected a"),
+        (lambda m: glass.tree(m, TEXT, depth=250), "9 tokens \\+ 250 new tokens is more than the model's 256"),
+        (lambda m: glass.sampling_lab(m, TEXT, []), "settings and seeds are lists of one or more"),
+        (lambda m: glass.sampling_lab(m, TEXT, [WARM] * 100), "100 settings and 4 seeds are 400 answers"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_honoured_is_refused(model, call, said):
+    with pytest.raises(nano.RequestError, match=said):
+        call(model)
+
+
+def test_on_a_mesh_they_say_so(model):
+    many = nano.shard(model, nano.make_mesh(2, 1))
+    for call in (glass.lens, glass.contributions, glass.ablate, glass.saliency, glass.tree):
+        with pytest.raises(nano.RequestError, match=r"this model is on a mesh of .* and this tool runs on one device"):
+            call(many, TEXT)
+
+
+def test_tokens_by_their_text():
+    model = nano.load()
+    for text in (" girl", "girl"):
+        assert model.tokenizer.token_bytes(token_of(model, "token", text)) == b" girl"
+    with pytest.raises(nano.RequestError, match=r"against is ' girl and', which is .*; expected one token, or its id"):
+        token_of(model, "against", " girl and")
+    with pytest.raises(nano.RequestError, match="token is ''"):
+        token_of(model, "token", "")

@@ -2,6 +2,7 @@
 
 from nanollm_jax.glass.ablation import ablate as ablate
 from nanollm_jax.glass.attribution import contributions as contributions
+from nanollm_jax.glass.cache_view import cache_view as cache_view
 from nanollm_jax.glass.lens import lens as lens
 from nanollm_jax.glass.patching import patch as patch
 from nanollm_jax.glass.saliency import saliency as saliency
