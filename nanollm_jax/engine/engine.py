@@ -63,7 +63,6 @@ class Engine:
         self.events: deque[Event] = deque(maxlen=EVENTS)
         self.tickets = 0
         self.spent = Spent()
-        self.smallest = buckets.capacity(1, self.config.max_positions)
         self.state = self.empty()
         self.anything, self.anything_first = (
             anything(n, self.config, model.mesh) for n in (rows, self.dp * self.together(1))
@@ -71,9 +70,10 @@ class Engine:
         self.places = 0 if remember else memory.places(self, prefix_bytes)
         self.forget()
 
-    def empty(self) -> slots.State:
-        """A state of rows that are nobody's, of the smallest capacity."""
-        made = partial(memory.empty_cache, self.rows, self.smallest, self.model.mesh, self.spare)
+    def empty(self, positions: int = 1) -> slots.State:
+        """A state of rows that are nobody's, with a capacity of so many positions at least."""
+        capacity = buckets.capacity(positions, self.config.max_positions)
+        made = partial(memory.empty_cache, self.rows, capacity, self.model.mesh, self.spare)
         draft = None if self.other is None else made(self.other.params, self.other.config)
         return slots.empty_state(made(self.model.params, self.config), self.config, draft)
 
@@ -143,9 +143,8 @@ class Engine:
 
     def seat(self) -> None:
         """Give free rows to who came first: to each the first of those whose part of the rows knows most of its prompt."""
-        nobody = not any(slot.ticket for slot in self.slots)
-        if self.queue and nobody and not self.remember and self.state.cache.capacity > self.smallest:
-            self.state = self.empty()  # nobody needs the room that somebody needed
+        if self.queue and not (self.remember or any(slot.ticket for slot in self.slots)):
+            self.state = memory.shrunk(self, list(self.queue)[: self.rows])
         while self.queue and (free := [slot for slot in self.slots if slot.ticket is None]):
             ticket = self.queue.popleft()
             if ticket.cancelled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,6 +20,7 @@ from nanollm_jax.params import Params
 if TYPE_CHECKING:
     from nanollm_jax.engine.engine import Engine
     from nanollm_jax.engine.rows import Ticket
+    from nanollm_jax.engine.slots import State
 
 
 class NoRoomError(RequestError):
@@ -113,6 +115,17 @@ def served(model: Model, rows: int | None, context: int | None, speculate: draft
     rows = -(-rows // model.dp) * model.dp
     check_room(model, rows, buckets.capacity(context, limit), speculate=speculate)
     return rows, context
+
+
+def shrunk(engine: Engine, tickets: Sequence[Ticket]) -> State:
+    """The state of an engine in which nobody is, with no more room than these need soon: what is not there is not looked at.
+
+    One that has what they need stays: a new one costs its bytes.
+    """
+    needs = [len(ticket.request.text) + min(ticket.request.max_new_tokens, buckets.SMALLEST) for ticket in tickets]
+    limit = engine.config.max_positions
+    smaller = buckets.capacity(min(max(needs), limit), limit) < engine.state.cache.capacity
+    return engine.empty(min(max(needs), limit)) if smaller else engine.state
 
 
 def places(engine: Engine, limit: int | None) -> int:
