@@ -160,7 +160,7 @@ def test_what_a_new_process_compiles_is_kept_for_the_next(config_file, tmp_path)
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert child.stdout == "[True, True, True]\n"
     names = {path.name.split("-")[0] for path in tmp_path.iterdir()}
-    assert {"jit_sit", "jit_read", "jit_draw_first", "jit_write_tokens"} <= names
+    assert {"jit_sit", "jit_read_piece", "jit_draw_first", "jit_write_tokens"} <= names
 
 
 def test_summary():
@@ -208,7 +208,7 @@ def test_command_prints_the_figures(run, report, monkeypatch):
     del seen["progress"]
     assert seen == {
         "source": "some.json", "revision": None, "dtype": "float32", "rows": [1, 3], "prompt_tokens": 5, "new_tokens": 4,
-        "repeats": 3, "starts": 1,
+        "repeats": 3, "starts": 1, "speculate": None,
     }  # fmt: skip
     words = " ".join(out.split())
     for entry in report["decode"]:
