@@ -52,6 +52,15 @@ def http(port):
         yield client
 
 
+@pytest.fixture(scope="module")
+def client(port):
+    """openai's client of it."""
+    import openai
+
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
 # Pieces of memory that a process has mapped: compiled programs have many, and Linux ends who wants more than 65,530.
 MANY, TOO_MANY = 12_000, 40_000
 TESTS = itertools.count(1)

@@ -8,7 +8,7 @@ import pytest
 import serving
 
 from nanollm_jax.cli import run
-from nanollm_jax.engine.check import check
+from nanollm_jax.engine.check import check, difference
 from nanollm_jax.engine.engine import Engine
 
 
@@ -39,6 +39,14 @@ def test_an_answer_that_depends_on_others_is_found(engine, monkeypatch):
     monkeypatch.setattr(engine, "step", wrong)
     found = check(engine, 128, count=12, orders=2)
     assert len(found.others) == 2 and "log-probability" in found.others[0] and "beside others" in found.others[0]
+
+
+def test_how_an_answer_ended_is_told():
+    ended, failed = (
+        ([5, 6], [-1.0, -2.0], [], [], reason, error) for reason, error in (("stop", ""), ("", "no numbers"))
+    )
+    told = "request 3: stop after 2 tokens alone, no numbers after 2 tokens beside others"
+    assert difference(3, ended, failed) == told
 
 
 @pytest.mark.parity

@@ -136,6 +136,18 @@ def test_ended_rows_cost_no_steps_and_who_waits_is_seated():
     assert [len(ticket.answer.token_ids) for ticket in tickets] == sizes
 
 
+def test_an_empty_engine_keeps_the_room_that_is_needed_again(monkeypatch):
+    """It grows once for requests of one size, and is small again for a small one."""
+    engine, true, grown = Engine(model_of("llama"), ROWS, piece=SHORT), slots.resize, []
+    monkeypatch.setattr(slots, "resize", lambda *args, **rest: grown.append(rest["capacity"]) or true(*args, **rest))
+    for size, capacity in ((290, 512), (290, 512), (20, 256)):
+        engine.submit(Request((1,) * size, 2, SETTINGS[0]))
+        while not engine.idle:
+            engine.step()
+        assert engine.state.cache.capacity == capacity
+    assert grown == [512]
+
+
 def test_a_writing_row_waits_for_one_piece_and_one_chunk():
     """While others arrive with long prompts, between two chunks of somebody who is watched there is one piece at most."""
     model = random_model("llama")

@@ -10,7 +10,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
-import openai
 import pytest
 import serving
 from agreement import agree
@@ -21,12 +20,6 @@ from nanollm_jax.serve.fields import REFUSED, WITHOUT_EFFECT
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 12}
 WRITE = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 12}
-
-
-@pytest.fixture(scope="module")
-def client(port):
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60) as made:
-        yield made
 
 
 def chat(http, **fields):

@@ -9,7 +9,6 @@ import re
 import threading
 
 import jsonschema
-import openai
 import pytest
 import serving
 
@@ -51,12 +50,6 @@ def service():
     )
     engine = Engine(model, serving.ROWS, piece=serving.PIECE)
     return Service(model, engine, Options(names=("tiny",), context=256, hosts=serving.HOSTS), nano.__version__)
-
-
-@pytest.fixture(scope="module")
-def client(port):
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60) as made:
-        yield made
 
 
 def chat(http, **fields):

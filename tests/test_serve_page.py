@@ -16,14 +16,8 @@ pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")
-def service():
-    return serving.service()
-
-
-@pytest.fixture(scope="module")
-def base(service):
-    with serving.running(service) as port:
-        yield f"http://127.0.0.1:{port}/"
+def base(port):
+    return f"http://127.0.0.1:{port}/"
 
 
 @pytest.fixture(scope="module")

@@ -117,6 +117,5 @@ def difference(number: int, one: tuple[Any, ...], other: tuple[Any, ...]) -> str
         for at, (a, b) in enumerate(zip(mine, theirs, strict=False)):
             if a != b:
                 return f"request {number}: {what} {at} is {a} alone and {b} beside others"
-    return (
-        f"request {number}: {one[-1]} after {len(one[0])} tokens alone, {other[-1]} after {len(other[0])} beside others"
-    )
+    alone, beside = (f"{error or reason} after {len(ids)} tokens" for ids, *_, reason, error in (one, other))
+    return f"request {number}: {alone} alone, {beside} beside others"

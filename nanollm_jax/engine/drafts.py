@@ -126,9 +126,8 @@ class Drafter:
 
 
 Speculate = Lookup | DraftModel | None
-Proposal = tuple[
-    jax.Array, jax.Array, KVCache | None
-]  # ids [B k], whether there are any at all [B], the drafter's cache
+# ids [B k], whether there are any at all [B], the drafter's cache
+Proposal = tuple[jax.Array, jax.Array, KVCache | None]
 
 
 def check_tokens(tokens: Any) -> None:

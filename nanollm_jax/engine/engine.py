@@ -106,10 +106,10 @@ class Engine:
     def step(self) -> list[Ticket]:
         """Do the next thing: seat who waits, read, write a chunk, and look at what came back. -> whose answers grew or ended.
 
-        Where somebody waits for pieces of text at most one piece of a prompt is read between two chunks, so that nobody who
-        writes waits longer than for one piece and one chunk; otherwise all that are seated are read first. One chunk is
-        always on its way while the last one is looked at. Where the device has no memory for a step, those who wanted it are
-        told (NoRoomError), and the others go on; all that have a row are, where the step took the state with it.
+        Where somebody waits for pieces of text at most one piece of a prompt is read between two chunks (or short ones, no
+        longer together), so that who writes waits for one piece and one chunk at most; else all that are seated are read
+        first. One chunk is always on its way while the last one is looked at. Where the device has no memory for a step, those
+        who wanted it are told (NoRoomError), and the others go on; all that have a row are, where the state went with the step.
         """
         try:
             self.turn()

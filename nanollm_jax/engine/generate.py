@@ -7,8 +7,9 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
+from nanollm_jax.engine import drafts
 from nanollm_jax.engine.answer import Generation
-from nanollm_jax.engine.drafts import DraftModel, Lookup, speculation
+from nanollm_jax.engine.drafts import speculation
 from nanollm_jax.engine.request import Request, encode_prompts, longest, requests_of
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.shared import Shared, failed, rows_for
@@ -23,7 +24,7 @@ Key = TypeVar("Key")
 Stops = str | Sequence[str] | Sequence[Sequence[str]]
 Grammars = Grammar | Sequence[Grammar | None] | None
 StopIds = int | Sequence[int] | Sequence[Sequence[int]]
-Speculate = str | Lookup | DraftModel | None
+Speculate = str | drafts.Speculate
 
 
 @overload

@@ -35,7 +35,7 @@ def allowed_of(anything: jax.Array, slots: Mapping[int, Slot]) -> ArrayLike:
 
 
 def steps_of(owners: Sequence[Owner], rows: int) -> np.ndarray:
-    """How many tokens each row of an engine may write, as write_tokens takes it [B]."""
+    """How many steps each row of an engine may go, as write_tokens takes it [B]: each writes one token at least."""
     steps = np.zeros(rows, np.int32)
     for owner in owners:
         steps[owner.slot.row] = owner.tokens

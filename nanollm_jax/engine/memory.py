@@ -122,10 +122,9 @@ def shrunk(engine: Engine, tickets: Sequence[Ticket]) -> State:
 
     One that has what they need stays: a new one costs its bytes.
     """
-    needs = [len(ticket.request.text) + min(ticket.request.max_new_tokens, buckets.SMALLEST) for ticket in tickets]
-    limit = engine.config.max_positions
-    smaller = buckets.capacity(min(max(needs), limit), limit) < engine.state.cache.capacity
-    return engine.empty(min(max(needs), limit)) if smaller else engine.state
+    need = max(len(one.request.text) + min(one.request.max_new_tokens, buckets.SMALLEST) for one in tickets)
+    smaller = buckets.capacity(need, engine.config.max_positions) < engine.state.cache.capacity
+    return engine.empty(need) if smaller else engine.state
 
 
 def places(engine: Engine, limit: int | None) -> int:

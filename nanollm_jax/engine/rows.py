@@ -253,8 +253,7 @@ def asked_of(config: ModelConfig, parts: int, request: Request, answer: Sequence
     V, P = config.vocab_size, config.max_positions
     numbers: list[Any] = [
         np.uint32(request.seed),
-        np.int32(request.top_logprobs),
-        np.int32(left),
+        *map(np.int32, (request.top_logprobs, left)),
         request.grammar is None,
     ]
     one = Asked(heard([request.text], [answer], V, P), request.rows(V), *numbers)

@@ -1,7 +1,7 @@
 """The compiled programs of rows that come and go, and the state that they hand on. Few, of fixed shapes; all else is traced.
 
     begin         a row is somebody's: its settings are put on the device, once
-    read          one piece of one row's prompt
+    read          the next piece of a row's prompt, or of several rows' where they are short
     first         the first token of an answer is drawn behind the last piece
     score         how likely the tokens of a piece were
     write_tokens  a chunk for all live rows; a row that has ended writes nothing and draws nothing
@@ -120,7 +120,7 @@ def read(
     params: Params, state: State, tokens: ArrayLike, count: ArrayLike, row: ArrayLike, at: ArrayLike, end: ArrayLike,
     *, config: ModelConfig, fresh: bool, other: Other | None = None,
 ) -> tuple[State, jax.Array, jax.Array]:  # fmt: skip
-    """read_piece of the model's cache, and of that of a model that guesses."""
+    """read_piece of the model's cache, and of that of a model that guesses.  -> state, and what read_piece gives"""
     cache, x, last = read_piece(params, state.cache, tokens, count, row, at, end, config=config, fresh=fresh)
     state = dataclasses.replace(state, cache=cache)
     return draft_reads(other, state, tokens, count, row, at, end, fresh=fresh), x, last
