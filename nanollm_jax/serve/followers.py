@@ -40,6 +40,11 @@ class Lost(Exception):
     """A process of the run is gone, or does something else than the others."""
 
 
+def gone(number: int) -> Lost:
+    """The same words, whoever notices it first: who listens to that process, or who writes to it."""
+    return Lost(f"process {number} of this run ended, or cannot be reached")
+
+
 class Followers:
     """The other processes, as process 0 knows them; none, where it is alone."""
 
@@ -60,7 +65,7 @@ class Followers:
             with contextlib.suppress(OSError):
                 link.recv(1)  # they say nothing, until they are gone
             if not self.ending:
-                lost(Lost(f"process {number} of this run ended, or cannot be reached"))
+                lost(gone(number))
 
         for number, link in self.links.items():
             watcher = threading.Thread(target=listen_to, args=(number, link), name=f"follower {number}", daemon=True)
@@ -76,7 +81,7 @@ class Followers:
             try:
                 link.sendall(line)
             except OSError as error:
-                raise Lost(f"process {number} of this run cannot be reached: {error}") from None
+                raise gone(number) from error
 
     def end(self) -> None:
         """The server ends: let all of them end, and wait for it a little."""
