@@ -19,6 +19,7 @@ from nanollm_jax import cache as kv
 from nanollm_jax.cache import KVCache
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.ops import attention, embedding, mlp, moe, norm, rope
+from nanollm_jax.ops.dot_product import dot_product
 from nanollm_jax.ops.linear import linear, linear_sum
 from nanollm_jax.params import Params
 
@@ -115,11 +116,8 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
     q, k, v = tag(q, f"{name}.q"), tag(k, f"{name}.k"), tag(v, f"{name}.v")
 
     cache, seen = kv.extend(cache, index, k, v, new.real)
-    mask = attention.visible(new.positions, tag(seen.positions, f"{name}.slots"), layer.window)  # [B T S]
-    scores = attention.scores(q, seen.keys, mask, layer.attention_scale, seen.own, config.attention_softcap)
-    weights = attention.weights(tag(scores, f"{name}.scores"), seen.own)
-    weights = tag(weights, f"{name}.weights")  # [B K G T S]
-    mixed = tag(attention.mix(weights, seen.values, seen.own).astype(h.dtype), f"{name}.mixed")  # [B T N H]
+    mixed = dot_product(q, seen, new.positions, layer.window, layer.attention_scale, config.attention_softcap, name)
+    mixed = tag(mixed.astype(h.dtype), f"{name}.mixed")  # [B T N H]
     return linear_sum(mixed, p["wo"], p.get("bo")), cache
 
 

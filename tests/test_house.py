@@ -26,7 +26,7 @@ ARROWS = {
     "letters": {"partition"},
     "collectives": set(),
     "ops": {"collectives"},
-    "cache": {"checks", "collectives", "config", "dtypes", "errors", "layout", "letters"},
+    "cache": {"checks", "collectives", "config", "dtypes", "errors", "layout", "letters", "ops"},
     "model": {"cache", "config", "ops", "params"},
     "settings": {"checks", "errors"},
     "sampling": {"settings"},

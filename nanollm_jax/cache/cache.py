@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
@@ -19,6 +19,7 @@ from nanollm_jax.dtypes import resolve_dtype
 from nanollm_jax.errors import RequestError
 from nanollm_jax.layout import cache_slots
 from nanollm_jax.letters import axes, nbytes, spec
+from nanollm_jax.ops.dot_product import Seen
 
 
 @flax.struct.dataclass
@@ -58,17 +59,6 @@ class KVCache:
             f"KVCache({self.batch} rows of {self.capacity} positions, {counted} layers, {self.layers[0].k.dtype}, "
             f"{nbytes(self.layers)})"
         )
-
-
-class Seen(NamedTuple):
-    """What new tokens may look at: keys and values [B K S H], the position each stands at [B S], negative where there is
-    none; and how many of them, the last ones, are the new tokens themselves, in their order.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-    positions: jax.Array
-    own: int
 
 
 def init_cache(
@@ -167,7 +157,8 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
         keys, values = (jnp.concatenate(both, axis=2) for both in zip(before, own, strict=True))
         stand = jnp.concatenate([old.held(cache.length), positions], axis=1)
     written = dataclasses.replace(cache, layers=(*cache.layers[:layer], new, *cache.layers[layer + 1 :]))
-    return written, Seen(keys, values, stand, T if 1 + cache.spare < T or cache.fresh else 0)
+    filled = jnp.where(count > 0, jnp.minimum(cache.length + count, old.slots), 0)
+    return written, Seen(keys, values, stand, filled, T if 1 + cache.spare < T or cache.fresh else 0)
 
 
 def advance(cache: KVCache, count: jax.Array) -> KVCache:

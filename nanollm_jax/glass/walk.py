@@ -2,7 +2,8 @@
 
     a tag       the value is changed, then kept
     jit         is gone into
-    cond        one branch where it is known which; else all, and one that lacks a value gives NaN for it, -1 in whole numbers
+    cond        one branch where it is known which; else all, and one that lacks a value gives NaN for it, -1 in whole numbers;
+                of branches for kinds of devices the one for all others, if it has the names
     scan        a kept value gets a first axis, of steps
     while       the same, where `rounds` bounds their number
     shard_map   edits and shrinks get all heads and channels of the rows that a device has; what is kept stays where it is
@@ -129,6 +130,9 @@ class Walk:
             return outputs, {name: new.get(name, value) for name, value in (fill or new).items()}
 
         index, *args = inputs
+        for branch, kinds in zip(params["branches"], params.get("branches_platforms") or (), strict=False):
+            if kinds is None and self.wanted([branch.jaxpr]):
+                return self.run(branch.jaxpr, branch.consts, args, seen, kept)
         shapes: Kept = {}
         for branch in params["branches"]:
             shapes |= jax.eval_shape(partial(into, branch, {}), *args)[1]
