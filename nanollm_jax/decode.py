@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,13 +21,13 @@ from nanollm_jax.collectives import whole
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.programs import program
 from nanollm_jax.errors import RequestError
-from nanollm_jax.letters import nbytes
+from nanollm_jax.letters import nbytes, pytree
 from nanollm_jax.params import Params
 from nanollm_jax.sampling import History
 from nanollm_jax.settings import Sampling
 
 
-@flax.struct.dataclass
+@pytree
 class State:
     """Where B rows stand between two tokens: the logits of what comes next [B V] float32, the cache, and the history."""
 

@@ -7,15 +7,15 @@ with the heads of a row side by side. layout.py has the alphabet, and the parame
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
-import flax.struct
 import jax
 from jax.sharding import PartitionSpec
 
 from nanollm_jax.partition import RULE
 
 ROWS = "B"
+Kind = TypeVar("Kind")
 
 
 def spec(letters: str) -> PartitionSpec:
@@ -23,9 +23,26 @@ def spec(letters: str) -> PartitionSpec:
     return PartitionSpec(*(RULE.get(letter) for letter in letters.split()))
 
 
-def axes(letters: str) -> Any:
-    """A field of a dataclass that is a pytree: an array with these axes, or a tuple of such."""
-    return flax.struct.field(metadata={"letters": letters})
+def axes(letters: str, *, default: Any = dataclasses.MISSING) -> Any:
+    """A field of a pytree: an array with these axes, or a tuple of such."""
+    return dataclasses.field(default=default, metadata={"letters": letters})
+
+
+def static(*, default: Any = dataclasses.MISSING) -> Any:
+    """A field of a pytree that is no array: programs are compiled for its value."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(axes, static))
+def pytree(kind: type[Kind]) -> type[Kind]:
+    """A decorator: a frozen dataclass that is a tree for jax, of its fields but the static ones, with a method `replace`."""
+    made = dataclasses.dataclass(frozen=True)(kind)
+    fields = {field.name: "static" in field.metadata for field in dataclasses.fields(made)}  # type: ignore[arg-type]
+    jax.tree_util.register_dataclass(
+        made, [name for name, fixed in fields.items() if not fixed], [name for name, fixed in fields.items() if fixed]
+    )
+    made.replace = dataclasses.replace  # type: ignore[attr-defined]
+    return made
 
 
 def of(tree: Any) -> Any:
@@ -34,7 +51,7 @@ def of(tree: Any) -> Any:
     Of a dataclass those that its fields name, of a tuple or dict those of what is in it, of a bare array "B".
     """
     if dataclasses.is_dataclass(tree):
-        leaves = [field for field in dataclasses.fields(tree) if field.metadata.get("pytree_node", True)]
+        leaves = [field for field in dataclasses.fields(tree) if "static" not in field.metadata]
         return dataclasses.replace(tree, **{field.name: named(field, getattr(tree, field.name)) for field in leaves})  # type: ignore[type-var]
     if isinstance(tree, tuple | list):
         return type(tree)(*map(of, tree)) if hasattr(tree, "_fields") else type(tree)(map(of, tree))

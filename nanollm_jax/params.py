@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.dtypes import Dtype, resolve_weights
@@ -75,15 +74,24 @@ def draw(key: jax.Array, mean: float, deviation: float, shape: tuple[int, ...], 
 
 def nest(flat: dict[str, Any]) -> Params:
     """{path: array} -> the tree, with params["layers"] a tuple of one dict per layer."""
-    tree = traverse_util.unflatten_dict(flat, sep=".")
+    tree: Params = {}
+    for path, weight in flat.items():
+        *rooms, name = path.split(".")
+        reduce(lambda branch, room: branch.setdefault(room, {}), rooms, tree)[name] = weight
     return {**tree, "layers": tuple(tree["layers"][str(layer)] for layer in range(len(tree["layers"])))}
 
 
 def flatten(params: Params) -> dict[str, Any]:
     """The tree -> {path: weight}; the inverse of nest."""
-    return traverse_util.flatten_dict(
-        {**params, "layers": {str(layer): block for layer, block in enumerate(params["layers"])}}, sep="."
-    )
+
+    def under(branch: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if not isinstance(branch, dict):
+            yield path, branch
+            return
+        for name, below in branch.items():
+            yield from under(below, f"{path}.{name}" if path else str(name))
+
+    return dict(under({**params, "layers": dict(enumerate(params["layers"]))}, ""))
 
 
 def check_params(params: Params, config: ModelConfig, sizes: dict[str, int] | None = None) -> None:

@@ -24,12 +24,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name as tag
 
+from nanollm_jax.letters import pytree
 from nanollm_jax.settings import Sampling
 
 # a tree of its fields for jax, as what is below is; settings.py checks them without it
@@ -40,7 +40,7 @@ WORD = 32  # ids of a word of a mask
 EVERYTHING = np.uint32(2**WORD - 1)  # the word by which all of them may be chosen
 
 
-@flax.struct.dataclass
+@pytree
 class History:
     """What was said to each row and what it has answered.
 

@@ -29,7 +29,7 @@ ARROWS = {
     "cache": {"checks", "collectives", "config", "dtypes", "errors", "layout", "letters", "ops"},
     "model": {"cache", "config", "ops", "params"},
     "settings": {"checks", "errors"},
-    "sampling": {"settings"},
+    "sampling": {"letters", "settings"},
     "devices": {"cache", "checks", "config", "errors", "letters", "model", "ops", "params", "partition"},
     "decode": {
         "cache",

@@ -28,6 +28,17 @@ def test_importing_the_package_waits_for_nothing():
     assert python(code) == ["True", "False", "ConfigError"]
 
 
+def test_generating_imports_no_other_library_of_networks():
+    """flax among them: it imports as long as the rest of the package together."""
+    code = (
+        "import sys; from nanollm_jax.cli import run\n"
+        "run(['generate', 'Once', '--max-new-tokens', '1', '--no-compile-cache'])\n"
+        "print(end=' ')\n"
+        "print('jax' in sys.modules, *{'flax', 'optax', 'orbax', 'torch', 'transformers'} & set(sys.modules))"
+    )
+    assert python(code)[-1] == "True"
+
+
 def test_public_names_are_functions_whatever_is_imported_first():
     """As attributes and by `from nanollm_jax import`, before and after every module of the package was imported."""
     code = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +17,11 @@ from nanollm_jax.config import ModelConfig
 from nanollm_jax.dtypes import resolve_dtype
 from nanollm_jax.errors import RequestError
 from nanollm_jax.layout import cache_slots
-from nanollm_jax.letters import axes, nbytes, spec
+from nanollm_jax.letters import axes, nbytes, pytree, spec, static
 from nanollm_jax.ops.dot_product import Seen
 
 
-@flax.struct.dataclass
+@pytree
 class KVCache:
     """Keys and values of every layer, L x [B*K S H] twice, and how many positions of each row are filled, length [B].
 
@@ -36,11 +35,11 @@ class KVCache:
 
     layers: tuple[Plain, ...]
     length: jax.Array = axes("B")
-    rows: jax.Array | None = flax.struct.field(default=None, metadata={"letters": "B"})
-    capacity: int = flax.struct.field(pytree_node=False, default=0)
-    fresh: bool = flax.struct.field(pytree_node=False, default=False)
-    spare: int = flax.struct.field(pytree_node=False, default=0)
-    mesh: Mesh | None = flax.struct.field(pytree_node=False, default=None)
+    rows: jax.Array | None = axes("B", default=None)
+    capacity: int = static(default=0)
+    fresh: bool = static(default=False)
+    spare: int = static(default=0)
+    mesh: Mesh | None = static(default=None)
 
     @property
     def batch(self) -> int:

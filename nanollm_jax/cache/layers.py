@@ -9,17 +9,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from nanollm_jax import collectives
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.layout import cache_slots
-from nanollm_jax.letters import axes
+from nanollm_jax.letters import axes, pytree
 
 
-@flax.struct.dataclass
+@pytree
 class Plain:
     """Position p stands in slot p.  k and v [B*K S H]"""
 
@@ -97,7 +96,7 @@ class Plain:
         return new, *new.heads(rows, B, K)  # the new ones stand behind those
 
 
-@flax.struct.dataclass
+@pytree
 class Ring(Plain):
     """Position p stands in slot p % S: a new token takes the place of one that left the window."""
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
-import flax.struct
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -23,17 +22,17 @@ from nanollm_jax.cache import KVCache, check_room
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.mesh import knows_mesh, mesh_of
 from nanollm_jax.errors import RequestError
-from nanollm_jax.letters import spec
+from nanollm_jax.letters import pytree, spec, static
 from nanollm_jax.ops.kept import letters_of
 from nanollm_jax.params import Params
 
 
-@flax.struct.dataclass
+@pytree
 class Other:
     """Parameters of another model than the one that a program's config is of, and its config."""
 
     params: Params
-    config: ModelConfig = flax.struct.field(pytree_node=False)
+    config: ModelConfig = static()
 
 
 def specs(tree: Any, config: ModelConfig) -> Any:

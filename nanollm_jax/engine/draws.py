@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from nanollm_jax import sampling as smp
-from nanollm_jax.letters import axes
+from nanollm_jax.letters import axes, pytree
 from nanollm_jax.sampling import History
 from nanollm_jax.settings import Sampling
 
 TOPS = 20  # alternatives to a token that can be asked for
 
 
-@flax.struct.dataclass
+@pytree
 class Asked:
     """How the tokens of B rows are drawn: after which ids, with which settings and seed, and how many of them.
 
@@ -33,7 +32,7 @@ class Asked:
     free: jax.Array = axes("B")
 
 
-@flax.struct.dataclass
+@pytree
 class Drawn:
     """Tokens at n places: ids and log-probabilities [B n], whether the row drew one there at all, whether one was guessed to
     follow the token before and would have had to be right, and the best TOPS [B n X].

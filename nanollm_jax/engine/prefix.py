@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
@@ -25,7 +24,7 @@ from nanollm_jax.cache import KVCache
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.programs import program
 from nanollm_jax.engine.slots import State
-from nanollm_jax.letters import axes, spec
+from nanollm_jax.letters import axes, pytree, spec
 
 
 @dataclass
@@ -112,7 +111,7 @@ class Prefixes:
         return found
 
 
-@flax.struct.dataclass
+@pytree
 class Pool:
     """Blocks of P positions that were read once: keys and values of each layer, L x [B*K P H], B of them."""
 

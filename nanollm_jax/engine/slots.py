@@ -18,7 +18,6 @@ import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -33,14 +32,14 @@ from nanollm_jax.engine import drafts
 from nanollm_jax.engine.buckets import CHUNK
 from nanollm_jax.engine.drafts import Drafter, Lookup
 from nanollm_jax.engine.draws import Asked, Drawn, best_of, draw, none_of
-from nanollm_jax.letters import axes, nbytes
+from nanollm_jax.letters import axes, nbytes, pytree
 from nanollm_jax.params import Params
 from nanollm_jax.settings import Sampling
 
 Guesses = Lookup | Drafter | None
 
 
-@flax.struct.dataclass
+@pytree
 class State:
     """What the device holds for B rows.
 
@@ -69,7 +68,7 @@ class Seats(NamedTuple):
     length: jax.Array
 
 
-@flax.struct.dataclass
+@pytree
 class Scored:
     """How likely given tokens are after those before them, whether each is the best one [B T], and the best TOPS [B T X]."""
 
