@@ -39,6 +39,7 @@ from nanollm_jax.errors import TokenizerError as TokenizerError
 from nanollm_jax.families import read_config as read_config
 from nanollm_jax.glass.harvest import harvest as harvest
 from nanollm_jax.glass.observe import observe as observe
+from nanollm_jax.glass.report import report as report
 from nanollm_jax.glass.watch import Watched as Watched
 from nanollm_jax.glass.watch import watch as watch
 from nanollm_jax.glass.watch import watch_stream as watch_stream

@@ -118,6 +118,7 @@ ARROWS = {
         "engine",
         "errors",
         "loading",
+        "measure",
         "model",
         "ops",
         "params",

@@ -8,4 +8,6 @@ from nanollm_jax.glass.patching import patch as patch
 from nanollm_jax.glass.saliency import saliency as saliency
 from nanollm_jax.glass.sampling_lab import sampling_lab as sampling_lab
 from nanollm_jax.glass.steering import steer as steer
+from nanollm_jax.glass.story import for_report as for_report
+from nanollm_jax.glass.story import story as story
 from nanollm_jax.glass.tree import tree as tree

@@ -20,6 +20,7 @@ from nanollm_jax.config import ModelConfig
 from nanollm_jax.glass import passes
 from nanollm_jax.glass.harvest import harvest
 from nanollm_jax.glass.passes import Source
+from nanollm_jax.glass.walk import Kept
 from nanollm_jax.ops.embedding import look_up
 from nanollm_jax.ops.linear import contract, multiply
 from nanollm_jax.params import Params
@@ -87,21 +88,37 @@ def parts_of(
 ) -> tuple[jax.Array, ...]:
     """tokens [1 T], count [1] -> contributions of heads [L N], MLPs [L], embedding, biases, and the logit []"""
     uncapped = dataclasses.replace(config, logit_softcap=None)
-    keep = ["embedding", "layers.*.attention.mixed", "layers.*.mlp.out", f"layers.{config.num_layers - 1}.out"]
-    logits, kept = harvest(partial(passes.read, config=uncapped), keep)(params, tokens, count, target.at[None])
-    there = lambda name: kept[name][0, target.at].astype(jnp.float32)  # noqa: E731
-
-    table = params["embedding" if config.tie_embeddings else "unembedding"]["tokens"]
+    logits, kept = harvest(partial(passes.read, config=uncapped), summed(config))(
+        params, tokens, count, target.at[None]
+    )
+    there = {name: value[0, target.at] for name, value in kept.items()}
     pair = jnp.stack([target.token, jnp.maximum(target.against, 0)])
     sign = jnp.stack([jnp.float32(1), jnp.where(target.against < 0, 0.0, -1.0)])
-    rows = look_up(table, pair[None])[0].astype(jnp.float32)  # [2 D]
-    direction = config.logit_scale * jnp.sum(sign[:, None] * rows, axis=0)
-    norm, shift = held(params, "final_norm", there(keep[-1]), config)
+    direction = direction_of(params, pair, sign, config)
+    return *summands(params, there, direction, config), jnp.sum(sign * logits[0, pair])
+
+
+def summed(config: ModelConfig) -> list[str]:
+    """Patterns of the values that a logit is the sum of, and that its last norm divides by."""
+    return ["embedding", "layers.*.attention.mixed", "layers.*.mlp.out", f"layers.{config.num_layers - 1}.out"]
+
+
+def direction_of(params: Params, ids: jax.Array, signs: jax.Array, config: ModelConfig) -> jax.Array:
+    """What the last norm's output is multiplied by to give a sum of logits, before any cap.  ids and signs [X] -> [D]"""
+    table = params["embedding" if config.tie_embeddings else "unembedding"]["tokens"]
+    rows = look_up(table, ids[None])[0].astype(jnp.float32)  # [X D]
+    return config.logit_scale * jnp.sum(signs[:, None] * rows, axis=0)
+
+
+def summands(params: Params, values: Kept, direction: jax.Array, config: ModelConfig) -> tuple[jax.Array, ...]:
+    """The named values at one token, {name: [D] or [N H]} -> contributions of heads [L N], MLPs [L], embedding, biases"""
+    there = lambda name: values[name].astype(jnp.float32)  # noqa: E731
+    norm, shift = held(params, "final_norm", there(f"layers.{config.num_layers - 1}.out"), config)
     write = lambda y: contract("...D,D->...", norm(y), direction)  # noqa: E731
 
     heads, mlps, bias = [], [], contract("D,D->", shift, direction)
     for index, p in enumerate(params["layers"]):
-        mixed = kept[f"layers.{index}.attention.mixed"][0, target.at]  # [N H]
+        mixed = values[f"layers.{index}.attention.mixed"]  # [N H]
         alone = jnp.eye(mixed.shape[0], dtype=mixed.dtype)[:, None, :, None] * mixed[None, None]  # [N 1 N H]
         given = multiply(alone, p["attention"]["wo"])[:, 0]  # [N D]
         bo = p["attention"].get("bo", jnp.zeros(given.shape[1])).astype(jnp.float32)
@@ -109,7 +126,7 @@ def parts_of(
         heads.append(config.residual_scale * write(after(given)))
         bias += config.residual_scale * write(after(bo) + shift)
         mlps.append(config.residual_scale * write(there(f"layers.{index}.mlp.out")))
-    return jnp.stack(heads), jnp.stack(mlps), write(there("embedding")), bias, jnp.sum(sign * logits[0, pair])
+    return jnp.stack(heads), jnp.stack(mlps), write(there("embedding")), bias
 
 
 def held(p: Params, name: str, x: jax.Array, config: ModelConfig) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:

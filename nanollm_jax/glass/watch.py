@@ -135,6 +135,15 @@ def run(
     programs.engine = None  # its rows are nobody's, and the device's memory is free again
 
 
+def aligned(values: np.ndarray, slots: np.ndarray, size: int, nothing: float = 0) -> np.ndarray:
+    """What m queries made of each slot, by the token that it held: [m K G S], positions of the slots [m S] -> [m K G size]"""
+    new = np.full((*values.shape[:-1], size), nothing, values.dtype)
+    for token, view in enumerate(slots):
+        held = (view >= 0) & (view < size)
+        new[token][..., view[held]] = values[token][..., held]
+    return new
+
+
 class Watched:
     """Answers, and what was kept of the values inside.
 
@@ -187,16 +196,10 @@ class Watched:
         there = (where >= 0) & (where < size)
         shrunk = dict(self.programs.asked.keep)[name] is not None
         keyed = not shrunk and "S" in (letters(name) or ())
-        lowest = np.finfo(np.float32).min if name.endswith("scores") else 0
+        lowest = float(np.finfo(np.float32).min) if name.endswith("scores") else 0
 
-        def aligned(piece: Any) -> np.ndarray:
-            """[m K G S] with the slots of each token -> [m K G tokens]"""
-            old, view = piece.values[name], piece.slots[name.rpartition(".")[0]]
-            new = np.full((*old.shape[:-1], size), lowest, old.dtype)
-            for token, slots in enumerate(view):
-                held = (slots >= 0) & (slots < size)
-                new[token][..., slots[held]] = old[token][..., held]
-            return new
+        def by_token(piece: Any) -> np.ndarray:
+            return aligned(piece.values[name], piece.slots[name.rpartition(".")[0]], size, lowest)
 
         def joined(*parts: np.ndarray) -> np.ndarray:
             values = np.concatenate(parts)
@@ -204,7 +207,7 @@ class Watched:
             made[where[there]] = values[there]  # of a position that was computed twice, the later one
             return made
 
-        return jax.tree.map(joined, *(aligned(piece) if keyed else piece.values[name] for piece in found))
+        return jax.tree.map(joined, *(by_token(piece) if keyed else piece.values[name] for piece in found))
 
     @property
     def nbytes(self) -> int:

@@ -35,14 +35,30 @@ def step_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> int:
     Every weight once (of an embedding that is only looked up, one vector per row), the keys and values in sight, and
     the new ones. Of experts as many as are expected where all are chosen alike. dtype: a name, or a row of dtypes.py.
     """
+    return round(sum(part_bytes(config, rows, length, dtype).values()))
+
+
+def part_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> dict[str, float]:
+    """step_bytes by the parts that a trace has: attention and mlp are their weights, norm all norms', logits the table that
+    the vocabulary is scored with, embedding the vectors that are looked up, cache keys and values.
+    """
     kept = resolve_weights(dtype)
     used, sizes = used_weights(config, experts_read(config, rows)), layout.shapes(config)
     stored = layout.nbytes(config, kept)
-    weights = sum(stored[path] * used[path] / math.prod(sizes[path]) for path in used)
-    vectors = sum(stored[path] // sizes[path][0] for path in stored.keys() - used.keys())
     seen = sum(min(length + 1, layer.window or length + 1) for layer in config.layers)
-    cached = 2 * config.num_kv_heads * config.head_dim * (seen + config.num_layers)
-    return round(weights) + rows * (kept.activations.itemsize * cached + vectors)
+    parts = dict.fromkeys(("embedding", "norm", "attention", "cache", "mlp", "logits"), 0.0)
+    parts["cache"] = (
+        rows * kept.activations.itemsize * 2 * config.num_kv_heads * config.head_dim * (seen + config.num_layers)
+    )
+    for path in stored:
+        words = path.split(".")
+        looked_up = "logits" if path in used else "embedding"
+        part = {"tokens": looked_up, "positions": looked_up}.get(words[-1]) or next(
+            (word for word in words if word in ("attention", "mlp")), "norm"
+        )
+        share = used[path] / math.prod(sizes[path]) if path in used else rows / sizes[path][0]
+        parts[part] += stored[path] * share
+    return parts
 
 
 def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:

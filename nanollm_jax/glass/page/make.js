@@ -1,0 +1,54 @@
+// Elements, from text alone: nothing that a model writes is ever read as markup.
+//   element("p", { className: "quiet" }, "text", child)      svg("rect", { x: 1, width: 2 })
+//   fitted(node, draw)   calls draw(width in pixels) now and whenever the node's width or the colours change
+//   ink("--warm")        a colour of style.css as it is now, for a canvas
+//   percent(0.421) "42%"      visible("\n") "↵": a token as a label      signed(1.5) "+1.50"
+
+export function element(name, fields = {}, ...children) {
+  const made = Object.assign(document.createElement(name), fields);
+  made.append(...children);
+  return made;
+}
+
+export function svg(name, attributes = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+export function fitted(node, draw) {
+  let width = 0;
+  const again = () => width && draw(width);
+  new ResizeObserver(() => {
+    const now = Math.floor(node.clientWidth);
+    if (now === width) return;
+    width = now;
+    again();
+  }).observe(node);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+  return again;
+}
+
+const probe = element("i", { hidden: true });
+
+export function ink(name) {
+  if (!probe.isConnected) document.body.append(probe);
+  probe.style.color = `var(${name})`;
+  return getComputedStyle(probe).color;
+}
+
+export function percent(chance) {
+  if (!(chance >= 0)) return "";
+  const shown = 100 * chance;
+  return shown >= 9.95 ? `${Math.round(shown)}%` : shown >= 0.1 ? `${shown.toFixed(1)}%` : shown > 0 ? "<0.1%" : "0%";
+}
+
+export function signed(number, digits = 2) {
+  return `${number < 0 ? "−" : "+"}${Math.abs(number).toFixed(digits)}`;
+}
+
+export function visible(text) {
+  const marked = text.replaceAll("\n", "↵").replaceAll("\t", "⇥");
+  return marked.trim() === "" ? marked.replaceAll(" ", "␣") || "∅" : marked.replace(/^ +| +$/g, (spaces) => "\u00a0".repeat(spaces.length));
+}
