@@ -36,6 +36,7 @@ from nanollm_jax.errors import NanoLLMWarning as NanoLLMWarning
 from nanollm_jax.errors import NumericsError as NumericsError
 from nanollm_jax.errors import RequestError as RequestError
 from nanollm_jax.errors import TokenizerError as TokenizerError
+from nanollm_jax.export import export as export
 from nanollm_jax.families import read_config as read_config
 from nanollm_jax.glass.harvest import harvest as harvest
 from nanollm_jax.glass.observe import observe as observe

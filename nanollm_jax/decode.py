@@ -52,11 +52,13 @@ def prefill(
     cache: KVCache | State,
     *,
     config: ModelConfig,
+    end: jax.Array | np.ndarray | None = None,
 ) -> State:
     """Read a prompt per row, each behind what its row of the cache already holds. Of a State, whose history goes on.
 
     tokens [B T] int32, padded on the right with any ids; lengths [B] int32, the real ones. The cache is used up: take
-    the one in the returned State. Raises RequestError for lengths outside 1 to T, ids past the vocabulary, and prompts
+    the one in the returned State. end [B] is how long the whole text of each row is, where more pieces of it are to come:
+    longrope turns long texts otherwise. Raises RequestError for lengths outside 1 to T, ids past the vocabulary, and prompts
     past the cache's capacity.
     """
     state = cache if isinstance(cache, State) else init_state(cache, config)
@@ -64,7 +66,7 @@ def prefill(
     (B, T), known = tokens.shape, np.asarray(lengths)
     if known.shape != (B,) or known.min() < 1 or known.max() > T:
         raise RequestError(f"lengths are {known.tolist()}; expected {B} numbers from 1 to {T}, one per row.")
-    return read_prompts(params, tokens, lengths, state, config=config)
+    return read_prompts(params, tokens, lengths, state, end, config=config)
 
 
 def decode(
@@ -89,12 +91,14 @@ def decode(
 
 
 @program(donate=("state",))
-def read_prompts(params: Params, tokens: jax.Array, count: jax.Array, state: State, *, config: ModelConfig) -> State:
+def read_prompts(
+    params: Params, tokens: jax.Array, count: jax.Array, state: State, end: jax.Array | None = None, *, config: ModelConfig
+) -> State:  # fmt: skip
     """prefill, compiled and unchecked: one piece of each row's prompt.  tokens [B T], count [B], 0 where a row has no more
 
     Logits are computed at each row's last real token only, and stay as they are where it has none.
     """
-    x, cache = model.hidden_states(params, tokens, count, state.cache, config=config)
+    x, cache = model.hidden_states(params, tokens, count, state.cache, config=config, end=end)
     last = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
     logits = jnp.where((count > 0)[:, None], model.logits(params, last, config)[:, 0], state.logits)
     return State(logits, cache, smp.read(state.past, tokens, count))

@@ -1,11 +1,15 @@
-"""Reading the files of a checkpoint, which may come from anywhere: regular files of bounded size, JSON of bounded depth."""
+"""Reading files that may come from anywhere: regular files of bounded size, JSON of bounded depth. And a folder made whole."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import secrets
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +104,38 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             if found[key] != value:
                 raise ValueError(f"{key!r} is there twice, with different values")
     return found
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike[str], error: type[NanoLLMError], needed: int = 0) -> Iterator[Path]:
+    """A folder that is there when all of it is written: yields another beside it, which takes its name at the end.
+
+    Raises `error` where something of this name is there, where nothing can be made, and where fewer than `needed` bytes are
+    free. Whatever goes wrong, nothing half-written remains.
+    """
+    path = Path(os.path.expanduser(folder))
+    if present(path):
+        raise error(f"{path}: is there already; give a folder that is not there yet.")
+    part = path.absolute().parent / f".{path.name}.{secrets.token_hex(4)}"
+    try:
+        free = shutil.disk_usage(part.parent).free
+        part.mkdir()
+    except (OSError, ValueError) as found:  # ValueError: a name that no file can have
+        reason = getattr(found, "strerror", None) or found
+        raise error(
+            f"{path}: cannot be made ({reason}); its parent has to be a folder that you may write to."
+        ) from None
+    try:
+        if free < needed:
+            raise error(
+                f"{path}: needs {needed:,} bytes, and {free:,} are free there; make room, or take another disk."
+            )
+        yield part
+        part.rename(path)
+    except OSError as found:
+        raise error(f"{path}: cannot be written ({found.strerror or found}); nothing of it remains.") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def host_memory() -> int | None:

@@ -47,7 +47,8 @@ class Model:
     """Everything that generate and chat need. tokenizer and chat_template are None where the checkpoint brings none.
 
     Model(config, params) makes one of any config and parameters. On a mesh the config is that of what the devices hold:
-    its counts of heads and its MLP widths have the padding in them, and unpadded is the one that has none.
+    its counts of heads and its MLP widths have the padding in them, and unpadded is the one that has none. folder is where
+    its files are, None of a model that was made in memory.
     Raises CheckpointError where config and params do not match.
     """
 
@@ -57,6 +58,7 @@ class Model:
     defaults: Defaults = field(default_factory=Defaults)
     chat_template: ChatTemplate | None = None
     unpadded: ModelConfig | None = None
+    folder: Path | None = None
     engines: dict[Any, Any] = field(
         default_factory=dict, init=False, repr=False
     )  # by rows and by who guesses tokens; engine/ makes and keeps them here
@@ -137,7 +139,7 @@ def load(
         checkpoint, family.table(config), parameters.layout(config), config.sizes, kept.activations,
         ignore=family.ignored(config), prefixes=family.PREFIXES, spread=onto, finish=parameters.keeper(config, kept),
     )  # fmt: skip
-    return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config)
+    return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config, folder)
 
 
 def shard(model: Model, mesh: Mesh) -> Model:

@@ -87,6 +87,21 @@ ARROWS = {
         "settings",
         "tokenizer",
     },
+    # a model as files that need none of this
+    "export": {
+        "cache",
+        "checks",
+        "config",
+        "decode",
+        "engine",
+        "errors",
+        "files",
+        "loading",
+        "params",
+        "settings",
+        "tokenizer",
+        "weights",
+    },
     # answers over HTTP: knows no array
     "serve": {"chat", "engine", "errors", "grammar", "loading", "settings", "tokenizer"},
     # how fast, and what is inside
@@ -206,7 +221,8 @@ def test_compiled_code_stands_in_one_place():
         words = set(names(path))
         loops = words & {"jax.jit", "jit", "scan", "while_loop", "fori_loop"}
         # devices/programs.py compiles the programs; params.py creates weights; walk.py goes through traced programs,
-        # and passes.py compiles the tools; sampling.py looks for a threshold
+        # and passes.py compiles the tools; export/ writes programs down, and its script runs them; sampling.py looks for a
+        # threshold
         allowed = {
             "decode.py": {"scan"},
             "engine/slots.py": {"scan"},
@@ -216,6 +232,8 @@ def test_compiled_code_stands_in_one_place():
             "glass/walk.py": {"jit", "scan", "while_loop"},
             "glass/watched_programs.py": {"jit"},
             "glass/passes.py": {"jit"},
+            "export/programs.py": {"jit"},
+            "export/generate.py": {"jit"},
             "sampling.py": {"fori_loop"},
         }
         assert loops <= ({"jit"} if room(name) == "ops" else allowed.get(name, set())), name

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from nanollm_jax.cli.bench import bench
 from nanollm_jax.cli.chat import chat
+from nanollm_jax.cli.export import export
 from nanollm_jax.cli.generate import generate
 from nanollm_jax.cli.info import info
 from nanollm_jax.cli.mesh import mesh
@@ -64,7 +65,7 @@ def nanollm(
         print(context.get_help())
 
 
-for command in (generate, chat, serve, top, score, tokenize, info, bench, profile, plan, mesh):
+for command in (generate, chat, serve, top, score, tokenize, info, export, bench, profile, plan, mesh):
     app.command()(command)
 
 
