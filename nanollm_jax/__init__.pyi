@@ -49,6 +49,7 @@ from nanollm_jax.loading import Model as Model
 from nanollm_jax.loading import load as load
 from nanollm_jax.loading import shard as shard
 from nanollm_jax.params import init_params as init_params
+from nanollm_jax.saving import save as save
 from nanollm_jax.settings import Sampling as Sampling
 from nanollm_jax.startup import keep_compiled as keep_compiled
 

@@ -65,6 +65,7 @@ ARROWS = {
         "tokenizer",
         "weights",
     },
+    "saving": {"dtypes", "errors", "families", "files", "loading", "params", "tokenizer", "weights"},
     "startup": {"errors"},
     # from requests to answers
     "engine": {

@@ -1,0 +1,95 @@
+"""From a Model to a folder that load reads: the inverse of the families' tables of tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanollm_jax import files
+from nanollm_jax import params as parameters
+from nanollm_jax.dtypes import PLAIN
+from nanollm_jax.errors import CheckpointError, RequestError
+from nanollm_jax.families import read_config
+from nanollm_jax.loading import Model
+from nanollm_jax.tokenizer.load import FILES
+from nanollm_jax.weights.checkpoint import SINGLE
+from nanollm_jax.weights.rows import Row, rearrange, stored_shape
+from nanollm_jax.weights.source import read_json
+from nanollm_jax.weights.write import Stored, write_tensors
+
+# what a checkpoint has besides its weights and config.json
+BESIDE = (
+    *FILES, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "LICENSE", "LICENSE.txt",
+)  # fmt: skip
+MOST = 2**28  # bytes of one of those
+
+
+def save(model: Model, folder: str | os.PathLike[str]) -> Path:
+    """Write a model into a new folder as a checkpoint, in its dtype: for load, and for whoever reads its family. -> the folder
+
+    Parameters that were changed, by training them elsewhere, are what is written: save(dataclasses.replace(model,
+    params=...), folder). config.json and the tokenizer's files are those of model.folder, where the model is from; tensors have
+    the names that this family is published with. Of models that see images too, the text's alone are written.
+    Raises RequestError where the folder is there, cannot be written or has no room, for a model on a mesh, in 8 bits, or made
+    in memory, and where model.folder has another architecture's config.json.
+    """
+    if model.mesh is not None:
+        raise RequestError(f"this model is on a mesh of {dict(model.mesh.shape)}; load it without one to save it.")
+    if model.dtype.name not in PLAIN:
+        raise RequestError(
+            f"this model's matrices are in {model.dtype.name}, which no checkpoint has; load it in {', '.join(PLAIN)}."
+        )
+    if model.folder is None:
+        raise RequestError(
+            "this model was made in memory, so there is no config.json for it; dataclasses.replace(model, folder=...) names "
+            "a folder that has one."
+        )
+    config_json = read_json(model.folder / "config.json")
+    config, family = read_config(config_json, str(model.folder / "config.json"))
+    if config != model.config:
+        raise RequestError(f"{model.folder}: config.json is of another architecture than this model's.")
+    rows = [row for row in family.table(config) if row.path in parameters.layout(config) and not row.instead]
+    tensors = tensors_of(model, rows, family.PREFIXES[0])
+    with files.new_folder(folder, RequestError, model.nbytes + 2**24) as part:
+        write_tensors(part / SINGLE, tensors)
+        for key in ("dtype", "torch_dtype"):
+            config_json |= {key: model.dtype.name} if key in config_json else {}
+        (part / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
+        copy_files(model.folder, part, [*BESIDE, *(path.name for path in model.folder.glob("*.tiktoken"))])
+    return Path(os.path.expanduser(folder))
+
+
+def copy_files(source: Path, target: Path, names: list[str]) -> None:
+    """Copy those of these files that are there. Raises CheckpointError for one that cannot be read."""
+    for name in names:
+        if files.present(source / name):
+            (target / name).write_bytes(files.read(source / name, CheckpointError, MOST))
+
+
+def tensors_of(model: Model, rows: list[Row], prefix: str) -> dict[str, Stored]:
+    """{published name: tensor} of all parameters, each made when it is its turn."""
+    sizes, flat = model.config.sizes, parameters.flatten(model.params)
+    sharing: dict[str, list[Row]] = {}
+    for row in rows:
+        sharing.setdefault(row.names(prefix)[0], []).append(row)
+
+    def tensor(rows: list[Row]) -> np.ndarray:
+        """The one tensor of which each of these rows takes a part."""
+        whole = np.empty(stored_shape(rows, sizes), flat[rows[0].path].dtype)
+        for row in rows:
+            theirs, _, ours = row.axes.partition("->")
+            back = f"{ours or theirs} -> {theirs}"
+            whole[row.cut()] = rearrange(np.asarray(flat[row.path])[row.piece()], back, sizes)
+        return whole
+
+    def described(rows: list[Row]) -> tuple[str, tuple[int, ...], Callable[[], Any]]:
+        return model.dtype.name, stored_shape(rows, sizes), partial(tensor, rows)
+
+    return {name: described(rows) for name, rows in sharing.items()}
