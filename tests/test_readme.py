@@ -52,8 +52,9 @@ LINES = re.findall(r"^nanollm (.*)$", README.replace("\\\n", ""), re.MULTILINE)
 @pytest.mark.parametrize("line", [line for line in LINES if "hosts" not in line])
 def test_commands_are_understood(line, capsys, tmp_path, monkeypatch):
     """Those of the bundled model and of configs/ run as they stand; the others are parsed up to the missing checkpoint."""
-    if "--input" in line:
+    if "--input" in line or "--report" in line:
         monkeypatch.chdir(tmp_path)
+    if "--input" in line:
         Path("prompts.jsonl").write_text(re.findall(r'`(\{"prompt".*?\})`', README)[0])
     words = shlex.split(line.partition("<")[0], comments=True)
     if "--devices" in words:
@@ -62,7 +63,8 @@ def test_commands_are_understood(line, capsys, tmp_path, monkeypatch):
         source = words.index("--model") + 1
         words[source] = "no/such/folder"
         words = [word if word != "-" else "text" for word in words]
-    rest = {"generate": ["--max-new-tokens", "3"], "profile": ["--trace", str(tmp_path)]}.get(words[0], [])
+    few = ["--max-new-tokens", "3"]
+    rest = {"generate": few, "look": few, "profile": ["--trace", str(tmp_path)]}.get(words[0], [])
     code = run([*words, *rest])
     found = capsys.readouterr()
     assert (code, "no/such/folder" in found.err) == ((2, True) if "--model" in words else (0, False)), found.err

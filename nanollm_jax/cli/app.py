@@ -13,6 +13,7 @@ from nanollm_jax.cli.chat import chat
 from nanollm_jax.cli.export import export
 from nanollm_jax.cli.generate import generate
 from nanollm_jax.cli.info import info
+from nanollm_jax.cli.look import look
 from nanollm_jax.cli.mesh import mesh
 from nanollm_jax.cli.plan import plan
 from nanollm_jax.cli.profile import profile
@@ -65,7 +66,7 @@ def nanollm(
         print(context.get_help())
 
 
-for command in (generate, chat, serve, top, score, tokenize, info, export, bench, profile, plan, mesh):
+for command in (generate, chat, look, serve, top, score, tokenize, info, export, bench, profile, plan, mesh):
     app.command()(command)
 
 

@@ -149,12 +149,7 @@ def generate(
 
     sampling = with_settings(loaded.defaults.sampling, settings)
     seed = agreed(secrets.randbelow(2**32)) if seed is None else seed
-    bos = None if loaded.tokenizer is None else loaded.tokenizer.bos_id
-    # nothing but a BOS can begin from nothing, also for models that want none in front of a text
-    ids = [bos] if bos is not None and not text else nano.encode(loaded, text, special=special)
-    read = fitted(ids, bos, loaded.config.max_positions, max_new_tokens, truncate)
-    if len(read) < len(ids):
-        warn(f"of {len(ids)} prompt tokens the last {loaded.config.max_positions - max_new_tokens} are read.")
+    read = prompt_ids(loaded, text, max_new_tokens, special=special, truncate=truncate)
     answer = nano.stream(
         loaded,
         read,
@@ -194,6 +189,19 @@ def open_model(
 
     keep_compiled(compile_cache)
     return nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices))
+
+
+def prompt_ids(model: Model, text: str, new: int, *, special: bool, truncate: bool) -> list[int]:
+    """The ids of a prompt, with room for so many new tokens behind them; a line says so where only its end is read."""
+    import nanollm_jax as nano
+
+    bos = None if model.tokenizer is None else model.tokenizer.bos_id
+    # nothing but a BOS can begin from nothing, also for models that want none in front of a text
+    ids = [bos] if bos is not None and not text else nano.encode(model, text, special=special)
+    read = fitted(ids, bos, model.config.max_positions, new, truncate)
+    if len(read) < len(ids):
+        warn(f"of {len(ids)} prompt tokens the last {model.config.max_positions - new} are read.")
+    return read
 
 
 def report(prompt: str, answer: Stream, seed: int) -> dict[str, Any]:

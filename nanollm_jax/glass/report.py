@@ -49,7 +49,8 @@ def written(told: Story) -> str:
     script, style = joined("report.js"), (PAGE / "style.css").read_text(encoding="utf-8")
     allowed = f"script-src '{hashed(script)}'; style-src '{hashed(style)}'"
     policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
-    title = html.escape("".join(told.head["tokens"]).split("\n")[0][:80].strip() or "A text")
+    begins = "".join(told.head["tokens"]).split("\n")[0][:80].strip() or "A text"
+    title = html.escape(begins.encode("utf-8", "replace").decode())  # half a character has no place in a file
     return f"""<!doctype html>
 <html lang="en">
 <head>

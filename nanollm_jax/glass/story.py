@@ -5,12 +5,13 @@ story says so. Tokens are those of prompt and answer; what is said about token t
 T tokens have W = T - 1 places.
 
     tokens  surprise [T] nats, NaN of the first
-    lens    words and chances [P W X]: the X best at each of P depths, words by their number in head["words"]; next [P W] the
-            chance of the token that follows. The last depth is what the model said
+    lens    words and chances [P W X]: the X best at each of P depths, words by their number in head["words"] and in
+            head["word_ids"]; next [P W] the chance of the token that follows. The last depth is what the model said
     heads   places and weights [L N W X]: the X strongest of each head; of a place that is not shown 65535
     rows    weights [N W W] of one layer, head["rows"]; weights of attention are in 255ths
-    shares  heads [W L N], mlps [W L], embedding, bias and rest [W]: what each adds to how far the logit of the token that
-            follows is above that of the best other one, against [W]. rest is what edits and rounding add
+    shares  heads [W L N], or [W L 1] of all of a layer together, mlps [W L], embedding, bias and rest [W]:
+            what each adds to how far the logit of the token that follows is above that of the best other one, against [W],
+            before any cap. rest is what edits and rounding add
 """
 
 from __future__ import annotations
@@ -115,7 +116,10 @@ def story(box: Watched, *, row: int = 0, name: str | None = None, times: dict[st
 
     L, X = model.config.num_layers, min(BEST, model.config.vocab_size)
     depths = ["embedding", *(f"layers.{index}.out" for index in range(L - 1)), "final_norm"]
-    depths = [depths[index] for index in thinned(len(depths), LIMITS["lens"] // (4 * X * max(1, len(shown_ids))))]
+    some = [depths[index] for index in thinned(len(depths), LIMITS["lens"] // (4 * X * len(shown_ids)))]
+    if len(some) < len(depths):
+        left.append(f"The lens has {len(some)} of {len(depths)} depths.")
+    depths = some
     found = lens_of(model, depths, values, shown_ids, X)
     surprise = -np.concatenate([[np.nan], found.following[-1]]).astype(np.float32)
     written = max(given - first, 0)
@@ -136,7 +140,7 @@ def story(box: Watched, *, row: int = 0, name: str | None = None, times: dict[st
         "model": {"parameters": model.num_parameters, "bytes": model.nbytes, "dtype": model.dtype.name, "layers": L,
                   "width": config.hidden_size, "heads": config.num_heads, "vocabulary": config.vocab_size},
         "tokens": texts, "names": names, "ids": shown_ids, "given": written,
-        "words": [word_of(model, token) for token in words],
+        "words": [word_of(model, token) for token in words], "word_ids": list(words),
         "depths": depths,
         "settings": settings_of(ticket.request.sampling) | {
             "seed": answer.seed, "max_new_tokens": ticket.request.max_new_tokens, "finish_reason": answer.finish_reason,

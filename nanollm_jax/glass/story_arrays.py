@@ -22,7 +22,7 @@ from nanollm_jax.params import Params
 
 PLACES = 8  # of each head and token
 BEST = 5  # tokens that are named for each depth
-LIMITS = {"heads": 1_000_000, "rows": 800_000, "shares": 500_000, "lens": 500_000}  # bytes of each part
+LIMITS = {"heads": 1_000_000, "rows": 1_400_000, "shares": 400_000, "lens": 400_000}  # bytes of each part
 AWAY = 65535  # a place that is not shown
 Arrays = dict[str, tuple[str, np.ndarray]]  # {name: (axis letters, numbers)}
 
@@ -99,10 +99,7 @@ def shares_of(
     left: list[str],
 ) -> Arrays:
     """shares of a story: of each token against the best other one."""
-    config, W = model.config, len(ids) - 1
-    if 2 * W * config.num_layers * (config.num_heads + 1) > LIMITS["shares"]:
-        left.append("Who wrote how much is left out: it has too many heads and tokens.")
-        return {}
+    config = model.config
     own = np.array(ids[1:], np.int32)
     other = np.where(found.ids[-1, :, 0] == own, found.ids[-1, :, min(1, found.ids.shape[-1] - 1)], found.ids[-1, :, 0])
     names = [*expanded(model_names(model), dict.fromkeys(attribution.summed(config))), "final_norm"]
@@ -110,6 +107,9 @@ def shares_of(
     arrays = (own, other.astype(np.int32), *(values[name] for name in names))
     call = lambda *rows: passes.run(split, model, *rows, names=tuple(names))  # noqa: E731
     heads, mlps, embedding, bias, rest = passes.in_rows(call, arrays, passes.TOKENS // 64)
+    if 2 * heads.size > LIMITS["shares"]:
+        left.append("What each layer's heads wrote is told of all of them together.")
+        heads = heads.sum(axis=-1, keepdims=True)
     small = lambda x: x.astype(np.float16)  # noqa: E731
     return {
         "shares.heads": ("W L N", small(heads)), "shares.mlps": ("W L", small(mlps)),
@@ -141,4 +141,5 @@ def thinned(count: int, room: int) -> list[int]:
 
 def numbers(ids: np.ndarray, words: dict[int, int]) -> np.ndarray:
     """Ids as numbers in a list of words, which grows."""
-    return np.array([words.setdefault(int(token), len(words)) for token in ids.flat], np.uint32).reshape(ids.shape)
+    found = np.array([words.setdefault(int(token), len(words)) for token in ids.flat]).reshape(ids.shape)
+    return found.astype(np.uint16 if len(words) <= 2**16 else np.uint32)

@@ -20,6 +20,7 @@ from nanollm_jax.cache import init_cache
 from nanollm_jax.checks import check_counts
 from nanollm_jax.decode import init_state, read_prompts, write_tokens
 from nanollm_jax.errors import RequestError
+from nanollm_jax.loading import Model
 from nanollm_jax.measure.bench import check_fits, describe, machine, open_model, prompt
 from nanollm_jax.measure.hlo import Cost, Program
 from nanollm_jax.measure.roofline import product_rate, read_rate
@@ -60,6 +61,11 @@ def profile(
     except OSError as error:
         raise RequestError(f"the trace cannot be written to {folder}: {error}.") from None
     model = open_model(source, revision, dtype)
+    return {"model": describe(model, source)} | profile_model(model, folder, rows, prompt_tokens, new_tokens)
+
+
+def profile_model(model: Model, folder: str | Path, rows: int, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
+    """profile of a model that is loaded. Without the line that describes it."""
     check_fits(model, rows, prompt_tokens + new_tokens)
     rates = {"read_bytes_per_second": read_rate(), "flops_per_second": product_rate(model.dtype.activations)}
     config = model.config
@@ -83,7 +89,7 @@ def profile(
         jax.block_until_ready(writing(model.params, state, sampling, seeds))
     (file,) = set(Path(folder).rglob("*.xplane.pb")) - before
     report: dict[str, Any] = {
-        "model": describe(model, source), "machine": machine(), "rows": rows, "prompt_tokens": prompt_tokens,
+        "machine": machine(), "rows": rows, "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens, "limits": rates, "folder": str(file.parent),
         "files": sorted(path.name for path in file.parent.iterdir()),
     }  # fmt: skip

@@ -81,8 +81,9 @@ export function grid(asked) {
     if (at.r !== null || at.c !== null) {
       const x = left + (at.c ?? 0) * w - dx, y = (at.r ?? 0) * h - dy;
       context.strokeStyle = colours.mark;
-      context.lineWidth = 2;
-      context.strokeRect(x - 1, y + 1, (at.c === null ? columns * w : w) + 1, (at.r === null ? rows * h : h) - 2);
+      const wide = at.c === null ? columns * w : w, high = at.r === null ? rows * h : h, thick = Math.min(w, h) < 10 ? 1 : 2;
+      context.lineWidth = thick;
+      context.strokeRect(x - gap + thick / 2, y - gap + thick / 2, wide + gap - thick, high + gap - thick);
     }
     context.restore();
     context.fillStyle = colours.quiet;
@@ -123,8 +124,7 @@ export function grid(asked) {
     if (says) sentence.textContent = cell ? says(cell.r, cell.c) : "";
   };
 
-  function pick(r, c, quietly = false) {
-    at = { r, c };
+  function reveal({ r, c }) {
     if (c !== null && scroller.scrollWidth > scroller.clientWidth) {
       const x = c * w, room = scroller.clientWidth - left;
       if (x < scroller.scrollLeft || x + w > scroller.scrollLeft + room) scroller.scrollLeft = x - room / 2;
@@ -133,7 +133,12 @@ export function grid(asked) {
       const y = r * h, room = scroller.clientHeight - below;
       if (y < scroller.scrollTop || y + h > scroller.scrollTop + room) scroller.scrollTop = y - room / 2;
     }
-    if (!quietly && says) sentence.textContent = says(r, c);
+  }
+
+  function pick(r, c) {
+    at = { r, c };
+    reveal(at);
+    if (says) sentence.textContent = says(r, c);
     soon();
   }
 
@@ -159,6 +164,7 @@ export function grid(asked) {
   };
   fitted(node, () => {
     shape();
+    reveal(at);
     draw();
   });
   return { node, pick, draw: soon };

@@ -4,7 +4,7 @@
 
 import { chips } from "./chips.js";
 import { grid } from "./grid.js";
-import { element, ink, percent, visible } from "./make.js";
+import { element, ink, percent, word } from "./make.js";
 
 const SMALL = 48; // pixels of a picture of one head, before it is drawn smaller
 
@@ -55,14 +55,14 @@ export function heads(story, { onpick }) {
   let weights = new Map(); // of the head that is shown, by query: { place: weight }
   const large = grid({
     label: "One head: a row for each token that was chosen, a column for each that could be read",
-    rows: size - 1, columns: size - 1, row: () => "", least: 3, most: 16, highest: "square",
+    rows: size - 1, columns: size - 1, row: () => "", least: 3, most: Math.max(3, Math.min(16, Math.floor(400 / size))), highest: "square",
     value: (r, c) => Math.sqrt(weights.get(r)?.[c] ?? 0),
     says: (r, c) => (r === null || c === null ? "" : `choosing ${quoted(r + 1)}, ${percent(weights.get(r)?.[c] ?? 0)} on ${quoted(c)}`),
     onpick: (r) => onpick(r + 1),
   });
   large.node.classList.add("large");
 
-  const quoted = (t) => `“${visible(story.head.tokens[t] || story.head.names[t])}”`;
+  const quoted = (t) => `“${word(story.head.tokens[t] || story.head.names[t])}”`;
 
   function favourite(layer, n) {
     const [most] = story.looked(layer, n, now);
@@ -96,7 +96,7 @@ export function heads(story, { onpick }) {
 
   read.show(Array.from({ length: size }, (_, t) => story.token(t)));
   choose(Math.floor(story.layers.length / 2), 0);
-  const node = element("div", { className: "heads" }, overview.node, element("div", {}, title, read.node), large.node);
+  const node = element("div", { className: "heads" }, overview.node, element("div", {}, title, read.node, large.node));
   return {
     node,
     show(t) {

@@ -2,7 +2,8 @@
 //   element("p", { className: "quiet" }, "text", child)      svg("rect", { x: 1, width: 2 })
 //   fitted(node, draw)   calls draw(width in pixels) now and whenever the node's width or the colours change
 //   ink("--warm")        a colour of style.css as it is now, for a canvas
-//   percent(0.421) "42%"      visible("\n") "↵": a token as a label      signed(1.5) "+1.50"
+//   percent(0.421) "42%"      signed(1.5) "+1.50"
+//   visible(" a\n") " a↵": a token as a label, whole      word(" a") "a": in a sentence, without spaces around it
 
 export function element(name, fields = {}, ...children) {
   const made = Object.assign(document.createElement(name), fields);
@@ -51,4 +52,8 @@ export function signed(number, digits = 2) {
 export function visible(text) {
   const marked = text.replaceAll("\n", "↵").replaceAll("\t", "⇥");
   return marked.trim() === "" ? marked.replaceAll(" ", "␣") || "∅" : marked.replace(/^ +| +$/g, (spaces) => "\u00a0".repeat(spaces.length));
+}
+
+export function word(text) {
+  return visible(text).replace(/^\u00a0+|\u00a0+$/g, "");
 }

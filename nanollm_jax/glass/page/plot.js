@@ -1,7 +1,7 @@
 // Plots as SVG, with axes that say what they count.
 //   bars(node, { label })(rows)          horizontal: rows [{ label, value, said, strong }], as wide as the node
 //   columns(node, { label })(groups)     vertical, from zero up and down: groups [{ label, values: [{ value, series, title }] }]
-//   line(node, { label, unit, onpick })(values, at)     one value a place; NaN leaves a gap; at marks one
+//   line(node, { label, onpick })(values, at)     one value a place; NaN leaves a gap; at marks one
 // The first call is made once for a node; the second draws into it, now and whenever its width changes.
 
 import { element, fitted, svg } from "./make.js";
@@ -75,7 +75,7 @@ export function columns(node, { label = "", height = 190 } = {}) {
   };
 }
 
-export function line(node, { label = "", height = 110, unit = "", onpick } = {}) {
+export function line(node, { label = "", height = 110, onpick } = {}) {
   let marked = -1, values = [];
   const again = fitted(node, (width) => {
     const most = values.reduce((most, value) => (value > most ? value : most), 1);
@@ -94,7 +94,6 @@ export function line(node, { label = "", height = 110, unit = "", onpick } = {})
     });
     drawing.append(svg("path", { class: "line", d: path }));
     if (values[marked] >= 0) drawing.append(svg("line", { class: "mark", x1: x(marked), x2: x(marked), y1: 4, y2: height - foot }), svg("circle", { class: "mark", cx: x(marked), cy: y(values[marked]), r: 4 }));
-    if (unit) drawing.append(text(unit, left + 4, 12, { class: "number" }));
     drawing.onclick = (event) => {
       const n = Math.round(((event.clientX - drawing.getBoundingClientRect().left - left) / (width - left - 6)) * (values.length - 1));
       if (n >= 0 && n < values.length) onpick?.(n);

@@ -3,7 +3,7 @@
 //   part.node     part.show(t)     of token t
 
 import { grid } from "./grid.js";
-import { element, signed, visible } from "./make.js";
+import { element, signed, word } from "./make.js";
 import { columns, legend } from "./plot.js";
 
 export function shares(story) {
@@ -28,10 +28,10 @@ export function shares(story) {
     const layers = found.heads.map(sum);
     const total = sum(layers) + sum(found.mlps) + found.embedding + found.bias + found.rest;
     const times = Math.exp(Math.abs(total));
-    const much = times < 1000 ? times.toPrecision(2).replace(/\.0$/, "") : "over 1,000";
+    const much = times < 10 ? times.toFixed(1) : times < 1000 ? Math.round(times) : "over 1,000";
     sentence.replaceChildren(
-      element("b", { textContent: visible(text || name) }), ` was ${much} times as ${total < 0 ? "un" : ""}likely as `,
-      element("b", { textContent: visible(found.against) }), `: its logit is ${signed(total)} from the other's, which is the sum of all of these.`,
+      element("b", { textContent: word(text || name) }), ` was ${much} times as ${total < 0 ? "un" : ""}likely as `,
+      element("b", { textContent: word(found.against) }), `: its logit is ${signed(total)} from the other's, which is the sum of all of these.`,
     );
     const one = (value, series, title) => ({ value, series, title: `${title}: ${signed(value)}` });
     const groups = found.mlps.map((mlp, l) => ({ label: `${l}`, values: [one(layers[l], "attention", `attention of layer ${l}`), one(mlp, "mlp", `MLP of layer ${l}`)] }));
@@ -42,15 +42,16 @@ export function shares(story) {
     map.draw();
     const named = [
       ...found.mlps.map((value, l) => [`MLP of layer ${l}`, value]),
-      ...found.heads.flatMap((row, l) => row.map((value, n) => [`layer ${l}, head ${n}`, value])),
+      ...found.heads.flatMap((row, l) => row.map((value, n) => [alone ? `layer ${l}, head ${n}` : `attention of layer ${l}`, value])),
     ].sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
     most.replaceChildren(...named.slice(0, 6).map(([name, value]) => element("li", {}, element("span", { textContent: name }), element("b", { className: value < 0 ? "less" : "more", textContent: signed(value) }))));
   }
 
   const series = legend([["attention", "attention"], ["mlp", "MLP"], ["other", "everything else"]]);
+  const alone = story.head.model.heads === N; // and not all heads of a layer together
   const node = element("div", { className: "shares" }, sentence,
     element("div", { className: "wide" }, drawing, series),
-    element("div", {}, element("h3", { textContent: "Each head, a row for each layer" }), map.node),
+    ...(alone ? [element("div", {}, element("h3", { textContent: "Each head, a row for each layer" }), map.node)] : []),
     element("div", {}, element("h3", { textContent: "The six that counted most" }), most));
   return { node, show };
 }

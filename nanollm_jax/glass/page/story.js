@@ -3,7 +3,7 @@
 //   story.head              texts, names, settings, notes, as story.py writes them
 //   story.size              how many tokens; token t was chosen at place t - 1
 //   story.token(t)          { text, name, surprise (nats, NaN of the first), chance, given }
-//   story.said(depth, t)    { best: [{ word, chance }], next }: what the model would have said in place of token t at a depth
+//   story.said(depth, t)    { best: [{ word, id, chance }], next }: what the model would have said in place of token t at a depth
 //   story.alternatives(t)   the same at the last depth, which is what it said; null of the first token
 //   story.layers            which layers the heads are of; story.heads how many each has
 //   story.looked(l, n, t)   [{ place, weight }]: where head n of the l-th of them looked when token t was chosen
@@ -44,8 +44,8 @@ export function decode({ head, arrays }) {
   const said = (depth, t) => {
     if (t < 1 || t >= size) return null;
     const chances = part("lens.chances", depth, t - 1);
-    const words = Array.from(part("lens.words", depth, t - 1), (word) => head.words[word]);
-    return { best: words.map((word, n) => ({ word, chance: chances[n] })), next: part("lens.next", depth, t - 1)[0] };
+    const words = Array.from(part("lens.words", depth, t - 1));
+    return { best: words.map((n, x) => ({ word: head.words[n], id: head.word_ids[n], chance: chances[x] })), next: part("lens.next", depth, t - 1)[0] };
   };
   const looked = (layer, n, t) => {
     if (t < 1) return [];

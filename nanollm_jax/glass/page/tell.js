@@ -5,7 +5,7 @@
 import { chips } from "./chips.js";
 import { grid } from "./grid.js";
 import { heads } from "./heads.js";
-import { element, percent, visible } from "./make.js";
+import { element, percent, visible, word } from "./make.js";
 import { bars, line } from "./plot.js";
 import { shares } from "./shares.js";
 
@@ -28,25 +28,26 @@ function lasting(seconds) {
 function textPart(story, pick) {
   const text = chips({ label: "The text, a chip for each token", onpick: pick });
   text.show(Array.from({ length: story.size }, (_, t) => story.token(t)));
-  const word = element("p", { className: "picked" });
+  const sentence = element("p", { className: "picked" });
   const list = element("div", { className: "plot" });
   const plot = bars(list, { label: "The likeliest tokens in its place" });
   const curve = element("div", { className: "plot" });
-  const surprise = line(curve, { label: "Surprise of each token", unit: "surprise, nats", onpick: pick });
+  const surprise = line(curve, { label: "Surprise of each token", onpick: pick });
   const values = Array.from({ length: story.size }, (_, t) => story.token(t).surprise);
   function show(t) {
     const token = story.token(t), found = story.alternatives(t);
     text.pick(t);
     surprise(values, t);
-    const said = element("b", { textContent: visible(token.text || token.name) });
-    word.replaceChildren(said, !found ? " is the first token: nothing came before it." : token.given ? ` was given; the model gave it ${percent(token.chance)}.` : ` was drawn with ${percent(token.chance)}.`);
-    const rows = (found?.best ?? []).map(({ word, chance }) => ({ label: visible(word), value: chance, said: percent(chance), strong: word === (token.text || token.name) }));
+    const said = element("b", { textContent: word(token.text || token.name) });
+    sentence.replaceChildren(said, !found ? " is the first token: nothing came before it." : token.given ? ` was given; the model gave it ${percent(token.chance)}.` : ` was drawn with ${percent(token.chance)}.`);
+    const rows = (found?.best ?? []).map((one) => ({ label: visible(one.word), value: one.chance, said: percent(one.chance), strong: one.id === story.head.ids[t] }));
     if (found && !rows.some(({ strong }) => strong)) rows.push({ label: visible(token.text || token.name), value: token.chance, said: percent(token.chance), strong: true });
     plot(rows);
   }
-  const key = element("p", { className: "legend" }, element("i", { className: "scale" }), "expected to surprising", element("span", { className: "given", textContent: "the prompt" }));
+  const key = element("p", { className: "legend" }, element("i", { className: "scale" }), "expected to surprising", element("span", { className: "given", textContent: "in grey: the prompt" }));
   const part = section("The text", "Each chip is one token, the warmer the more it surprised the model. Pick one: everything below is about how it was chosen.",
-    element("div", { className: "text" }, element("div", {}, text.node, key), element("aside", {}, word, list)), curve);
+    element("div", { className: "text" }, element("div", {}, text.node, key), element("aside", {}, sentence, list)),
+    element("h3", { textContent: "Surprise: minus the logarithm of each token's probability" }), curve);
   return { part, show };
 }
 
@@ -60,7 +61,7 @@ function lensPart(story, pick) {
     label: "What the model would have said at each depth", rows: P, columns: story.size - 1,
     row: name, column: (c) => visible(story.head.tokens[c + 1] || story.head.names[c + 1]),
     value: (r, c) => at(r, c).best[0].chance, text: (r, c) => visible(at(r, c).best[0].word),
-    says: (r, c) => (r === null ? "" : `${name(r)}: ${at(r, c).best.map(({ word, chance }) => `“${visible(word)}” ${percent(chance)}`).join(", ")}; what followed had ${percent(at(r, c).next)}`),
+    says: (r, c) => (r === null ? "" : `${name(r)}: ${at(r, c).best.map((one) => `“${word(one.word)}” ${percent(one.chance)}`).join(", ")}; what followed had ${percent(at(r, c).next)}`),
     onpick: (r, c) => pick(c + 1, r), least: 66, most: 110, highest: 26, left: 92, below: 24,
   });
   const part = section("From layer to layer", "What the model would have said had it stopped after each layer. Read a column from the bottom up: the answer comes into sight.", map.node);
@@ -126,7 +127,7 @@ export function tell(root, story) {
     if (t < 0 || t >= story.size) return;
     now = t;
     const token = story.token(t);
-    step.replaceChildren(element("b", { textContent: visible(token.text || token.name) }), ` ${t + 1} of ${story.size}${t ? `, ${percent(token.chance)}` : ""}`);
+    step.replaceChildren(element("b", { textContent: word(token.text || token.name) }), ` ${t + 1} of ${story.size}${t ? `, ${percent(token.chance)}` : ""}`);
     for (const { show } of parts) show(t, ...more);
   }
 
