@@ -17,7 +17,7 @@ import nanollm_jax as nano
 from nanollm_jax.engine import slots
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.timings import CompileWatch
-from nanollm_jax.glass.watched_programs import Asked, harvested
+from nanollm_jax.glass.watched_programs import Asked, Watching, harvested
 
 SHORT = [[3, 14, 15, 9, 26], [1, 2, 3] * 4]
 WARM = nano.Sampling(temperature=1.0)
@@ -139,6 +139,22 @@ def test_rows_whose_edits_are_off_are_plain_rows(model):
         other = nano.watch(model, prompts, change=[{"layers.0.out": (steered, 3 * v)}] * 4, since="answer", **asked)
     assert compiled.programs == 0
     assert other.answers[0].token_ids == other.answers[1].token_ids != box.answers[2].token_ids
+
+
+def test_waiting_for_a_chunk_is_part_of_what_it_cost(model, monkeypatch):
+    """The device writes while what it kept is fetched; by a clock that stands still but then."""
+    clock, fetch = [0.0], Watching.fetch
+
+    def fetched(self):
+        fetch(self)
+        clock[0] += 1.0
+
+    monkeypatch.setattr(Watching, "fetch", fetched)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    *_, box = nano.watch_stream(model, SHORT[0], keep="layers.1.out", max_new_tokens=20)
+    timings = box.answers[0].timings
+    # all of it but the last, which comes behind the last token
+    assert timings.first_token_seconds + timings.decode_seconds == clock[0] - 1 > 3
 
 
 def test_watching_takes_what_is_kept_and_no_more(model):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import inspect
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -116,13 +117,13 @@ def watching(
         rows = memory.fitting(model, buckets.rows(len(requests), model.dp), longest(requests), guesses)
     else:
         rows = -(-check_counts(rows=rows)[0] // model.dp) * model.dp
-    return run(model, requests, Watching(wanted, changes), rows, guesses)
+    return run(model, requests, Watching(wanted, changes), rows, guesses, streamed=streamed)
 
 
 def run(
-    model: Model, requests: list[Request], programs: Watching, rows: int, guesses: Lookup | None
+    model: Model, requests: list[Request], programs: Watching, rows: int, guesses: Lookup | None, *, streamed: bool
 ) -> Iterator[Watched]:
-    """Answer requests in an engine of their own, and give the box after each chunk and at the end."""
+    """Answer requests in an engine of their own, and give the box at the end; streamed, after each chunk too."""
     shared = Shared(Engine(model, rows, prefix_bytes=0, speculate=guesses, programs=programs))
     programs.engine = shared.engine
     tickets = shared.submit(requests)
@@ -130,8 +131,9 @@ def run(
     for _ in shared.follow(tickets):
         if (error := failed(tickets)) is not None:
             raise error
-        box.take(shared)
-        yield box
+        if streamed or all(ticket.ended for ticket in tickets):  # a chunk is on its way, for which this waits
+            box.take(shared)
+            yield box
     programs.engine = None  # its rows are nobody's, and the device's memory is free again
 
 
@@ -163,8 +165,11 @@ class Watched:
         self.names = [name for name, _ in programs.asked.keep]
 
     def take(self, shared: Shared) -> None:
-        """What there is by now."""
+        """What there is by now. Waiting for it is part of what it cost, which steps of the engine alone would not show."""
+        begun = time.perf_counter()
         self.programs.fetch()
+        spent = shared.engine.spent
+        shared.engine.spent = spent._replace(seconds=spent.seconds + time.perf_counter() - begun)
         self.answers = [ticket.result(shared.engine.spent) for ticket in self.tickets]
 
     @property
