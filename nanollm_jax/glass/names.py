@@ -5,6 +5,9 @@
     layers.2-4.attention.{q,k}       layers 2, 3 and 4, two names each
     **.out                           ** is anything: every name that ends in .out
 
+In the reference's words hidden_states[0] is embedding, hidden_states[n] is layers.{n-1}.out, and the last of them final_norm;
+attentions[n] is layers.{n}.attention.weights, whose K and G are its heads.
+
 The tags stand in model.py and sampling.py. Letters are those of layout.py: B rows, T new tokens, S what they may look at.
 """
 
