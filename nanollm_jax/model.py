@@ -92,7 +92,7 @@ def block(p: Params, x: jax.Array, new: New, cache: KVCache, index: int, config:
     h = tag(normalize(p, "attention_norm", x, config), f"{name}.attention_norm")
     given, cache = attend(p["attention"], h, new, cache, index, config)
     given = tag(normalize(p, "attention_post_norm", given, config), f"{name}.attention.out")
-    y = x + scale * given
+    y = tag(x + scale * given, f"{name}.middle")
 
     h = tag(normalize(p, "mlp_norm", x if config.parallel_residual else y, config), f"{name}.mlp_norm")
     given = feed_forward(p["mlp"], h, index, config)

@@ -171,7 +171,7 @@ def twice(x):
     "function,keep,change,said",
     [
         (doubled, "inn", {}, r"no value is named inn; did you mean in\? The names are in, out\."),
-        (doubled, (), {"*.in": steered}, r"no value is named \*\.in; did you mean in\?"),
+        (doubled, (), {"*.in": (steered, 1.0)}, r"no value is named \*\.in; did you mean in\?"),
         (doubled, "{in", {}, "the pattern '{in' has a brace without its other one"),
         (doubled, [3], {}, "a pattern of names is 3; expected one such as"),
         (doubled, {"in": jnp.sum, "i*": None}, {}, r"in is to be kept in two ways, by in and by i\*"),

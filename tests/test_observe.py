@@ -14,7 +14,8 @@ from nanollm_jax.engine.timings import CompileWatch
 
 TOKENS = jnp.asarray([[3, 14, 15, 9, 26]])
 PER_LAYER = ["attention_norm", "attention.q", "attention.k", "attention.v", "attention.slots", "attention.scores",
-             "attention.weights", "attention.mixed", "attention.out", "mlp_norm", "mlp.hidden", "mlp.out", "out"]  # fmt: skip
+             "attention.weights", "attention.mixed", "attention.out", "middle", "mlp_norm", "mlp.hidden", "mlp.out",
+             "out"]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=CONFIG_JSON)
@@ -133,3 +134,55 @@ def test_refusals(model):
         look(model, change={"layers.9.out": lambda x: x})
     with pytest.raises(nano.RequestError, match=r"the change of embedding gave float32\[1\]"):
         look(model, change={"embedding": lambda x: x[0, 0, :1]})
+
+
+def test_a_model_and_a_text(model):
+    """The logits and the values of forward over its ids."""
+    logits, values = nano.observe(model, TOKENS[0].tolist(), change={"layers.0.out": jnp.tanh})
+    (expected, _), others = look(model, change={"layers.0.out": jnp.tanh})
+    agree(logits, expected, 1e-4)
+    assert values.keys() == others.keys()
+    agree(values["layers.1.middle"], values["layers.0.out"] + values["layers.1.attention.out"], 1e-5)
+    for wrong, said in (("text", "no tokenizer"), ([[1], [2]], "expected one text"), ([1] * 300, "256 positions")):
+        with pytest.raises(nano.RequestError, match=said):
+            nano.observe(model, wrong)
+
+
+def test_forward_takes_lists_and_says_what_parameters_are(model):
+    cache = nano.init_cache(model.config, 1, 8, jnp.float32)
+    listed = nano.forward(model.params, TOKENS.tolist(), cache, config=model.config)[0]
+    np.testing.assert_array_equal(listed, nano.forward(model.params, TOKENS, cache, config=model.config)[0])
+    with pytest.raises(nano.RequestError, match=r"params is Model; expected .* model\.params"):
+        nano.forward(model, TOKENS, cache, config=model.config)
+
+
+def test_functions_that_cannot_be_called_are_named(model):
+    """Before anything is traced where that can be known: what they take. And what needs numbers where there are none yet."""
+
+    def refused(said, keep=(), change=None, jit=False):
+        cache = nano.init_cache(model.config, 1, 8, jnp.float32)
+        with pytest.raises(nano.RequestError, match=said):
+            function = nano.harvest(nano.forward, keep, change)
+            function = jax.jit(function, static_argnames="config") if jit else function
+            function(model.params, TOKENS, cache, config=model.config)
+
+    name = "layers.0.out"
+    refused(
+        r"the change of layers.0.out is a function of \(x\); expected one of \(value, seen\)",
+        change={name: lambda x: x},
+    )
+    refused(r"a function of \(x, y\); expected one of \(value, seen, arrays\)", change={name: (lambda x, y: x, 1.0)})
+    refused("is a tuple of 3; expected .edit, arrays.", change={name: (lambda x, y, z: x, 1.0, 2.0)})
+    refused("is no function but float", change={name: 0.5})
+    refused("what keeps layers.0.out is a function of", keep={name: lambda x: x})
+    refused("keep is <function .*; expected patterns of names", keep=look)
+    refused("gave nothing; return the value", change={name: lambda value, seen: None})
+    for edit in (
+        lambda value, seen: np.tanh(np.array(value)),
+        lambda value, seen: -value if value[0, 0, 0] > 0 else value,
+    ):
+        refused("the change of layers.0.out asks for numbers that are there only when", change={name: edit}, jit=True)
+    with pytest.raises(nano.RequestError, match=r"expected one of \(value\)"):
+        look(model, change={name: lambda value, seen: value})
+    with pytest.raises(nano.RequestError, match=r"the change of layers.0.out is a function of \(x\)"):
+        nano.watch(model, [1, 2], change={name: lambda x: x})

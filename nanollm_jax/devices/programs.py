@@ -13,6 +13,7 @@ from functools import partial, wraps
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -145,6 +146,11 @@ forward_on_mesh = program()(model.forward)
 @wraps(model.forward)
 def forward(params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelConfig) -> tuple[jax.Array, KVCache]:
     """model.forward, compiled and on the mesh of its arguments if they are on one."""
+    if not isinstance(params, dict):
+        raise RequestError(
+            f"params is {type(params).__name__}; expected the tree of a model's parameters, model.params."
+        )
+    tokens = jnp.asarray(tokens)
     if mesh_of((cache, params)) is None:
         return model.forward(params, tokens, cache, config=config)
     check_room(cache, tokens, tokens.shape[-1], config)

@@ -14,6 +14,7 @@ from nanollm_jax.checks import listed, whole
 from nanollm_jax.devices.programs import forward
 from nanollm_jax.engine.request import Request, longest
 from nanollm_jax.errors import RequestError, shown
+from nanollm_jax.glass.edits import check_change
 from nanollm_jax.glass.harvest import harvest
 from nanollm_jax.glass.names import NAMES, check_found, expression, letters
 from nanollm_jax.glass.watched_programs import Asked, Row
@@ -21,16 +22,14 @@ from nanollm_jax.loading import Model
 
 
 def model_names(model: Model) -> dict[str, list[str]]:
-    """{name: axes} of all that a model has for each of its tokens."""
-    found: dict[str, list[str]] = {}
-    for row, axes in NAMES.items():
-        if "T" not in axes.split() or row == "positions":
-            continue
-        for index, layer in enumerate(model.config.layers):
-            experts = {"layers.*.mlp.router": True, "layers.*.mlp.hidden": False}.get(row, layer.experts)
-            if experts == layer.experts:
-                found[row.replace("*", str(index))] = axes.split()
-    return found
+    """{name: axes} of all that a model has for each of its tokens, in the order in which they are computed."""
+    rows = {row: axes.split() for row, axes in NAMES.items() if "T" in axes.split() and row != "positions"}
+    inside = {row: axes for row, axes in rows.items() if row.startswith("layers.*")}
+    found = {"embedding": rows.pop("embedding")}
+    for index, layer in enumerate(model.config.layers):
+        lacks = "layers.*.mlp.hidden" if layer.experts else "layers.*.mlp.router"
+        found |= {row.replace("*", str(index)): axes for row, axes in inside.items() if row != lacks}
+    return found | {row: axes for row, axes in rows.items() if row not in inside}
 
 
 def expanded(names: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,6 +66,7 @@ def changes_of(
             raise RequestError(f"since is {shown(begin)}; expected 'prompt', 'answer' or a position.")
         changes = {}
         for name, asked in expanded(names, own or {}).items():
+            check_change(name, asked)
             edit, *arrays = asked if isinstance(asked, tuple) else (asked,)
             arrays = jax.tree.map(np.asarray, arrays)
             shape = jax.tree.map(lambda x: (x.shape, x.dtype), arrays)

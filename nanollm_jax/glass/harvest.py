@@ -15,8 +15,9 @@ from typing import Any
 import jax
 
 from nanollm_jax.errors import RequestError
+from nanollm_jax.glass.edits import Change, Shrink, kept_by
 from nanollm_jax.glass.names import check_found
-from nanollm_jax.glass.walk import Change, Kept, Shrink, Walk, names_in
+from nanollm_jax.glass.walk import Kept, Walk, names_in
 
 
 def harvest(
@@ -42,8 +43,7 @@ def harvest(
     """
     if isinstance(function, jax.stages.Compiled | jax.stages.Lowered):
         raise RequestError("a program that was lowered has no names any more; pass the function that it was made of.")
-    shrinks = keep if isinstance(keep, Mapping) else dict.fromkeys([keep] if isinstance(keep, str) else keep)
-    walk = Walk(dict(shrinks), dict(change or {}), rounds)
+    walk = Walk(kept_by(keep), dict(change or {}), rounds)
 
     def harvested(*args: Any, **static: Any) -> tuple[Any, Kept]:
         for leaf in jax.tree.leaves(args):

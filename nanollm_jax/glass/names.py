@@ -32,6 +32,7 @@ NAMES = {
     "layers.*.attention.weights": "B K G T S",
     "layers.*.attention.mixed": "B T N H",
     "layers.*.attention.out": "B T D",  # what is added to the stream, as mlp.out is
+    "layers.*.middle": "B T D",  # the residual stream between the two
     "layers.*.mlp_norm": "B T D",
     "layers.*.mlp.hidden": "B T F",  # of an MLP; of experts there is
     "layers.*.mlp.router": "B T E",  # how well each fits each token

@@ -138,11 +138,7 @@ def places_of(model: Model, places: str | Iterable[str]) -> dict[str, list[str]]
     """{name: axes} of the values that patterns choose, from below. Raises RequestError for a pattern that chooses none."""
     names = model_names(model)
     patterns = dict.fromkeys([places] if isinstance(places, str) else places)
-
-    def layer(name: str) -> int:
-        return int(name.split(".")[1]) if "." in name else -1 if name == "embedding" else model.config.num_layers
-
-    return {name: names[name] for name in sorted(expanded(names, patterns), key=layer)}
+    return {name: names[name] for name in expanded(names, patterns)}
 
 
 def read(params: Params, tokens: jax.Array, count: jax.Array, at: jax.Array, *, config: ModelConfig) -> jax.Array:

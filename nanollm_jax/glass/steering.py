@@ -17,7 +17,7 @@ from nanollm_jax.checks import listed, real
 from nanollm_jax.engine.request import encode_prompts
 from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.glass import passes
-from nanollm_jax.glass.walk import Change
+from nanollm_jax.glass.edits import Change
 from nanollm_jax.loading import Model
 
 

@@ -29,6 +29,7 @@ from nanollm_jax.checks import whole
 from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.glass import passes
 from nanollm_jax.glass.asking import expanded, model_names
+from nanollm_jax.glass.edits import Shrink
 from nanollm_jax.glass.story_arrays import (
     BEST,
     LIMITS,
@@ -40,7 +41,6 @@ from nanollm_jax.glass.story_arrays import (
     strongest,
     thinned,
 )
-from nanollm_jax.glass.walk import Shrink
 from nanollm_jax.glass.watch import Watched, aligned
 from nanollm_jax.loading import Model
 from nanollm_jax.measure.bench import machine

@@ -14,7 +14,7 @@ Anything else that has a wanted name inside is refused.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial, reduce
 from typing import Any
 
@@ -25,11 +25,9 @@ from jax.sharding import PartitionSpec
 
 from nanollm_jax import collectives
 from nanollm_jax.errors import RequestError
+from nanollm_jax.glass.edits import Change, Shrink, check_change, edited, shrunk
 from nanollm_jax.glass.names import SPLIT, expression, letters
 
-Shrink = Callable[[jax.Array, Mapping[str, jax.Array]], Any]
-Edit = Callable[..., jax.Array]  # (value, seen), or (value, seen, arrays)
-Change = Edit | tuple[Edit, Any]
 Kept = dict[str, Any]
 
 REASONS = {
@@ -50,7 +48,9 @@ class Walk:
     loops: int = 0
 
     def __post_init__(self) -> None:
-        """Read the patterns."""
+        """Read the patterns, and look at the functions."""
+        for pattern, change in self.change.items():
+            check_change(pattern, change)
         self.patterns = {pattern: expression(pattern) for pattern in [*self.keep, *self.change]}
 
     def chosen(self, asked: Iterable[str], name: str) -> list[str]:
@@ -106,14 +106,14 @@ class Walk:
             change = self.change[pattern]
             edit, *arrays = change if isinstance(change, tuple) else (change,)
             whole = gather(value, axes)
-            new = alike(name, edit(whole, Seen(seen), *arrays), whole)
+            new = edited(name, edit, whole, Seen(seen), arrays)
             seen[name] = value = part(new, axes)
         asked = self.chosen(self.keep, name)
         shrinks = {self.keep[pattern] for pattern in asked}
         if len(shrinks) > 1:
             raise RequestError(f"{name} is to be kept in two ways, by {' and by '.join(asked)}; ask for one of them.")
         for shrink in shrinks:
-            made = value if shrink is None else shrink(gather(value, axes), Seen(seen))
+            made = value if shrink is None else shrunk(name, shrink, gather(value, axes), Seen(seen))
             if collectives.split() and any(jnp.shape(leaf)[:1] != value.shape[:1] for leaf in jax.tree.leaves(made)):
                 raise RequestError(
                     f"on a mesh what is kept of {name} needs its rows, {value.shape[0]}, as its first axis."
@@ -239,16 +239,6 @@ class Seen(Mapping[str, jax.Array]):
     def __len__(self) -> int:
         """How many there are."""
         return len(self.values_)
-
-
-def alike(name: str, new: Any, value: jax.Array) -> jax.Array:
-    """What an edit gave. Raises RequestError unless it has the shape and dtype of the value."""
-    new = jnp.asarray(new)
-    if new.shape != value.shape or new.dtype != value.dtype:
-        raise RequestError(
-            f"the change of {name} gave {new.dtype}{list(new.shape)}; expected {value.dtype}{list(value.shape)}."
-        )
-    return new
 
 
 def put(kept: Kept, name: str, value: Any) -> None:

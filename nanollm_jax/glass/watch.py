@@ -28,8 +28,8 @@ from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.shared import Shared, failed
 from nanollm_jax.errors import RequestError
 from nanollm_jax.glass.asking import changes_of, check_mesh, check_plan, expanded, model_names
+from nanollm_jax.glass.edits import Change, Shrink, kept_by
 from nanollm_jax.glass.names import letters
-from nanollm_jax.glass.walk import Change, Shrink
 from nanollm_jax.glass.watched_programs import Asked, Watching
 from nanollm_jax.loading import Model
 
@@ -52,8 +52,10 @@ def watch(
 
     keep     patterns of names, or {pattern: shrink}: shrink(value, seen) -> a tree of [B T ..] is kept in place of the value
     change   {pattern: (edit, arrays)}: edit(value, seen, arrays), in the same shape and dtype, is used instead from there on.
-             The value has the rows first, and so have the arrays: what is given here is one row's. A list has a dict, or None,
-             for each prompt, all with the same edits; rows without any are plain, in the same batch and the same program
+             The value has the rows first, and so have the arrays: what is given here is one row's. Its tokens are those of a
+             piece of the prompt, or the one of a step: seen["positions"] [B T] says which, and value[:, 3] is no place of a
+             text. A list has a dict, or None, for each prompt, all with the same edits; rows without any are plain, in the same
+             batch and the same program
     since    where changes begin: "prompt" (everywhere), "answer" (the tokens that were drawn), or a position; or a list of them
     limit    bytes that may be kept; more are refused before anything runs
     All else is as in generate. Edits and shrinks are compiled in, by what function they are; arrays and beginnings are not.
@@ -108,7 +110,7 @@ def watching(
     if not requests:
         raise RequestError("prompts is empty; give one at least.")
     names = model_names(model)
-    shrinks = keep if isinstance(keep, Mapping) else dict.fromkeys([keep] if isinstance(keep, str) else keep)
+    shrinks = kept_by(keep)
     edits, changes = changes_of(names, change, since, texts, n)
     wanted = Asked(tuple(expanded(names, shrinks).items()), tuple(edits.items()))
     check_mesh(model, [name for name, _ in (*wanted.keep, *wanted.change)])

@@ -7,7 +7,7 @@ a position that is computed again, as behind a draft that was refused, takes the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,13 +23,13 @@ from nanollm_jax.devices.programs import parallelize
 from nanollm_jax.engine import slots
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.rows import Ticket
+from nanollm_jax.glass.edits import Edit, Shrink, edited
 from nanollm_jax.glass.harvest import harvest
 from nanollm_jax.glass.names import letters
-from nanollm_jax.glass.walk import Kept, Shrink, alike
+from nanollm_jax.glass.walk import Kept
 from nanollm_jax.params import Params
 
 NEVER = np.int32(2**31 - 1)
-Edit = Callable[[jax.Array, Mapping[str, jax.Array], Any], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def changed(
     assert axes is not None
     begun = positions >= since[:, None]  # [B T]
     begun = begun.reshape([value.shape[at] if letter in "BT" else 1 for at, letter in enumerate(axes)])
-    return jnp.where(begun, alike(name, edit(value, seen, *own), value), value)
+    return jnp.where(begun, edited(name, edit, value, seen, own), value)
 
 
 @partial(jax.jit, static_argnames=("program", "asked", "config", "mesh", "static"), donate_argnames="state")
