@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import agree
-from models import random_model
+from models import CONFIG_JSON, FURTHER, RELATED, random_model
 from test_watch import steered, vector
 
 import nanollm_jax as nano
@@ -148,6 +148,44 @@ def test_what_an_edit_added(model):
     agree(totals(told), difference, 5e-3)
     with pytest.raises(nano.RequestError, match="changed while it was written"):
         glass.story(nano.watch(model, PROMPT, change={"layers.0.out": (steered, v)}, **ASKED))
+
+
+def test_a_story_while_it_is_written(model, told):
+    """What there is until then is what the whole story has of it."""
+    boxes = nano.watch_stream(model, PROMPT, keep=glass.for_report(model), **ASKED)
+    early = next(boxes)
+    while not early.answers[0].token_ids:
+        with pytest.raises(nano.RequestError, match="written nothing yet"):
+            glass.story(early)
+        early = next(boxes)
+    found = glass.story(early)
+    W = len(found.head["ids"]) - 1
+    assert len(PROMPT) <= W < len(told.head["ids"]) - 1 and found.head["ids"] == told.head["ids"][: W + 1]
+    for name in ("surprise", "lens.next", "shares.mlps"):
+        letters, array = told.arrays[name]
+        axis = letters.split().index(letters.split()[-1] if name == "lens.next" else letters.split()[0])
+        whole = np.take(array, np.arange(W + (name == "surprise")), axis=axis)
+        agree(np.nan_to_num(found.arrays[name][1].astype(np.float64)), np.nan_to_num(whole.astype(np.float64)), 2e-3)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", [*CONFIG_JSON, *FURTHER, *RELATED])
+def test_the_story_of_every_family(family):
+    """Surprise is the answer's own; what each part wrote sums to the distance of two logits, before any cap."""
+    model = random_model(family)
+    prompts = [list(range(1, 41)), [5, 6] * 20]  # beyond longrope's original length
+    box = nano.watch(model, prompts, keep=glass.for_report(model), rows=2, **ASKED)
+    for row in (0, 1):
+        told, ids = glass.story(box, row=row), np.array([box.tokens[row][:-1]])
+        cache = nano.init_cache(model.config, 1, ids.shape[1], jnp.float32)
+        logits = np.asarray(nano.forward(model.params, ids, cache, config=model.config)[0][0], np.float64)
+        logprobs = np.asarray(jax.nn.log_softmax(logits))
+        own = logprobs[np.arange(len(logprobs)), told.head["ids"][1:]]
+        agree(number(told, "surprise")[1:], -own, 1e-4)
+        if (cap := model.config.logit_softcap) is not None:
+            logits = cap * np.arctanh(logits / cap)
+        agree(totals(told), apart(told, logits), 5e-3)
+        assert np.abs(number(told, "shares.rest")).max() < 1e-3
 
 
 def test_what_was_not_kept_is_read_once_more_and_said(model, told):

@@ -5,6 +5,7 @@
 //     says: (r, c) => a sentence about a cell,   onpick: (r, c) => ...,   paint: (context, r, c, x, y, w, h) => own drawing,
 //     least: 64, highest: 24,    // pixels: the narrowest a cell may be, how high it is ("square": as wide)
 //     left: 70, below: 22,       // pixels for labels of rows and columns, 0 for none
+//     whole: true,               // marks the column of a picked cell, too
 //   })
 //   map.node     map.pick(r, c) marks a cell, null for a whole column or row, and brings it into sight     map.draw()
 // Keys: the arrows move the mark; a click or a tap; a mouse only looks.
@@ -13,7 +14,7 @@ import { element, fitted, ink } from "./make.js";
 
 export function grid(asked) {
   const { label, rows, columns, row, column, value, text, says, onpick, paint } = asked;
-  const { least = 12, highest = 24, most = Infinity, left = 0, below = 0 } = asked;
+  const { least = 12, highest = 24, most = Infinity, left = 0, below = 0, whole = false } = asked;
   const canvas = element("canvas");
   const extent = element("div", { className: "extent" }, canvas);
   const scroller = element("div", { className: "scroller", tabIndex: 0, role: "img", ariaLabel: label }, extent);
@@ -83,6 +84,11 @@ export function grid(asked) {
       context.strokeStyle = colours.mark;
       const wide = at.c === null ? columns * w : w, high = at.r === null ? rows * h : h, thick = Math.min(w, h) < 10 ? 1 : 2;
       context.lineWidth = thick;
+      if (whole && at.c !== null) {
+        context.lineWidth = 1;
+        context.strokeRect(x - 0.5, -dy + 0.5, w, rows * h - 1);
+        context.lineWidth = thick;
+      }
       context.strokeRect(x - gap + thick / 2, y - gap + thick / 2, wide + gap - thick, high + gap - thick);
     }
     context.restore();

@@ -55,7 +55,7 @@ export function heads(story, { onpick }) {
   let weights = new Map(); // of the head that is shown, by query: { place: weight }
   const large = grid({
     label: "One head: a row for each token that was chosen, a column for each that could be read",
-    rows: size - 1, columns: size - 1, row: () => "", least: 3, most: Math.max(3, Math.min(16, Math.floor(400 / size))), highest: "square",
+    rows: size - 1, columns: size - 1, row: () => "", least: 2, most: Math.max(2, Math.min(16, Math.floor(400 / size))), highest: "square",
     value: (r, c) => Math.sqrt(weights.get(r)?.[c] ?? 0),
     says: (r, c) => (r === null || c === null ? "" : `choosing ${quoted(r + 1)}, ${percent(weights.get(r)?.[c] ?? 0)} on ${quoted(c)}`),
     onpick: (r) => onpick(r + 1),

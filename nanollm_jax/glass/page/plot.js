@@ -1,6 +1,6 @@
 // Plots as SVG, with axes that say what they count.
 //   bars(node, { label })(rows)          horizontal: rows [{ label, value, said, strong }], as wide as the node
-//   columns(node, { label })(groups)     vertical, from zero up and down: groups [{ label, values: [{ value, series, title }] }]
+//   columns(node, { label, unit })(groups)     vertical, from zero up and down: groups [{ label, values: [{ value, series, title }] }]
 //   line(node, { label, onpick })(values, at)     one value a place; NaN leaves a gap; at marks one
 // The first call is made once for a node; the second draws into it, now and whenever its width changes.
 
@@ -29,7 +29,7 @@ export function bars(node, { label = "", names = 110, height = 24 } = {}) {
   const again = fitted(node, (width) => {
     const most = Math.max(...rows.map(({ value }) => value), 1e-12);
     const drawing = frame(node, width, rows.length * height, label);
-    const room = width - names - 74;
+    const room = width - names - 14 - 7 * Math.max(...rows.map(({ said }) => said.length), 0);
     rows.forEach(({ label: name, value, said, strong }, n) => {
       const y = n * height;
       drawing.append(
@@ -45,7 +45,7 @@ export function bars(node, { label = "", names = 110, height = 24 } = {}) {
   };
 }
 
-export function columns(node, { label = "", height = 190 } = {}) {
+export function columns(node, { label = "", unit = "", height = 190 } = {}) {
   let groups = [];
   const again = fitted(node, (width) => {
     const values = groups.flatMap((group) => group.values.map(({ value }) => value));
@@ -56,6 +56,7 @@ export function columns(node, { label = "", height = 190 } = {}) {
     for (const tick of ticks(least, most, 4)) {
       drawing.append(svg("line", { class: tick ? "rule" : "axis", x1: left, x2: width, y1: y(tick), y2: y(tick) }), text(tick, left - 6, y(tick), { class: "number", "text-anchor": "end" }));
     }
+    if (unit) drawing.append(text(unit, left + 4, 8, { class: "number" }));
     const wide = (width - left) / groups.length;
     groups.forEach((group, g) => {
       const thin = Math.min(22, (wide * 0.8) / group.values.length);
@@ -86,7 +87,7 @@ export function line(node, { label = "", height = 110, onpick } = {}) {
     for (const tick of ticks(0, most, 3)) {
       drawing.append(svg("line", { class: tick ? "rule" : "axis", x1: left, x2: width, y1: y(tick), y2: y(tick) }), text(tick, left - 6, y(tick), { class: "number", "text-anchor": "end" }));
     }
-    for (const tick of ticks(0, values.length - 1, width < 500 ? 4 : 8)) drawing.append(text(tick, x(tick), height - 5, { class: "number", "text-anchor": "middle" }));
+    for (const tick of ticks(0, values.length - 1, width < 500 ? 4 : 8).filter(Number.isInteger)) drawing.append(text(tick, x(tick), height - 5, { class: "number", "text-anchor": "middle" }));
     let path = "", down = false;
     values.forEach((value, n) => {
       if (value >= 0) path += `${down ? "L" : "M"}${x(n).toFixed(1)} ${y(value).toFixed(1)}`;

@@ -9,7 +9,7 @@ import { columns, legend } from "./plot.js";
 export function shares(story) {
   const sentence = element("p", { className: "sentence" });
   const drawing = element("div", { className: "plot" });
-  const plot = columns(drawing, { label: "What each layer added" });
+  const plot = columns(drawing, { label: "What each layer added", unit: "logits" });
   const most = element("ol", { className: "most" });
   const [, L, N] = story.array("shares.heads").shape;
   let found = null, largest = 1;

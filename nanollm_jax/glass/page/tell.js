@@ -14,6 +14,7 @@ function section(title, says, ...children) {
 }
 
 const count = (number) => Number(number).toLocaleString("en");
+const tokens = (number) => `${count(number)} token${number === 1 ? "" : "s"}`;
 
 function size(bytes) {
   const step = bytes < 1e3 ? 0 : bytes < 1e6 ? 1 : bytes < 1e9 ? 2 : 3;
@@ -39,13 +40,13 @@ function textPart(story, pick) {
     text.pick(t);
     surprise(values, t);
     const said = element("b", { textContent: word(token.text || token.name) });
-    sentence.replaceChildren(said, !found ? " is the first token: nothing came before it." : token.given ? ` was given; the model gave it ${percent(token.chance)}.` : ` was drawn with ${percent(token.chance)}.`);
+    sentence.replaceChildren(said, !found ? " is the first token: nothing came before it." : token.given ? ` was given; the model gave it ${percent(token.chance)}.` : ` was written with ${percent(token.chance)}.`);
     const rows = (found?.best ?? []).map((one) => ({ label: visible(one.word), value: one.chance, said: percent(one.chance), strong: one.id === story.head.ids[t] }));
     if (found && !rows.some(({ strong }) => strong)) rows.push({ label: visible(token.text || token.name), value: token.chance, said: percent(token.chance), strong: true });
     plot(rows);
   }
   const key = element("p", { className: "legend" }, element("i", { className: "scale" }), "expected to surprising", element("span", { className: "given", textContent: "in grey: the prompt" }));
-  const part = section("The text", "Each chip is one token, the warmer the more it surprised the model. Pick one: everything below is about how it was chosen.",
+  const part = section("The text", "Each chip is one token, the warmer the more it surprised the model. Pick one: everything below is about how it was chosen. Chances are the model's own, before temperature and cuts.",
     element("div", { className: "text" }, element("div", {}, text.node, key), element("aside", {}, sentence, list)),
     element("h3", { textContent: "Surprise: minus the logarithm of each token's probability" }), curve);
   return { part, show };
@@ -62,7 +63,7 @@ function lensPart(story, pick) {
     row: name, column: (c) => visible(story.head.tokens[c + 1] || story.head.names[c + 1]),
     value: (r, c) => at(r, c).best[0].chance, text: (r, c) => visible(at(r, c).best[0].word),
     says: (r, c) => (r === null ? "" : `${name(r)}: ${at(r, c).best.map((one) => `“${word(one.word)}” ${percent(one.chance)}`).join(", ")}; what followed had ${percent(at(r, c).next)}`),
-    onpick: (r, c) => pick(c + 1, r), least: 66, most: 110, highest: 26, left: 92, below: 24,
+    onpick: (r, c) => pick(c + 1, r), least: 66, most: 110, highest: 26, left: 92, below: 24, whole: true,
   });
   const part = section("From layer to layer", "What the model would have said had it stopped after each layer. Read a column from the bottom up: the answer comes into sight.", map.node);
   return { part, show: (t, row = 0) => t > 0 && map.pick(row, t - 1) };
@@ -84,8 +85,8 @@ function costPart(story) {
   }
   const total = parts.reduce((sum, [, value]) => sum + value, 0);
   const facts = [
-    [`${count(timings.prompt_tokens)} tokens`, `read at ${count(Math.round(timings.prompt_rate))} a second`],
-    [`${count(timings.new_tokens)} tokens`, `written at ${count(Math.round(timings.new_rate))} a second, ${size(total * timings.new_rate)} a second`],
+    [tokens(timings.prompt_tokens), `read at ${count(Math.round(timings.prompt_rate))} a second`],
+    [tokens(timings.new_tokens), `written at ${count(Math.round(timings.new_rate))} a second, ${size(total * timings.new_rate)} a second`],
     [lasting(timings.first_token_seconds), "until the first token"],
     [lasting(timings.compile_seconds), "of it making programs ready"],
   ];
@@ -132,7 +133,7 @@ export function tell(root, story) {
   }
 
   const title = element("header", {}, element("p", { className: "brand", textContent: "nanollm_jax" }), element("h1", { textContent: "How this text was written" }),
-    element("p", { className: "lead", textContent: `${head.name}, ${count(head.model.parameters)} parameters, token by token: ${count(head.given)} were given, ${count(story.size - head.given)} written.` }));
+    element("p", { className: "lead", textContent: `By ${head.name}, with ${count(head.model.parameters)} parameters: ${tokens(head.given)} of prompt, ${tokens(story.size - head.given)} written, one after the other.` }));
   root.replaceChildren(title, ...parts.map(({ part }) => part), costPart(story), notes(story), bar);
   root.onkeydown = (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
