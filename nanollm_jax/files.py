@@ -113,11 +113,13 @@ def new_folder(folder: str | os.PathLike[str], error: type[NanoLLMError], needed
     Raises `error` where something of this name is there, where nothing can be made, and where fewer than `needed` bytes are
     free. Whatever goes wrong, nothing half-written remains.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise error(f"folder is {type(folder).__name__}; expected the name of a folder that is not there yet.")
     path = Path(os.path.expanduser(folder))
     if present(path):
         raise error(f"{path}: is there already; give a folder that is not there yet.")
-    part = path.absolute().parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
+        part = path.absolute().parent / f".{path.name}.{secrets.token_hex(4)}"
         free = shutil.disk_usage(part.parent).free
         part.mkdir()
     except (OSError, ValueError) as found:  # ValueError: a name that no file can have
@@ -136,6 +138,12 @@ def new_folder(folder: str | os.PathLike[str], error: type[NanoLLMError], needed
         raise error(f"{path}: cannot be written ({found.strerror or found}); nothing of it remains.") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def copy(path: Path, folder: Path, error: type[NanoLLMError]) -> None:
+    """Copy a regular file into a folder, whatever it holds. Raises `error` where it is none, OSError where that fails."""
+    check_regular(path, error)
+    shutil.copyfile(path, folder / path.name)
 
 
 def host_memory() -> int | None:

@@ -17,7 +17,7 @@ from nanollm_jax.dtypes import PLAIN
 from nanollm_jax.errors import CheckpointError, RequestError
 from nanollm_jax.families import read_config
 from nanollm_jax.loading import Model
-from nanollm_jax.tokenizer.load import FILES
+from nanollm_jax.tokenizer.load import FILES, tiktoken_files
 from nanollm_jax.weights.checkpoint import SINGLE
 from nanollm_jax.weights.rows import Row, rearrange, stored_shape
 from nanollm_jax.weights.source import read_json
@@ -28,7 +28,6 @@ BESIDE = (
     *FILES, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json", "LICENSE", "LICENSE.txt",
 )  # fmt: skip
-MOST = 2**28  # bytes of one of those
 
 
 def save(model: Model, folder: str | os.PathLike[str]) -> Path:
@@ -40,6 +39,8 @@ def save(model: Model, folder: str | os.PathLike[str]) -> Path:
     Raises RequestError where the folder is there, cannot be written or has no room, for a model on a mesh, in 8 bits, or made
     in memory, and where model.folder has another architecture's config.json.
     """
+    if not isinstance(model, Model):
+        raise RequestError(f"the first argument is {type(model).__name__}; expected a model, as load gives.")
     if model.mesh is not None:
         raise RequestError(f"this model is on a mesh of {dict(model.mesh.shape)}; load it without one to save it.")
     if model.dtype.name not in PLAIN:
@@ -62,15 +63,10 @@ def save(model: Model, folder: str | os.PathLike[str]) -> Path:
         for key in ("dtype", "torch_dtype"):
             config_json |= {key: model.dtype.name} if key in config_json else {}
         (part / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
-        copy_files(model.folder, part, [*BESIDE, *(path.name for path in model.folder.glob("*.tiktoken"))])
+        for path in (*(model.folder / name for name in BESIDE), *tiktoken_files(model.folder)):
+            if files.present(path):
+                files.copy(path, part, CheckpointError)
     return Path(os.path.expanduser(folder))
-
-
-def copy_files(source: Path, target: Path, names: list[str]) -> None:
-    """Copy those of these files that are there. Raises CheckpointError for one that cannot be read."""
-    for name in names:
-        if files.present(source / name):
-            (target / name).write_bytes(files.read(source / name, CheckpointError, MOST))
 
 
 def tensors_of(model: Model, rows: list[Row], prefix: str) -> dict[str, Stored]:

@@ -42,7 +42,10 @@ def everything() -> nano.Model:
     layers = (dataclasses.replace(ring, window=6), dataclasses.replace(other, experts=True), plain)
     config = dataclasses.replace(config, layers=layers, num_experts=4, experts_per_token=2, expert_size=12)
     bundled = nano.load()
-    defaults = dataclasses.replace(bundled.defaults, sampling=nano.Sampling(temperature=0.0, logit_bias={7: -np.inf}))
+    stops = ("xyzzy",)
+    defaults = dataclasses.replace(
+        bundled.defaults, stop=stops, sampling=nano.Sampling(temperature=0.0, logit_bias={7: -np.inf})
+    )
     params = nano.init_params(config, jax.random.key(1), "int8")
     return nano.Model(config, params, bundled.tokenizer, defaults, folder=bundled.folder)
 
@@ -64,7 +67,6 @@ def run_alone(folder: Path, lines: list[dict]) -> list[str]:
 def test_a_process_without_this_library_writes_the_same(tmp_path):
     """Greedy and drawn, past the length from which the rope turns otherwise, and past the ring."""
     model = everything()
-    folder = nano.export(model, tmp_path / "out", capacity=64)
     sampling = nano.Sampling(temperature=0.9, logit_bias={7: -np.inf})
     answers = [
         nano.generate(model, "Once upon a time", max_new_tokens=12, seed=9, sampling=sampling),
@@ -72,8 +74,11 @@ def test_a_process_without_this_library_writes_the_same(tmp_path):
         nano.generate(model, [5, 9, 2], max_new_tokens=40, seed=3, sampling=sampling.replace(**DRAWN)),
     ]
     assert model.config.switch_length == 32 and len(answers[1].token_ids) == 40
+    said = answers[0].text
+    stopped = dataclasses.replace(model, defaults=dataclasses.replace(model.defaults, stop=(said[9:12], "nowhere")))
+    folder = nano.export(stopped, tmp_path / "out", capacity=64)
     *text, ids = run_alone(folder, [{}, DRAWN])
-    assert "\n".join(text) == answers[0].text
+    assert "\n".join(text) == said.partition(said[9:12])[0] and len(said) > 12
     assert json.loads(ids) == [answer.token_ids for answer in answers[1:]]
     assert {"cpu", "cuda", "tpu"} == set(programs_of(folder)[1].platforms)
     readme = (folder / "README.md").read_text()
@@ -167,6 +172,7 @@ def test_what_cannot_be_written_leaves_nothing(no_programs, tmp_path, monkeypatc
 
     refused(tmp_path / "file", "file: is there already")
     refused(tmp_path, "is there already")
+    refused(5, "folder is int; expected the name of a folder")
     refused(tmp_path / "none" / "out", "cannot be made .*No such file.* its parent has to be")
     refused(tmp_path / "file" / "out", "cannot be made .*Not a directory")
     refused(tmp_path / "a\0b", "cannot be made .*null")
@@ -188,6 +194,8 @@ def test_what_cannot_be_written_leaves_nothing(no_programs, tmp_path, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             nano.export(model, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(nano.RequestError, match="the first argument is str; expected a model"):
+        nano.export("gpt2", tmp_path / "out")
     mesh = nano.shard(model, nano.make_mesh(dp=2))
     with pytest.raises(nano.RequestError, match=r"on a mesh .* runs on one device"):
         nano.export(mesh, tmp_path / "out")

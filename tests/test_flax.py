@@ -111,10 +111,18 @@ def test_state_to_files_and_back(model, module, tmp_path):
 
 
 def test_8_bits():
-    """Both arrays of a matrix are parameters of the module."""
+    """Whole numbers stay as they are, and gradients of the others go through them."""
     config = random_model("gpt2").config
     params = nano.init_params(config, jax.random.key(3), "int8")
-    agree(read(Transformer(config, params), TOKENS), logits_of(params, config), 1e-5)
+    module = Transformer(config, params)
+    agree(read(module, TOKENS), logits_of(params, config), 1e-5)
+    assert jax.tree.structure(module.tree()) == jax.tree.structure(params)
+    gradient = nnx.to_flat_state(nnx.jit(nnx.grad(loss))(module, TOKENS))
+    assert "values" not in {path[-1] for path, _ in gradient} and "scale" in {path[-1] for path, _ in gradient}
+    whole = nano.init_params(config, jax.random.key(3), jnp.float32)  # nearly the same numbers
+    others = dict(nnx.to_flat_state(nnx.jit(nnx.grad(loss))(Transformer(config, whole), TOKENS)))
+    path = ("params", "layers", 0, "attention_norm", "scale")
+    agree(dict(gradient)[path][...], others[path][...], 0.1)
 
 
 def test_errors(model, module):

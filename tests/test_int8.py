@@ -53,6 +53,14 @@ def test_an_output_of_zeros_stays_zero():
     np.testing.assert_array_equal(product(jnp.zeros((2, 4)), rounded), np.zeros((2, 3)))
 
 
+@pytest.mark.parametrize("rows", [1, 2, int8_product.MANY])
+def test_gradients_are_those_of_the_weight(rows):
+    """Digits are rounded, and what is rounded has no derivative: as if nothing were."""
+    weight, x, given = quantize(jnp.asarray(normal(7, 12)), 1), normal(rows, 12, seed=1), normal(rows, 7, seed=2)
+    gradient = jax.grad(lambda x: jnp.sum(product(x, weight) * given))(jnp.asarray(x))
+    agree(gradient, np.einsum("RO,OI->RI", given.astype(np.float64), whole(weight)))
+
+
 def test_two_digits_hold_a_row_to_1_64516_of_its_largest_number():
     x = normal(5, 300) * np.array([[1e-6], [1], [1e6], [0], [3]], np.float32)
     found, unit = digits(jnp.asarray(x))

@@ -71,6 +71,7 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
             nano.save(model, tmp_path / "to")
         assert not (tmp_path / "to").exists()
 
+    refused("gpt2", "the first argument is str")
     refused(model, r"made in memory, so there is no config.json")
     numbered(EVERY["llama"], tmp_path / "llama")
     refused(dataclasses.replace(model, folder=tmp_path / "llama"), "of another architecture")

@@ -17,7 +17,7 @@ from nanollm_jax import files
 from nanollm_jax.checks import check_counts
 from nanollm_jax.decode import State
 from nanollm_jax.engine import buckets
-from nanollm_jax.errors import NanoLLMWarning, RequestError
+from nanollm_jax.errors import CheckpointError, NanoLLMWarning, RequestError
 from nanollm_jax.export import generate as script
 from nanollm_jax.export import programs
 from nanollm_jax.loading import Model
@@ -47,6 +47,8 @@ def export(model: Model, folder: str | os.PathLike[str], *, capacity: int | None
     the script calls, reads texts as this one does; with any other the script takes ids, which a NanoLLMWarning says.
     Raises RequestError where the folder is there, cannot be written or has no room, and for a model on a mesh.
     """
+    if not isinstance(model, Model):
+        raise RequestError(f"the first argument is {type(model).__name__}; expected a model, as load gives.")
     if model.mesh is not None:
         raise RequestError(
             f"this model is on a mesh of {dict(model.mesh.shape)}, and what is exported runs on one device; load it without."
@@ -67,6 +69,7 @@ def export(model: Model, folder: str | os.PathLike[str], *, capacity: int | None
         shutil.copyfile(script.__file__, part / "generate.py")
         begin = [model.tokenizer.bos_id] if kept and model.tokenizer and model.tokenizer.add_bos else []
         facts: dict[str, Any] = {"piece": piece, "capacity": capacity, "switch": config.switch_length, "begin": begin}
+        facts["stop"] = model.defaults.stop
         (part / "export.json").write_text(json.dumps(facts, indent=1) + "\n")
         facts |= {"cache": rows.cache.layers[0].k.dtype, "name": Path(folder).name}
         (part / "README.md").write_text(readme(model, facts, kept), encoding="utf-8")
@@ -93,19 +96,19 @@ def copy_tokenizer(model: Model, part: Path) -> list[str]:
     """Copy the tokenizer's files where the script reads with them what this library does. -> their names"""
     if model.tokenizer is None:
         return []
-    there = [name for name in PACKAGES if model.folder is not None and files.present(model.folder / name)][:1]
-    reason = "no tokenizer.json or tokenizer.model"
-    if there:
-        names = there + [name for name in BESIDE if files.present(model.folder / name)]  # type: ignore[operator]
+    source, reason = model.folder, "no tokenizer.json or tokenizer.model"
+    there = [name for name in PACKAGES if source is not None and files.present(source / name)][:1]
+    if source is not None and there:
+        names = there + [name for name in BESIDE if files.present(source / name)]
         for name in names:
-            (part / name).write_bytes(files.read(model.folder / name, RequestError, 2**28))  # type: ignore[operator]
+            files.copy(source / name, part, CheckpointError)
         if (other := differs(part, model.tokenizer)) is None:
             return names
         reason = f"{there[0]}, by which {other!r} is read otherwise than by this library"
         for name in names:
             (part / name).unlink()
     warnings.warn(
-        f"{model.folder or 'this model'} has {reason}: the script takes and gives ids, not texts.",
+        f"{source or 'this model'} has {reason}: the script takes and gives ids, not texts.",
         NanoLLMWarning,
         stacklevel=3,
     )

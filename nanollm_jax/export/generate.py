@@ -77,6 +77,7 @@ if __name__ == "__main__":
         print(*write(here, ids, asked.new_tokens, asked.seed, **changed), sep=",")
     else:
         encode, decode = tokenizer(here)
-        ids = json.loads((here / "export.json").read_text())["begin"] + encode(asked.prompt)
-        answer = write(here, ids, asked.new_tokens, asked.seed, **changed)
-        print(decode(ids + answer)[len(decode(ids)) :])
+        facts = json.loads((here / "export.json").read_text())
+        ids = facts["begin"] + encode(asked.prompt)
+        text = decode(ids + write(here, ids, asked.new_tokens, asked.seed, **changed))[len(decode(ids)) :]
+        print(min([text, *(text.partition(end)[0] for end in facts["stop"])], key=len))

@@ -18,6 +18,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from nanollm_jax import model as transformer
@@ -32,8 +33,8 @@ class Transformer(nnx.Module):
     """The transformer of model.py with state: nnx.jit, nnx.grad, nnx.state, nnx.split, nnx.Optimizer take it as any module.
 
     config  the architecture, static
-    params  our tree, with an nnx.Param in place of each array: module.params["layers"][3]["attention"]["wo"] [D N H]. Of a
-            matrix in 8 bits both arrays are; no gradient goes through those
+    params  our tree, with an nnx.Param in place of each array: module.params["layers"][3]["attention"]["wo"] [D N H]. The
+            whole numbers of a matrix in 8 bits are an nnx.Variable, which has no gradient; others' go through them
     cache   None, or a KVCache with an nnx.Cache in place of each array (init_cache)
     """
 
@@ -46,7 +47,7 @@ class Transformer(nnx.Module):
             )
         check_params(params, config)
         self.config = config
-        self.params = nnx.data(jax.tree.map(nnx.Param, params))
+        self.params = nnx.data(jax.tree.map(variable, params))
         self.cache: Any = nnx.data(None)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -75,15 +76,18 @@ class Transformer(nnx.Module):
             raise RequestError("this module has no cache yet; call init_cache(batch, capacity) first.")
         cache: KVCache = arrays(self.cache)
         logits, cache = transformer.forward(self.tree(), tokens, cache, config=self.config)
-        for variable, array in zip(
-            jax.tree.leaves(self.cache, is_leaf=is_variable), jax.tree.leaves(cache), strict=True
-        ):
-            variable[...] = array
+        for held, array in zip(jax.tree.leaves(self.cache, is_leaf=is_variable), jax.tree.leaves(cache), strict=True):
+            held[...] = array
         return logits
 
     def tree(self) -> Params:
         """The parameters as nano.Model, forward and the others take them: arrays. Of what nnx.merge makes of a state, its."""
         return arrays(self.params)
+
+
+def variable(array: jax.Array) -> nnx.Variable:
+    """What holds one array of the parameters."""
+    return (nnx.Param if jnp.issubdtype(array.dtype, jnp.floating) else nnx.Variable)(array)
 
 
 def is_variable(value: Any) -> bool:
@@ -93,7 +97,7 @@ def is_variable(value: Any) -> bool:
 
 def arrays(tree: Any) -> Any:
     """The tree with each variable's array in its place."""
-    return jax.tree.map(lambda variable: variable[...], tree, is_leaf=is_variable)
+    return jax.tree.map(lambda held: held[...], tree, is_leaf=is_variable)
 
 
 def dtype_of(params: Any) -> Any:

@@ -5,6 +5,8 @@ Activations stay as they are or, where integers are multiplied, become two digit
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -36,12 +38,13 @@ def product(x: jax.Array, values: jax.Array) -> jax.Array:
     return contract("RI,OI->RO", x, values.astype(x.dtype))
 
 
+@jax.custom_jvp
 def product_on_cpu(x: jax.Array, values: jax.Array) -> jax.Array:
     """product, in the words for which XLA on CPU has its fast kernels.  x [R I], values [O I] int8 -> [R O] float32
 
     XLA on CPU multiplies int8 by int8 fast, from two rows on (jax 0.10.2), and knows no product of int8 and float32. So x
     goes in as digits, whose sums are exact. For many rows it is quicker to convert the weight, in blocks that the
-    processor's cache holds.
+    processor's cache holds. Its derivative is that of product: digits are rounded, and what is rounded has none.
     """
     if x.shape[0] >= MANY:
         return by_blocks(x, values)
@@ -49,6 +52,12 @@ def product_on_cpu(x: jax.Array, values: jax.Array) -> jax.Array:
     sums = jnp.einsum("RI,OI->RO", jax.lax.optimization_barrier(rows), values, preferred_element_type=jnp.int32)
     higher, lower = jnp.split(sums.astype(jnp.float32), [x.shape[0]])
     return unit * (higher + lower / LOWER)
+
+
+@product_on_cpu.defjvp
+def along(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
+    """product_on_cpu, and how it changes along a change of x; whole numbers do not change."""
+    return product_on_cpu(*primals), product(tangents[0], primals[1])
 
 
 def by_blocks(x: jax.Array, values: jax.Array) -> jax.Array:
