@@ -8,7 +8,8 @@ T tokens have W = T - 1 places.
     lens    words and chances [P W X]: the X best at each of P depths, words by their number in head["words"] and in
             head["word_ids"]; next [P W] the chance of the token that follows. The last depth is what the model said
     heads   places and weights [L N W X]: the X strongest of each head; of a place that is not shown 65535
-    rows    weights [N W W] of one layer, head["rows"]; weights of attention are in 255ths
+    rows    weights [N X] of one layer, head["rows"]: of the last n places those from the first of them to itself, one
+            behind the other, X = n (n + 1) / 2. Weights of attention are in 255ths
     shares  heads [W L N], or [W L 1] of all of a layer together, mlps [W L], embedding, bias and rest [W]:
             what each adds to how far the logit of the token that follows is above that of the best other one, against [W],
             before any cap. rest is what edits and rounding add

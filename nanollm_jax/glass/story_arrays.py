@@ -22,7 +22,7 @@ from nanollm_jax.params import Params
 
 PLACES = 8  # of each head and token
 BEST = 5  # tokens that are named for each depth
-LIMITS = {"heads": 1_000_000, "rows": 1_400_000, "shares": 400_000, "lens": 400_000}  # bytes of each part
+LIMITS = {"heads": 1_000_000, "rows": 800_000, "shares": 400_000, "lens": 400_000}  # bytes of each part
 AWAY = 65535  # a place that is not shown
 Arrays = dict[str, tuple[str, np.ndarray]]  # {name: (axis letters, numbers)}
 
@@ -78,10 +78,10 @@ def heads_of(model: Model, values: dict[str, Any], first: int, left: list[str], 
     arrays["heads.weights"] = ("L N W X", in_255ths(weights))
     if layer is not None:
         rows = np.moveaxis(values[f"layers.{layer}.attention.weights"].reshape(W, N, -1), 1, 0)[..., first:]
-        last = max(1, min(W, math.isqrt(LIMITS["rows"] // N)))
+        last = max(1, min(W, math.isqrt(2 * LIMITS["rows"] // N) - 1))
         if last < W:
             left.append(f"Whole rows of attention are kept for the last {last} places.")
-        arrays["rows"] = ("N W W", in_255ths(rows[:, -last:, -last:]))
+        arrays["rows"] = ("N X", in_255ths(rows[:, -last:, -last:][:, *np.tril_indices(last)]))
     return arrays
 
 

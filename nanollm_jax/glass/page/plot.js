@@ -18,6 +18,8 @@ export function ticks(least, most, count = 5) {
 
 const text = (content, x, y, fields = {}) => svg("text", { x, y, ...fields }, content);
 
+const short = (label) => (label.length > 14 ? `${label.slice(0, 13)}…` : label);
+
 function frame(node, width, height, label) {
   const drawing = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   node.replaceChildren(drawing);
@@ -33,7 +35,7 @@ export function bars(node, { label = "", names = 110, height = 24 } = {}) {
     rows.forEach(({ label: name, value, said, strong }, n) => {
       const y = n * height;
       drawing.append(
-        text(name, names - 8, y + height / 2, { class: strong ? "name strong" : "name", "text-anchor": "end" }),
+        text(short(name), names - 8, y + height / 2, { class: strong ? "name strong" : "name", "text-anchor": "end" }),
         svg("rect", { class: strong ? "bar strong" : "bar", x: names, y: y + 4, width: Math.max(1, (room * value) / most), height: height - 8, rx: 3 }),
         text(said, names + Math.max(1, (room * value) / most) + 6, y + height / 2, { class: "number" }),
       );

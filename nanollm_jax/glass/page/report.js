@@ -3,4 +3,5 @@
 import { decode } from "./story.js";
 import { tell } from "./tell.js";
 
-tell(document.querySelector("main"), decode(JSON.parse(document.getElementById("story").textContent)));
+const told = tell(document.querySelector("main"), decode(JSON.parse(document.getElementById("story").textContent)));
+document.body.onkeydown = (event) => event.target === document.body && told.onkey(event);

@@ -54,12 +54,11 @@ export function decode({ head, arrays }) {
   };
   const row = (n, t) => {
     if (!found.rows) return null;
-    const kept = found.rows.shape[1];
-    const first = size - 1 - kept;
-    if (t - 1 < first) return null;
-    const weights = Float32Array.from(part("rows", n, t - 1 - first), (weight) => weight / 255);
+    const kept = (Math.sqrt(8 * found.rows.shape[1] + 1) - 1) / 2; // the last places, each with those from the first of them on
+    const first = size - 1 - kept, at = t - 1 - first;
+    if (at < 0) return null;
     const whole = new Float32Array(size - 1);
-    whole.set(weights, first);
+    part("rows", n).subarray((at * (at + 1)) / 2, ((at + 1) * (at + 2)) / 2).forEach((weight, place) => (whole[first + place] = weight / 255));
     return whole;
   };
   const shares = (t) => {

@@ -1,6 +1,6 @@
 // A whole story, part after part, around one token that is picked.
-//   const told = tell(root, story)       fills root; told.pick(t)
-// Left and right anywhere pick the token before and behind.
+//   const told = tell(root, story)       fills root; told.pick(t) picks a token, told.onkey(event) what a key asks for
+// Left and right anywhere in root pick the token before and behind.
 
 import { chips } from "./chips.js";
 import { grid } from "./grid.js";
@@ -135,15 +135,16 @@ export function tell(root, story) {
   const title = element("header", {}, element("p", { className: "brand", textContent: "nanollm_jax" }), element("h1", { textContent: "How this text was written" }),
     element("p", { className: "lead", textContent: `By ${head.name}, with ${count(head.model.parameters)} parameters: ${tokens(head.given)} of prompt, ${tokens(story.size - head.given)} written, one after the other.` }));
   root.replaceChildren(title, ...parts.map(({ part }) => part), costPart(story), notes(story), bar);
-  root.onkeydown = (event) => {
+  const onkey = (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!by || event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName)) return;
     event.preventDefault();
     pick(now + by);
   };
+  root.onkeydown = onkey;
   // what is most worth a look: the most surprising token that was written
   let first = Math.min(head.given, story.size - 1);
   for (let t = first; t < story.size; t++) if (story.token(t).surprise > story.token(first).surprise) first = t;
   pick(first);
-  return { pick };
+  return { pick, onkey };
 }
