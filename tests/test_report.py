@@ -458,6 +458,11 @@ def test_hostile_tokens_in_a_browser(browser, stories, told, width):
     assert page.locator("img, script:not(#story):not([type=module])").count() == 0
     for n in range(len(HOSTILE)):
         page.locator(".text .chip").nth(n).dispatch_event("click")
+        assert not re.search(
+            "[\u202a-\u202e]", page.locator(".step").text_content() + page.locator(".picked").text_content()
+        )
+    turned = page.locator(".text .chip.alone").all_text_contents()
+    assert set(turned) == {text for text in hostile(told).head["tokens"] if "\u202e" in text} != set()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not wrong
     page.context.close()

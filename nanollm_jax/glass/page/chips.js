@@ -9,6 +9,7 @@
 
 import { element } from "./make.js";
 
+const TURNS = /[\u202a-\u202e\u2066-\u2069]/; // characters that turn the writing direction, also of what follows
 const MOST = 8; // nats: what is this surprising is as warm as it gets
 
 export function chips({ label, onpick }) {
@@ -21,6 +22,7 @@ export function chips({ label, onpick }) {
     const made = element("span", { className: "chip", role: "option", tabIndex: -1, textContent: token.text });
     made.dataset.t = t;
     made.ariaSelected = "false";
+    if (TURNS.test(token.text)) made.classList.add("alone");
     if (token.given) made.classList.add("given");
     if (token.name) made.dataset.name = token.name;
     else if (token.text.startsWith("\n")) made.dataset.name = "↵";

@@ -3,7 +3,8 @@
 //   fitted(node, draw)   calls draw(width in pixels) now and whenever the node's width or the colours change
 //   ink("--warm")        a colour of style.css as it is now, for a canvas
 //   percent(0.421) "42%"      signed(1.5) "+1.50"
-//   visible(" a\n") " a↵": a token as a label, whole      word(" a") "a": in a sentence, without spaces around it
+//   visible(" a\n") " a↵": a token as a label, whole; ◇ is what would turn the direction of writing
+//   word(" a") "a": the same in a sentence, without spaces around it
 
 export function element(name, fields = {}, ...children) {
   const made = Object.assign(document.createElement(name), fields);
@@ -50,7 +51,7 @@ export function signed(number, digits = 2) {
 }
 
 export function visible(text) {
-  const marked = text.replaceAll("\n", "↵").replaceAll("\t", "⇥");
+  const marked = text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/[\u202a-\u202e\u2066-\u2069]/g, "◇");
   return marked.trim() === "" ? marked.replaceAll(" ", "␣") || "∅" : marked.replace(/^ +| +$/g, (spaces) => "\u00a0".repeat(spaces.length));
 }
 
