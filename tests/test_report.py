@@ -329,6 +329,13 @@ def test_look_writes_what_generate_does(tmp_path, capsys):
     ):
         assert cli.run(["look", *asked, *wrong]) == 2
         assert message in capsys.readouterr().err
+    (tmp_path / "small").mkdir()
+    names = {
+        None: "the bundled model",
+        str(tmp_path / "small"): "small",
+        "openai-community/gpt2": "openai-community/gpt2",
+    }
+    assert {model: look.named(model) for model in names} == names
     given, own = (set(inspect.signature(command).parameters) for command in (generate.generate, look.look))
     assert own - given == {"report", "layer", "times"}
 

@@ -103,8 +103,16 @@ def look(
 
         with tempfile.TemporaryDirectory() as gone:
             found = profile_model(loaded, gone, 1, len(ids), len(answer.token_ids))
-    nano.report(box, path, name=model or "the bundled model", times=found)
+    nano.report(box, path, name=named(model), times=found)
     print(f"report: {path}, {path.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
+
+
+def named(model: str | None) -> str:
+    """What a report calls a model: a folder by its own name alone, as reports are given away."""
+    if model is None:
+        return "the bundled model"
+    folder = expanded(Path(model))
+    return folder.resolve().name if folder.is_dir() else model
 
 
 def writable(path: Path) -> Path:
