@@ -24,21 +24,7 @@ def keep_compiled(folder: str | os.PathLike[str] | None = None) -> Path:
     others may write to is a RequestError, as is one that cannot be made. Entries are specific to the versions of jax and to
     the processor; damaged ones are removed.
     """
-    name = (
-        os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", *DEFAULT) if folder is None else os.fspath(folder)
-    )
-    try:
-        path = Path(name).expanduser()
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = path.stat()
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: nobody's home; ValueError: no name for a file
-        raise RequestError(f"compiled programs cannot be kept in {name!r}: {error}.") from None
-    owner = os.getuid() if hasattr(os, "getuid") else status.st_uid
-    if status.st_uid != owner or (os.name == "posix" and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-        raise RequestError(
-            f"{path} belongs to another user, or others may write to it (mode {stat.S_IMODE(status.st_mode):o}); programs "
-            "from it would be executed: take another folder, or chmod 700."
-        )
+    path = own_folder(*DEFAULT) if folder is None else private(Path(os.fspath(folder)))
     try:
         remove_damaged(path)
     except OSError as error:
@@ -46,6 +32,31 @@ def keep_compiled(folder: str | os.PathLike[str] | None = None) -> Path:
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return path
+
+
+def own_folder(*names: str) -> Path:
+    """A folder below that of the user's caches, $XDG_CACHE_HOME or else ~/.cache, made if need be. Raises RequestError."""
+    return private(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", *names))
+
+
+def private(path: Path) -> Path:
+    """A folder, made if need be, for its owner only: what lies in it is executed.
+
+    Raises RequestError where it cannot be made, belongs to another user, or others may write to it.
+    """
+    try:
+        path = path.expanduser()
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = path.stat()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: nobody's home; ValueError: no name for a file
+        raise RequestError(f"compiled programs cannot be kept in {str(path)!r}: {error}.") from None
+    owner = os.getuid() if hasattr(os, "getuid") else status.st_uid
+    if status.st_uid != owner or (os.name == "posix" and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        raise RequestError(
+            f"{path} belongs to another user, or others may write to it (mode {stat.S_IMODE(status.st_mode):o}); programs "
+            "from it would be executed: take another folder, or chmod 700."
+        )
     return path
 
 

@@ -120,16 +120,19 @@ def describe_device(
     from nanollm_jax.dtypes import resolve_weights
     from nanollm_jax.engine import buckets, drafts, memory
     from nanollm_jax.families import read_config
+    from nanollm_jax.ops import native
     from nanollm_jax.weights.source import find_config, read_json
 
     path = find_config(source, revision)
     config, _ = read_config(read_json(path), str(path))
+    kind, found = jax.default_backend(), native.library()
     size, spare = memory.cache_itemsize(resolve_weights(dtype_name or "auto").activations), drafts.spare(speculate)
     sizes = buckets.capacities(config.max_positions)
     row = {S: sum(layout.row_nbytes(config, S, size, spare=spare)) for S in sizes}
     return {
         "kind": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
+        "native": None if kind != "cpu" else {"compiled": bool(found.digest), "reason": found.reason or None},
         "free_bytes": memory.free(),
         "rows": [{"rows": B, "positions": S, "bytes": B * row[S]} for B in buckets.ROWS for S in row],
         "programs": [
@@ -144,7 +147,11 @@ def show_device(found: dict[str, Any]) -> None:
     from rich.filesize import decimal
 
     free = "" if found["free_bytes"] is None else f", {decimal(found['free_bytes'])} free"
-    print(f"{found['devices']} x {harmless(found['kind'])}{free}\n")
+    print(f"{found['devices']} x {harmless(found['kind'])}{free}")
+    if found["native"] is not None:
+        reason = found["native"]["reason"]
+        print(f"native operations: {'compiled for this processor' if reason is None else f'none, {harmless(reason)}'}")
+    print()
     words = lambda numbers: " ".join(map(str, numbers))  # noqa: E731
     programs = [
         (one["name"], words(one["lengths"]), words(one["rows"]), words(one["positions"])) for one in found["programs"]

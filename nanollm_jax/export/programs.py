@@ -19,6 +19,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from nanollm_jax.cache import init_cache
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.decode import State, init_state, read_prompts, write_tokens
+from nanollm_jax.ops import native
 from nanollm_jax.params import Params
 from nanollm_jax.settings import Sampling
 
@@ -77,6 +78,7 @@ def programs(params: Params, config: ModelConfig, rows: State, piece: int) -> di
     }
     made = {}
     for function, given in arguments.items():
-        exported = jax_export.export(jax.jit(partial(function, **fixed)), platforms=PLATFORMS)(*given)
+        with native.portable(True):
+            exported = jax_export.export(jax.jit(partial(function, **fixed)), platforms=PLATFORMS)(*given)
         made[f"{function.__name__}.jax"] = bytes(exported.serialize())
     return made

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name as tag
 
+from nanollm_jax.ops import native
 from nanollm_jax.ops.attention import mix, scores, visible, weights
 
 
@@ -30,12 +33,20 @@ def dot_product(
     """The mean of the values that each query may see, weighted by how well their keys match.
 
     q [B T N H], whose tokens stand at positions `at` [B T] -> [B T N H] float32. window, scale and cap as in attention.py; name
-    is that of the layer, for its tags.
+    is that of the layer, for its tags. The few tokens of a step of decoding go through the filled slots alone, on a CPU: XLA
+    there reads the whole cache, and slowly.
     """
+    keys, values, positions, filled, own = seen
 
-    def plainly(q: jax.Array, seen: Seen, at: jax.Array) -> jax.Array:
-        mask = visible(at, tag(seen.positions, f"{name}.slots"), window)  # [B T S]
-        found = tag(scores(q, seen.keys, mask, scale, seen.own, cap), f"{name}.scores")
-        return mix(tag(weights(found, seen.own), f"{name}.weights"), seen.values, seen.own)  # of weights [B K G T S]
+    def plain(
+        q: jax.Array, keys: jax.Array, values: jax.Array, at: jax.Array, positions: jax.Array, filled: jax.Array
+    ) -> jax.Array:
+        mask = visible(at, tag(positions, f"{name}.slots"), window)  # [B T S]
+        found = tag(scores(q, keys, mask, scale, own, cap), f"{name}.scores")
+        return mix(tag(weights(found, own), f"{name}.weights"), values, own)  # of weights [B K G T S]
 
-    return plainly(q, seen, at)
+    arrays = q, keys, values, at, positions, filled
+    if own or keys.dtype != jnp.float32 or not native.wanted():
+        return plain(*arrays)
+    fused = partial(native.attention, window=window, scale=scale, cap=cap, plain=plain)
+    return jax.lax.platform_dependent(*arrays, cpu=fused, default=plain)

@@ -1,0 +1,183 @@
+// What a few new tokens take from what their rows' cache holds: ops/attention.py in one pass over the slots that are filled.
+//
+// A query goes through the slots in blocks of 256: scores, their exponents, the sum of values weighted by them. Where a block has
+// a larger score than all before, what was summed is scaled down to it (Milakov & Gimelshein 2018, arXiv:1805.02867; Dao et al.
+// 2022, arXiv:2205.14135). Every number depends on the row's own slots alone and is summed in their order: not on the other rows,
+// on how many slots the cache has, or on the threads.
+#include <math.h>
+#include <string.h>
+
+#include "threads.h"
+
+#ifdef __AVX512F__
+enum { L = 16 };
+#else
+enum { L = 8 };  // numbers in one step: a register of AVX2, two of NEON
+#endif
+enum { BLOCK = 256 };  // slots
+typedef float floats __attribute__((vector_size(4 * L)));
+typedef int32_t ints __attribute__((vector_size(4 * L)));
+
+typedef struct {
+  const float *q, *keys, *values;            // [B T N H], [B K S H] twice
+  const int32_t *at, *positions, *filled;    // [B T], [B S], [B]
+  float* mixed;                              // [B T N H]
+  int64_t B, T, N, K, S, H;
+  int64_t window;                            // 0 for none
+  float scale, cap;                          // 0 for no cap
+} Attention;
+
+static inline floats load(const float* from) {
+  floats x;
+  memcpy(&x, from, sizeof x);
+  return x;
+}
+
+static inline void store(float* to, floats x) { memcpy(to, &x, sizeof x); }
+
+static inline floats pick(ints where, floats yes, floats no) { return (floats)((where & (ints)yes) | (~where & (ints)no)); }
+
+static inline float total(floats x) {
+  float s[L];
+  store(s, x);
+  for (int n = L / 2; n; n /= 2)
+    for (int l = 0; l < n; l++) s[l] += s[l + n];
+  return s[0];
+}
+
+// e^x for x <= 0, to 2e-7 of it: 2^n times the Taylor series of e^r, where x = n ln 2 + r. Adding 1.5 * 2^23 rounds to whole n.
+static inline floats exponential(floats x) {
+  const floats whole = (floats){} + 12582912.0f;
+  x = pick(x < -87.0f, (floats){} - 87.0f, x);
+  floats n = x * 1.44269504f + whole;
+  const ints power = (ints)n << 23;
+  n -= whole;
+  const floats r = x - n * 0.693145752f - n * 1.42860677e-6f;  // ln 2 in two parts, the first of few bits
+  floats e = r * 1.98412698e-4f + 1.38888889e-3f;
+  e = e * r + 8.33333333e-3f;
+  e = e * r + 4.16666667e-2f;
+  e = e * r + 1.66666667e-1f;
+  e = e * r + 0.5f;
+  e = e * r + 1.0f;
+  e = e * r + 1.0f;
+  return (floats)((ints)e + power);
+}
+
+// The last numbers of a vector, fewer than L, and zeros. All sums are of registers: a compiler may take the products of a plain loop
+// apart from its sums, but not those of its last round, and what a slot adds would depend on how many there are.
+static inline floats load_some(const float* from, int64_t count) {
+  float some[L] = {0};
+  memcpy(some, from, count * sizeof *some);
+  return load(some);
+}
+
+static inline void store_some(float* to, floats x, int64_t count) {
+  float some[L];
+  store(some, x);
+  memcpy(to, some, count * sizeof *some);
+}
+
+// The product of two vectors [H]: four sums at a time, since each addition waits for the one before it.
+static inline float dot(const float* a, const float* b, int64_t H) {
+  floats s = {}, t = {}, u = {}, v = {};
+  int64_t h = 0;
+  for (; h + 4 * L <= H; h += 4 * L) {
+    s += load(a + h) * load(b + h), t += load(a + h + L) * load(b + h + L);
+    u += load(a + h + 2 * L) * load(b + h + 2 * L), v += load(a + h + 3 * L) * load(b + h + 3 * L);
+  }
+  for (; h + L <= H; h += L) s += load(a + h) * load(b + h);
+  if (h < H) t += load_some(a + h, H - h) * load_some(b + h, H - h);
+  return total((s + t) + (u + v));
+}
+
+// sum [H] += weight [n] times values [n H], a few columns at a time, whose sums stay in registers
+static inline void add_weighted(float* sum, const float* weight, const float* values, int64_t n, int64_t H) {
+  int64_t h = 0;
+  for (; h + 4 * L <= H; h += 4 * L) {
+    floats s = {}, t = {}, u = {}, v = {};
+    for (int64_t slot = 0; slot < n; slot++) {
+      const float* value = values + slot * H + h;
+      s += weight[slot] * load(value), t += weight[slot] * load(value + L);
+      u += weight[slot] * load(value + 2 * L), v += weight[slot] * load(value + 3 * L);
+    }
+    store(sum + h, load(sum + h) + s), store(sum + h + L, load(sum + h + L) + t);
+    store(sum + h + 2 * L, load(sum + h + 2 * L) + u), store(sum + h + 3 * L, load(sum + h + 3 * L) + v);
+  }
+  for (; h + L <= H; h += L) {
+    floats s = {};
+    for (int64_t slot = 0; slot < n; slot++) s += weight[slot] * load(values + slot * H + h);
+    store(sum + h, load(sum + h) + s);
+  }
+  if (h < H) {
+    floats s = {};
+    for (int64_t slot = 0; slot < n; slot++) s += weight[slot] * load_some(values + slot * H + h, H - h);
+    store_some(sum + h, load_some(sum + h, H - h) + s, H - h);
+  }
+}
+
+// One query [H] at a position over the first `filled` slots of its row and head -> mixed [H], zeros where it may see nothing
+static void query(const Attention* a, const float* q, const float* keys, const float* values, const int32_t* positions,
+                  int64_t filled, int32_t at, float* mixed) {
+  const int64_t H = a->H;
+  float weight[BLOCK], most = -INFINITY, sum = 0;
+  memset(mixed, 0, H * sizeof *mixed);
+  for (int64_t begin = 0; begin < filled; begin += BLOCK) {
+    const int64_t n = filled - begin < BLOCK ? filled - begin : BLOCK;
+    float now = most;
+    for (int64_t slot = 0; slot < n; slot++) {
+      const int32_t position = positions[begin + slot];
+      weight[slot] = -INFINITY;
+      if (position < 0 || position > at || (a->window && at - position >= a->window)) continue;
+      float score = a->scale * dot(q, keys + (begin + slot) * H, H);
+      if (a->cap) score = a->cap * tanhf(score / a->cap);
+      weight[slot] = score;
+      if (!(score <= now)) now = score;  // also where it is no number
+    }
+    if (now == -INFINITY) continue;
+    for (int64_t slot = n; slot % L; slot++) weight[slot] = -INFINITY;
+    if (now > most && sum) {
+      const float less = expf(most - now);
+      sum *= less;
+      for (int64_t h = 0; h < H; h++) mixed[h] *= less;
+    }
+    most = now;
+    floats part = {};
+    for (int64_t slot = 0; slot < n; slot += L) {
+      const floats score = load(weight + slot), e = pick(score == -INFINITY, (floats){}, exponential(score - most));
+      store(weight + slot, e);
+      part += e;
+    }
+    sum += total(part);
+    add_weighted(mixed, weight, values + begin * H, n, H);
+  }
+  if (sum)
+    for (int64_t h = 0; h < H; h++) mixed[h] /= sum;
+}
+
+// A key/value head of a row, with all queries that look at it
+static void of_head(const void* job, int64_t piece) {
+  const Attention* a = job;
+  const int64_t row = piece / a->K, head = piece % a->K, G = a->N / a->K, vectors = piece * a->S;
+  for (int64_t t = 0; t < a->T; t++)
+    for (int64_t g = 0; g < G; g++) {
+      const int64_t one = ((row * a->T + t) * a->N + head * G + g) * a->H;
+      query(a, a->q + one, a->keys + vectors * a->H, a->values + vectors * a->H, a->positions + row * a->S, a->filled[row],
+            a->at[row * a->T + t], a->mixed + one);
+    }
+}
+
+XLA_FFI_Error* nanollm_attention(XLA_FFI_CallFrame* call) {
+  if (only_asked(call)) return NULL;
+  XLA_FFI_Buffer** in = (XLA_FFI_Buffer**)call->args.args;
+  const XLA_FFI_Buffer *q = in[0], *keys = in[1], *out = call->rets.rets[0];
+  const float* how = in[6]->data;  // scale, cap, window
+  const Attention a = {
+      .q = q->data, .keys = keys->data, .values = in[2]->data, .at = in[3]->data, .positions = in[4]->data,
+      .filled = in[5]->data, .mixed = out->data, .B = q->dims[0], .T = q->dims[1], .N = q->dims[2], .H = q->dims[3],
+      .K = keys->dims[1], .S = keys->dims[2], .scale = how[0], .cap = how[1], .window = (int64_t)how[2],
+  };
+  int64_t slots = 0;
+  for (int64_t row = 0; row < a.B; row++) slots += a.filled[row];
+  in_pieces(call, of_head, &a, a.B * a.K, slots * a.K * a.H * 2 * (int64_t)sizeof(float));
+  return NULL;
+}

@@ -1,0 +1,112 @@
+"""The C files beside this one, compiled on first use for the processor at hand, and kept in a folder of the user's own.
+
+What XLA calls instead, where they cannot be compiled, is the text in ops/ that computes the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jaxlib
+
+from nanollm_jax.errors import RequestError
+from nanollm_jax.startup import own_folder
+
+SWITCH = "NANOLLM_NATIVE"  # 0: nothing is compiled
+FUNCTIONS = ("nanollm_attention",)
+SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".c", ".h"))
+# no -ffast-math: it forgets what is not a number
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=default")
+FOLDER = ("nanollm_jax", "native")  # below the folder of the user's caches
+SECONDS = 120.0  # a compiler that needs longer is stuck; gcc takes half a second
+
+log = logging.getLogger("nanollm")
+portable = jax.make_user_context(False)  # inside `with portable(True)` programs are traced without native operations
+
+
+class Library(NamedTuple):
+    """The digest of what was compiled and loaded; or none, and the reason."""
+
+    digest: str
+    reason: str = ""
+
+
+def wanted() -> bool:
+    """May a program that is traced now ask for them?"""
+    return not portable.value and bool(library().digest)
+
+
+@functools.cache
+def library() -> Library:
+    """What there is on this machine, compiled and handed to XLA if it was not yet; says it in one line where there is none."""
+    if os.environ.get(SWITCH) == "0":
+        return Library("", f"{SWITCH}=0")
+    try:
+        compiler = compiler_at_hand()
+        text = [path.read_bytes() for path in SOURCES]
+        made_from = [*text, *(part.encode() for part in (*compiler, *FLAGS, jaxlib.__version__, processor()))]
+        digest = hashlib.sha256(b"\0".join(made_from)).hexdigest()[:24]
+        with contextlib.ExitStack() as stack:
+            try:
+                folder = own_folder(*FOLDER)
+                path = folder / f"{digest}.so"
+                if not path.exists():
+                    compile_into(path, compiler)
+            except (OSError, RequestError):  # nothing can be kept there: it serves this process alone
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                path = folder / f"{digest}.so"
+                compile_into(path, compiler)
+            loaded = ctypes.CDLL(str(path))
+        for name in FUNCTIONS:
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
+    except (OSError, AttributeError, RuntimeError, subprocess.SubprocessError) as error:
+        reason = " ".join(str(error).split())[:300]
+        log.warning("decoding on a CPU goes without native operations and is slower: %s", reason)
+        return Library("", reason)
+    return Library(digest)
+
+
+def compile_into(path: Path, compiler: tuple[str, ...]) -> None:
+    """Make the shared library: whole or not at all, whoever else makes it at the same time. Raises OSError, RuntimeError."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made = Path(scratch) / "made.so"
+        inputs = [str(path) for path in SOURCES if path.suffix == ".c"]
+        command = [*compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", *inputs, "-o", str(made), "-lm"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        if found.returncode:
+            raise RuntimeError(f"{compiler[0]} failed: {found.stderr.strip()}")
+        made.replace(path)
+
+
+def compiler_at_hand() -> tuple[str, ...]:
+    """The words that call a C compiler: $CC, cc, or that of the ziglang package. Raises RuntimeError."""
+    if found := shutil.which(os.environ.get("CC") or "cc"):
+        return (found,)
+    if importlib.util.find_spec("ziglang"):
+        return sys.executable, "-m", "ziglang", "cc"
+    raise RuntimeError("there is no C compiler (cc); install one, or pip install 'nanollm-jax[native]'")
+
+
+def processor() -> str:
+    """What this processor can do: a folder may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    found = {line.partition(":")[0].strip(): line for line in reversed(lines)}
+    kinds = [found[name] for name in ("flags", "Features", "model name", "CPU part") if name in found]
+    return " ".join([sys.platform, platform.machine(), platform.processor(), *kinds])
