@@ -13,7 +13,7 @@ TESTS := $(PYTEST) -m "not parity and not laws and not clients and not ray"
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
-.PHONY: help demo serve soak clients fuzz test test-portable test-ray laws parity lint bench bench-peers bench-serve gpu experiments figures clean
+.PHONY: help demo serve look soak clients fuzz test test-portable test-ray laws parity lint bench bench-peers bench-serve gpu experiments figures clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ demo: .venv/installed ## a story from the bundled model, printed as it is genera
 
 serve: .venv/installed-serve ## an OpenAI-compatible server of the bundled model, at http://127.0.0.1:8000/v1
 	@$(BIN)/nanollm serve
+
+look: .venv/installed-serve ## a page that shows the bundled model from inside while it writes
+	@$(BIN)/nanollm look
 
 test: .venv/installed-test ## every test that needs no reference implementation
 	XLA_FLAGS="$(QUICK) $(XLA_FLAGS)" $(TESTS)
@@ -45,7 +48,7 @@ soak: .venv/installed-test ## ten minutes of 64 clients against the server, of w
 clients: .venv/installed-clients ## other people's clients against a real server: openai, LangChain, LiteLLM, the AI SDK, lm-evaluation-harness, a browser
 	mkdir -p experiments/run/clients && npm install --silent --no-audit --no-fund --prefix experiments/run/clients ai@6 @ai-sdk/openai-compatible@2
 	$(BIN)/python -m pytest -m clients -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
-		tests/test_serve_clients.py tests/test_serve_page.py tests/test_report.py
+		tests/test_serve_clients.py tests/test_serve_page.py tests/test_glass_page.py tests/test_report.py
 
 laws: .venv/installed-test ## an answer has the same bits alone and beside others: 1,000 random schedules in each dtype, over all families; meshes; two processes; takes long
 	$(PYTEST) -m laws

@@ -138,7 +138,7 @@ def test_speculation_is_a_property_of_the_rows():
     stream = nano.stream(model, prompt, max_new_tokens=9, rows=1, speculate=nano.Lookup(3))
     assert not list(stream) and stream.generation.logprobs == guessed.logprobs[:9]
     metrics = Metrics("m")
-    metrics.stepped(stream.shared.engine, 0.0, 0)
+    metrics.stepped(stream.shared.engine, list(stream.shared.engine.events), 0.0, 0)
     right = guessed.timings.accepted_tokens + stream.timings.accepted_tokens
     assert f'nanollm:spec_decode_num_accepted_tokens_total{{model_name="m"}} {right}.0'.encode() in metrics.text()
     for wrong in (0, 16, 1.5, "4"):

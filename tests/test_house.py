@@ -105,7 +105,7 @@ ARROWS = {
         "weights",
     },
     # answers over HTTP: knows no array
-    "serve": {"chat", "engine", "errors", "grammar", "loading", "settings", "tokenizer"},
+    "serve": {"chat", "engine", "errors", "glass", "grammar", "loading", "settings", "tokenizer"},
     # how fast, and what is inside
     "measure": {
         "cache",

@@ -64,7 +64,9 @@ def test_commands_are_understood(line, capsys, tmp_path, monkeypatch):
         words[source] = "no/such/folder"
         words = [word if word != "-" else "text" for word in words]
     few = ["--max-new-tokens", "3"]
-    rest = {"generate": few, "look": few, "profile": ["--trace", str(tmp_path)]}.get(words[0], [])
+    rest = {"generate": few, "look": few if "--report" in words else [], "profile": ["--trace", str(tmp_path)]}.get(
+        words[0], []
+    )
     code = run([*words, *rest])
     found = capsys.readouterr()
     assert (code, "no/such/folder" in found.err) == ((2, True) if "--model" in words else (0, False)), found.err

@@ -322,7 +322,8 @@ def test_look_writes_what_generate_does(tmp_path, capsys):
     assert "".join(head["tokens"]) == "Once upon a time" + text[:-1] and head["rows"] == 2
     assert head["settings"]["seed"] == 5 and head["settings"]["temperature"] == pytest.approx(0.9)
     for wrong, message in (
-        ([], "add --report FILE"),
+        ([], "--max-new-tokens is for --report FILE"),
+        (["--report", str(tmp_path / "x"), "--port", "9"], "--port is of the page"),
         (["--report", str(tmp_path)], "is a folder"),
         (["--report", str(tmp_path / "no" / "x")], "make it first"),
         (["--report", str(tmp_path / "x"), "--layer", "6"], "layer is 6; expected one from 0 to 5"),
@@ -337,7 +338,7 @@ def test_look_writes_what_generate_does(tmp_path, capsys):
     }
     assert {model: look.named(model) for model in names} == names
     given, own = (set(inspect.signature(command).parameters) for command in (generate.generate, look.look))
-    assert own - given == {"report", "layer", "times"}
+    assert own - given == {"command", "report", "layer", "times", *look.PAGE}
 
 
 def test_times_are_those_of_one_token(box):

@@ -54,7 +54,7 @@ def test_keys(service):
 def test_callers_share_prefixes_with_nobody_else(service):
     """Each of several keys is a world of its own; so is a salt."""
     two = serving.changed(service, keys=("first", "second"))
-    assert two.check_key("Bearer first") != two.check_key("Bearer second")
+    assert two.options.check_key("Bearer first") != two.options.check_key("Bearer second")
     worlds = {two.world(0), two.world(1), two.world(0)._replace(salt="x"), service.world(None)}
     assert len(worlds) == 4
     assert serving.changed(service, keys=("only",)).world(0) == service.world(None)

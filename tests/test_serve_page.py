@@ -10,7 +10,7 @@ import pytest
 import serving
 
 import nanollm_jax as nano
-from nanollm_jax.serve.pages import FILES
+from nanollm_jax.serve.pages import CHAT
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 
@@ -38,7 +38,7 @@ def expected(question):
 
 
 def test_its_files(base):
-    for name in ("", *(f"page/{name}" for name in FILES)):
+    for name in ("", *(f"page/{name}" for name in CHAT)):
         found = httpx2.get(base + name)
         assert found.status_code == 200 and "default-src 'self'" in found.headers["content-security-policy"]
     assert httpx2.get(base + "page/..%2fapp.py").json()["error"]["code"] == "not_found"

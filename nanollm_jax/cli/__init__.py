@@ -7,7 +7,7 @@ is taken care of, not even this file imports anything.
 
     app.py                                   the commands together, and what --help and --settings do
     generate.py  chat.py  score.py  tokenize.py  info.py  export.py  bench.py  profile.py  plan.py  mesh.py    one command each
-    look.py                                  what went on inside while a model wrote
+    look.py  look_page.py                    what goes on inside while a model writes, as a file and as a page
     serve.py  top.py                         two more: a server, and how it is watched
     bulk.py  lines.py                        a file of prompts answered, and what its lines say
     session.py  reading.py                   what is typed in a conversation, and where it comes from

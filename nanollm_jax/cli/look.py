@@ -1,4 +1,4 @@
-"""`nanollm look`: what went on inside a model while it wrote."""
+"""`nanollm look`: what goes on inside a model while it writes, as a page or as a file."""
 
 from __future__ import annotations
 
@@ -39,10 +39,18 @@ REPORT = "Write what was seen to one HTML file, which opens anywhere and loads n
 LAYER = (
     "Keep whole rows of attention of this layer. Left out: the middle one. Of the others the strongest places are kept."
 )
+HOST = "Of the page: where to listen. The default can be reached from this machine only; another one asks for a key."
+PORT = "Of the page; 0 takes a free one, which is printed."
+CONTEXT = "Of the page: tokens of a prompt and its answer. Default: what the model has, at most 4096."
+KEY = "Of the page: what is asked for where --host is not this machine. Default: a new one, in the address that is printed."
+MEMORY = "Of the page: megabytes that may be kept of what is watched."
+PAGE = ("host", "port", "context", "api_key", "memory")
+BOTH = ("command", "prompt", "report", "model", "revision", "dtype", "compile_cache")
 TIMES = "Trace the same sizes once more, for the time of each part of the model; that takes longer than the text."
 
 
 def look(
+    command: typer.Context,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", show_default=False, help=PROMPT)] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", show_default=False, help=REPORT)] = None,
     layer: Annotated[int | None, typer.Option(metavar="N", min=0, show_default=False, help=LAYER)] = None,
@@ -63,14 +71,33 @@ def look(
     repetition_penalty: Repetition = None,
     presence_penalty: Presence = None,
     frequency_penalty: Frequency = None,
+    host: Annotated[str, typer.Option(metavar="HOST", help=HOST)] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help=PORT)] = 8000,
+    context: Annotated[int | None, typer.Option(metavar="N", min=2, help=CONTEXT)] = None,
+    api_key: Annotated[str | None, typer.Option(metavar="KEY", envvar="NANOLLM_API_KEY", help=KEY)] = None,
+    memory: Annotated[int, typer.Option(metavar="MB", min=1, help=MEMORY)] = 1024,
     compile_cache: KeepCompiled = True,
 ) -> None:
-    """Continue a text and show how each token came about. The answer is printed, then one line of figures on standard error.
+    """Look inside a model while it writes. Without --report a page on this machine, whose address is printed.
 
-    The text is what nanollm generate writes with the same options: the compiled loop is watched, not repeated.
+    The page shows what each layer would have said, where each head looked and who wrote a token; it switches heads off, adds a
+    direction or puts in what another text has, beside the plain text of the same seed; it has the tree of what else could have
+    been said, the cache and what the engine does. nanollm serve --glass has it beside the OpenAI routes.
+
+    With --report FILE a text is continued and how each token came about written to that file: the text is what nanollm
+    generate writes with the same options. It is printed, then one line of figures on standard error.
     """
+    sources = {name: command.get_parameter_source(name) for name in command.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    others = PAGE if report else command.params.keys() - {*PAGE, *BOTH}
+    if wrong := [name for name in given if name in others]:
+        option = f"--{wrong[0].replace('_', '-')}"
+        raise RequestError(f"{option} is {'of the page; leave out it or' if report else 'for'} --report FILE.")
     if report is None:
-        raise RequestError("nothing says where what is seen goes; add --report FILE, such as --report story.html.")
+        from nanollm_jax.cli.look_page import serve_page
+
+        how = {"host": host, "port": port, "context": context, "api_key": api_key, "memory": memory}
+        raise typer.Exit(serve_page(prompt, model, revision, dtype, **how, compile_cache=compile_cache))  # type: ignore[arg-type]
     settings = given_settings(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,

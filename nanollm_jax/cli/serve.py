@@ -27,6 +27,7 @@ from nanollm_jax.cli.devices import (
     mesh_for,
     process,
 )  # fmt: skip
+from nanollm_jax.cli.look_page import LOCAL
 from nanollm_jax.cli.options import (
     Draft,
     Dtype,
@@ -71,7 +72,10 @@ CHECK = (
     "Serve nothing: ask some random requests alone and beside each other, on the device and with the options that there are, "
     "and say whether their answers have the same bits. Exit code 1 where they have not."
 )
-LOCAL = ("localhost", "127.0.0.1", "::1")
+GLASS = (
+    "Have the page of nanollm look too, at /glass: watched answers, in an engine of their own that leaves those of others as "
+    "they are, one at a time."
+)
 
 
 def serve(
@@ -105,6 +109,7 @@ def serve(
     num_processes: Processes = None,
     process_id: ProcessId = None,
     compile_cache: KeepCompiled = True,
+    glass: Annotated[bool, typer.Option("--glass", help=GLASS)] = False,
     check: Annotated[bool, typer.Option("--check", help=CHECK)] = False,
 ) -> None:
     """Answer over HTTP, as OpenAI's API does: http://127.0.0.1:8000/v1 for any of its clients.
@@ -118,6 +123,15 @@ def serve(
     levels = ("debug", "info", "warning", "error")
     if log_level not in levels:
         raise RequestError(f"--log-level {log_level}: expected {', '.join(levels)}.")
+    local = host in LOCAL
+    if glass and not local and not api_key:
+        raise RequestError(
+            f"--glass with --host {host}: who reaches it sees what is inside; ask for a key with --api-key."
+        )
+    if glass and (distributed or dp * tp > 1):
+        raise RequestError(
+            "--glass is for one device: the tools of the page run on one; leave out --dp, --tp, --distributed."
+        )
     written = None if template is None else decoded(expanded(template).read_bytes(), str(template))
     join(distributed, coordinator, num_processes, process_id)
     folder = checkpoint(model, revision)
@@ -136,6 +150,7 @@ def serve(
         from nanollm_jax.engine.engine import Engine
         from nanollm_jax.engine.memory import served
         from nanollm_jax.serve.service import Options, Service
+        from nanollm_jax.serve.watcher import Watcher
 
         keep_compiled(compile_cache)
         guesses = guesses_of(speculate, draft, lambda name: nano.load(checkpoint(name, None), dtype=dtype, mesh=mesh))
@@ -157,7 +172,6 @@ def serve(
             signal.set_wakeup_fd(-1)  # as below
             followers.leave_signals_to_process_0()
             raise typer.Exit(followers.run(engine, links[0], context, step_limit))
-        local = host in LOCAL
         if not local and not api_key:
             warn(f"everybody who reaches {host} can ask this server; --api-key asks them for a key.")
         options = Options(
@@ -172,8 +186,11 @@ def serve(
         warn(
             f"{', '.join(options.names)} at {where}, {engine.rows} row{'s' * (engine.rows > 1)} of {options.context} tokens"
         )
+        if glass:
+            warn(f"look inside at {where.removesuffix('/v1')}/glass")
         signal.set_wakeup_fd(-1)  # from here on Ctrl-C is the server's, as SIGTERM is
-        service = Service(loaded, engine, options, nano.__version__, followers.Followers(links))
+        watcher = Watcher(loaded) if glass else None
+        service = Service(loaded, engine, options, nano.__version__, followers.Followers(links), watcher)
         raise typer.Exit(run(service, bound, drain))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from nanollm_jax.cache import init_cache
 from nanollm_jax.checks import listed, whole
 from nanollm_jax.devices.programs import forward
+from nanollm_jax.engine import buckets
 from nanollm_jax.engine.request import Request, longest
 from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.glass.edits import check_change
@@ -90,9 +91,10 @@ def check_mesh(model: Model, names: Iterable[str]) -> None:
             )
 
 
-def check_plan(model: Model, asked: Asked, requests: list[Request], limit: int) -> None:
-    """Raise RequestError for shrinks that lose the tokens, and where more than `limit` bytes would be kept."""
-    config, B, T, N = model.config, model.dp, 2, longest(requests)
+def check_plan(model: Model, asked: Asked, requests: list[Request], limit: int) -> int:
+    """How many bytes will be kept at most. Raises RequestError for shrinks that lose the tokens, and for more than `limit`."""
+    config, B, T = model.config, model.dp, 2
+    N = buckets.capacity(longest(requests), config.max_positions)  # slots, of which every token keeps what it made
     dtype = model.params["embedding"]["tokens"].dtype
     cache = init_cache(config, B, T, dtype, model.mesh)
     _, kept = jax.eval_shape(
@@ -115,3 +117,4 @@ def check_plan(model: Model, asked: Asked, requests: list[Request], limit: int) 
             f"{sum(planned.values()):,} bytes would be kept, {planned[most]:,} of them of {most}, and limit is {limit:,}; "
             "keep fewer names or a shrink of them, ask for fewer tokens, or give another limit."
         )
+    return sum(planned.values())

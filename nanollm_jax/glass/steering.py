@@ -54,26 +54,29 @@ def steer(model: Model, pairs: Sequence[tuple[Any, Any]], place: str) -> Steerin
     place  one name with axes [B T D], such as "layers.2.out"
     Raises RequestError for what is no pair and for a place that is no vector.
     """
-    passes.on_one_device(model)
-    given = listed(pairs)
-    if not given or any(listed(pair) is None or len(listed(pair) or ()) != 2 for pair in given):
-        raise RequestError(f"pairs is {shown(pairs)}; expected a list of pairs (a text with it, a text without).")
-    names = passes.places_of(model, place)
+    names = passes.places_of(passes.on_one_device(model), place)
     if len(names) != 1 or [*names.values()] != [["B", "T", "D"]]:
         raise RequestError(f"place is {shown(place)}; expected one name with axes B T D, such as layers.2.out.")
     (name,) = names
+    return Steering(name, differences(model, pairs, [name])[name])
+
+
+def differences(model: Model, pairs: Sequence[tuple[Any, Any]], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The mean difference between the texts of pairs at each of some places, {name: [D] float32}. Raises as steer."""
+    given = listed(pairs)
+    if not given or any(listed(pair) is None or len(listed(pair) or ()) != 2 for pair in given):
+        raise RequestError(f"pairs is {shown(pairs)}; expected a list of pairs (a text with it, a text without).")
     texts = [passes.text_of(model, ids) for pair in given for ids in encode_prompts(model, list(pair))[0]]
     longest = max(texts, key=lambda text: len(text.ids))
     tokens = np.zeros((len(texts), longest.padded[0].shape[1]), np.int32)
     count = np.array([len(text.ids) for text in texts], np.int32)
     for n, text in enumerate(texts):
         tokens[n, : len(text.ids)] = text.ids
+    keep = tuple((name, at_last) for name in names)
     vectors = passes.in_rows(
-        lambda *arrays: passes.run(passes.keep_values, model, *arrays, keep=((name, at_last),)),
-        (tokens, count),
-        tokens.shape[1],
-    )[name].astype(np.float32)
-    return Steering(name, (vectors[0::2] - vectors[1::2]).mean(0))
+        lambda *arrays: passes.run(passes.keep_values, model, *arrays, keep=keep), (tokens, count), tokens.shape[1]
+    )
+    return {name: (x[0::2].astype(np.float32) - x[1::2].astype(np.float32)).mean(0) for name, x in vectors.items()}
 
 
 def at_last(value: jax.Array, seen: Mapping[str, jax.Array]) -> jax.Array:

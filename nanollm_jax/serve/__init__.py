@@ -16,7 +16,9 @@ What happens to one request, in the order of the files:
     calls.py          what one HTTP request waits for, on its way between the two
     replies.py        answers to the JSON that clients expect; logprobs.py their tokens one by one
     events.py         the same piece by piece: server-sent events
-    pages.py          the page at / for who has no client, whose files stand in page/
+    pages.py          pages for who has no client: the chat at /, and the glass box
+    watching.py       the routes of the glass box; watcher.py the thread and the engine that it has for itself
+    timeline.py       what the serving engine did lately; looking.py a server of the glass box alone
     refusals.py       whatever is wrong, in the one shape that clients read
     metrics.py        counts and durations, for Prometheus
 """

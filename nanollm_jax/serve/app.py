@@ -15,8 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from nanollm_jax.serve import watching
 from nanollm_jax.serve.guards import Guards, Json, refused, service_of
-from nanollm_jax.serve.pages import page
+from nanollm_jax.serve.looking import Looking
+from nanollm_jax.serve.pages import CHAT, GLASS, page_of
 from nanollm_jax.serve.refusals import Refusal
 from nanollm_jax.serve.service import Service
 from nanollm_jax.serve.tokens import detokenize, tokenize, tokenizer_info
@@ -24,18 +26,35 @@ from nanollm_jax.serve.vectors import embeddings
 from nanollm_jax.serve.writing import chat_completions, completions
 
 
-def make_app(service: Service, ended: Callable[[], None] = lambda: None) -> Starlette:
+def make_app(service: Service | Looking, ended: Callable[[], None] = lambda: None) -> Starlette:
     """The app of a service; ended() is called when its engine has failed, after everybody was told."""
 
     @asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
-        def engine_ended() -> None:
-            service.engine_ended()
-            ended()
-
-        service.thread.begin(asyncio.get_running_loop(), engine_ended)
+        service.begin(asyncio.get_running_loop(), ended)
         yield
 
+    options = service.options
+    routes = openai_routes() if isinstance(service, Service) else [Route("/", page_of(GLASS))]
+    routes += glass_routes() if service.watcher is not None else []
+    cors = Middleware(
+        CORSMiddleware, allow_origins=options.origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+        expose_headers=["x-nanollm-seed", "x-request-id", "retry-after"],
+    )  # fmt: skip
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(Guards, options), *([cors] if options.origins else [])],
+        exception_handlers={HTTPException: no_route, Refusal: no},
+        lifespan=life,
+    )
+    app.state.service, app.state.options, app.state.watcher = service, options, service.watcher
+    app.state.timeline = service.thread.timeline if isinstance(service, Service) else None
+    app.state.created = int(time.time())
+    return app
+
+
+def openai_routes() -> list[Route]:
+    """Those of OpenAI's API and what goes with them, and the page that chats."""
     get = {
         "/models": models, "/models/{name:path}": one_model, "/tokenizer_info": tokenizer_info, "/health": health,
         "/metrics": metrics, "/rows": rows, "/version": version,
@@ -50,20 +69,23 @@ def make_app(service: Service, ended: Callable[[], None] = lambda: None) -> Star
         for path, endpoint in paths.items()
         for prefix in ("/v1", "")
     ]
-    routes += [Route("/", page), Route("/page/{name}", page)]
-    cors = Middleware(
-        CORSMiddleware, allow_origins=service.options.origins, allow_methods=["GET", "POST"], allow_headers=["*"],
-        expose_headers=["x-nanollm-seed", "x-request-id", "retry-after"],
-    )  # fmt: skip
-    app = Starlette(
-        routes=routes,
-        middleware=[Middleware(Guards, service), *([cors] if service.options.origins else [])],
-        exception_handlers={HTTPException: no_route, Refusal: no},
-        lifespan=life,
-    )
-    app.state.service = service
-    app.state.created = int(time.time())
-    return app
+    chat = page_of(CHAT)
+    return [*routes, Route("/", chat), Route("/page/{name}", chat)]
+
+
+def glass_routes() -> list[Route]:
+    """Those of the glass box, and its page."""
+    page = page_of(GLASS)
+    get = {
+        "": page, "/page/{name}": page, "/about": watching.about, "/example": watching.example,
+        "/runs/{name}/values": watching.values, "/engine": watching.engine,
+    }  # fmt: skip
+    post = {"/runs": watching.runs, "/tree": watching.tree, "/patch": watching.patch}
+    return [
+        Route("/glass" + path, endpoint, methods=[method])
+        for method, paths in (("GET", get), ("POST", post))
+        for path, endpoint in paths.items()
+    ]
 
 
 async def no(request: Request, refusal: Exception) -> Response:

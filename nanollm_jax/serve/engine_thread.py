@@ -25,6 +25,7 @@ from nanollm_jax.serve.calls import Call, Piece
 from nanollm_jax.serve.followers import Followers
 from nanollm_jax.serve.metrics import Metrics
 from nanollm_jax.serve.refusals import Refusal, refusal_of
+from nanollm_jax.serve.timeline import Timeline
 from nanollm_jax.serve.turns import Embed, Turn, cancel, noted, ready
 from nanollm_jax.serve.watchdog import Watchdog
 
@@ -54,6 +55,7 @@ class EngineThread(threading.Thread):
         """
         super().__init__(name="engine", daemon=True)
         self.engine, self.metrics, self.context, self.followers = engine, metrics, context, followers
+        self.timeline = Timeline(engine.rows)
         self.watchdog = Watchdog(limit, lambda: self.fail(Stuck(f"a step has not ended within {limit:g} s")))
         self.wake = threading.Condition()
         self.notes: deque[Callable[[], None]] = deque()
@@ -203,7 +205,10 @@ class EngineThread(threading.Thread):
             grown = self.engine.step()
         self.seen = noted(self.seen, grown)
         pieces = [(*self.owners[ticket], self.piece(ticket)) for ticket in grown if ticket in self.owners]
-        self.metrics.stepped(self.engine, time.perf_counter() - begun, watch.programs)
+        events = list(self.engine.events)
+        self.engine.events.clear()
+        self.timeline.note(begun, events)
+        self.metrics.stepped(self.engine, events, time.perf_counter() - begun, watch.programs)
         if pieces:
             assert self.loop is not None
             self.loop.call_soon_threadsafe(self.deliver, pieces)

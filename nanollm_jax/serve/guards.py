@@ -20,10 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanollm_jax.serve.bodies import read_object
 from nanollm_jax.serve.refusals import Refusal
-from nanollm_jax.serve.service import Service
+from nanollm_jax.serve.service import Options, Service
 
 log = logging.getLogger("nanollm.serve")
-OPEN = frozenset(("/", "/health", "/version", "/metrics"))  # without a key
+OPEN = frozenset(("/", "/glass", "/health", "/version", "/metrics"))  # without a key
 GONE = 499  # nobody reads this answer; a number for the log
 SHOWN = 4000  # bytes of a body that the log has, where it may have any
 SECONDS = 60.0  # in which a body has to arrive
@@ -52,8 +52,8 @@ def service_of(request: Request) -> Service:
 class Guards:
     """Around the app: refuses what must not come in, says so in one shape, and writes the log."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service = app, service
+    def __init__(self, app: ASGIApp, options: Options) -> None:
+        self.app, self.options = app, options
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -93,20 +93,21 @@ class Guards:
         """The number of the caller's key. Raises Refusal."""
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
-        options = self.service.options
+        options = self.options
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         if options.hosts and hostname(host) not in options.hosts:
             raise Refusal(
                 403, "the Host header names another server; nanollm serve --allow-host adds one.", code="host"
             )
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if origin and origin not in options.origins and "*" not in options.origins and site(origin) != host:
+        origins = () if path.startswith("/glass") else options.origins  # what is inside is for this server's own page
+        if origin and origin not in origins and "*" not in origins and site(origin) != host:
             raise Refusal(
                 403, "the Origin header names another site; nanollm serve --cors-origin adds one.", code="origin"
             )
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path in OPEN or path.startswith("/page/") or scope["method"] == "OPTIONS":
+        if path in OPEN or path.startswith(("/page/", "/glass/page/")) or scope["method"] == "OPTIONS":
             return None
-        return self.service.check_key(headers.get(b"authorization", b"").decode("latin-1"))
+        return options.check_key(headers.get(b"authorization", b"").decode("latin-1"))
 
 
 def hostname(host: str) -> str:
@@ -135,7 +136,8 @@ async def read_json(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise Refusal(415, f"the body is {kind[:80] or 'of no type'}; send content-type: application/json.")
-    most = service_of(request).options.body
+    options: Options = request.app.state.options
+    most = options.body
     too_much = Refusal(413, f"the body is larger than {most:,} bytes.")
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > most:
@@ -149,6 +151,6 @@ async def read_json(request: Request) -> dict[str, Any]:
                     raise too_much
     except TimeoutError:
         raise Refusal(408, f"the body did not arrive within {SECONDS:g} s.") from None
-    if service_of(request).options.log_prompts:
+    if options.log_prompts:
         log.info("asked: %s", data[:SHOWN].decode("utf-8", "replace").encode("unicode_escape").decode())
     return read_object(bytes(data))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from nanollm_jax.engine.engine import Engine
-from nanollm_jax.engine.rows import Slot, Ticket
+from nanollm_jax.engine.rows import Event, Slot, Ticket
 
 PREFIX = "nanollm:"
 FIRST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)  # seconds
@@ -126,13 +126,12 @@ class Metrics:
             del self.times[ticket]
             self.ended.labels(self.model, "scored").inc()
 
-    def stepped(self, engine: Engine, seconds: float, compiled: int) -> None:
-        """The engine has made a step."""
+    def stepped(self, engine: Engine, events: Sequence[Event], seconds: float, compiled: int) -> None:
+        """The engine has made a step, in which these events were."""
         self.steps.inc()
         self.seconds.inc(seconds)
         self.compiled.inc(compiled)
-        while engine.events:
-            event = engine.events.popleft()
+        for event in events:
             if event.what == "chunk":
                 self.offered += engine.rows * event.amount
             elif event.what == "drafted":

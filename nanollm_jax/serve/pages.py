@@ -1,21 +1,23 @@
-"""GET /: a page for who has no client. Its files stand in page/, as they are sent: no build, and nothing from elsewhere."""
+"""Pages for who has no client: the chat at /, the glass box at /glass. Their files are sent as they stand: no build, nothing
+from elsewhere.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nanollm_jax import glass
 from nanollm_jax.serve.refusals import Refusal
 
-FOLDER = Path(__file__).with_name("page")
 KINDS = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
 }
-FILES = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in KINDS}
 # a page that loads nothing from elsewhere, sends nothing elsewhere, and stands in no other page
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
@@ -24,9 +26,22 @@ HEADERS = {
 }  # fmt: skip
 
 
-async def page(request: Request) -> Response:
-    """GET / and GET /page/{name}"""
-    name = request.path_params.get("name", "index.html")
-    if name not in FILES:
-        raise Refusal(404, f"there is nothing at {request.url.path[:200]}.", code="not_found")
-    return Response(FILES[name], media_type=KINDS[Path(name).suffix], headers=HEADERS)
+def files(folder: Path) -> dict[str, bytes]:
+    """What stands in a folder of a page, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in KINDS}
+
+
+CHAT = files(Path(__file__).with_name("page"))
+GLASS = files(Path(str(glass.__file__)).with_name("page"))
+
+
+def page_of(files: dict[str, bytes]) -> Callable[[Request], Awaitable[Response]]:
+    """What answers for a page: its index.html, and the files that this asks for, {name}."""
+
+    async def page(request: Request) -> Response:
+        name = request.path_params.get("name", "index.html")
+        if name not in files:
+            raise Refusal(404, f"there is nothing at {request.url.path[:200]}.", code="not_found")
+        return Response(files[name], media_type=KINDS[Path(name).suffix], headers=HEADERS)
+
+    return page

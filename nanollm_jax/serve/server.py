@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nanollm_jax.errors import RequestError
 from nanollm_jax.serve.app import make_app
+from nanollm_jax.serve.looking import Looking
 from nanollm_jax.serve.refusals import Refusal
 from nanollm_jax.serve.service import Service
 
@@ -83,7 +84,7 @@ class Connection(H11Protocol):
 class Server(uvicorn.Server):
     """Ends at the first SIGTERM or Ctrl-C when what runs has finished, or after `drain` seconds; at the second at once."""
 
-    def __init__(self, service: Service, drain: float) -> None:
+    def __init__(self, service: Service | Looking, drain: float) -> None:
         """drain: seconds that answers under way are given."""
         self.service, self.drain = service, drain
         self.signalled = 0
@@ -117,6 +118,12 @@ class Server(uvicorn.Server):
             self.should_exit = not self.service.under_way or self.drain <= -1
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let go of who holds a watched run open, then end as uvicorn does."""
+        if self.service.watcher is not None:
+            self.service.watcher.close()
+        await super().shutdown(sockets)
+
     def engine_ended(self) -> None:
         """A step has failed or a process is lost, and everybody was told."""
         log.error("the engine failed", exc_info=self.service.thread.broken)
@@ -141,13 +148,14 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run(service: Service, bound: socket.socket, drain: float) -> int:
+def run(service: Service | Looking, bound: socket.socket, drain: float) -> int:
     """Serve until a signal ends it. Returns the exit code."""
     server = Server(service, drain)
     with plain_log():
         server.run(sockets=[bound])
         code = FAILED if service.thread.broken is not None else 0
-        if not service.thread.end(ENDING):
+        watched = service.watcher is None or service.watcher.end(ENDING)
+        if not (watched and service.thread.end(ENDING)):
             os._exit(code)  # a thread inside a compiled program makes Python crash at its end
         if service.followers:
             if service.thread.warm and not code:

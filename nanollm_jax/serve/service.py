@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from nanollm_jax.serve.followers import Followers
 from nanollm_jax.serve.metrics import Metrics
 from nanollm_jax.serve.refusals import Refusal, busy
 from nanollm_jax.serve.turns import Embed
+from nanollm_jax.serve.watcher import Watcher
 
 log = logging.getLogger("nanollm.serve")
 
@@ -56,16 +58,31 @@ class Options:
     root_path: str = ""
     log_prompts: bool = False
 
+    def check_key(self, authorization: str) -> int | None:
+        """Whose request it is: the number of its key, None where none is needed. Raises Refusal."""
+        if not self.keys:
+            return None
+        kind, _, given = authorization.partition(" ")
+        same = [hmac.compare_digest(key.encode(), given.strip().encode()) for key in self.keys]
+        if kind.lower() != "bearer" or not any(same):
+            message = "the API key is missing or wrong; send it as the header `Authorization: Bearer KEY`."
+            raise Refusal(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+        return same.index(True)
+
 
 @dataclass
 class Service:
-    """One model, one engine, and the requests under way. followers are the other processes that run the same engine."""
+    """One model, one engine, and the requests under way.
+
+    followers are the other processes that run the same engine; watcher has the glass box, where there is one.
+    """
 
     model: Model
     engine: Engine
     options: Options
     version: str
     followers: Followers = field(default_factory=Followers)
+    watcher: Watcher | None = None
     draining: bool = False
     under_way: dict[int, Call] = field(default_factory=dict)
     tokens_under_way: int = 0
@@ -80,16 +97,16 @@ class Service:
         block = f"-block{1 + self.engine.spare}" if self.engine.spare else ""
         self.fingerprint = f"nanollm-{self.version}-rows{self.engine.rows}-piece{self.engine.piece}{block}"
 
-    def check_key(self, authorization: str) -> int | None:
-        """Whose request it is: the number of its key, None where none is needed. Raises Refusal."""
-        if not self.options.keys:
-            return None
-        kind, _, given = authorization.partition(" ")
-        same = [hmac.compare_digest(key.encode(), given.strip().encode()) for key in self.options.keys]
-        if kind.lower() != "bearer" or not any(same):
-            message = "the API key is missing or wrong; send it as the header `Authorization: Bearer KEY`."
-            raise Refusal(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
-        return same.index(True)
+    def begin(self, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> None:
+        """The loop has begun; ended() is called in it when the engine has failed, after everybody was told."""
+
+        def engine_ended() -> None:
+            self.engine_ended()
+            ended()
+
+        self.thread.begin(loop, engine_ended)
+        if self.watcher is not None:
+            self.watcher.begin(loop)
 
     def check_model(self, name: str | None) -> str:
         """The name of the model that is asked for. Raises Refusal for another one."""

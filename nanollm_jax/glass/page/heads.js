@@ -1,6 +1,7 @@
 // Where the heads looked: all of them small, one of them large, and what it read when one token was chosen.
 //   const part = heads(story, { onpick: (t) => ... })
 //   part.node     part.show(t)     the heads of the choice of token t
+// rows: async (layer) => (head, t) => all weights of the choice of token t; where there is more to be had than the story has.
 
 import { chips } from "./chips.js";
 import { grid } from "./grid.js";
@@ -28,7 +29,7 @@ function picture(story, layer, n) {
   return canvas;
 }
 
-export function heads(story, { onpick }) {
+export function heads(story, { onpick, rows }) {
   const { size } = story;
   const title = element("h3");
   const read = chips({ label: "What this head read", onpick });
@@ -37,6 +38,7 @@ export function heads(story, { onpick }) {
 
   const name = (l, n) => `layer ${story.layers[l]}, head ${n}`;
   const whole = () => story.layers[chosen[0]] === story.head.rows;
+  const fetched = new Map(); // of layers, what rows() gave
   const overview = grid({
     label: "All heads, a row for each layer",
     rows: story.layers.length, columns: story.heads, row: (r) => `${story.layers[r]}`,
@@ -70,7 +72,7 @@ export function heads(story, { onpick }) {
   }
 
   function seen(t) {
-    const row = whole() ? story.row(chosen[1], t) : null;
+    const row = fetched.get(chosen[0])?.(chosen[1], t) ?? (whole() ? story.row(chosen[1], t) : null);
     if (row) return row;
     const found = {};
     for (const { place, weight } of story.looked(...chosen, t)) found[place] = weight;
@@ -86,8 +88,15 @@ export function heads(story, { onpick }) {
     overview.pick(...chosen);
   }
 
-  function choose(layer, n) {
+  async function choose(layer, n) {
     chosen = [layer, n];
+    draw();
+    if (!rows || fetched.has(layer)) return;
+    fetched.set(layer, await rows(story.layers[layer]));
+    if (chosen[0] === layer) draw();
+  }
+
+  function draw() {
     weights = new Map();
     for (let t = 1; t < size; t++) weights.set(t - 1, seen(t));
     large.draw();

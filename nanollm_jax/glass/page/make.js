@@ -2,7 +2,7 @@
 //   element("p", { className: "quiet" }, "text", child)      svg("rect", { x: 1, width: 2 })
 //   fitted(node, draw)   calls draw(width in pixels) now and whenever the node's width or the colours change
 //   ink("--warm")        a colour of style.css as it is now, for a canvas
-//   percent(0.421) "42%"      signed(1.5) "+1.50"
+//   size(3145728) "3.15 MB"      percent(0.421) "42%"      signed(1.5) "+1.50"
 //   visible(" a\n") " a↵": a token as a label, whole; ◇ is what would turn the direction of writing
 //   word(" a") "a": the same in a sentence, without spaces around it
 
@@ -44,6 +44,11 @@ export function percent(chance) {
   if (!(chance >= 0)) return "";
   const shown = 100 * chance;
   return shown >= 9.95 ? `${Math.round(shown)}%` : shown >= 0.1 ? `${shown.toFixed(1)}%` : shown > 0 ? "<0.1%" : "0%";
+}
+
+export function size(bytes) {
+  const step = bytes < 1e3 ? 0 : bytes < 1e6 ? 1 : bytes < 1e9 ? 2 : 3;
+  return `${(bytes / 1000 ** step).toPrecision(3)} ${["B", "kB", "MB", "GB"][step]}`;
 }
 
 export function signed(number, digits = 2) {

@@ -10,6 +10,7 @@
 //   story.row(n, t)         all weights of head n of layer head.rows, where they are kept; else null
 //   story.shares(t)         { heads [L][N], mlps [L], embedding, bias, rest, against }, or null
 //   story.array(name)       { data, shape, letters } as it was sent
+// Data is base64 in a report; a page fetches bytes, and of the arrays those alone that it shows.
 
 const KINDS = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float16: Uint16Array, float32: Float32Array };
 const AWAY = 65535; // a place that is not shown
@@ -23,8 +24,7 @@ function half(bits) {
 }
 
 function unpacked({ data, dtype, shape, letters }) {
-  const text = atob(data);
-  const bytes = Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+  const bytes = typeof data === "string" ? Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0)) : new Uint8Array(data);
   const found = new KINDS[dtype](bytes.buffer);
   return { data: dtype === "float16" ? Float32Array.from(found, half) : found, shape, letters: letters.split(" ") };
 }
@@ -79,7 +79,7 @@ export function decode({ head, arrays }) {
     head, size, array, said, looked, row, shares,
     token: (t) => ({ text: head.tokens[t], name: head.names[t], surprise: surprise[t], chance: Math.exp(-surprise[t]), given: t < head.given }),
     alternatives: (t) => said(head.depths.length - 1, t),
-    layers: Array.from(found["heads.layers"].data),
-    heads: found["heads.places"].shape[1],
+    layers: Array.from(found["heads.layers"]?.data ?? []),
+    heads: found["heads.places"]?.shape[1] ?? 0,
   };
 }

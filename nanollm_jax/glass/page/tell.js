@@ -3,9 +3,9 @@
 // Left and right anywhere in root pick the token before and behind.
 
 import { chips } from "./chips.js";
-import { grid } from "./grid.js";
 import { heads } from "./heads.js";
-import { element, percent, visible, word } from "./make.js";
+import { lens } from "./lens.js";
+import { element, percent, size, visible, word } from "./make.js";
 import { bars, line } from "./plot.js";
 import { shares } from "./shares.js";
 
@@ -15,11 +15,6 @@ function section(title, says, ...children) {
 
 const count = (number) => Number(number).toLocaleString("en");
 const tokens = (number) => `${count(number)} token${number === 1 ? "" : "s"}`;
-
-function size(bytes) {
-  const step = bytes < 1e3 ? 0 : bytes < 1e6 ? 1 : bytes < 1e9 ? 2 : 3;
-  return `${(bytes / 1000 ** step).toPrecision(3)} ${["B", "kB", "MB", "GB"][step]}`;
-}
 
 function lasting(seconds) {
   return seconds < 1e-3 ? `${(seconds * 1e6).toPrecision(3)} µs` : seconds < 1 ? `${(seconds * 1e3).toPrecision(3)} ms` : `${seconds.toPrecision(3)} s`;
@@ -50,23 +45,6 @@ function textPart(story, pick) {
     element("div", { className: "text" }, element("div", {}, text.node, key), element("aside", {}, sentence, list)),
     element("h3", { textContent: "Surprise: minus the logarithm of each token's probability" }), curve);
   return { part, show };
-}
-
-/** What the model would have said at each depth. */
-function lensPart(story, pick) {
-  const { depths } = story.head;
-  const P = depths.length;
-  const name = (r) => ({ embedding: "embedding", final_norm: "what it said" })[depths[P - 1 - r]] ?? `layer ${depths[P - 1 - r].split(".")[1]}`;
-  const at = (r, c) => story.said(P - 1 - r, c + 1);
-  const map = grid({
-    label: "What the model would have said at each depth", rows: P, columns: story.size - 1,
-    row: name, column: (c) => visible(story.head.tokens[c + 1] || story.head.names[c + 1]),
-    value: (r, c) => at(r, c).best[0].chance, text: (r, c) => visible(at(r, c).best[0].word),
-    says: (r, c) => (r === null ? "" : `${name(r)}: ${at(r, c).best.map((one) => `“${word(one.word)}” ${percent(one.chance)}`).join(", ")}; what followed had ${percent(at(r, c).next)}`),
-    onpick: (r, c) => pick(c + 1, r), least: 66, most: 110, highest: 26, left: 92, below: 24, whole: true,
-  });
-  const part = section("From layer to layer", "What the model would have said had it stopped after each layer. Read a column from the bottom up: the answer comes into sight.", map.node);
-  return { part, show: (t, row = 0) => t > 0 && map.pick(row, t - 1) };
 }
 
 /** Bytes and time. */
@@ -116,7 +94,9 @@ export function tell(root, story) {
   const step = element("output", { className: "step" });
   const go = (label, by) => element("button", { type: "button", textContent: label, ariaLabel: by < 0 ? "The token before" : "The token behind", onclick: () => pick(now + by) });
   const bar = element("nav", { className: "stepper", ariaLabel: "Picked token" }, go("‹", -1), step, go("›", 1));
-  const parts = [textPart(story, pick), lensPart(story, pick)];
+  const depths = lens(story, { onpick: pick });
+  const parts = [textPart(story, pick)];
+  parts.push({ show: depths.show, part: section("From layer to layer", "What the model would have said had it stopped after each layer. Read a column from the bottom up: the answer comes into sight.", depths.node) });
   const looked = heads(story, { onpick: pick });
   parts.push({ show: looked.show, part: section("Where it looked", "Every head reads from some tokens before. The strongest places of each are kept; pick a head, and the text shows what it read.", looked.node) });
   if (story.shares(1)) {

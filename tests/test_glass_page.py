@@ -1,0 +1,219 @@
+"""The page of a live model in a real browser, as wide as a desk's and a phone's, by day and by night."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import serving
+
+import nanollm_jax as nano
+from nanollm_jax.glass.changes import Edits, Steer
+from nanollm_jax.glass.runs import Run
+from nanollm_jax.serve.looking import Looking
+from nanollm_jax.serve.service import Options
+from nanollm_jax.serve.watcher import Watcher
+
+pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
+VIEWS = ("lens", "looked", "wrote", "change", "tree", "cache", "engine")
+PAINTED = """() => [...document.querySelectorAll("#view canvas")].filter(canvas => {
+  if (!canvas.width || !canvas.height) return false;
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  return copy.getImageData(0, 0, canvas.width, canvas.height).data.some((byte, n) => n % 4 === 3 && byte);
+}).length"""
+
+
+MOVED = """(slider, value) => {
+  slider.value = value;
+  for (const kind of ["input", "change"]) slider.dispatchEvent(new Event(kind));
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    with api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def looking(model):
+    return Looking(Watcher(model), Options(names=("bundled",), context=256, hosts=serving.HOSTS, silence=0.2))
+
+
+class Hostile:
+    """A tokenizer whose tokens are markup."""
+
+    def __init__(self, tokenizer):
+        self.own = tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self.own, name)
+
+    def piece(self, token):
+        return f"<img src=x onerror=alert({token})>"
+
+    def token_bytes(self, token):
+        return f"<img src=x onerror=alert({token})>".encode()
+
+    def decoder(self, **_):
+        class Decoder:
+            push = staticmethod(lambda token: f"<img src=x onerror=alert({token})>")
+            finish = staticmethod(str)
+
+        return Decoder()
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    one = looking(nano.load(dtype="float32"))
+    with serving.running(one) as port:
+        yield one, f"http://127.0.0.1:{port}/"
+
+
+@pytest.fixture
+def opened(browser):
+    """A page in a window, what it complained of, and what it asked of others."""
+    contexts, wrong = [], []
+
+    def opening(base, width, height, scheme):
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=width < 500
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
+        page.on("request", lambda request: None if request.url.startswith(base) else wrong.append(request.url))
+        page.goto(base)
+        page.wait_for_selector("body[data-ended]", timeout=240_000)
+        return page
+
+    yield opening
+    for context in contexts:
+        context.close()
+    assert [line for line in wrong if "400 (Bad Request)" not in line] == []
+
+
+def text(page, row):
+    return "".join(page.locator(".pair article").nth(row).locator(".chip").all_text_contents())
+
+
+def written(page, before):
+    """Wait until another run than this one has ended."""
+    page.wait_for_selector(f"body[data-ended]:not([data-ended='{before}'])", timeout=120_000)
+    return page.locator("body").get_attribute("data-ended")
+
+
+SIZES = [(1440, 900, "light"), (390, 844, "dark")]
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), SIZES)
+def test_the_example_and_every_view(bundled, opened, width, height, scheme):
+    """On opening a finished example; chips are the text, each view shows something, nothing sticks out; keys go through it."""
+    one, base = bundled
+    page = opened(base, width, height, scheme)
+    box = one.watcher.runs["example"].run.box
+    for row, answer in enumerate(box.answers):
+        assert text(page, row) == "Once upon a time, there was a little girl" + answer.text
+    assert "scared" in text(page, 1) and "scared" not in text(page, 0)
+    picked = page.locator(".texts .chip[aria-selected=true]")
+    assert picked.count() == 1 and "fork" in picked.get_attribute("class")
+    assert page.locator("aside .bar").count() >= 5
+    for view in VIEWS:
+        page.click(f"[data-view={view}]")
+        ready = {"change": ".board .head", "tree": ".tree .leaf", "engine": ".lanes rect", "wrote": "#view .bar"}
+        page.wait_for_selector(f"#view {ready.get(view, 'canvas').removeprefix('#view ')}", timeout=60_000)
+        if view in ("lens", "looked", "cache", "wrote"):
+            assert serving.until(lambda: page.evaluate(PAINTED) >= 1), view
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+    assert page.locator(".lanes .piece").count() == 2 and page.locator(".lanes .chunk").count() > 4
+    page.focus("[data-view=engine]")
+    page.keyboard.press("Home")
+    assert page.locator("[data-view=lens]").get_attribute("aria-selected") == "true"
+    page.locator("body").click(position={"x": 3, "y": 3})
+    before = int(picked.get_attribute("data-t"))
+    page.keyboard.press("ArrowRight")
+    assert int(picked.get_attribute("data-t")) == before + 1
+    page.locator(".pair article").first.locator(".chip").nth(20).click()
+    assert page.locator("#view .says").text_content().startswith("what it said: “")
+    assert page.locator(".switch [aria-pressed=true]").text_content() == "Plain"
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), SIZES[:1])
+def test_writing_and_changing(bundled, opened, width, height, scheme):
+    """A text of one's own is the generation's; edits change the one beside it, and at strength 0 it is the plain one."""
+    one, base = bundled
+    model = one.watcher.model
+    page = opened(base, width, height, scheme)
+    ended = page.locator("body").get_attribute("data-ended")
+    page.click("[data-view=change]")
+    page.get_by_text("Undo all changes").click()
+    ended = written(page, ended)
+    assert page.locator(".pair article").count() == 1
+    page.fill("#prompt", "The dog")
+    page.fill("#max_tokens", "20")
+    page.fill("#temperature", "0.9")
+    page.fill("#seed", "7")
+    page.press("#prompt", "Enter")
+    ended = written(page, ended)
+    sampling = model.defaults.sampling.replace(temperature=0.9)
+    plain = nano.generate(model, "The dog", max_new_tokens=20, seed=7, sampling=sampling, rows=2)
+    assert text(page, 0) == "The dog" + plain.text
+    for strength, same in (("0", True), ("2", False)):
+        page.locator("#strength").evaluate(MOVED, strength)
+        ended = written(page, ended)
+        assert text(page, 0) == "The dog" + plain.text and (text(page, 1) == text(page, 0)) == same
+    steer = Steer("The monster was very angry", "The girl was very happy", 2, 2.0, "answer")
+    run = Run(model, "The dog", max_new_tokens=20, seed=7, sampling=sampling, edits=Edits(steer=steer))
+    *_, (_, told) = run.write()
+    assert text(page, 1) == "The dog" + told["rows"][1]["text"]
+    page.get_by_text("Undo all changes").click()
+    ended = written(page, ended)
+    page.focus("[data-head='3 1']")
+    page.keyboard.press("Space")
+    ended = written(page, ended)
+    assert page.locator("[data-head='3 1']").get_attribute("aria-checked") == "false"
+    assert "without head 3.1" in page.locator(".pair article").nth(1).text_content() and text(page, 1) != text(page, 0)
+    page.locator(".fields input[placeholder]").fill("The cat")
+    page.get_by_text("Where is the difference kept?").click()
+    page.wait_for_selector(".compared canvas")
+    page.locator(".compared canvas").click(position={"x": 80, "y": 10})
+    ended = written(page, ended)
+    assert "as in “The cat”" in page.locator(".pair article").nth(1).text_content()
+    page.click("[data-view=tree]")
+    page.locator(".pair article").first.locator(".chip").nth(3).click()
+    page.wait_for_selector(".tree .leaf")
+    leaf = page.locator(".tree .leaf").first
+    begun = leaf.get_attribute("aria-label").removeprefix("go on with ")
+    leaf.focus()
+    page.keyboard.press("Enter")
+    ended = written(page, ended)
+    assert text(page, 0).startswith(page.input_value("#prompt")) and page.input_value("#prompt").endswith(begun)
+    page.fill("#max_tokens", "100000")
+    page.evaluate("document.getElementById('ask').noValidate = true")
+    page.press("#prompt", "Enter")
+    page.wait_for_selector("#state.wrong")
+    assert "100000 new tokens is more than the model's" in page.locator("#state").text_content()
+    page.close()
+    assert serving.until(lambda: set(one.watcher.runs) == {"example"})
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), SIZES[1:])
+def test_tokens_that_are_markup_are_text(opened, width, height, scheme):
+    model = serving.tiny()
+    hostile = nano.Model(model.config, model.params, Hostile(model.tokenizer), model.defaults)
+    with serving.running(looking(hostile)) as port:
+        page = opened(f"http://127.0.0.1:{port}/", width, height, scheme)
+        assert text(page, 0).count("<img src=x onerror=alert(") > 40
+        for view in VIEWS:
+            page.click(f"[data-view={view}]")
+            page.wait_for_timeout(400)
+        assert page.locator("img").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
