@@ -98,9 +98,7 @@ def script_of(folder: Path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(
-    "family", ["llama", "gpt2", "mistral", "gemma2", "gemma3_text", "phi3", "qwen3_moe", "olmoe", "gpt_neox"]
-)
+@pytest.mark.parametrize("family", ["gpt2", "mistral", "gemma2", "phi3", "qwen3_moe"])
 def test_families(family, tmp_path):
     """A prompt of more than a piece, an answer past every window, a greedy and a drawn one."""
     model = random_model(family)
@@ -114,10 +112,9 @@ def test_families(family, tmp_path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
-def test_bfloat16(family, tmp_path):
+def test_bfloat16(tmp_path):
     """Weights as they are; each greedy token is the best one but for what bfloat16 cannot tell apart."""
-    config = random_model(family).config
+    config = random_model("qwen3_moe").config
     model = nano.Model(config, nano.init_params(config, jax.random.key(5), jnp.bfloat16))
     folder = nano.export(model, tmp_path / "out", capacity=64)
     ids = script_of(folder).write(folder, [3, 5, 7], 20)

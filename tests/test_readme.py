@@ -80,6 +80,17 @@ def test_commands_of_several_hosts_are_understood(line, capsys):
     assert "--process-id 2 of 2 processes" in capsys.readouterr().err
 
 
+def test_names_of_values_are_the_models():
+    """Whatever is called layers.3.something between quotes is a value that there is, or a pattern that chooses some."""
+    from nanollm_jax.glass.asking import model_names
+    from nanollm_jax.glass.names import expression
+
+    written = set(re.findall(r"[`\"](layers\.[^`\" ]+)[`\"]", README))
+    names = model_names(nano.load())
+    assert len(written) > 12
+    assert not [name for name in written if not any(map(expression(name).fullmatch, names))]
+
+
 def test_make_targets():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"make ([a-z]+)", README)) <= targets
