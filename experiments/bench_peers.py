@@ -60,11 +60,9 @@ class Nano:
 
     def __init__(self, folder: Path, dtype: str) -> None:
         """Load the checkpoint."""
-        import jax
-
         import nanollm_jax as nano
 
-        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))  # for --one-at-a-time
+        nano.keep_compiled(folder / "compiled")  # for --one-at-a-time
         self.nano, self.model = nano, nano.load(folder, dtype=dtype)
 
     def reset(self, rows: int, capacity: int, exact: bool = False) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.dtypes import Dtype, resolve_weights
 from nanollm_jax.errors import CheckpointError
+from nanollm_jax.executables import Persistent
 from nanollm_jax.layout import count as count
 from nanollm_jax.layout import large_matrices, outputs, shapes
 from nanollm_jax.layout import layout as layout
@@ -27,7 +28,7 @@ from nanollm_jax.ops.int8 import quantize
 from nanollm_jax.ops.kept import Weight, name_of
 
 # by the name of a dtype, what it makes of a large matrix [*O *I] that has so many axes of outputs; others keep the array
-MAKERS: dict[str, Callable[[jax.Array, int], Weight]] = {"int8": quantize}
+MAKERS: dict[str, Callable[..., Weight]] = {"int8": Persistent(quantize)}
 
 Params = dict[str, Any]
 
@@ -45,7 +46,9 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = "auto") -> Par
         mean = 1.0 if path.rpartition(".")[2] == "scale" else 0.0
         before = outputs(path, letters[path])
         deviation = 0.1 if before is None else math.prod(shape[before:]) ** -0.5
-        array = draw(jax.random.fold_in(key, zlib.crc32(path.encode())), mean, deviation, shape, kept.activations)
+        array = draw(
+            jax.random.fold_in(key, zlib.crc32(path.encode())), mean, deviation, shape=shape, dtype=kept.activations
+        )
         flat[path] = keep(path, array)
     return nest(flat)
 
@@ -55,7 +58,7 @@ def keeper(config: ModelConfig, dtype: Dtype) -> Callable[[str, jax.Array], Weig
     make, large = MAKERS.get(dtype.name), large_matrices(config)
 
     def keep(path: str, array: jax.Array) -> Weight:
-        return array if make is None or path not in large else jax.block_until_ready(make(array, large[path]))
+        return array if make is None or path not in large else jax.block_until_ready(make(array, outputs=large[path]))
 
     return keep
 
@@ -66,8 +69,9 @@ def dtype_of(params: Params) -> Dtype:
     return resolve_weights(name_of(table), auto=np.dtype(table.dtype).name)
 
 
+@Persistent
 @partial(jax.jit, static_argnames=("shape", "dtype"))
-def draw(key: jax.Array, mean: float, deviation: float, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def draw(key: jax.Array, mean: float, deviation: float, *, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """One normal array, drawn in float32 and rounded once. Compiled once per shape."""
     return (mean + deviation * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 

@@ -1,38 +1,40 @@
-"""Programs kept on disk between processes."""
+"""The folder where compiled programs are kept between processes."""
 
 from __future__ import annotations
 
 import os
 import stat
-import time
-import zlib
 from pathlib import Path
-
-import jax
+from typing import Literal
 
 from nanollm_jax.errors import RequestError
 
 DEFAULT = ("nanollm_jax", "compiled")  # below the folder of the user's caches
-ZSTD = b"\x28\xb5\x2f\xfd"  # how a zstd frame begins
 
 
-def keep_compiled(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Keep every program that is compiled from now on in a folder, and take it from there next time. Returns the folder.
+class Choice:
+    """Where this process keeps them: a folder, or False for nowhere; None until somebody says or the first is compiled."""
 
-    None is the folder that the command line uses, nanollm_jax/compiled in $XDG_CACHE_HOME or else in ~/.cache. A folder is
-    made if need be, for its owner only (mode 700). What lies in it is executed, so one that belongs to another user or that
-    others may write to is a RequestError, as is one that cannot be made. Entries are specific to the versions of jax and to
-    the processor; damaged ones are removed.
+    folder: Path | Literal[False] | None = None
+
+
+CHOICE = Choice()
+
+
+def keep_compiled(folder: str | os.PathLike[str] | Literal[False] | None = None) -> Path | None:
+    """Keep this package's compiled programs in a folder, and take them from there next time. Returns the folder.
+
+    They are kept anyhow, in the folder that None stands for: nanollm_jax/compiled in $XDG_CACHE_HOME or else in ~/.cache.
+    False keeps nothing. A folder is made if need be, for its owner only (mode 700). What lies in it is executed, so one that
+    belongs to another user or that others may write to is a RequestError, as is one that cannot be made. A program is specific
+    to the code, the versions of jax and the processor; a damaged one is replaced. What is compiled by others, jits of your own
+    among them, is left to JAX and its settings.
     """
-    path = own_folder(*DEFAULT) if folder is None else private(Path(os.fspath(folder)))
-    try:
-        remove_damaged(path)
-    except OSError as error:
-        raise RequestError(f"compiled programs cannot be kept in {str(path)!r}: {error}.") from None
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return path
+    if folder is False:
+        CHOICE.folder = False
+        return None
+    CHOICE.folder = own_folder(*DEFAULT) if folder is None else private(Path(os.fspath(folder)))
+    return CHOICE.folder
 
 
 def own_folder(*names: str) -> Path:
@@ -46,46 +48,32 @@ def private(path: Path) -> Path:
     Raises RequestError where it cannot be made, belongs to another user, or others may write to it.
     """
     try:
-        path = path.expanduser()
+        path = path.expanduser().absolute()
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = path.stat()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: nobody's home; ValueError: no name for a file
         raise RequestError(f"compiled programs cannot be kept in {str(path)!r}: {error}.") from None
-    owner = os.getuid() if hasattr(os, "getuid") else status.st_uid
-    if status.st_uid != owner or (os.name == "posix" and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+    if not only_ours(status):
         raise RequestError(
             f"{path} belongs to another user, or others may write to it (mode {stat.S_IMODE(status.st_mode):o}); programs "
             "from it would be executed: take another folder, or chmod 700."
         )
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise RequestError(f"compiled programs cannot be kept in {str(path)!r}: nothing can be written there.")
     return path
 
 
-def remove_damaged(folder: Path) -> None:
-    """Remove the entries that a full disk or the end of a process left incomplete. Raises OSError.
-
-    JAX would warn of them and compile anew in every process, for it writes no entry where there is one. Each is looked at
-    once: the time of the last look is that of a file beside them.
-    """
-    mark, now = folder / "checked", time.time_ns()
-    last = mark.stat().st_mtime_ns if mark.exists() else 0
-    for entry in folder.glob("*-cache"):
-        if entry.stat().st_mtime_ns >= last - 10**9 and not is_whole(entry.read_bytes()):  # clocks of files are coarse
-            entry.unlink(missing_ok=True)
-    mark.touch()
-    os.utime(mark, ns=(now, now))
+def only_ours(status: os.stat_result) -> bool:
+    """Does a file or folder belong to this user, and may nobody else write to it?"""
+    owner = os.getuid() if hasattr(os, "getuid") else status.st_uid
+    return status.st_uid == owner and not (os.name == "posix" and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
-def is_whole(entry: bytes) -> bool:
-    """Whether an entry can be decompressed, which a part of one cannot. JAX compresses with zstd where there is one."""
-    try:
-        if entry.startswith(ZSTD):
-            import zstandard
-
-            zstandard.ZstdDecompressor().decompress(entry)
-        else:
-            zlib.decompress(entry)
-    except ImportError:
-        return True  # another environment's, and no one here will read it
-    except Exception:  # zlib.error, zstandard.ZstdError
-        return False
-    return True
+def folder() -> Path | None:
+    """Where programs are kept now: what keep_compiled was told, or else the default; None for nowhere."""
+    if CHOICE.folder is None:
+        try:
+            keep_compiled()
+        except RequestError:  # nobody has asked for it
+            CHOICE.folder = False
+    return CHOICE.folder or None

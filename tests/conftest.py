@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -71,7 +72,7 @@ def compiled_programs_end_some_time():
     """Two thousand tests leave gigabytes of them; but the next file may use them again."""
     yield
     if mapped() > MANY:
-        jax.clear_caches()
+        forget()
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +80,7 @@ def compiled_programs_end_in_time():
     """Also within a file of hundreds of tests, though what its tests share is then compiled again."""
     yield
     if next(TESTS) % 16 == 0 and mapped() > TOO_MANY:
-        jax.clear_caches()
+        forget()
 
 
 def mapped() -> int:
@@ -96,15 +97,25 @@ def machine_measured_in_no_time():
         yield
 
 
+def forget():
+    """All of them, those that are ours too."""
+    jax.clear_caches()
+    for module in [module for name, module in sys.modules.items() if name.startswith("nanollm_jax.")]:
+        for value in list(vars(module).values()):
+            if not isinstance(value, type) and hasattr(value, "clear_cache"):
+                value.clear_cache()
+
+
 @pytest.fixture(autouse=True)
 def compiled_programs_are_kept_for_the_next_test(monkeypatch, tmp_path_factory):
     """In a folder of this run: many tests compile the same; or in one for all runs, which NANOLLM_TEST_PROGRAMS names. What
-    the command line keeps goes to one beside it.
+    the command line keeps goes to one beside it. JAX keeps there what is compiled by the tests themselves.
     """
     folder = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    yield
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # by the processes of the run
-    programs = os.environ.get("NANOLLM_TEST_PROGRAMS", str(shared / "programs"))
-    if jax.config.jax_compilation_cache_dir != programs:
-        nano.keep_compiled(programs)
+    programs = nano.keep_compiled(os.environ.get("NANOLLM_TEST_PROGRAMS", shared / "programs"))
+    if jax.config.jax_compilation_cache_dir != str(programs):
+        jax.config.update("jax_compilation_cache_dir", str(programs))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -25,7 +25,6 @@ HEADINGS = ["## The question", "## The idea", "## From scratch", "## In the engi
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 every_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
-LONG = {"01", "06", "07", "08", "10", "11", "14", "18", "19", "21", "22"}  # seconds each: with make parity
 
 
 @pytest.fixture(autouse=True)
@@ -60,11 +59,7 @@ def title(path):
     return cells(path)[0].source.splitlines()[0].removeprefix("# ").partition(":")[0]
 
 
-@pytest.mark.parametrize(
-    "chapter",
-    [pytest.param(path, marks=pytest.mark.parity if path.name[:2] in LONG else []) for path in CHAPTERS],
-    ids=lambda path: path.stem,
-)
+@every_chapter
 def test_chapter_runs(chapter, capsys):
     """In this process: warnings are errors, and figures that were opened are closed."""
     before = {path.name: path.stat().st_mtime_ns for path in EXPERIMENTS.rglob("*.png")}

@@ -21,16 +21,16 @@ ARROWS = {
     # the transformer and its state
     "config": {"checks", "errors"},
     "layout": {"config", "dtypes", "errors"},
-    "params": {"config", "dtypes", "errors", "layout", "ops"},
+    "params": {"config", "dtypes", "errors", "executables", "layout", "ops"},
     "partition": {"config", "errors", "layout"},
     "letters": {"partition"},
     "collectives": set(),
-    "ops": {"collectives", "errors", "startup"},
+    "ops": {"collectives", "errors", "identity", "startup"},
     "cache": {"checks", "collectives", "config", "dtypes", "errors", "layout", "letters", "ops"},
     "model": {"cache", "config", "ops", "params"},
     "settings": {"checks", "errors"},
     "sampling": {"letters", "settings"},
-    "devices": {"cache", "checks", "config", "errors", "letters", "model", "ops", "params", "partition"},
+    "devices": {"cache", "checks", "config", "errors", "executables", "letters", "model", "ops", "params", "partition"},
     "decode": {
         "cache",
         "checks",
@@ -67,6 +67,8 @@ ARROWS = {
     },
     "saving": {"dtypes", "errors", "families", "files", "loading", "params", "tokenizer", "weights"},
     "startup": {"errors"},
+    "identity": set(),
+    "executables": {"errors", "identity", "startup"},
     # from requests to answers
     "engine": {
         "cache",
@@ -77,6 +79,7 @@ ARROWS = {
         "decode",
         "devices",
         "errors",
+        "executables",
         "files",
         "grammar",
         "layout",
@@ -123,6 +126,7 @@ ARROWS = {
         "params",
         "partition",
         "settings",
+        "startup",
         "weights",
     },
     "glass": {
@@ -239,8 +243,9 @@ def test_compiled_code_stands_in_one_place():
             "sampling.py": {"fori_loop"},
         }
         assert loops <= ({"jit"} if room(name) == "ops" else allowed.get(name, set())), name
-        # startup.py asks where a user's caches are, as the command line does; library.py which C compiler is wanted, if any
-        asks = room(name) in ("cli", "startup") or name == "ops/native/library.py"
+        # startup.py asks where a user's caches are, as the command line does, and identity.py for XLA's flags; library.py which
+        # C compiler is wanted, if any
+        asks = room(name) in ("cli", "startup", "identity") or name == "ops/native/library.py"
         assert asks or not words & {"environ", "getenv"}, name
         # the words of many devices, each in the one place where it is written
         places = {

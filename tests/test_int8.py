@@ -113,7 +113,7 @@ def test_a_weight_says_of_itself_what_others_ask(letters):
     """Its name, its bytes, the letters of its arrays: an array and 8 bits alike."""
     outputs = parameters.outputs(f"layers.0.attention.{'wo' if letters.startswith('D') else 'wqkv'}", letters)
     array = jnp.asarray(normal(*range(2, 2 + len(letters.split()))))
-    weight = parameters.MAKERS["int8"](array, outputs)
+    weight = parameters.MAKERS["int8"](array, outputs=outputs)
     assert isinstance(weight, Kept) and not isinstance(array, Kept)
     for one, name in ((weight, "int8"), (array, "float32")):
         assert name_of(one) == name and DTYPES[name].nbytes(one.shape, outputs) == one.nbytes
@@ -146,7 +146,7 @@ def in_8_bits(config, key=7):
 
 
 # experts, norms over all heads, rings and soft caps, a parallel block; compiling is all that the others cost
-QUICK = ("gemma3_text", "gpt_neox", "qwen3_moe")
+QUICK = ("llama", "gpt2", "gemma3_text", "gpt_neox", "qwen3_moe")
 FAMILIES = [
     pytest.param(family, marks=[] if family in QUICK else pytest.mark.parity) for family in CONFIG_JSON | FURTHER
 ]
@@ -187,7 +187,7 @@ def test_the_bundled_model_in_8_bits():
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(family, marks=pytest.mark.parity) for family in ("mistral", "llama", "qwen3_moe")]
+    "family", ["mistral", *(pytest.param(family, marks=pytest.mark.parity) for family in ("llama", "qwen3_moe"))]
 )
 def test_on_a_mesh(family):
     """The same tokens, one of Mistral's key/value heads repeated, and every scale where its outputs are."""

@@ -73,13 +73,13 @@ Frequency = Annotated[float | None, typer.Option(metavar="R", help=FREQUENCY)]
 
 def keep_compiled(wanted: bool) -> None:
     """What --compile-cache does. Where nothing can be kept, a line says so, and the answer comes all the same."""
-    if wanted:
-        from nanollm_jax.startup import keep_compiled
+    from nanollm_jax import startup
 
-        try:
-            keep_compiled()
-        except RequestError as error:
-            warn(str(error))
+    try:
+        startup.keep_compiled(None if wanted else False)
+    except RequestError as error:
+        startup.keep_compiled(False)
+        warn(str(error))
 
 
 def guesses_of(speculate: str | None, draft: str | None = None, load: Callable[[str], Model] | None = None) -> Guesses:

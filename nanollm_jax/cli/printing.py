@@ -33,26 +33,17 @@ def warn(message: str) -> None:
 
 @contextmanager
 def warnings_in_lines() -> Iterator[None]:
-    """Inside, a warning of ours is one line: it is about files, and not about a line of code.
-
-    So is JAX's, that a program could not be kept. On a full disk it says that of each; here it is said once.
-    """
-    plainly, kept = warnings.showwarning, "persistent compilation cache"
-    said = False
+    """Inside, a warning of ours is one line: it is about files, and not about a line of code."""
+    plainly = warnings.showwarning
 
     def show(message: Warning | str, kind: type[Warning], *where: Any, **more: Any) -> None:
-        nonlocal said
         if issubclass(kind, NanoLLMWarning):
             warn(str(message))
-        elif kept not in str(message):
+        else:
             plainly(message, kind, *where, **more)
-        elif not said:
-            said = True
-            warn(f"compiled programs are not kept: {str(message).partition(': ')[2]}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", NanoLLMWarning)
-        warnings.filterwarnings("always", f".*{kept}", UserWarning)
         warnings.showwarning = show  # type: ignore[assignment]  # all that is behind these two is handed on
         yield
 

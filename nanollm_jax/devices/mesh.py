@@ -37,11 +37,12 @@ def make_mesh(dp: int = 1, tp: int = 1) -> Mesh:
 
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh that parameters, a cache or a state are on, None without one. Traced arrays do not know theirs: a cache does."""
-    for leaf in jax.tree.leaves(tree, is_leaf=knows_mesh):
-        mesh = leaf.mesh if knows_mesh(leaf) else None if isinstance(leaf, jax.core.Tracer) else placed_on(leaf)
-        if mesh is not None:
-            return mesh
-    return None
+    leaves = jax.tree.leaves(tree)
+    found = map(placed_on, leaves)
+    if any(issubclass(kind, jax.core.Tracer | jax.ShapeDtypeStruct) for kind in set(map(type, leaves))):
+        nodes = [leaf for leaf in jax.tree.leaves(tree, is_leaf=knows_mesh) if not isinstance(leaf, jax.core.Tracer)]
+        found = (node.mesh if knows_mesh(node) else placed_on(node) for node in nodes)  # type: ignore[assignment]
+    return next((mesh for mesh in found if mesh is not None), None)
 
 
 def knows_mesh(tree: Any) -> bool:

@@ -23,6 +23,7 @@ from nanollm_jax.cache import KVCache, check_room
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.mesh import knows_mesh, mesh_of
 from nanollm_jax.errors import RequestError
+from nanollm_jax.executables import Persistent
 from nanollm_jax.letters import pytree, spec, static
 from nanollm_jax.ops.kept import letters_of
 from nanollm_jax.params import Params
@@ -117,7 +118,7 @@ def program(*, static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Ca
         everywhere.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [*inspect.signature(function).parameters.values(), mesh_too]
         )
-        compiled = jax.jit(everywhere, static_argnames=("mesh", "config", *static), donate_argnames=donate)
+        compiled = Persistent(jax.jit(everywhere, static_argnames=("mesh", "config", *static), donate_argnames=donate))
 
         @wraps(function)
         def call(*args: Any, **settings: Any) -> Any:
@@ -128,7 +129,7 @@ def program(*, static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Ca
             args, mesh = ready(args, settings["config"])
             return compiled.lower(*args, mesh=mesh, **settings)
 
-        call.lower = lower  # type: ignore[attr-defined]  # as a function under jit has it
+        call.lower, call.clear_cache = lower, compiled.clear_cache  # type: ignore[attr-defined]  # as a function under jit has them
         return call
 
     return decorate

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from functools import partial
 from typing import Any
 
 import jax
@@ -73,9 +72,7 @@ class Engine:
     def empty(self, positions: int = 1) -> slots.State:
         """A state of rows that are nobody's, with a capacity of so many positions at least."""
         capacity = buckets.capacity(positions, self.config.max_positions)
-        made = partial(memory.empty_cache, self.rows, capacity, self.model.mesh, self.spare)
-        draft = None if self.other is None else made(self.other.params, self.other.config)
-        return slots.empty_state(made(self.model.params, self.config), self.config, draft)
+        return memory.empty_rows(self, capacity)
 
     def forget(self) -> None:
         """Keep nothing of what was read before."""

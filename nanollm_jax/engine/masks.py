@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import ArrayLike
@@ -19,7 +18,7 @@ from nanollm_jax.sampling import EVERYTHING, WORD
 def anything(rows: int, config: ModelConfig, mesh: Mesh | None) -> jax.Array:
     """A mask by which so many rows may draw every token, on the device.  -> [B ceil(V/32)] uint32"""
     where = None if mesh is None else NamedSharding(mesh, spec("B"))
-    return jnp.full((rows, -(-config.vocab_size // WORD)), EVERYTHING, device=where)
+    return jax.device_put(np.full((rows, -(-config.vocab_size // WORD)), EVERYTHING), where)
 
 
 def allowed_of(anything: jax.Array, slots: Mapping[int, Slot]) -> ArrayLike:

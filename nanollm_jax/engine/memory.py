@@ -7,32 +7,30 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from nanollm_jax import files, layout
-from nanollm_jax.cache import KVCache, init_cache
-from nanollm_jax.config import ModelConfig
-from nanollm_jax.engine import buckets, drafts
+from nanollm_jax.engine import buckets, drafts, slots
+from nanollm_jax.engine.slots import State
 from nanollm_jax.errors import RequestError
 from nanollm_jax.loading import Model
-from nanollm_jax.params import Params
 
 if TYPE_CHECKING:
     from nanollm_jax.engine.engine import Engine
     from nanollm_jax.engine.rows import Ticket
-    from nanollm_jax.engine.slots import State
 
 
 class NoRoomError(RequestError):
     """A device without the memory that rows need."""
 
 
-def empty_cache(
-    rows: int, capacity: int, mesh: Mesh | None, spare: int, params: Params, config: ModelConfig
-) -> KVCache:
-    """An empty cache for a model's rows, of no more positions than it has."""
-    dtype = params["embedding"]["tokens"].dtype
-    return init_cache(config, rows, min(capacity, config.max_positions), dtype, mesh, spare=spare)
+def empty_rows(engine: Engine, capacity: int) -> State:
+    """An engine's rows, of so many positions, nobody's: on one device made at once, on a mesh each array where it belongs."""
+    dtype = lambda params: params["embedding"]["tokens"].dtype  # noqa: E731
+    model, other = engine.model, engine.other
+    draft = None if other is None else (other.config, dtype(other.params))
+    how: dict[str, Any] = {"config": model.config, "dtype": dtype(model.params), "draft": draft}
+    how |= {"rows": engine.rows, "capacity": capacity, "spare": engine.spare}
+    return slots.empty(**how) if model.mesh is None else slots.empty_state(**how, mesh=model.mesh)
 
 
 def needed(model: Model, rows: int, capacity: int, speculate: drafts.Speculate = None) -> int:

@@ -1,5 +1,6 @@
 """The compiled programs of rows that come and go, and the state that they hand on. Few, of fixed shapes; all else is traced.
 
+    empty         rows that are nobody's
     begin         a row is somebody's: its settings are put on the device, once
     read          the next piece of a row's prompt, or of several rows' where they are short
     first         the first token of an answer is drawn behind the last piece
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from nanollm_jax import cache as kv
@@ -78,17 +80,31 @@ class Scored:
     top_logprobs: jax.Array = axes("B T X")
 
 
-def empty_state(cache: KVCache, config: ModelConfig, draft: KVCache | None = None) -> State:
-    """Rows that are nobody's."""
-    B, V = cache.batch, config.vocab_size
-    zeros = partial(jnp.zeros, B)  # a buffer each: all of them are donated
-    sampling = jax.tree.map(jnp.array, Sampling(temperature=0.0).rows(B, V))
-    history = smp.no_history(B, V, config.max_positions)
+def empty_state(
+    *, config: ModelConfig, rows: int, capacity: int, dtype: Any, spare: int = 0,
+    draft: tuple[ModelConfig, Any] | None = None, mesh: Mesh | None = None,
+) -> State:  # fmt: skip
+    """Rows that are nobody's. dtype is that of the weights; draft has config and dtype of a model that guesses."""
+
+    def cache(config: ModelConfig, dtype: Any) -> KVCache:
+        made = kv.init_cache(config, rows, min(capacity, config.max_positions), dtype, mesh, spare=spare)
+        return dataclasses.replace(made, fresh=False)
+
+    V, zeros = config.vocab_size, partial(jnp.zeros, rows)  # a buffer each: all of them are donated
+    sampling = jax.tree.map(jnp.array, Sampling(temperature=0.0).rows(rows, V))
+    history = smp.no_history(rows, V, config.max_positions)
     numbers = {"seed": zeros(jnp.uint32), "tops": zeros(jnp.int32), "left": zeros(jnp.int32), "free": zeros(bool)}
     asked = Asked(history, sampling, **numbers)
-    draft = None if draft is None else dataclasses.replace(draft, fresh=False)
-    cache = dataclasses.replace(cache, fresh=False)
-    return State(cache, asked, token=zeros(jnp.int32), live=zeros(bool), draft=draft)
+    guesses = None if draft is None else cache(*draft)
+    return State(cache(config, dtype), asked, token=zeros(jnp.int32), live=zeros(bool), draft=guesses)
+
+
+@program(static=("rows", "capacity", "dtype", "spare", "draft"))
+def empty(
+    *, config: ModelConfig, rows: int, capacity: int, dtype: Any, spare: int, draft: tuple[ModelConfig, Any] | None
+) -> State:
+    """empty_state of one device, made there at once. On a mesh each array is made where it belongs."""
+    return empty_state(config=config, rows=rows, capacity=capacity, dtype=dtype, spare=spare, draft=draft)
 
 
 def seats_of(state: State) -> Seats:

@@ -11,6 +11,8 @@ from types import TracebackType
 
 from jax import monitoring
 
+from nanollm_jax.executables import FETCHED
+
 
 class CompileWatch:
     """What JAX compiles in this thread while the block runs.
@@ -32,9 +34,10 @@ class CompileWatch:
 
     def record(self, event: str, duration_secs: float, **_: str | int) -> None:
         """JAX reports one duration: tracing, lowering, or compiling, each once per program, in the thread that waits for it."""
-        if not event.startswith("/jax/core/compile/") or threading.get_ident() != self.thread:
+        if not event.startswith(("/jax/core/compile/", FETCHED)) or threading.get_ident() != self.thread:
             return
-        self.programs += event.endswith("backend_compile_duration")
+        self.programs += event.endswith("backend_compile_duration") or event == FETCHED
+        self.fetched += event == FETCHED
         ended = time.perf_counter()
         begun = max(ended - duration_secs, self.begun)
         while self.spans and self.spans[-1][0] >= begun:

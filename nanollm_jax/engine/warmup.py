@@ -99,6 +99,9 @@ def programs(
     def resize(capacity: int) -> None:
         engine.make_room(capacity)
 
+    def empty(capacity: int) -> None:
+        engine.state = engine.empty(capacity)
+
     def begin() -> None:
         request = Request((0,), 1, engine.model.defaults.sampling)
         engine.state = slots.begin(engine.state, asked_of(config, engine.dp, request), nobody, zeros, config=config)
@@ -133,6 +136,8 @@ def programs(
         where = f"{rows} of {capacity:,} positions"
         if capacity > capacities[0]:
             yield f"make room, {where}", partial(resize, capacity)
+            if capacity < limit:  # what rows that need less shrink to
+                yield f"empty, {where}", partial(empty, capacity)
         for T in lengths:
             yield f"read {T} tokens, {where}", partial(read, T, True)
             if prompt > engine.piece or engine.remember:

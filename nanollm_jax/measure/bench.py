@@ -38,6 +38,7 @@ from nanollm_jax.families import read_config
 from nanollm_jax.loading import Model, load
 from nanollm_jax.measure.roofline import product_rate, prompt_flops, read_rate, step_bytes
 from nanollm_jax.settings import Sampling
+from nanollm_jax.startup import keep_compiled
 from nanollm_jax.weights.source import find_shape, read_json
 
 CHUNK = 4  # tokens of a first answer: one call of the compiled loop, as in stream
@@ -154,8 +155,7 @@ def first_answer(
     source: str | None, revision: str | None, dtype: str, prompt_tokens: int, cache: str
 ) -> dict[str, float]:
     """Load a model and answer one request, in this process -> seconds of each stage; what is compiled goes to `cache`."""
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    keep_compiled(cache)
     begun = time.perf_counter()
     model = open_model(source, revision, dtype)
     loaded = time.perf_counter()

@@ -12,7 +12,6 @@ import hashlib
 import importlib.util
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import jax
 import jaxlib
 
 from nanollm_jax.errors import RequestError
+from nanollm_jax.identity import processor
 from nanollm_jax.startup import own_folder
 
 SWITCH = "NANOLLM_NATIVE"  # 0: nothing is compiled
@@ -99,14 +99,3 @@ def compiler_at_hand() -> tuple[str, ...]:
     if importlib.util.find_spec("ziglang"):
         return sys.executable, "-m", "ziglang", "cc"
     raise RuntimeError("there is no C compiler (cc); install one, or pip install 'nanollm-jax[native]'")
-
-
-def processor() -> str:
-    """What this processor can do: a folder may be shared by machines of several kinds."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    found = {line.partition(":")[0].strip(): line for line in reversed(lines)}
-    kinds = [found[name] for name in ("flags", "Features", "model name", "CPU part") if name in found]
-    return " ".join([sys.platform, platform.machine(), platform.processor(), *kinds])

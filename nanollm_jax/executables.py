@@ -1,0 +1,228 @@
+"""Compiled functions whose executables outlive the process: what was compiled once is neither traced nor compiled again.
+
+An executable is a file in the folder that startup.py knows, under the name of all that it depends on (identity.py). It is
+written by the process that has compiled it: on CPU, one that was itself read from JAX's own cache cannot be written again. What
+is read there is executed, so a file that another user could have written is not read; one that is not whole is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import stat
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import monitoring
+from jax.experimental import serialize_executable
+from jax.extend.core import get_opaque_trace_state
+from jax.sharding import Mesh, NamedSharding
+
+from nanollm_jax import startup
+from nanollm_jax.errors import NanoLLMWarning
+from nanollm_jax.identity import Spelling, Unknown, argument, machine
+
+ENDING = ".executable"
+FETCHED = "/nanollm_jax/fetched"  # what jax.monitoring is told of each that was read, with the seconds that it took
+MOST = 2**30  # bytes of a folder; what was used longest ago makes room
+ABANDONED = 3600  # seconds: who began a file before then has ended without finishing it
+# settings of jax with which the same arguments are another program
+CONTEXT = attrgetter(
+    "jax_enable_x64", "jax_default_device", "jax_default_matmul_precision", "jax_numpy_rank_promotion",
+    "jax_numpy_dtype_promotion",
+)  # fmt: skip
+# and those with which jit does more than run one
+WATCHED = attrgetter("jax_disable_jit", "jax_debug_nans", "jax_debug_infs", "jax_check_tracer_leaks")
+
+with jax.core.eval_context():
+    EAGER = get_opaque_trace_state()
+
+
+class Persistent:
+    """A function under jit, called as that is: arrays by position, keywords are static; `mesh` says on which devices."""
+
+    def __init__(self, jitted: Any) -> None:
+        """jitted: what jax.jit has made of a function."""
+        self.__wrapped__ = jitted.__wrapped__
+        self.jitted = jitted
+        self.held: dict[Hashable, Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any, **static: Any) -> Any:
+        """Run the executable for arguments like these, which is fetched or compiled where this process has not run it yet."""
+        leaves, tree = jax.tree.flatten(args)
+        folder = startup.folder()
+        if folder is None or not are_values(leaves):
+            return self.jitted(*args, **static)
+        mesh = static.get("mesh")
+        like = (tree, *static.items(), CONTEXT(jax.config), placement(leaves, mesh), *map(kind, leaves))
+        found = self.held.get(like)
+        if found is None:
+            found = self.held[like] = self.executable(folder, args, static)
+        return found(*args)
+
+    def lower(self, *args: Any, **static: Any) -> jax.stages.Lowered:
+        """As a function under jit has it."""
+        return self.jitted.lower(*args, **static)
+
+    def clear_cache(self) -> None:
+        """As a function under jit has it."""
+        self.held.clear()
+        self.jitted.clear_cache()
+
+    def executable(self, folder: Path, args: tuple[Any, ...], static: dict[str, Any]) -> Callable[..., Any]:
+        """From the folder, or compiled and put there; the function under jit itself where nothing may be kept of it."""
+        begun = time.perf_counter()
+        try:
+            file = folder / f"{self.__wrapped__.__name__}-{identity(self.__wrapped__, args, static)}{ENDING}"
+        except Unknown:
+            return lambda *args: self.jitted(*args, **static)
+        found = read(file, args)
+        if found is not None:
+            monitoring.record_event_duration_secs(FETCHED, time.perf_counter() - begun)
+            return found
+        lowered = self.jitted.lower(*args, **static)
+        with jax_fetches() as by_jax:
+            compiled = lowered.compile()
+        if not by_jax:
+            write(file, compiled)
+        return compiled
+
+
+def are_values(leaves: Sequence[Any]) -> bool:
+    """Are these arrays and numbers that something is computed of now, and nothing more than that?"""
+    some = {type(leaf): leaf for leaf in leaves}.values()
+    return (
+        get_opaque_trace_state() == EAGER
+        and not any(WATCHED(jax.config))
+        and jax.sharding.get_abstract_mesh().empty
+        and all(isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float) for leaf in some)
+        and not any(isinstance(leaf, jax.core.Tracer) for leaf in some)
+    )
+
+
+def kind(leaf: Any) -> Hashable:
+    """What an executable asks of an array: of one on a device its type, of one on the host shape and dtype."""
+    return getattr(leaf, "aval", None) or (getattr(leaf, "shape", None), getattr(leaf, "dtype", type(leaf)))
+
+
+def placement(leaves: Sequence[Any], mesh: Mesh | None) -> Hashable:
+    """Where they lie: on one device all that are bound to one are on the same."""
+    if mesh is None:
+        return next((leaf.sharding for leaf in leaves if getattr(leaf, "committed", False)), None)
+    return tuple(getattr(leaf, "sharding", None) for leaf in leaves)
+
+
+def identity(function: Callable[..., Any], args: tuple[Any, ...], static: dict[str, Any]) -> str:
+    """All that an executable depends on, as a part of a file's name. Raises Unknown."""
+    if jax.process_count() > 1 and jax.default_backend() != "cpu":
+        raise Unknown("processes with GPUs look for the fastest kernels together, and wait for each other there")
+    devices = {device for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array) for device in leaf.devices()}
+    if static.get("mesh") is None and len(devices) > 1:
+        raise Unknown("spread over devices in a way that is not ours")
+    spelling = Spelling()
+    spelling.value([function, static, jax.tree.map(argument, args), machine()])
+    return spelling.digest[:40]
+
+
+# files
+
+
+class Writer(pickle.Pickler):
+    """Of devices, their ids."""
+
+    def persistent_id(self, value: Any) -> int | None:
+        """The id of a device, None of anything else."""
+        return value.id if isinstance(value, jax.Device) else None
+
+
+class Reader(pickle.Unpickler):
+    """Of ids, the devices."""
+
+    def persistent_load(self, number: int) -> jax.Device:
+        """The device of this id."""
+        return next(device for device in jax.devices() if device.id == number)
+
+
+def read(file: Path, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+    """The executable of a file, for arguments like these; None where there is none, or one that is not ours or not whole."""
+    try:
+        with open(
+            os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)), "rb"
+        ) as opened:
+            status = os.fstat(opened.fileno())
+            if not stat.S_ISREG(status.st_mode) or not startup.only_ours(status):
+                return None
+            digest, data = opened.read(32), opened.read()
+        if hashlib.sha256(file.name.encode() + data).digest() != digest:
+            return None
+        text, out_tree, devices = Reader(io.BytesIO(data)).load()
+        in_tree = jax.tree.structure((args, {}))
+        found = serialize_executable.deserialize_and_load(text, in_tree, out_tree, devices[0].client, devices)
+        os.utime(file)
+        return found
+    except Exception:  # whatever it is that cannot be read, it is compiled
+        return None
+
+
+def write(file: Path, compiled: jax.stages.Compiled) -> None:
+    """Put an executable into a file, whole or not at all. Where it cannot be, there will be none."""
+    data = io.BytesIO()
+    try:
+        text, _, out_tree = serialize_executable.serialize(compiled)
+        Writer(data).dump((text, out_tree, devices_of(compiled)))
+    except Exception:  # a backend that has no text for it, or a constant
+        return
+    try:
+        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=ENDING + "~", delete=False) as opened:
+            opened.write(hashlib.sha256(file.name.encode() + data.getvalue()).digest() + data.getvalue())
+        os.replace(opened.name, file)
+        make_room(file.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError, UnboundLocalError):
+            os.unlink(opened.name)
+        startup.keep_compiled(False)
+        warnings.warn(f"compiled programs are not kept: {error}.", NanoLLMWarning, stacklevel=2)
+
+
+def devices_of(compiled: jax.stages.Compiled) -> list[jax.Device]:
+    """The devices that an executable runs on, in its order."""
+    sharding = jax.tree.leaves(compiled.output_shardings)[0]
+    return list(sharding.mesh.devices.flat) if isinstance(sharding, NamedSharding) else list(sharding.device_set)
+
+
+def make_room(folder: Path) -> None:
+    """Remove the executables that were used longest ago until the others are MOST bytes, and what nobody will finish."""
+    total, now = 0, time.time()
+    found = [(path.stat(), path) for path in folder.glob(f"*{ENDING}*") if path.exists()]
+    for status, path in sorted(found, key=lambda entry: -entry[0].st_mtime):
+        total += status.st_size
+        if total > MOST or (path.name.endswith("~") and status.st_mtime < now - ABANDONED):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def jax_fetches() -> Iterator[list[str]]:
+    """What JAX takes from a cache of its own in this thread while the block runs."""
+    found: list[str] = []
+    thread = threading.get_ident()
+
+    def heard(event: str, **_: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits" and threading.get_ident() == thread:
+            found.append(event)
+
+    monitoring.register_event_listener(heard)
+    try:
+        yield found
+    finally:
+        monitoring.unregister_event_listener(heard)
