@@ -192,6 +192,9 @@ def test_writing_and_changing(bundled, opened, width, height, scheme):
     page.wait_for_selector(".tree .leaf")
     leaf = page.locator(".tree .leaf").first
     begun = leaf.get_attribute("aria-label").removeprefix("go on with ")
+    ids = [1, *model.tokenizer.encode("The dog", bos=False), *plain.token_ids][:4]
+    best = nano.glass.tree(model, ids, width=3, depth=4).children[0]
+    assert begun == model.tokenizer.token_bytes(best.token).decode()
     leaf.focus()
     page.keyboard.press("Enter")
     ended = written(page, ended)

@@ -159,14 +159,24 @@ def test_the_example_is_there_for_everybody(http):
     for _ in range(2):
         said = http.get("/glass/example").text
         words = re.findall(r"^event: (\w+)$", said, re.MULTILINE)
-        assert words[:2] == ["run", "begin"] and words[-1] == "end" and words.count("summary") >= 2
+        assert words[:2] == ["run", "begin"] and words[-1] == "end"
+    assert (words.count("summary"), words.count("cache")) == (2, 1)  # the last of each row, and the last
     assert http.get("/glass/runs/example/values", params={"name": "surprise"}).status_code == 200
+
+
+def test_who_comes_first_hears_all_of_it(http):
+    """While it is written each story and each state of the cache is told; what comes later takes the place of it."""
+    with followed(http, max_tokens=60) as found:
+        assert [event for data in found["event"] for event, *_ in data["events"]].count("freed") == 1
+        assert len(found["cache"]) > 5 and found["cache"][-1]["length"][0] == 5 + 59
+        assert [data["number"] for data in found["summary"]] == list(range(len(found["summary"])))
 
 
 def test_one_at_a_time_and_so_many_wait(http, service, monkeypatch):
     """What waits is bounded, and so is what all runs together may keep."""
     gate = threading.Event()
     monkeypatch.setattr(service.watcher, "waiting", 1)
+    assert serving.until(lambda: not service.watcher.left)
     service.watcher.loop.call_soon_threadsafe(service.watcher.submit, gate.wait)
     try:
         assert serving.until(lambda: service.watcher.left == 1)

@@ -28,5 +28,6 @@ class Looking:
         return self.watcher
 
     def begin(self, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> None:
-        """The loop has begun."""
+        """The loop has begun: the example is there when somebody comes."""
         self.watcher.begin(loop)
+        self.watcher.example()

@@ -26,6 +26,7 @@ log = logging.getLogger("nanollm.serve")
 WAITING = 8  # runs and tools that may wait for their turn
 LIMIT = 2**30  # bytes that all runs together may keep
 EXAMPLE = "example"
+ANEW, ENDS = ("summary", "cache"), ("end", "error")
 Made = TypeVar("Made")
 
 
@@ -36,12 +37,22 @@ class Kept:
         """key: the number of the key of whoever asked."""
         self.name, self.key, self.run = name, key, run
         self.said: list[bytes] = [framed("run", {"id": name})]
+        self.last: dict[tuple[str, int], int] = {}  # where in `said` what is told anew stands
         self.more = asyncio.Event()
         self.ended = self.unwanted = False
 
-    def say(self, frames: list[bytes], ended: bool = False) -> None:
-        """In the loop: it has gone on."""
-        self.said += frames
+    def say(self, word: str, data: dict[str, Any]) -> None:
+        """In the loop: it has gone on. What is told anew takes the place of what was told before, for who comes later."""
+        if word in ANEW:
+            place = (word, data.get("row", 0))
+            if place in self.last:
+                self.said[self.last[place]] = b""
+            self.last[place] = len(self.said)
+        self.said.append(framed(word, data))
+        self.finish(word in ENDS)
+
+    def finish(self, ended: bool = True) -> None:
+        """In the loop: wake who follows, for whom there will be nothing more where it has ended."""
         self.ended |= ended
         self.more.set()
         self.more = asyncio.Event()
@@ -52,7 +63,8 @@ class Kept:
         while True:
             more = self.more
             for frame in self.said[n:]:
-                yield frame
+                if frame:
+                    yield frame
                 n += 1
             if self.ended and (self.unwanted or not hold):
                 return
@@ -66,7 +78,7 @@ def framed(word: str, data: Any) -> bytes:
 
 
 class Watcher(threading.Thread):
-    """Does what it is asked, one at a time; begins with the example of its model."""
+    """Does what it is asked, one at a time."""
 
     def __init__(self, model: Model, *, prompt: str | None = None, limit: int = LIMIT, waiting: int = WAITING) -> None:
         """prompt: of what is written first, an example where it is None. Raises RequestError for what cannot be.
@@ -78,6 +90,7 @@ class Watcher(threading.Thread):
         self.left = 0  # jobs that were taken in and are not done; the loop's
         first = example(model, limit) if prompt is None else Run(model, prompt, limit=limit)
         self.runs = {EXAMPLE: Kept(EXAMPLE, None, first)}
+        self.begun = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closing = False
         # as the engine's thread has them, for a server that has this one alone
@@ -87,8 +100,6 @@ class Watcher(threading.Thread):
     def begin(self, loop: asyncio.AbstractEventLoop, ended: Callable[[], None] = lambda: None) -> None:
         """Start, for a loop."""
         self.loop = loop
-        first = self.runs[EXAMPLE]
-        self.submit(lambda: self.write(first))
         self.start()
 
     def end(self, seconds: float) -> bool:
@@ -146,6 +157,14 @@ class Watcher(threading.Thread):
         self.submit(job)
         return await answer
 
+    def example(self) -> Kept:
+        """The example, which is written when it is first asked for."""
+        kept = self.runs[EXAMPLE]
+        if not self.begun:
+            self.begun = True
+            self.submit(lambda: self.write(kept))
+        return kept
+
     def open(self, run: Run, key: int | None) -> Kept:
         """Take a run in, for whom `leave` is to be called. Raises Refusal where too much waits, or is kept already."""
         self.check_room()
@@ -177,7 +196,7 @@ class Watcher(threading.Thread):
         self.closing = True
         for kept in self.runs.values():
             kept.unwanted = True
-            kept.say([], ended=True)
+            kept.finish()
 
     # what the thread does
 
@@ -195,11 +214,11 @@ class Watcher(threading.Thread):
                 for word, data in writing:
                     if kept.unwanted or self.closing:
                         return
-                    self.call(kept.say, [framed(word, data)], word == "end")
+                    self.call(kept.say, word, data)
             finally:
                 writing.close()
         except Exception as error:
-            self.call(kept.say, [framed("error", said(error).body()["error"])], True)
+            self.call(kept.say, "error", said(error).body()["error"])
         if kept.name == EXAMPLE:
             log.warning("the example is ready after %.1f s", time.perf_counter() - begun)
 

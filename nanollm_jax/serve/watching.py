@@ -16,13 +16,15 @@ from nanollm_jax.engine.request import encode_prompts
 from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.glass.changes import Edits, Patch, Steer
 from nanollm_jax.glass.runs import Run
+from nanollm_jax.glass.story import word_of
 from nanollm_jax.glass.tree import Branch
+from nanollm_jax.loading import Model
 from nanollm_jax.serve.bodies import Body, read_body
 from nanollm_jax.serve.events import EventStream, unless_gone
 from nanollm_jax.serve.guards import GONE, Json, read_json
 from nanollm_jax.serve.refusals import Refusal, refusal_of
 from nanollm_jax.serve.timeline import Timeline
-from nanollm_jax.serve.watcher import EXAMPLE, Watcher
+from nanollm_jax.serve.watcher import Watcher
 from nanollm_jax.settings import with_settings
 
 SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -140,8 +142,8 @@ def check_context(tokens: int, context: int) -> None:
 
 
 async def example(request: Request) -> Response:
-    """GET /glass/example: a run that is there from the beginning, which nobody has to ask for."""
-    kept = watcher_of(request).runs[EXAMPLE]
+    """GET /glass/example: a run that is there for everybody, and stays."""
+    kept = watcher_of(request).example()
     return EventStream(kept.follow(hold=False), {}, lambda: None, request.app.state.options.silence)  # type: ignore[return-value]
 
 
@@ -177,14 +179,15 @@ async def tree(request: Request) -> Response:
         )
     (ids,), _ = await checked(encode_prompts, watcher.model, body.prompt)
     check_context(len(ids) + body.depth, request.app.state.options.context)
-    return await worked(request, lambda: branch(glass.tree(watcher.model, ids, width=body.width, depth=body.depth)))
+    model = watcher.model
+    return await worked(request, lambda: branch(model, glass.tree(model, ids, width=body.width, depth=body.depth)))
 
 
-def branch(found: Branch) -> dict[str, Any]:
-    """A tree as plain data."""
+def branch(model: Model, found: Branch) -> dict[str, Any]:
+    """A tree as plain data, with the text of each token."""
     return {
-        "token": found.token, "piece": found.piece, "probability": found.probability, "total": found.total,
-        "children": [branch(child) for child in found.children],
+        "token": found.token, "text": word_of(model, found.token), "probability": found.probability, "total": found.total,
+        "children": [branch(model, child) for child in found.children],
     }  # fmt: skip
 
 

@@ -133,7 +133,8 @@ function note(text) {
 }
 
 function wanted() {
-  const made = { prompt: at("prompt").value };
+  const { value } = at("prompt");
+  const made = { prompt: about.texts ? value : value.trim().split(/\s+/).map(Number) }; // without a tokenizer a text is ids
   for (const name of NUMBERS) if (at(name).value !== "") made[name] = Number(at(name).value);
   if (at("speculate").checked) made.speculate = "lookup:4";
   const edits = changing.edits();

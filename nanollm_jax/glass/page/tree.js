@@ -17,7 +17,7 @@ export function treeView({ ask, ongo }) {
   const again = fitted(drawing, (width) => {
     drawing.replaceChildren();
     if (!root) return;
-    const column = Math.max(96, Math.min(190, (width - 40) / (DEPTH + 1)));
+    const column = Math.max(112, Math.min(190, (width - 40) / (DEPTH + 1)));
     const leaves = [];
     (function place(branch, depth, said) {
       branch.x = depth * column;
@@ -35,10 +35,10 @@ export function treeView({ ask, ongo }) {
       for (const child of branch.seen) {
         const from = branch.x + column - 14, to = child.x - 4, middle = (from + to) / 2;
         lines.append(svg("path", { class: "branch", d: `M${from} ${branch.y}C${middle} ${branch.y} ${middle} ${child.y} ${to} ${child.y}`, "stroke-width": Math.max(1, 11 * Math.sqrt(child.total)).toFixed(1) }));
-        const label = visible(child.text || child.piece);
+        const label = visible(child.text), room = column < 130 ? 9 : 14;
         const one = svg("g", { class: "leaf", tabindex: 0, role: "button", "aria-label": `go on with ${child.said}` },
           svg("rect", { x: child.x - 4, y: child.y - 10, width: column - 10, height: 20, rx: 5 }),
-          svg("text", { x: child.x, y: child.y, class: "name" }, label.length > 14 ? `${label.slice(0, 13)}…` : label),
+          svg("text", { x: child.x, y: child.y, class: "name" }, label.length > room ? `${label.slice(0, room - 1)}…` : label),
           svg("text", { x: child.x + column - 20, y: child.y, class: "number", "text-anchor": "end" }, percent(child.probability)));
         const tell = () => (says.textContent = `“${word(child.said)}”: ${percent(child.total)} in all`);
         one.onclick = () => ongo(text + child.said);
@@ -52,7 +52,7 @@ export function treeView({ ask, ongo }) {
         paint(child);
       }
     })(root);
-    picture.append(lines, svg("text", { x: 0, y: root.y, class: "name strong" }, visible(root.text || root.piece).slice(0, 14)), words);
+    picture.append(lines, svg("text", { x: 0, y: root.y, class: "name strong" }, visible(root.text).slice(0, 14)), words);
     drawing.append(picture);
   });
 
