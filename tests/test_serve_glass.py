@@ -97,6 +97,18 @@ def test_a_run_is_the_generation_itself(http):
         assert found["end"][0]["bytes"] <= found["begin"][0]["bytes"]
 
 
+def test_what_is_guessed_wrong_is_in_the_plan(http):
+    """And the text is the one without guesses."""
+    asked = {"prompt": [5, 6, 7] * 8, "max_tokens": 40, "temperature": 0}
+    with followed(http, **asked) as found:
+        plain = [token["id"] for token in tokens(found, 0)]
+    with followed(http, speculate="lookup:4", **asked) as found:
+        assert [token["id"] for token in tokens(found, 0)] == plain
+        assert found["end"][0]["bytes"] <= found["begin"][0]["bytes"]
+        drafted = [event for data in found["event"] for event in data["events"] if event[0] == "drafted"]
+        assert sum(amount for *_, amount in drafted) > 10
+
+
 def test_what_is_kept_is_freed_when_nobody_looks(http, service):
     with followed(http, max_tokens=2) as found:
         name = found["run"][0]["id"]

@@ -91,8 +91,11 @@ def check_mesh(model: Model, names: Iterable[str]) -> None:
             )
 
 
-def check_plan(model: Model, asked: Asked, requests: list[Request], limit: int) -> int:
-    """How many bytes will be kept at most. Raises RequestError for shrinks that lose the tokens, and for more than `limit`."""
+def check_plan(model: Model, asked: Asked, requests: list[Request], limit: int, spare: int = 0) -> int:
+    """How many bytes will be kept at most, of answers for each token of which `spare` are guessed beside.
+
+    Raises RequestError for shrinks that lose the tokens, and for more than `limit`.
+    """
     config, B, T = model.config, model.dp, 2
     N = buckets.capacity(longest(requests), config.max_positions)  # slots, of which every token keeps what it made
     dtype = model.params["embedding"]["tokens"].dtype
@@ -102,7 +105,8 @@ def check_plan(model: Model, asked: Asked, requests: list[Request], limit: int) 
     )
     planned: dict[str, int] = {}
     for name, shrink in asked.keep:
-        counts = [request.max_new_tokens + (0 if name == "logits" else len(request.ids)) for request in requests]
+        given = [0 if name == "logits" else len(request.ids) for request in requests]
+        counts = [n + request.max_new_tokens * (1 + spare) for n, request in zip(given, requests, strict=True)]
         for leaf in jax.tree.leaves(kept[name]):
             if shrink is not None and leaf.shape[:2] != (B, T):
                 raise RequestError(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nanollm_jax.cache import KVCache
-from nanollm_jax.engine.drafts import speculation
+from nanollm_jax.engine.drafts import spare, speculation
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import encode_prompts, requests_of
 from nanollm_jax.engine.rows import Spent, Ticket
@@ -92,7 +92,9 @@ class Run:
         }  # fmt: skip
         self.seed = first.seed
         self.keep = kept(model, len(self.ids) + max_new_tokens)
-        self.bytes = check_plan(model, Asked(tuple(self.keep.items()), ()), [first] * len(self.rows), limit)
+        self.bytes = check_plan(
+            model, Asked(tuple(self.keep.items()), ()), [first] * len(self.rows), limit, spare(guesses)
+        )
         self.box: Watched | None = None
         self.stories: dict[int, tuple[int, Story]] = {}
 

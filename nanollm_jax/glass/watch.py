@@ -20,7 +20,7 @@ import numpy as np
 from nanollm_jax.checks import check_counts
 from nanollm_jax.engine import buckets, memory
 from nanollm_jax.engine.answer import Generation
-from nanollm_jax.engine.drafts import DraftModel, Lookup, speculation
+from nanollm_jax.engine.drafts import DraftModel, Lookup, spare, speculation
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.generate import generate
 from nanollm_jax.engine.request import Request, encode_prompts, longest, requests_of
@@ -114,7 +114,7 @@ def watching(
     edits, changes = changes_of(names, change, since, texts, n)
     wanted = Asked(tuple(expanded(names, shrinks).items()), tuple(edits.items()))
     check_mesh(model, [name for name, _ in (*wanted.keep, *wanted.change)])
-    check_plan(model, wanted, requests, limit)
+    check_plan(model, wanted, requests, limit, spare(guesses))
     if rows is None:
         rows = memory.fitting(model, buckets.rows(len(requests), model.dp), longest(requests), guesses)
     else:
