@@ -61,11 +61,17 @@ def prefill(
     longrope turns long texts otherwise. Raises RequestError for lengths outside 1 to T, ids past the vocabulary, and prompts
     past the cache's capacity.
     """
+    tokens, lengths = (np.asarray(x) if isinstance(x, list | tuple) else x for x in (tokens, lengths))
+    end = np.asarray(end) if isinstance(end, list | tuple) else end
     state = cache if isinstance(cache, State) else init_state(cache, config)
     check_room(state.cache, tokens, lengths, config)
     (B, T), known = tokens.shape, np.asarray(lengths)
     if known.shape != (B,) or known.min() < 1 or known.max() > T:
         raise RequestError(f"lengths are {known.tolist()}; expected {B} numbers from 1 to {T}, one per row.")
+    if end is not None and (np.shape(end) != (B,) or (np.asarray(end) < known).any()):
+        raise RequestError(
+            f"end is {np.asarray(end).tolist()}; expected {B} numbers, how long the whole text of each row is."
+        )
     return read_prompts(params, tokens, lengths, state, end, config=config)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -177,3 +177,17 @@ def test_public_prefill_and_decode_are_generate(model):
     assert jnp.concatenate([first, second], 1).tolist() == [row.token_ids for row in expected]
     agree(logprobs, [row.logprobs[:4] for row in expected], 1e-4)
     assert state.cache.length.tolist() == [13, 13]
+
+
+def test_a_text_in_pieces_says_how_long_it_is():
+    """Beyond longrope's original length all of a text is turned otherwise, also a piece that ends before it."""
+    model = random_model("phi3")
+    ids, config = np.arange(40, dtype=np.int32)[None] % 83, model.config
+    assert config.switch_length == 32
+    read = partial(nano.prefill, model.params, config=config)
+    whole = read(ids, [40], nano.init_cache(config, 1, 64, jnp.float32)).logits
+    first = read(ids[:, :20], [20], nano.init_cache(config, 1, 64, jnp.float32), end=[40])
+    agree(read(ids[:, 20:], [20], first, end=[40]).logits, whole, 1e-4)
+    for wrong in ([19], [40, 40]):
+        with pytest.raises(nano.RequestError, match=r"end is .*; expected 1 numbers, how long the whole text"):
+            read(ids[:, :20], [20], nano.init_cache(config, 1, 64, jnp.float32), end=wrong)
