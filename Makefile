@@ -13,7 +13,7 @@ TESTS := $(PYTEST) -m "not parity and not laws and not clients and not ray"
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
-.PHONY: help demo serve look soak clients fuzz test test-portable test-ray laws parity lint bench bench-peers bench-serve gpu experiments figures clean
+.PHONY: help demo serve look soak clients fuzz test test-portable test-ray native-check laws parity lint bench bench-peers bench-serve gpu experiments figures clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,16 @@ test-ray: export RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S = 120
 test-ray: export RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S = 120
 test-ray: .venv/installed-test-ray ## replicas by Ray Serve, of one process and of two, on this machine
 	XLA_FLAGS="$(QUICK) $(XLA_FLAGS)" $(BIN)/python -m pytest -m ray tests/test_ray.py
+
+# Plain C is the oracle, in the same file; -march=native would let the compiler mix what is told apart here
+CHECK = tests/native_check.c -std=gnu11 -g -I nanollm_jax/ops/native -I $$($(BIN)/python -c "import jax; print(jax.ffi.include_dir())") -lm -lpthread
+native-check: .venv/installed-test ## products in C, every instruction set that this processor has, with sanitizers; NEON under qemu where it is installed
+	mkdir -p experiments/run
+	cc -O1 -fsanitize=address,undefined -fno-sanitize-recover=all $(CHECK) -o experiments/run/native_check && experiments/run/native_check
+	cc -O1 -fsanitize=thread $(CHECK) -o experiments/run/native_check && experiments/run/native_check
+	if command -v aarch64-linux-gnu-gcc && command -v qemu-aarch64; then \
+		aarch64-linux-gnu-gcc -O2 -static $(CHECK) -o experiments/run/native_check && qemu-aarch64 experiments/run/native_check; \
+	else echo "NEON was not tried: it needs gcc-aarch64-linux-gnu and qemu-user"; fi
 
 soak: .venv/installed-test ## ten minutes of 64 clients against the server, of which many misbehave: nothing lost, nothing mixed
 	$(BIN)/python experiments/soak_serve.py

@@ -12,6 +12,7 @@ import pytest
 
 import nanollm_jax as nano
 from nanollm_jax.measure import roofline
+from nanollm_jax.ops import native
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -104,6 +105,16 @@ def forget():
         for value in list(vars(module).values()):
             if not isinstance(value, type) and hasattr(value, "clear_cache"):
                 value.clear_cache()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operations_in_c_are_compiled_once(tmp_path_factory):
+    """In a folder of the whole run, or of all runs."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", os.environ.get("NANOLLM_TEST_PROGRAMS", str(shared / "native")))
+        native.library()
 
 
 @pytest.fixture(autouse=True)

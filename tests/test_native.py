@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import agree
+from jax.sharding import PartitionSpec as P
 
 from nanollm_jax.errors import RequestError
 from nanollm_jax.ops import native
 from nanollm_jax.ops.dot_product import Seen, dot_product
+from nanollm_jax.ops.linear import product
+from nanollm_jax.ops.native.library import compiler_at_hand
 from nanollm_jax.startup import own_folder
 
 rng = np.random.default_rng(0)
@@ -177,3 +181,82 @@ def test_own_folder(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match="cannot be kept in"):
         own_folder("file", "b")
+
+
+@here
+def test_product_of_every_instruction_set(tmp_path):
+    """All that this processor has against plain C, at the edges of sizes and values; shared by threads that come late."""
+    made = tmp_path / "check"
+    inputs = [
+        Path(__file__).with_name("native_check.c"),
+        "-I",
+        Path(native.__file__).parent,
+        "-I",
+        jax.ffi.include_dir(),
+    ]
+    command = [*compiler_at_hand(), "-std=gnu11", "-O1", *inputs, "-o", made, "-lm", "-lpthread"]
+    subprocess.run([str(word) for word in command], check=True)
+    run = subprocess.run([str(made)], capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.endswith("0 failed\n"), run.stdout
+
+
+def weights_of(dtype, O, I):  # noqa: E741
+    """Random ones, zeros, and the largest and smallest of all."""
+    weight = rng.standard_normal((O, I)).astype(np.float32)
+    if dtype == "int8":
+        return jnp.asarray(rng.integers(-128, 128, (O, I)), jnp.int8).at[0].set(-128).at[1].set(0)
+    least = jnp.finfo(dtype).smallest_subnormal
+    return jnp.asarray(weight, dtype).at[0, 0].set(least).at[1].set(0).at[2, -1].set(jnp.finfo(dtype).max / 2)
+
+
+@here
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
+def test_product(dtype):
+    """Of odd sizes; a row has the same bits alone, and in programs of several rows and threads."""
+    for R, O, I in ((1, 3, 1), (5, 7, 31), (16, 301, 1023), (3, 1500, 256)):  # noqa: E741
+        x, weight = rng.standard_normal((R, I)).astype(np.float32), weights_of(dtype, O, I)
+        found = np.asarray(native.product(jnp.asarray(x), weight))
+        exact = x.astype(np.float64) @ np.asarray(weight, np.float64).T
+        size = np.abs(x.astype(np.float64)) @ np.abs(np.asarray(weight, np.float64)).T
+        # whole numbers: each of x is off by at most half a step of 1/32767 of its row's largest
+        steps = np.abs(x).max(1)[:, None] / 65534 * np.abs(np.asarray(weight, np.float64)).sum(1)[None]
+        assert (np.abs(found - exact) <= 1e-6 * size + (1.02 * steps if dtype == "int8" else 0)).all()
+        for row in range(R):
+            np.testing.assert_array_equal(native.product(jnp.asarray(x[row : row + 1]), weight)[0], found[row])
+
+
+@here
+def test_product_in_a_function_that_is_differentiated_mapped_or_split():
+    x, weight = jnp.asarray(rng.standard_normal((2, 33)), jnp.float32), weights_of("bfloat16", 8, 33).at[2, -1].set(1)
+    slopes = jax.grad(lambda x, w: jnp.sum(jnp.sin(native.product(x, w))), argnums=(0, 1))(x, weight)
+    plain = lambda x, w: jnp.sum(jnp.sin(x @ w.astype(jnp.float32).T))  # noqa: E731
+    agree(slopes[0], jax.grad(plain)(x, weight), 1e-5)
+    agree(slopes[1].astype(jnp.float32), jax.grad(plain, argnums=1)(x, weight).astype(jnp.float32), 1e-2)
+    many = jnp.stack([x, 2 * x])
+    np.testing.assert_array_equal(jax.vmap(native.product, (0, None))(many, weight)[1], native.product(2 * x, weight))
+    mesh = jax.make_mesh((2,), ("tp",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.shard_map(
+        lambda x, w: jax.lax.scan(lambda x, _: (x, product(x, w)), x, length=2)[1],
+        mesh=mesh, in_specs=(P(), P("tp")), out_specs=P(None, None, "tp"),
+    )  # fmt: skip
+    np.testing.assert_array_equal(jax.jit(split)(x, weight)[1], native.product(x, weight))
+
+
+@here
+def test_products_within_threads_that_wait_for_each_other():
+    """More at a time than the pool has threads, each large enough to be shared: none waits for one that cannot begin."""
+    x, weight = jnp.ones((64, 1, 512)), jnp.ones((1024, 512), jnp.bfloat16)
+    many = jax.jit(lambda x, w: sum(product(row, w) for row in x))
+    made = [many(x + n, weight) for n in range(8)]
+    for n, found in enumerate(made):
+        np.testing.assert_array_equal(found, np.full((1, 1024), 64 * 512 * (1 + n), np.float32))
+
+
+@here
+def test_each_dtype_has_its_product_in_c():
+    """Up to so many rows; beyond, and without C, it is XLA's."""
+    weight = jnp.ones((8, 4), jnp.bfloat16)
+    for R, portable, expected in ((1, False, True), (16, False, True), (17, False, False), (1, True, False)):
+        with native.portable(portable):
+            text = jax.jit(product).lower(jnp.ones((R, 4), jnp.bfloat16), weight).as_text()
+        assert ("nanollm_bf16" in text) is expected

@@ -132,7 +132,13 @@ def describe_device(
     return {
         "kind": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "native": None if kind != "cpu" else {"compiled": bool(found.digest), "reason": found.reason or None},
+        "native": None
+        if kind != "cpu"
+        else {
+            "compiled": bool(found.digest),
+            "instructions": found.instructions or None,
+            "reason": found.reason or None,
+        },
         "free_bytes": memory.free(),
         "rows": [{"rows": B, "positions": S, "bytes": B * row[S]} for B in buckets.ROWS for S in row],
         "programs": [
@@ -149,8 +155,8 @@ def show_device(found: dict[str, Any]) -> None:
     free = "" if found["free_bytes"] is None else f", {decimal(found['free_bytes'])} free"
     print(f"{found['devices']} x {harmless(found['kind'])}{free}")
     if found["native"] is not None:
-        reason = found["native"]["reason"]
-        print(f"native operations: {'compiled for this processor' if reason is None else f'none, {harmless(reason)}'}")
+        reason, instructions = found["native"]["reason"], found["native"]["instructions"]
+        print(f"native operations: {f'compiled, {instructions}' if reason is None else f'none, {harmless(reason)}'}")
     print()
     words = lambda numbers: " ".join(map(str, numbers))  # noqa: E731
     programs = [

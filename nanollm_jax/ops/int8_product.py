@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nanollm_jax.ops import native
 from nanollm_jax.ops.linear import contract
 
 MANY, BLOCK = 16, 256  # rows, and outputs that are converted together
@@ -44,8 +45,11 @@ def product_on_cpu(x: jax.Array, values: jax.Array) -> jax.Array:
 
     XLA on CPU multiplies int8 by int8 fast, from two rows on (jax 0.10.2), and knows no product of int8 and float32. So x
     goes in as digits, whose sums are exact. For many rows it is quicker to convert the weight, in blocks that the
-    processor's cache holds. Its derivative is that of product: digits are rounded, and what is rounded has none.
+    processor's cache holds; few are multiplied in C, where it could be compiled. Its derivative is that of product: digits
+    are rounded, and what is rounded has none.
     """
+    if native.takes(x, values):
+        return native.product(x, values)
     if x.shape[0] >= MANY:
         return by_blocks(x, values)
     rows, unit = digits(x)

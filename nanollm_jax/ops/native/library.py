@@ -26,23 +26,25 @@ from nanollm_jax.errors import RequestError
 from nanollm_jax.identity import processor
 from nanollm_jax.startup import own_folder
 
-SWITCH = "NANOLLM_NATIVE"  # 0: nothing is compiled
-FUNCTIONS = ("nanollm_attention",)
+SWITCH = "NANOLLM_NATIVE"  # 0: nothing is compiled; or one of
+INSTRUCTIONS = ("vnni", "avx512", "avx2", "neon", "plain")  # for products
+FUNCTIONS = ("nanollm_attention", "nanollm_bf16", "nanollm_f16", "nanollm_s8")
 SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".c", ".h"))
 # no -ffast-math: it forgets what is not a number
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=default")
 FOLDER = ("nanollm_jax", "native")  # below the folder of the user's caches
-SECONDS = 120.0  # a compiler that needs longer is stuck; gcc takes half a second
+SECONDS = 120.0  # a compiler that needs longer is stuck; gcc takes three
 
 log = logging.getLogger("nanollm")
 portable = jax.make_user_context(False)  # inside `with portable(True)` programs are traced without native operations
 
 
 class Library(NamedTuple):
-    """The digest of what was compiled and loaded; or none, and the reason."""
+    """The digest of what was compiled and loaded, and the instruction set that products take; or none, and the reason."""
 
     digest: str
     reason: str = ""
+    instructions: str = ""
 
 
 def wanted() -> bool:
@@ -53,8 +55,10 @@ def wanted() -> bool:
 @functools.cache
 def library() -> Library:
     """What there is on this machine, compiled and handed to XLA if it was not yet; says it in one line where there is none."""
-    if os.environ.get(SWITCH) == "0":
+    if (switch := os.environ.get(SWITCH) or "1") == "0":
         return Library("", f"{SWITCH}=0")
+    if switch not in ("1", *INSTRUCTIONS):
+        raise RequestError(f"{SWITCH} is {switch!r}; expected 0, 1, or one of {', '.join(INSTRUCTIONS)}.")
     try:
         compiler = compiler_at_hand()
         text = [path.read_bytes() for path in SOURCES]
@@ -71,13 +75,17 @@ def library() -> Library:
                 path = folder / f"{digest}.so"
                 compile_into(path, compiler)
             loaded = ctypes.CDLL(str(path))
+        choose = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_char_p)(("nanollm_choose", loaded))
+        instructions = choose(None if switch == "1" else switch.encode())
         for name in FUNCTIONS:
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
     except (OSError, AttributeError, RuntimeError, subprocess.SubprocessError) as error:
         reason = " ".join(str(error).split())[:300]
         log.warning("decoding on a CPU goes without native operations and is slower: %s", reason)
         return Library("", reason)
-    return Library(digest)
+    if instructions is None:
+        raise RequestError(f"{SWITCH} is {switch!r}, which this processor does not have; leave it out.")
+    return Library(digest, instructions=instructions.decode())
 
 
 def compile_into(path: Path, compiler: tuple[str, ...]) -> None:

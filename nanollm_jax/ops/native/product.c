@@ -1,0 +1,563 @@
+// Few rows of activations times a weight that is read in the form in which it is kept: y[r, o] = sum over i of x[r, i] * w[o, i].
+//
+// 1. The forms of a weight, the definition in plain C, and how x is laid out.
+// 2. One section for each instruction set, a dozen words; this file includes itself there, and its last part, the product
+//    written in these words, is compiled for each of them. Which of them runs is chosen by the processor at hand.
+// 3. One product shared by XLA's threads, and the functions that XLA calls.
+// 4. The product.
+//
+// A row's bits depend on x's row, the weight and the instruction set: not on the number of rows or threads, nor on which row
+// it is. Every sum is taken in one order: inputs in steps, lane by lane, two sums in turns, added up at the end; what is
+// rounded once is written as one word, so that no compiler decides it.
+#ifndef PATH
+#include <stdbool.h>
+#include <string.h>
+
+#include "threads.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+// 1. Forms ------------------------------------------------------------------------------------------------------------------
+
+// S8: whole numbers; their one scale per output comes later.  S4: GROUP inputs have a scale, a float16 of scale [O I/GROUP];
+// byte j of a group has the inputs j (low bits) and j + GROUP/2, each + 8.
+typedef enum { BF16, F16, S8, S4, FORMS } Form;
+enum { MOST = 32767, GROUP = 32, WHOLE = 64 * GROUP };  // so many products of 8 and 16 bits have a sum below 2^31 in each of four lanes
+static const int BITS[FORMS] = {16, 16, 8, 4};
+
+// A product. x is laid out: rows of `width` floats, or for whole numbers of int16, MOST of which are most[r].
+typedef struct {
+  const void* x;
+  const float* most;
+  const char* w;
+  const uint16_t* scale;
+  float* y;
+  int64_t R, O, I, width;
+} Product;
+
+// One instruction set: inputs in a step, whether the processor has it, x laid out for it, and the outputs from begin to end.
+typedef struct {
+  const char* name;
+  int step;
+  bool (*has)(void);
+  void (*lay_out)(Form, const float* x, void* to, float* most, int64_t R, int64_t I, int64_t width);
+  void (*run)(Form, const Product*, int64_t begin, int64_t end);
+} Path;
+
+static inline float as_float(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+static inline uint32_t as_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+static float half(uint16_t h) {  // a float16; what is below 2^-14 is a whole number of 2^-24
+  uint32_t sign = (uint32_t)(h >> 15) << 31, exponent = h >> 10 & 31, fraction = h & 1023;
+  if (exponent == 31) return as_float(sign | 0x7f800000u | fraction << 13);
+  if (exponent == 0) return as_float(sign | as_bits((float)fraction * 0x1p-24f));
+  return as_float(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+// Floats as they are, zeros behind each row.
+static void copy_row(const float* x, float* to, int64_t I, int64_t width) {
+  memcpy(to, x, I * sizeof *x);
+  memset(to + I, 0, (width - I) * sizeof *x);
+}
+
+// A row as whole numbers from -MOST to MOST, right to half of one; returns what MOST of them are worth, the row's largest size.
+// A row with a number that is none, or infinite, is worth NaN.
+static inline __attribute__((always_inline)) float round_row(const float* x, int16_t* to, int64_t I, int64_t width) {
+  const float magic = 0x1.8p23f;  // a float of that size has whole numbers in its lowest bits
+  int32_t largest = 0;
+  for (int64_t i = 0; i < I; i++) {
+    int32_t size = (int32_t)(as_bits(x[i]) & 0x7fffffffu);  // in order of size, infinity and NaN last
+    largest = size > largest ? size : largest;
+  }
+  memset(to + I, 0, (width - I) * sizeof *to);
+  if (largest == 0 || largest >= 0x7f800000) {
+    memset(to, 0, I * sizeof *to);
+    return largest ? as_float(0x7fc00000u) : 0;
+  }
+  const float size = as_float((uint32_t)largest), lift = size < 0x1p-64f ? 0x1p100f : 1;  // that 1/size is none, or 0, below
+  const float times = MOST / (size * lift);
+  for (int64_t i = 0; i < I; i++) {
+    const float sum = __builtin_fmaf(x[i] * lift, times, magic);
+    to[i] = (int16_t)(int32_t)(as_bits(sum) - as_bits(magic));
+  }
+  return size;
+}
+
+static void plain_lay_out(Form form, const float* x, void* to, float* most, int64_t R, int64_t I, int64_t width) {
+  for (int64_t r = 0; r < R; r++)
+    if (form < S8) copy_row(x + r * I, (float*)to + r * width, I, width);
+    else most[r] = round_row(x + r * I, (int16_t*)to + r * width, I, width);
+}
+
+static double plain_weight(Form form, const Product* p, int64_t o, int64_t i) {
+  const char* w = p->w + o * p->I * BITS[form] / 8;
+  switch (form) {
+    case BF16: return as_float((uint32_t)((const uint16_t*)w)[i] << 16);
+    case F16: return half(((const uint16_t*)w)[i]);
+    case S8: return ((const int8_t*)w)[i];
+    default: break;
+  }
+  int64_t g = i / GROUP, j = i % GROUP;
+  double scale = half(p->scale[o * (p->I / GROUP) + g]);
+  uint8_t two = (uint8_t)w[g * (GROUP / 2) + j % (GROUP / 2)];
+  return scale * ((j < GROUP / 2 ? two & 15 : two >> 4) - 8);
+}
+
+static void plain_run(Form form, const Product* p, int64_t begin, int64_t end) {
+  for (int64_t r = 0; r < p->R; r++)
+    for (int64_t o = begin; o < end; o++) {
+      double sum = 0;
+      for (int64_t i = 0, at = r * p->width; i < p->I; i++, at++)
+        sum += plain_weight(form, p, o, i) * (form < S8 ? ((const float*)p->x)[at] : ((const int16_t*)p->x)[at]);
+      p->y[r * p->O + o] = (float)(form < S8 ? sum : sum / MOST * p->most[r]);
+    }
+}
+static bool always(void) { return true; }
+static const Path plain = {"plain", 16, always, plain_lay_out, plain_run};
+
+// 2. Instruction sets ---------------------------------------------------------------------------------------------------------
+
+// LANES numbers in a vector; FLOAT_ROWS and WHOLE_ROWS rows are multiplied with each weight that was read, as many as there are
+// registers for. wide: GROUP numbers of 16 bits.
+#define JOIN_(A, B) A##_##B
+#define JOIN(A, B) JOIN_(A, B)
+#define MY(NAME) JOIN(PATH, NAME)
+#define INLINE static inline __attribute__((always_inline, target(TARGET)))
+
+#if defined(__x86_64__)
+typedef float floats8 __attribute__((vector_size(32)));
+typedef float floats16 __attribute__((vector_size(64)));
+typedef uint32_t words8 __attribute__((vector_size(32)));
+typedef uint32_t words16 __attribute__((vector_size(64)));
+typedef struct { __m256i low, high; } numbers2;
+
+#define PATH avx2
+#define TARGET "avx2,fma,f16c"
+#define LANES 8
+#define FLOAT_ROWS 3
+#define WHOLE_ROWS 4
+#define vec floats8
+#define words words8
+#define whole __m256i
+#define wide numbers2
+static bool avx2_has(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+INLINE vec avx2_multiply_add(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+INLINE vec avx2_halves(const void* w) { return (vec)_mm256_cvtph_ps(_mm_loadu_si128(w)); }
+INLINE vec avx2_scale(uint16_t h) { return (vec)_mm256_cvtph_ps(_mm_set1_epi16((short)h)); }
+INLINE float avx2_total(vec v) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+INLINE wide avx2_bytes(const void* w) {
+  return (wide){_mm256_cvtepi8_epi16(_mm_loadu_si128(w)), _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w + 1))};
+}
+INLINE wide avx2_nibbles(const void* w) {
+  const __m128i two = _mm_loadu_si128(w), mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+  return (wide){_mm256_cvtepi8_epi16(_mm_sub_epi8(_mm_and_si128(two, mask), eight)),
+                _mm256_cvtepi8_epi16(_mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(two, 4), mask), eight))};
+}
+INLINE whole avx2_none(void) { return _mm256_setzero_si256(); }
+INLINE whole avx2_dot(whole sum, wide w, const int16_t* x) {
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w.low, _mm256_loadu_si256((const void*)x)));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(w.high, _mm256_loadu_si256((const void*)(x + 16))));
+}
+INLINE vec avx2_as_floats(whole n) { return (vec)_mm256_cvtepi32_ps(n); }
+#include "product.c"
+
+#define PATH avx512
+#define TARGET "avx512f,avx512bw,avx512vl,avx2,fma,f16c"
+#define LANES 16
+#define FLOAT_ROWS 4
+#define WHOLE_ROWS 4
+#define vec floats16
+#define words words16
+#define whole __m512i
+#define wide __m512i
+static bool avx512_has(void) {
+  return avx2_has() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+INLINE vec avx512_multiply_add(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+INLINE vec avx512_halves(const void* w) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256(w)); }
+INLINE vec avx512_scale(uint16_t h) { return (vec)_mm512_cvtph_ps(_mm256_set1_epi16((short)h)); }
+INLINE float avx512_total(vec v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE wide avx512_bytes(const void* w) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256(w)); }
+INLINE wide avx512_nibbles(const void* w) {
+  const __m128i two = _mm_loadu_si128(w);
+  const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(two), _mm_srli_epi16(two, 4), 1);
+  return _mm512_cvtepi8_epi16(_mm256_sub_epi8(_mm256_and_si256(both, _mm256_set1_epi8(15)), _mm256_set1_epi8(8)));
+}
+INLINE whole avx512_none(void) { return _mm512_setzero_si512(); }
+INLINE whole avx512_dot(whole sum, wide w, const int16_t* x) {
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(w, _mm512_loadu_si512(x)));
+}
+INLINE vec avx512_as_floats(whole n) { return (vec)_mm512_cvtepi32_ps(n); }
+#include "product.c"
+
+// avx512, where one instruction multiplies whole numbers and adds them up; its floats are avx512's
+#define FLOATS avx512
+#define PATH vnni
+#define TARGET "avx512vnni,avx512f,avx512bw,avx512vl,avx2,fma,f16c"
+#define LANES 16
+#define FLOAT_ROWS 4
+#define WHOLE_ROWS 4
+#define vec floats16
+#define words words16
+#define whole __m512i
+#define wide __m512i
+static bool vnni_has(void) { return avx512_has() && __builtin_cpu_supports("avx512vnni"); }
+INLINE vec vnni_multiply_add(vec a, vec b, vec c) { return avx512_multiply_add(a, b, c); }
+INLINE vec vnni_halves(const void* w) { return avx512_halves(w); }
+INLINE vec vnni_scale(uint16_t h) { return avx512_scale(h); }
+INLINE float vnni_total(vec v) { return avx512_total(v); }
+INLINE wide vnni_bytes(const void* w) { return avx512_bytes(w); }
+INLINE wide vnni_nibbles(const void* w) { return avx512_nibbles(w); }
+INLINE whole vnni_none(void) { return avx512_none(); }
+INLINE whole vnni_dot(whole sum, wide w, const int16_t* x) { return _mm512_dpwssd_epi32(sum, w, _mm512_loadu_si512(x)); }
+INLINE vec vnni_as_floats(whole n) { return avx512_as_floats(n); }
+#include "product.c"
+static const Path* const PATHS[] = {&vnni, &avx512, &avx2, &plain};
+
+#elif defined(__aarch64__)
+typedef float floats4 __attribute__((vector_size(16)));
+typedef uint32_t words4 __attribute__((vector_size(16)));
+
+#define PATH neon
+#define TARGET "+simd"
+#define LANES 4
+#define FLOAT_ROWS 4
+#define WHOLE_ROWS 4
+#define vec floats4
+#define words words4
+#define whole int32x4_t
+#define wide int16x8x4_t
+static bool neon_has(void) { return true; }
+INLINE vec neon_multiply_add(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+INLINE vec neon_halves(const void* w) { return (vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(w))); }
+INLINE vec neon_scale(uint16_t h) { return (vec)vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))); }
+INLINE float neon_total(vec v) { return vaddvq_f32((float32x4_t)v); }
+INLINE wide neon_both(int8x16_t a, int8x16_t b) {
+  return (wide){{vmovl_s8(vget_low_s8(a)), vmovl_high_s8(a), vmovl_s8(vget_low_s8(b)), vmovl_high_s8(b)}};
+}
+INLINE wide neon_bytes(const void* w) { return neon_both(vld1q_s8(w), vld1q_s8((const int8_t*)w + 16)); }
+INLINE wide neon_nibbles(const void* w) {
+  const uint8x16_t two = vld1q_u8(w);
+  const int8x16_t eight = vdupq_n_s8(8);
+  return neon_both(vsubq_s8(vreinterpretq_s8_u8(vandq_u8(two, vdupq_n_u8(15))), eight),
+                    vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(two, 4)), eight));
+}
+INLINE whole neon_none(void) { return vdupq_n_s32(0); }
+INLINE whole neon_dot(whole sum, wide w, const int16_t* x) {
+  for (int part = 0; part < 4; part++) {
+    const int16x8_t numbers = vld1q_s16(x + 8 * part);
+    sum = vmlal_high_s16(vmlal_s16(sum, vget_low_s16(w.val[part]), vget_low_s16(numbers)), w.val[part], numbers);
+  }
+  return sum;
+}
+INLINE vec neon_as_floats(whole n) { return (vec)vcvtq_f32_s32(n); }
+#include "product.c"
+static const Path* const PATHS[] = {&neon, &plain};
+
+#else
+static const Path* const PATHS[] = {&plain};
+#endif
+
+// 3. Threads and XLA ----------------------------------------------------------------------------------------------------------
+
+static const Path* chosen = &plain;
+
+static const Path* path_of(const char* name) {
+  for (size_t at = 0; at < sizeof PATHS / sizeof *PATHS; at++)
+    if ((!name || !strcmp(name, PATHS[at]->name)) && PATHS[at]->has()) return PATHS[at];
+  return NULL;
+}
+
+// Take the instruction set of this name from now on, or for NULL the best that the processor has. Returns its name; NULL, and
+// nothing changes, where there is none of that name here.
+const char* nanollm_choose(const char* name) {
+  const Path* found = path_of(name);
+  return found ? (chosen = found)->name : NULL;
+}
+
+// Sums are the same on every thread only where all of them round, and keep what is smallest, alike.
+#if defined(__x86_64__)
+static inline uint64_t usual_rounding(void) {
+  const uint64_t before = _mm_getcsr();
+  _mm_setcsr(0x1f80);
+  return before;
+}
+static inline void rounding_as(uint64_t before) { _mm_setcsr((uint32_t)before); }
+#elif defined(__aarch64__)
+static inline void rounding_as(uint64_t before) { __asm__ volatile("msr fpcr, %0" ::"r"(before)); }
+static inline uint64_t usual_rounding(void) {
+  uint64_t before;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+  rounding_as(0);
+  return before;
+}
+#else
+static inline uint64_t usual_rounding(void) { return 0; }
+static inline void rounding_as(uint64_t before) { (void)before; }
+#endif
+
+typedef struct {
+  Product product;
+  const Path* path;
+  Form form;
+  int64_t outputs;  // of a piece
+} Job;
+
+static void of_outputs(const void* given, int64_t piece) {
+  const Job* job = given;
+  const uint64_t before = usual_rounding();
+  const int64_t begin = piece * job->outputs, end = begin + job->outputs, O = job->product.O;
+  job->path->run(job->form, &job->product, begin, end < O ? end : O);
+  rounding_as(before);
+}
+
+// How many outputs are a piece. A row alone reads memory straight through, in few pieces; of more rows each multiplies what
+// the processor's cache still has.
+static int64_t piece_of(int64_t R, int64_t O, int64_t row_bytes) {
+  enum { PIECES = 64, LEAST = 1 << 14, CACHED = 1 << 16 };
+  int64_t bytes = O * row_bytes / PIECES;
+  if (bytes < LEAST) bytes = LEAST;
+  if (R > 1 && bytes > CACHED) bytes = CACHED;
+  const int64_t outputs = bytes / row_bytes / 2 * 2;
+  return outputs < 2 ? 2 : outputs;
+}
+
+// All of a product, on XLA's threads. false where there is no memory for it.
+static bool multiply(const Path* path, Form form, const float* x, const void* w, const void* scale, float* y, int64_t R, int64_t O,
+                     int64_t I, XLA_FFI_CallFrame* call) {
+  const int64_t width = (I + path->step - 1) / path->step * path->step, item = form < S8 ? sizeof(float) : sizeof(int16_t);
+  char* memory = malloc((size_t)(R * (width * item + (int64_t)sizeof(float))));
+  if (!memory) return false;
+  float* most = (float*)(memory + R * width * item);  // steps are of 16 numbers at least
+  const uint64_t before = usual_rounding();
+  path->lay_out(form, x, memory, most, R, I, width);
+  rounding_as(before);
+  const int64_t row_bytes = I * BITS[form] / 8;
+  const Job job = {{memory, most, w, scale, y, R, O, I, width}, path, form, piece_of(R, O, row_bytes)};
+  in_pieces(call, of_outputs, &job, (O + job.outputs - 1) / job.outputs, O * row_bytes);
+  free(memory);
+  return true;
+}
+
+static XLA_FFI_Error* product(XLA_FFI_CallFrame* call, Form form) {
+  if (only_asked(call)) return NULL;
+  XLA_FFI_Buffer** in = (XLA_FFI_Buffer**)call->args.args;
+  const XLA_FFI_Buffer *x = in[0], *w = in[1], *y = call->rets.rets[0];
+  const void* scale = form == S4 ? in[2]->data : NULL;
+  if (multiply(chosen, form, x->data, w->data, scale, y->data, x->dims[0], w->dims[0], x->dims[1], call)) return NULL;
+  XLA_FFI_Error_Create_Args error = {.struct_size = sizeof error, .message = "no memory for the rows of a product",
+                                     .errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED};
+  return call->api->XLA_FFI_Error_Create(&error);
+}
+
+XLA_FFI_Error* nanollm_bf16(XLA_FFI_CallFrame* call) { return product(call, BF16); }
+XLA_FFI_Error* nanollm_f16(XLA_FFI_CallFrame* call) { return product(call, F16); }
+XLA_FFI_Error* nanollm_s8(XLA_FFI_CallFrame* call) { return product(call, S8); }
+XLA_FFI_Error* nanollm_s4(XLA_FFI_CallFrame* call) { return product(call, S4); }
+
+#else
+// 4. The product, in the words of one instruction set -------------------------------------------------------------------------
+
+enum { MY(STEP) = 2 * LANES > GROUP ? 2 * LANES : GROUP };  // inputs; a step of floats is 2 * LANES of them
+
+// bfloat16 comes two to a word: the first after a shift, the second as it stands but for its lower bits. So x is parted alike.
+static __attribute__((target(TARGET))) void MY(lay_out)(Form form, const float* x, void* to, float* most, int64_t R, int64_t I,
+                                                        int64_t width) {
+  for (int64_t r = 0; r < R; r++, x += I) {
+    if (form >= S8) {
+      most[r] = round_row(x, (int16_t*)to + r * width, I, width);
+      continue;
+    }
+    float* row = (float*)to + r * width;
+    if (form != BF16) {
+      copy_row(x, row, I, width);
+      continue;
+    }
+    int64_t i = 0;
+    for (; i + 2 * LANES <= I; i += 2 * LANES)
+      for (int lane = 0; lane < LANES; lane++) row[i + lane] = x[i + 2 * lane], row[i + LANES + lane] = x[i + 2 * lane + 1];
+    for (; i < width; i += 2 * LANES)
+      for (int lane = 0; lane < 2 * LANES; lane++) {
+        const int64_t from = i + (lane < LANES ? 2 * lane : 2 * (lane - LANES) + 1);
+        row[i + lane] = from < I ? x[from] : 0;
+      }
+  }
+}
+
+INLINE vec MY(load)(const void* from) {
+  vec value;
+  memcpy(&value, from, sizeof value);
+  return value;
+}
+
+// 2 * LANES weights as floats
+INLINE void MY(widen)(const Form form, const char* w, vec to[2]) {
+  if (form == F16) {
+    to[0] = MY(halves)(w), to[1] = MY(halves)(w + sizeof(vec) / 2);
+  } else {
+    const words two = (words)MY(load)(w);
+    to[0] = (vec)(two << 16), to[1] = (vec)(two & 0xffff0000u);
+  }
+}
+
+// `rows` rows by `outputs` outputs: one step further, and all of it. Both are constants where it is called.
+INLINE void MY(float_step)(const Form form, const int rows, const int outputs, const float* x, int64_t width, const char* w,
+                           int64_t stride, vec sum[][2][2]) {
+  vec weight[2][2];
+#pragma GCC unroll 8
+  for (int n = 0; n < outputs; n++) MY(widen)(form, w + n * stride, weight[n]);
+#pragma GCC unroll 8
+  for (int m = 0; m < rows; m++)
+#pragma GCC unroll 8
+    for (int part = 0; part < 2; part++) {
+      const vec numbers = MY(load)(x + m * width + part * LANES);
+#pragma GCC unroll 8
+      for (int n = 0; n < outputs; n++) sum[m][n][part] = MY(multiply_add)(numbers, weight[n][part], sum[m][n][part]);
+    }
+}
+
+INLINE void MY(float_tile)(const Form form, const int rows, const int outputs, const Product* p, int64_t r, int64_t o) {
+  enum { STEP = 2 * LANES };
+  const int64_t size = BITS[form] / 8, stride = p->I * size, whole_steps = p->I / STEP * STEP;
+  const float* x = (const float*)p->x + r * p->width;
+  const char* w = p->w + o * stride;
+  vec sum[FLOAT_ROWS][2][2];
+#pragma GCC unroll 8
+  for (int m = 0; m < rows; m++)
+#pragma GCC unroll 8
+    for (int n = 0; n < outputs; n++) sum[m][n][0] = sum[m][n][1] = (vec){0};
+  for (int64_t i = 0; i < whole_steps; i += STEP) {
+#pragma GCC unroll 8
+    for (int n = 0; n < outputs; n++) __builtin_prefetch(w + n * stride + i * size + 1024);
+    MY(float_step)(form, rows, outputs, x + i, p->width, w + i * size, stride, sum);
+  }
+  if (whole_steps < p->I) {  // what is behind the last input belongs to the next output, or to nobody
+    char rest[2][STEP * sizeof(float)] = {0};
+    for (int n = 0; n < outputs; n++) memcpy(rest[n], w + n * stride + whole_steps * size, (p->I - whole_steps) * size);
+    MY(float_step)(form, rows, outputs, x + whole_steps, p->width, rest[0], sizeof rest[0], sum);
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < rows; m++)
+#pragma GCC unroll 8
+    for (int n = 0; n < outputs; n++) p->y[(r + m) * p->O + o + n] = MY(total)(sum[m][n][0] + sum[m][n][1]);
+}
+
+// The same with whole numbers, a GROUP further in each step; sums are exact until they become floats.
+INLINE void MY(whole_step)(const Form form, const int rows, const int outputs, const int16_t* x, int64_t width, const char* w,
+                           int64_t stride, const uint16_t* scale, int64_t groups, whole exact[][2], vec sum[][2]) {
+#pragma GCC unroll 8
+  for (int n = 0; n < outputs; n++) {
+    const wide weight = form == S4 ? MY(nibbles)(w + n * stride) : MY(bytes)(w + n * stride);
+    vec step = {0};
+    if (form == S4) step = MY(scale)(scale[n * groups]);
+#pragma GCC unroll 8
+    for (int m = 0; m < rows; m++)
+      if (form == S4) sum[m][n] = MY(multiply_add)(MY(as_floats)(MY(dot)(MY(none)(), weight, x + m * width)), step, sum[m][n]);
+      else exact[m][n] = MY(dot)(exact[m][n], weight, x + m * width);
+  }
+}
+
+INLINE void MY(whole_tile)(const Form form, const int rows, const int outputs, const Product* p, int64_t r, int64_t o) {
+  const int64_t bits = BITS[form], stride = p->I * bits / 8, groups = p->I / GROUP;
+  const int16_t* x = (const int16_t*)p->x + r * p->width;
+  const char* w = p->w + o * stride;
+  const uint16_t* scale = form == S4 ? p->scale + o * groups : NULL;
+  vec sum[WHOLE_ROWS][2];
+  whole exact[WHOLE_ROWS][2];
+#pragma GCC unroll 8
+  for (int m = 0; m < rows; m++)
+#pragma GCC unroll 8
+    for (int n = 0; n < outputs; n++) sum[m][n] = (vec){0}, exact[m][n] = MY(none)();
+  for (int64_t block = 0; block < p->I; block += WHOLE) {
+    const int64_t end = block + WHOLE < p->I ? block + WHOLE : p->I;
+    int64_t i = block;
+    for (; i + GROUP <= end; i += GROUP) {
+#pragma GCC unroll 8
+      for (int n = 0; n < outputs; n++) __builtin_prefetch(w + n * stride + i * bits / 8 + 1024);
+      MY(whole_step)(form, rows, outputs, x + i, p->width, w + i * bits / 8, stride, scale + i / GROUP, groups, exact, sum);
+    }
+    if (form != S4) {
+      if (i < end) {
+        char rest[2][GROUP] = {0};
+        for (int n = 0; n < outputs; n++) memcpy(rest[n], w + n * stride + i, end - i);
+        MY(whole_step)(form, rows, outputs, x + i, p->width, rest[0], sizeof rest[0], NULL, 0, exact, sum);
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < rows; m++)
+#pragma GCC unroll 8
+        for (int n = 0; n < outputs; n++) sum[m][n] += MY(as_floats)(exact[m][n]), exact[m][n] = MY(none)();
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < rows; m++)
+#pragma GCC unroll 8
+    for (int n = 0; n < outputs; n++) p->y[(r + m) * p->O + o + n] = MY(total)(sum[m][n]) / MOST * p->most[r + m];
+}
+
+// Two outputs at a time with `rows` rows of x, then the last where their number is odd.
+#define OUTPUTS(TILE, FORM, ROWS)                                                   \
+  do {                                                                              \
+    int64_t o = begin;                                                              \
+    for (; o + 2 <= end; o += 2) MY(TILE)(FORM, ROWS, 2, p, r, o);                  \
+    if (o < end) MY(TILE)(FORM, ROWS, 1, p, r, o);                                  \
+  } while (0)
+
+// Rows in blocks of nearly equal size, none larger than `LIMIT`
+#define ROWS_OF(TILE, FORM, LIMIT)                                                                                           \
+  static __attribute__((target(TARGET), noinline)) void MY(FORM)(const Product* p, int64_t begin, int64_t end) {            \
+    const int64_t blocks = (p->R + (LIMIT) - 1) / (LIMIT);                                                                    \
+    for (int64_t block = 0, r = 0; block < blocks; block++) {                                                               \
+      const int64_t rows = (p->R - r + blocks - block - 1) / (blocks - block);                                              \
+      switch (rows) {                                                                                                       \
+        case 1: OUTPUTS(TILE, FORM, 1); break;                                                                              \
+        case 2: OUTPUTS(TILE, FORM, 2); break;                                                                              \
+        case 3: OUTPUTS(TILE, FORM, 3); break;                                                                              \
+        default: OUTPUTS(TILE, FORM, LIMIT); break;                                                                          \
+      }                                                                                                                     \
+      r += rows;                                                                                                            \
+    }                                                                                                                       \
+  }
+#ifndef FLOATS
+#define FLOATS PATH
+ROWS_OF(float_tile, BF16, FLOAT_ROWS)
+ROWS_OF(float_tile, F16, FLOAT_ROWS)
+#endif
+ROWS_OF(whole_tile, S8, WHOLE_ROWS)
+ROWS_OF(whole_tile, S4, WHOLE_ROWS)
+
+static void MY(run)(Form form, const Product* p, int64_t begin, int64_t end) {
+  void (*const all[FORMS])(const Product*, int64_t, int64_t) = {JOIN(FLOATS, BF16), JOIN(FLOATS, F16), MY(S8), MY(S4)};
+  all[form](p, begin, end);
+}
+#define TEXT_(NAME) #NAME
+#define TEXT(NAME) TEXT_(NAME)
+static const Path PATH = {TEXT(PATH), MY(STEP), MY(has), MY(lay_out), MY(run)};
+#undef PATH
+#undef FLOATS
+#undef TARGET
+#undef LANES
+#undef FLOAT_ROWS
+#undef WHOLE_ROWS
+#undef vec
+#undef words
+#undef whole
+#undef wide
+#undef OUTPUTS
+#undef ROWS_OF
+#undef TEXT
+#undef TEXT_
+#endif

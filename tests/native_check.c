@@ -1,0 +1,167 @@
+// The products of every instruction set that this processor has, held against their definition in plain C; then shared by
+// threads, some of which come late. Compiled with sanitizers by `make native-check`, for other processors too.
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include "product.c"
+
+static uint64_t state = 1;
+static uint32_t draw(void) {
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  return (uint32_t)(state >> 32);
+}
+static float normal(void) {  // nearly
+  double sum = 0;
+  for (int n = 0; n < 12; n++) sum += draw() / 4294967296.0;
+  return (float)(sum - 6);
+}
+static uint16_t to_bf16(float value) { return (uint16_t)(as_bits(value) >> 16); }
+static uint16_t to_f16(float value) {  // the nearest that is not larger
+  const uint16_t sign = (uint16_t)(as_bits(value) >> 16 & 0x8000);
+  value = fabsf(value);
+  if (value >= 65504) return sign | 0x7bff;
+  if (value < 0x1p-14f) return sign | (uint16_t)(value * 0x1p24f);
+  return sign | (uint16_t)((as_bits(value) - (112u << 23)) >> 13);
+}
+
+// what stands in x and the weight
+typedef enum { NORMAL, ZEROS, TINY, SMALLEST, LARGE, OUTLIER, KINDS } Kind;
+static float value_of(Kind kind, int64_t i) {
+  switch (kind) {
+    case ZEROS: return 0;
+    case TINY: return normal() * 1e-30f;
+    case SMALLEST: return as_float(draw() & 0x807fffffu);  // denormal
+    case LARGE: return normal() * 1e15f;
+    case OUTLIER: return i == 3 ? 5000 : normal();
+    default: return normal();
+  }
+}
+
+static void fill(Form form, Kind kind, char* w, int64_t numbers) {
+  for (int64_t i = 0; i < numbers; i++) {
+    const float value = value_of(kind, i);
+    if (form == BF16 || form == F16) {
+      uint16_t bits = form == BF16 ? to_bf16(value) : kind == SMALLEST ? (uint16_t)(draw() & 0x83ff) : to_f16(value);
+      memcpy(w + 2 * i, &bits, 2);
+    }
+    if (form >= S8) w[i * BITS[form] / 8] = kind == ZEROS ? 0 : kind == LARGE ? (char)(draw() & 1 ? -128 : 127) : (char)draw();
+  }
+}
+
+static int failed = 0;
+static void expect(bool right, const char* path, Form form, Kind kind, int64_t R, int64_t O, int64_t I, const char* what) {
+  if (right) return;
+  if (failed++ < 20) printf("%s form %d kind %d R %ld O %ld I %ld: %s\n", path, form, kind, (long)R, (long)O, (long)I, what);
+}
+
+typedef struct {
+  float *x, *y, *reference;
+  char* w;
+  uint16_t* scale;
+  int64_t R, O, I;
+} Case;
+static Case make(Form form, Kind kind, int64_t R, int64_t O, int64_t I) {
+  Case c = {malloc(R * I * 4), malloc(R * O * 4), malloc(R * O * 4), malloc(O * I * BITS[form] / 8), NULL, R, O, I};
+  for (int64_t r = 0; r < R; r++)
+    for (int64_t i = 0; i < I; i++) c.x[r * I + i] = value_of(kind == LARGE && form == F16 ? NORMAL : kind, i);
+  fill(form, kind, c.w, O * I);
+  if (form == S4) {
+    c.scale = malloc(O * I / GROUP * 2);
+    for (int64_t g = 0; g < O * I / GROUP; g++) c.scale[g] = to_f16(kind == TINY ? normal() * 1e-6f : normal());
+  }
+  return c;
+}
+static void end_case(Case* c) { free(c->x), free(c->y), free(c->reference), free(c->w), free(c->scale); }
+
+// In place of XLA: a pool whose threads begin when they like; every fifth task is refused.
+static pthread_t begun[4096];
+static size_t count;
+typedef struct { XLA_FFI_Task* task; void* data; unsigned wait; } Late;
+static void* late(void* given) {
+  Late one = *(Late*)given;
+  free(given);
+  for (unsigned turn = 0; turn < one.wait; turn++) sched_yield();
+  one.task(one.data);
+  return NULL;
+}
+static XLA_FFI_Error* schedule(XLA_FFI_ThreadPool_Schedule_Args* args) {
+  static char refused;
+  if (count == sizeof begun / sizeof *begun || draw() % 5 == 0) return (XLA_FFI_Error*)&refused;
+  Late* one = malloc(sizeof *one);
+  *one = (Late){args->task, args->data, draw() % 64};
+  if (pthread_create(&begun[count], NULL, late, one)) return free(one), (XLA_FFI_Error*)&refused;
+  return ++count, NULL;
+}
+static XLA_FFI_Error* five(XLA_FFI_ThreadPool_NumThreads_Args* args) { return *args->num_threads = 5, NULL; }
+static XLA_FFI_Error* one(XLA_FFI_ThreadPool_NumThreads_Args* args) { return *args->num_threads = 1, NULL; }
+static const XLA_FFI_Api MANY = {.XLA_FFI_ThreadPool_Schedule = schedule, .XLA_FFI_ThreadPool_NumThreads = five};
+static const XLA_FFI_Api SINGLE = {.XLA_FFI_ThreadPool_NumThreads = one};
+
+static void run(const Path* path, Form form, const float* x, const Case* c, float* y, int64_t R, const XLA_FFI_Api* api) {
+  XLA_FFI_CallFrame call = {.api = api};
+  if (!multiply(path, form, x, c->w, c->scale, y, R, c->O, c->I, &call)) abort();
+}
+
+// How far a float32 sum of 8 lanes may be from the exact one: six deviations of its roundings, which walk at random.
+static void compare(const Path* path, Form form, Kind kind, Case* c) {
+  run(&plain, form, c->x, c, c->reference, c->R, &SINGLE);
+  run(path, form, c->x, c, c->y, c->R, &SINGLE);
+  int16_t* rounded = malloc(c->I * 2);
+  for (int64_t r = 0; r < c->R; r++) {
+    const double unit = form < S8 ? 1 : round_row(c->x + r * c->I, rounded, c->I, c->I) / (double)MOST;
+    Product p = {.w = c->w, .scale = c->scale, .R = c->R, .O = c->O, .I = c->I};
+    for (int64_t o = 0; o < c->O; o++) {
+      double size = 0;
+      for (int64_t i = 0; i < c->I; i++) {
+        size += fabs(plain_weight(form, &p, o, i) * (form < S8 ? c->x[r * c->I + i] : rounded[i] * unit));
+        if (form >= S8 && o == 0 && kind != ZEROS)  // the nearest whole number
+          expect(fabs(rounded[i] * unit - c->x[r * c->I + i]) <= unit * 0.51 + 1e-45, path->name, form, kind, c->R, c->O, c->I, "x");
+      }
+      const double off = fabs((double)c->y[r * c->O + o] - c->reference[r * c->O + o]);
+      expect(off <= size * 0x1p-24 * (4 + 6 * sqrt(c->I / 8.0)) + c->I * 1e-45, path->name, form, kind, c->R, c->O, c->I, "another number than plain C's");
+    }
+  }
+  free(rounded);
+}
+
+// A row alone has the bits that it has beside others.
+static void alone(const Path* path, Form form, Kind kind, Case* c) {
+  float* y = malloc(c->O * 4);
+  for (int64_t r = 0; r < c->R; r++) {
+    run(path, form, c->x + r * c->I, c, y, 1, &SINGLE);
+    expect(!memcmp(y, c->y + r * c->O, c->O * 4), path->name, form, kind, c->R, c->O, c->I, "other bits alone");
+  }
+  free(y);
+}
+
+int main(void) {
+  static const int64_t inputs[] = {1, 2, 7, 31, 32, 33, 63, 64, 65, 200, 2047, 2048, 4129}, grouped[] = {32, 64, 96, 2048, 4128};
+  const char* best = nanollm_choose(NULL);
+  for (size_t at = 0; at + 1 < sizeof PATHS / sizeof *PATHS; at++) {
+    const Path* path = PATHS[at];
+    if (!path->has()) continue;
+    printf("%s\n", path->name);
+    for (Form form = BF16; form < FORMS; form++)
+      for (Kind kind = 0; kind < KINDS; kind++) {
+        const int64_t* sizes = form == S4 ? grouped : inputs;
+        const size_t many = form == S4 ? sizeof grouped / sizeof *grouped : sizeof inputs / sizeof *inputs;
+        for (size_t n = 0; n < many; n++) {
+          Case c = make(form, kind, 1 + draw() % 9, 1 + draw() % 5, sizes[n]);
+          compare(path, form, kind, &c), alone(path, form, kind, &c), end_case(&c);
+        }
+      }
+    // shared by threads, the same bits
+    for (Form form = BF16; form < FORMS; form++)
+      for (int64_t R = 1; R <= 3; R++) {
+        Case c = make(form, NORMAL, R, 601, 1024);
+        run(path, form, c.x, &c, c.y, R, &SINGLE);
+        run(path, form, c.x, &c, c.reference, R, &MANY);
+        expect(!memcmp(c.y, c.reference, R * c.O * 4), path->name, form, NORMAL, R, c.O, c.I, "other bits on threads");
+        end_case(&c);
+      }
+  }
+  for (size_t n = 0; n < count; n++) pthread_join(begun[n], NULL);
+  expect(nanollm_choose("none") == NULL && nanollm_choose("plain") && count, "all", 0, 0, 0, 0, 0, "choice");
+  printf("best %s, %d failed\n", best, failed);
+  return failed != 0;
+}
