@@ -73,7 +73,7 @@ def test_a_run_is_the_generation_itself(http):
     model, sampling = serving.tiny(), nano.Sampling(temperature=1.0)
     asked = {"max_new_tokens": 12, "sampling": sampling, "seed": 5, "rows": 2}
     plain = nano.generate(model, ASK["prompt"], top_logprobs=5, **asked)
-    with followed(http) as found:
+    with followed(http, keep=["layers.*.attention.q"]) as found:
         written = tokens(found, 0)
         assert [token["id"] for token in written] == plain.token_ids and "error" not in found
         assert "".join(token["text"] for token in written) == plain.text
@@ -81,7 +81,8 @@ def test_a_run_is_the_generation_itself(http):
         best = [[np.exp(logprob) for _, logprob in tops] for tops in plain.top_logprobs]
         agree([[chance for _, chance, _ in token["tops"]] for token in written], best, 1e-5)
         weights = values(http, found, "layers.0.attention.weights")
-        box = nano.watch(model, ASK["prompt"], keep="layers.0.attention.weights", **asked)
+        box = nano.watch(model, ASK["prompt"], keep="layers.0.attention.{weights,q}", **asked)
+        agree(values(http, found, "layers.0.attention.q"), box["layers.0.attention.q"][0], 1e-5)
         agree(weights, box["layers.0.attention.weights"][0], 1e-5)
         np.testing.assert_array_equal(
             values(http, found, "layers.0.attention.weights", **{"from": 3, "to": 5}), weights[3:5]
@@ -220,6 +221,7 @@ def test_one_at_a_time_and_so_many_wait(http, service, monkeypatch):
         ("runs", ASK | {"max_tokens": 500}, "500 new tokens is more than the model's 128 positions"),
         ("runs", ASK | {"temperature": -1}, "temperature is -1"),
         ("runs", ASK | {"speculate": "guess"}, "speculate is 'guess'"),
+        ("runs", ASK | {"keep": ["layers.0.atention.q"]}, "no value is named layers.0.atention.q; did you mean"),
         ("runs", ASK | {"edits": {"heads": [[1, 0]]}}, "heads: a layer is 1; expected one from 0 to 0"),
         ("runs", ASK | {"edits": {"heads": [[0, 4]]}}, "heads: a head is 4; expected one from 0 to 3"),
         ("runs", ASK | {"edits": {"heads": [[0]]}}, "edits.heads"),

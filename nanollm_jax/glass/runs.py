@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,12 +67,14 @@ class Run:
         max_new_tokens: int = 48,
         sampling: Sampling | None = None,
         seed: int | None = None,
+        keep: Iterable[str] = (),
         edits: Edits | None = None,
         speculate: str | None = None,
         limit: int = LIMIT,
     ) -> None:
-        """edits are for a second row, of the same prompt and seed; without any there is one row. limit: of bytes.
+        """keep: patterns of names besides what is kept of every run; limit: of bytes.
 
+        edits are for a second row, of the same prompt and seed; without any there is one row.
         Raises RequestError for what cannot be honoured.
         """
         self.model, self.edits = passes.on_one_device(model), edits
@@ -91,7 +93,8 @@ class Run:
             "top_logprobs": first.top_logprobs, "speculate": guesses, "rows": 2, "limit": limit,
         }  # fmt: skip
         self.seed = first.seed
-        self.keep = kept(model, len(self.ids) + max_new_tokens)
+        wanted = expanded(model_names(model), dict.fromkeys(keep))
+        self.keep = kept(model, len(self.ids) + max_new_tokens) | wanted
         self.bytes = check_plan(
             model, Asked(tuple(self.keep.items()), ()), [first] * len(self.rows), limit, spare(guesses)
         )

@@ -66,7 +66,7 @@ class Changes(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Watch(Body, kw_only=True):
-    """POST /glass/runs. edits are for a second row beside the plain one, with the same seed."""
+    """POST /glass/runs. keep: patterns of names besides what every run keeps; edits: of a second row, with the same seed."""
 
     prompt: str | list[int]
     max_tokens: int = 48
@@ -77,6 +77,7 @@ class Watch(Body, kw_only=True):
     min_p: float | None = None
     repetition_penalty: float | None = None
     speculate: str | None = None
+    keep: list[str] = ()  # type: ignore[assignment]
     edits: Changes | None = None
 
 
@@ -126,7 +127,7 @@ def made(watcher: Watcher, body: Watch, context: int) -> Run:
     settings = {name: value for name in SETTINGS if (value := getattr(body, name)) is not None}
     run = Run(
         model, body.prompt, max_new_tokens=body.max_tokens, sampling=with_settings(model.defaults.sampling, settings),
-        seed=body.seed, edits=None if body.edits is None else body.edits.edits(), speculate=body.speculate,
+        seed=body.seed, keep=body.keep, edits=None if body.edits is None else body.edits.edits(), speculate=body.speculate,
         limit=watcher.limit,
     )  # fmt: skip
     check_context(len(run.ids) + body.max_tokens, context)

@@ -12,7 +12,7 @@ export function treeView({ ask, ongo }) {
   const drawing = element("div", { className: "plot tree" });
   const says = element("p", { className: "says", ariaLive: "polite" });
   const node = element("div", {}, drawing, says);
-  let root = null, text = "", asked = "", stop = null;
+  let root = null, begun = "", asked = "", stop = null;
 
   const again = fitted(drawing, (width) => {
     drawing.replaceChildren();
@@ -29,31 +29,34 @@ export function treeView({ ask, ongo }) {
         branch.y = (branch.seen[0].y + branch.seen.at(-1).y) / 2;
       }
     })(root, 0, "");
-    const picture = svg("svg", { width: column * (DEPTH + 1) + 20, height: leaves.length * HIGH + 4, role: "group", "aria-label": "What could have been said" });
     const lines = svg("g", {}), words = svg("g", {});
+    const picture = svg("svg", { width: column * (DEPTH + 1) + 20, height: leaves.length * HIGH + 4, role: "group", "aria-label": "What could have been said" }, lines, words);
+    drawing.append(picture);
+    const short = (text) => (text.length > column / 9 ? `${text.slice(0, Math.floor(column / 9) - 1)}…` : text);
     (function paint(branch) {
-      for (const child of branch.seen) {
-        const from = branch.x + column - 14, to = child.x - 4, middle = (from + to) / 2;
-        lines.append(svg("path", { class: "branch", d: `M${from} ${branch.y}C${middle} ${branch.y} ${middle} ${child.y} ${to} ${child.y}`, "stroke-width": Math.max(1, 11 * Math.sqrt(child.total)).toFixed(1) }));
-        const label = visible(child.text), room = column < 130 ? 9 : 14;
-        const one = svg("g", { class: "leaf", tabindex: 0, role: "button", "aria-label": `go on with ${child.said}` },
-          svg("rect", { x: child.x - 4, y: child.y - 10, width: column - 10, height: 20, rx: 5 }),
-          svg("text", { x: child.x, y: child.y, class: "name" }, label.length > room ? `${label.slice(0, room - 1)}…` : label),
-          svg("text", { x: child.x + column - 20, y: child.y, class: "number", "text-anchor": "end" }, percent(child.probability)));
-        const tell = () => (says.textContent = `“${word(child.said)}”: ${percent(child.total)} in all`);
-        one.onclick = () => ongo(text + child.said);
-        one.onmouseenter = one.onfocus = tell;
+      const text = svg("text", { x: branch.x, y: branch.y, class: "name" }, short(visible(branch.text)));
+      if (branch === root) text.setAttribute("class", "name strong");
+      else text.append(svg("tspan", { dx: 6, class: "number" }, percent(branch.probability)));
+      const one = svg("g", branch === root ? {} : { class: "leaf", tabindex: 0, role: "button", "aria-label": `go on with ${branch.said}` }, text);
+      words.append(one);
+      const wide = Math.min(text.getComputedTextLength(), column - 24);
+      one.prepend(svg("rect", { x: branch.x - 5, y: branch.y - 10, width: wide + 10, height: 20, rx: 5 }));
+      if (branch !== root) {
+        const on = () => ongo(begun + branch.said);
+        one.onclick = on;
+        one.onmouseenter = one.onfocus = () => (says.textContent = `“${word(branch.said)}”: ${percent(branch.total)} in all`);
         one.onkeydown = (event) => {
           if (event.key !== "Enter" && event.key !== " ") return;
           event.preventDefault();
-          ongo(text + child.said);
+          on();
         };
-        words.append(one);
+      }
+      for (const child of branch.seen) {
+        const from = branch.x + wide + 8, to = child.x - 8, middle = (from + to) / 2;
+        lines.append(svg("path", { class: "branch", d: `M${from} ${branch.y}C${middle} ${branch.y} ${middle} ${child.y} ${to} ${child.y}`, "stroke-width": Math.max(1, 11 * Math.sqrt(child.total)).toFixed(1) }));
         paint(child);
       }
     })(root);
-    picture.append(lines, svg("text", { x: 0, y: root.y, class: "name strong" }, visible(root.text).slice(0, 14)), words);
-    drawing.append(picture);
   });
 
   return {
@@ -71,8 +74,8 @@ export function treeView({ ask, ongo }) {
         const found = await ask("tree", { prompt: ids, width: WIDTH, depth: DEPTH }, stop.signal);
         if (key !== asked) return;
         root = { ...found, text: tokens[t].text };
-        text = tokens.slice(0, t + 1).map(({ text }) => text).join("").replace(/^ /, "");
-        says.textContent = "How likely each is behind what is before it. Pick one, and the text goes on from there.";
+        begun = tokens.slice(0, t + 1).map(({ text }) => text).join("").replace(/^ /, "");
+        says.textContent = `How likely each is behind what is before it${row ? ", without the changes: the tree is the plain model's" : ""}. Pick one, and the text goes on from there.`;
         again();
       } catch (error) {
         if (error.name !== "AbortError") says.textContent = error.message;
