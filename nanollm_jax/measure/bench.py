@@ -133,22 +133,30 @@ def check_fits(model: Model, rows: int, capacity: int) -> None:
 
 
 def start(how: dict[str, Any], starts: int, progress: Progress) -> dict[str, Any]:
-    """Answer a first request in new processes -> {"cold": {stage: summary}, "warm": {stage: summary}}, in seconds."""
+    """Answer a first request in new processes, in turns -> {"cold": {stage: summary}, "warm": {stage: summary}}, in seconds."""
     found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
     with tempfile.TemporaryDirectory() as root:
         for turn in range(starts):
             for kind in found:  # the warm one finds what the cold one left
                 progress(f"{kind} start {turn + 1} of {starts}")
                 arguments = json.dumps(how | {"cache": f"{root}/{turn}"})
-                command = [sys.executable, "-c", STARTING, arguments]
-                child = subprocess.run(command, capture_output=True, text=True)
-                if child.returncode:
-                    raise RuntimeError(f"the process of a {kind} start failed: {child.stderr}")
-                found[kind].append(json.loads(child.stdout))
+                found[kind].append(started(kind, [sys.executable, "-c", STARTING, arguments]))
     return {
         kind: {stage: summary([one[stage] for one in samples]) for stage in samples[0]}
         for kind, samples in found.items()
     }
+
+
+def started(kind: str, command: list[str]) -> dict[str, float]:
+    """Seconds of each stage as a new process tells them when it has its answer, and in_all, those that passed until it did."""
+    begun = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as said, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said) as child:
+        assert child.stdout is not None
+        told, seconds = child.stdout.readline(), time.perf_counter() - begun
+        if child.wait():
+            said.seek(0)
+            raise RuntimeError(f"the process of a {kind} start failed: {said.read()}")
+    return json.loads(told) | {"in_all": seconds}
 
 
 def first_answer(
