@@ -24,9 +24,10 @@ from nanollm_jax import params as parameters
 from nanollm_jax.cli import run
 from nanollm_jax.decode import write_tokens
 from nanollm_jax.devices.shards import spread
-from nanollm_jax.engine import prefix
+from nanollm_jax.engine import prefix, slots
 from nanollm_jax.engine.engine import Engine
-from nanollm_jax.engine.request import requests_of
+from nanollm_jax.engine.request import Request, requests_of
+from nanollm_jax.engine.rows import asked_of
 from nanollm_jax.partition import arrange, made_up, sources, stored_sizes
 
 # eight query heads, few key/value heads, odd vocabularies, biases where a family has them
@@ -385,6 +386,25 @@ def test_each_part_of_the_rows_keeps_its_own_prefixes():
         found.append([(ticket.answer.token_ids, ticket.answer.logprobs) for ticket in tickets])
     assert [ticket.cached_tokens for ticket in tickets] == [48, 32]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("whole", ["llama"], indirect=True)
+def test_rows_are_numbered_within_their_part_also_where_all_is_traced(model):
+    """Row 1 of the first part and row 0 of the second are rows 1 and 2, under the caller's own jit too."""
+    engine, config = Engine(model, 4, prefix_bytes=0), model.config
+    row, at = np.array([1, 0], np.int32), np.array([9, 5], np.int32)
+    asked = asked_of(config, 2, Request((0,), 3, nano.Sampling(temperature=0.0)), left=3)
+    x, last = np.ones((2, config.hidden_size), np.float32), np.ones(2, bool)
+
+    @jax.jit
+    def begun(params, seats, asked, row, at, x, last, allowed):
+        seats = slots.sit(seats, asked, row, at, config=config)
+        return slots.draw_first(params, seats, x, row, last, allowed, config=config)[0]
+
+    allowed = engine.anything_first[:2]
+    seats = begun(model.params, slots.seats_of(engine.state), asked, row, at, x, last, allowed)
+    assert seats.length.tolist() == [0, 9, 5, 0] and seats.live.tolist() == [False, True, True, False]
+    assert seats.asked.left.tolist() == [0, 2, 2, 0]
 
 
 def test_what_cannot_be_split_is_refused(whole, model):

@@ -59,7 +59,7 @@ def on_mesh(tree: Any, config: ModelConfig, mesh: Mesh) -> Any:
     def ours(leaf: Any) -> Any:
         if knows_mesh(leaf) and leaf.mesh is None:
             traced = isinstance(leaf.length, jax.core.Tracer)
-            if not leaf.fresh or (not traced and np.asarray(leaf.length).any()):
+            if not getattr(leaf, "fresh", False) or (not traced and np.asarray(leaf.length).any()):
                 raise RequestError(
                     "this cache was not made for the mesh that the parameters are on; "
                     "make it with init_cache(..., mesh=model.mesh)."

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from nanollm_jax.engine import drafts
 from nanollm_jax.engine.buckets import CHUNK
 from nanollm_jax.engine.drafts import Drafter, Lookup
 from nanollm_jax.engine.draws import Asked, Drawn, best_of, draw, none_of
-from nanollm_jax.letters import axes, nbytes, pytree
+from nanollm_jax.letters import axes, nbytes, pytree, static
 from nanollm_jax.params import Params
 from nanollm_jax.settings import Sampling
 
@@ -61,13 +61,18 @@ class State:
         return f"State({self.cache}, history of {self.cache.capacity} ids a row, {nbytes(self)} in all)"
 
 
-class Seats(NamedTuple):
-    """A state without keys and values [B ..]: what a program that needs none takes, and is then one for all capacities."""
+@pytree
+class Seats:
+    """A state without keys and values: what a program that needs none takes, and is then one for all capacities.
+
+    mesh is that of the cache: row numbers count within a part of the rows, so traced it has to be known as well.
+    """
 
     asked: Asked
-    token: jax.Array
-    live: jax.Array
-    length: jax.Array
+    token: jax.Array = axes("B")
+    live: jax.Array = axes("B")
+    length: jax.Array = axes("B")
+    mesh: Mesh | None = static(default=None)
 
 
 @pytree
@@ -109,7 +114,7 @@ def empty(
 
 def seats_of(state: State) -> Seats:
     """What begin and first need of a state."""
-    return Seats(state.asked, state.token, state.live, state.cache.length)
+    return Seats(state.asked, state.token, state.live, state.cache.length, state.cache.mesh)
 
 
 def seated(state: State, seats: Seats) -> State:
@@ -128,7 +133,7 @@ def sit(seats: Seats, asked: Asked, row: jax.Array, length: jax.Array, *, config
     """begin, for all capacities of a cache."""
     put = lambda old, new: old.at[row].set(new.astype(old.dtype), mode="drop")  # noqa: E731
     live, asked = put(seats.live, jnp.zeros_like(row)), jax.tree.map(put, seats.asked, asked)
-    return Seats(asked, seats.token, live, put(seats.length, length))
+    return dataclasses.replace(seats, asked=asked, live=live, length=put(seats.length, length))
 
 
 def read(
@@ -193,7 +198,7 @@ def draw_first(
     put = lambda old, new: old.at[row].set(new, mode="drop")  # noqa: E731
     history, left = jax.tree.map(put, (seats.asked.history, seats.asked.left), (own.history, own.left))
     asked = dataclasses.replace(seats.asked, history=history, left=left)
-    seats = Seats(asked, put(seats.token, drawn.token), put(seats.live, goes_on), seats.length)
+    seats = dataclasses.replace(seats, asked=asked, token=put(seats.token, drawn.token), live=put(seats.live, goes_on))
     return seats, jax.tree.map(lambda x: x[:, None], drawn)
 
 
@@ -272,7 +277,8 @@ def draw_at(seats: Seats, logits: jax.Array, goes: jax.Array, allowed: jax.Array
     """The token of those rows that go on [B] was run: draw the next one, from logits [B V].  -> seats, [B]"""
     asked, goes_on, drawn = draw(seats.asked, logits, seats.length + 1, goes, allowed)
     put = lambda new, old: jnp.where(goes, new, old)  # noqa: E731
-    return Seats(asked, put(drawn.token, seats.token), put(goes_on, seats.live), seats.length + goes), drawn
+    token, live, length = put(drawn.token, seats.token), put(goes_on, seats.live), seats.length + goes
+    return dataclasses.replace(seats, asked=asked, token=token, live=live, length=length), drawn
 
 
 def nothing(seats: Seats) -> Drawn:
