@@ -48,6 +48,7 @@ class NumericsError(NanoLLMError):
     """A model that computes numbers that are none.  where: "the logits of token 3" """
 
     def __init__(self, where: str) -> None:
+        self.where = where
         super().__init__(
             f"{where} are infinite or NaN: the weights are damaged, or their dtype is too small for this model; copy its "
             "files again, or load it with dtype='float32'."

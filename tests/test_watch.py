@@ -128,7 +128,7 @@ def test_rows_whose_edits_are_off_are_plain_rows(model):
     prompts, v = [SHORT[0]] * 4, vector(model)
     change = [{"layers.0.out": (steered, x)} for x in (0 * v, v, v)] + [None]
     asked = {"keep": KEEP, "max_new_tokens": 20, "sampling": WARM, "seed": 5, "rows": 2}
-    box = nano.watch(model, prompts, change=change, since=[0, 1000, 0, 0], **asked)
+    box = nano.watch(model, prompts, change=change, since=[0, 10**12, 0, 0], **asked)
     for off in (0, 1):
         assert box.answers[off].token_ids == box.answers[3].token_ids
         assert box.answers[off].logprobs == box.answers[3].logprobs
@@ -226,6 +226,10 @@ def test_it_shows_itself(model):
         ({"since": -1}, "since is -1; expected 'prompt', 'answer' or a position"),
         ({"temperature": 1}, "watch has no argument temperature; it takes those of generate"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"keep": {"layers.1.out": lambda x, seen: "x"}}, "what keeps layers.1.out gave str; expected arrays"),
+        ({"change": {"layers.0.out": (steered, "x")}}, "the change of layers.0.out has arrays of <U1; expected numbers"),
+        ({"change": {"layers.0.out": lambda x, seen: x / 0}}, "a row was changed until it has no numbers any more: the logits"),
+        ({"limit": None}, "limit is None; expected a number of bytes"),
         ({"change": {"layers.0.out": lambda x, seen: x[:1, :1]}, "rows": 2}, r"the change of layers.0.out gave"),
     ],
 )  # fmt: skip

@@ -220,7 +220,11 @@ def check_seeds(seed: Any, count: int) -> list[int]:
 
 
 def encode_prompts(model: Model, prompts: Any) -> tuple[list[list[int]], bool]:
-    """Every shape of prompts -> lists of ids, and whether it was a single one."""
+    """Every shape of prompts -> lists of ids, and whether it was a single one. Raises RequestError for what is none."""
+    if not isinstance(model, Model):
+        raise RequestError(
+            f"the first argument is {type(model).__name__}; expected a model, as nanollm_jax.load gives it."
+        )
     if isinstance(prompts, str):
         return [encode(model, prompts)], True
     rows = listed(prompts)

@@ -69,7 +69,7 @@ def ablate(
              another text of as many tokens
     Raises RequestError naming what cannot be honoured.
     """
-    if parts not in PARTS:
+    if not isinstance(parts, str) or parts not in PARTS:
         raise RequestError(f"parts is {shown(parts)}; expected {', '.join(PARTS)}.")
     asked = passes.text_of(source, text, row)
     target, plain = passes.aim(asked, token, against, at)

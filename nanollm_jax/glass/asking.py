@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nanollm_jax.cache import init_cache
-from nanollm_jax.checks import listed, whole
+from nanollm_jax.checks import listed, real, whole
 from nanollm_jax.devices.programs import forward
 from nanollm_jax.engine import buckets
 from nanollm_jax.engine.request import Request, longest
@@ -18,7 +19,7 @@ from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.glass.edits import check_change
 from nanollm_jax.glass.harvest import harvest
 from nanollm_jax.glass.names import NAMES, check_found, expression, letters
-from nanollm_jax.glass.watched_programs import Asked, Row
+from nanollm_jax.glass.watched_programs import NEVER, Asked, Row
 from nanollm_jax.loading import Model
 
 
@@ -70,12 +71,16 @@ def changes_of(
             check_change(name, asked)
             edit, *arrays = asked if isinstance(asked, tuple) else (asked,)
             arrays = jax.tree.map(np.asarray, arrays)
+            if strange := [
+                x for x in jax.tree.leaves(arrays) if not jnp.issubdtype(x.dtype, jnp.number) and x.dtype != bool
+            ]:
+                raise RequestError(f"the change of {name} has arrays of {strange[0].dtype}; expected numbers.")
             shape = jax.tree.map(lambda x: (x.shape, x.dtype), arrays)
             if edits.setdefault(name, edit) != edit or first.setdefault(name, shape) != shape:
                 raise RequestError(
                     f"prompts change {name} in two ways; rows of one batch have the same edits, with arrays of the same shape."
                 )
-            changes[name] = (at, arrays)
+            changes[name] = (min(at, int(NEVER)), arrays)
         rows += [Row(changes)] * n
     return edits, rows
 
@@ -91,11 +96,13 @@ def check_mesh(model: Model, names: Iterable[str]) -> None:
             )
 
 
-def check_plan(model: Model, asked: Asked, requests: list[Request], limit: int, spare: int = 0) -> int:
+def check_plan(model: Model, asked: Asked, requests: list[Request], limit: Any, spare: int = 0) -> int:
     """How many bytes will be kept at most, of answers for each token of which `spare` are guessed beside.
 
     Raises RequestError for shrinks that lose the tokens, and for more than `limit`.
     """
+    if (most := real(limit)) is None or not most >= 0:
+        raise RequestError(f"limit is {shown(limit)}; expected a number of bytes.")
     config, B, T = model.config, model.dp, 2
     N = buckets.capacity(longest(requests), config.max_positions)  # slots, of which every token keeps what it made
     dtype = model.params["embedding"]["tokens"].dtype
@@ -115,10 +122,10 @@ def check_plan(model: Model, asked: Asked, requests: list[Request], limit: int, 
             keys = shrink is None and "S" in (letters(name) or ())
             token = leaf.size // (B * T) * leaf.dtype.itemsize * (N // T if keys else 1)
             planned[name] = planned.get(name, 0) + sum(counts) * token
-    if sum(planned.values()) > limit:
-        most = max(planned, key=lambda name: planned[name])
+    if sum(planned.values()) > most:
+        largest = max(planned, key=lambda name: planned[name])
         raise RequestError(
-            f"{sum(planned.values()):,} bytes would be kept, {planned[most]:,} of them of {most}, and limit is {limit:,}; "
-            "keep fewer names or a shrink of them, ask for fewer tokens, or give another limit."
+            f"{sum(planned.values()):,} bytes would be kept, {planned[largest]:,} of them of {largest}, and limit is "
+            f"{most:,.0f}; keep fewer names or a shrink of them, ask for fewer tokens, or give another limit."
         )
     return sum(planned.values())

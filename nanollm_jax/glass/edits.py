@@ -76,9 +76,13 @@ def traced(what: str) -> Iterator[None]:
 
 
 def shrunk(name: str, shrink: Shrink, value: jax.Array, seen: Mapping[str, Any]) -> Any:
-    """What is kept in place of a value. Raises RequestError as traced does."""
+    """What is kept in place of a value. Raises RequestError for what is no tree of arrays, and as traced does."""
     with traced(f"what keeps {name}"):
-        return shrink(value, seen)
+        made = shrink(value, seen)
+    for leaf in jax.tree.leaves(made):
+        if not hasattr(leaf, "shape") and not isinstance(leaf, bool | int | float | complex):
+            raise RequestError(f"what keeps {name} gave {type(leaf).__name__}; expected arrays and trees of them.")
+    return made
 
 
 def edited(name: str, edit: Edit, value: jax.Array, seen: Mapping[str, Any], arrays: Iterable[Any]) -> jax.Array:

@@ -43,6 +43,8 @@ def harvest(
     """
     if isinstance(function, jax.stages.Compiled | jax.stages.Lowered):
         raise RequestError("a program that was lowered has no names any more; pass the function that it was made of.")
+    if not callable(function):
+        raise RequestError(f"the first argument is {type(function).__name__}; expected a function, such as forward.")
     walk = Walk(kept_by(keep), dict(change or {}), rounds)
 
     def harvested(*args: Any, **static: Any) -> tuple[Any, Kept]:

@@ -137,7 +137,10 @@ def token_of(model: Model, name: str, token: Any) -> int:
 def places_of(model: Model, places: str | Iterable[str]) -> dict[str, list[str]]:
     """{name: axes} of the values that patterns choose, from below. Raises RequestError for a pattern that chooses none."""
     names = model_names(model)
-    patterns = dict.fromkeys([places] if isinstance(places, str) else places)
+    if not isinstance(places, str | Iterable) or not (
+        patterns := dict.fromkeys([places] if isinstance(places, str) else places)
+    ):
+        raise RequestError(f"places is {shown(places)}; expected patterns of names, such as 'layers.*.out'.")
     return {name: names[name] for name in expanded(names, patterns)}
 
 

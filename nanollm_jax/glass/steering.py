@@ -66,7 +66,10 @@ def differences(model: Model, pairs: Sequence[tuple[Any, Any]], names: Sequence[
     given = listed(pairs)
     if not given or any(listed(pair) is None or len(listed(pair) or ()) != 2 for pair in given):
         raise RequestError(f"pairs is {shown(pairs)}; expected a list of pairs (a text with it, a text without).")
-    texts = [passes.text_of(model, ids) for pair in given for ids in encode_prompts(model, list(pair))[0]]
+    rows = [encode_prompts(model, list(pair)) for pair in given]
+    if any(single for _, single in rows):
+        raise RequestError(f"pairs is {shown(pairs)}; expected pairs of texts, or of lists of ids.")
+    texts = [passes.text_of(model, ids) for pair, _ in rows for ids in pair]
     longest = max(texts, key=lambda text: len(text.ids))
     tokens = np.zeros((len(texts), longest.padded[0].shape[1]), np.int32)
     count = np.array([len(text.ids) for text in texts], np.int32)

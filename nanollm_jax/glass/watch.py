@@ -26,7 +26,7 @@ from nanollm_jax.engine.generate import generate
 from nanollm_jax.engine.request import Request, encode_prompts, longest, requests_of
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.shared import Shared, failed
-from nanollm_jax.errors import RequestError
+from nanollm_jax.errors import NumericsError, RequestError
 from nanollm_jax.glass.asking import changes_of, check_mesh, check_plan, expanded, model_names
 from nanollm_jax.glass.edits import Change, Shrink, kept_by
 from nanollm_jax.glass.names import letters
@@ -132,6 +132,11 @@ def run(
     box = Watched(model, tickets, programs)
     for _ in shared.follow(tickets):
         if (error := failed(tickets)) is not None:
+            if isinstance(error, NumericsError) and programs.asked.change:
+                raise RequestError(
+                    f"a row was changed until it has no numbers any more: {error.where} are infinite or NaN; make the change "
+                    "of a value smaller, or leave it out to see whether the model itself is damaged."
+                ) from error
             raise error
         if streamed or all(ticket.ended for ticket in tickets):  # a chunk is on its way, for which this waits
             box.take(shared)
