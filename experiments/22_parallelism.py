@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 22 · Parallelism: one model on many devices
 #
-# [Previous: 21 · Profiling](21_profiling.py) · [Contents](README.md)
+# [Previous: 21 · Profiling](21_profiling.py) · [Contents](README.md) · [Next: 23 · Look inside](23_look_inside.py)
 #
 # ## The question
 # Large models do not fit on one device, and one device cannot read weights faster than its memory allows. How is one
@@ -389,4 +389,4 @@ DELAY = delay
 check("with it, 8 devices are 7 times as fast", math.isclose(one / step_seconds(1, 8), 7))
 
 # %% [markdown]
-# [Previous: 21 · Profiling](21_profiling.py) · [Contents](README.md)
+# [Previous: 21 · Profiling](21_profiling.py) · [Contents](README.md) · [Next: 23 · Look inside](23_look_inside.py)
