@@ -17,20 +17,20 @@ from jax.sharding import Mesh
 
 from nanollm_jax import files
 from nanollm_jax import params as parameters
-from nanollm_jax.chat import ChatTemplate, load_chat_template
+from nanollm_jax.chat import ChatTemplate
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.defaults import Defaults, read_defaults
+from nanollm_jax.defaults import Defaults
 from nanollm_jax.devices.mesh import mesh_of
 from nanollm_jax.devices.shards import shard_params, spread
 from nanollm_jax.dtypes import Dtype, resolve_weights
 from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMWarning, TokenizerError
-from nanollm_jax.families import read_config
 from nanollm_jax.params import Params
 from nanollm_jax.partition import arrange, stored_sizes
-from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
-from nanollm_jax.weights import Checkpoint, open_checkpoint
+from nanollm_jax.sources import source_at
+from nanollm_jax.tokenizer import Tokenizer
+from nanollm_jax.weights import Checkpoint
 from nanollm_jax.weights.load import load_params
-from nanollm_jax.weights.source import find, read_json
+from nanollm_jax.weights.source import find
 
 # What trainers leave in a model's folder, or alone
 ADAPTERS = (
@@ -48,7 +48,7 @@ class Model:
 
     Model(config, params) makes one of any config and parameters. On a mesh the config is that of what the devices hold:
     its counts of heads and its MLP widths have the padding in them, and unpadded is the one that has none. folder is where
-    its files are, None of a model that was made in memory.
+    its files are, None of a model that was made in memory or is from a GGUF file.
     Raises CheckpointError where config and params do not match.
     """
 
@@ -109,7 +109,7 @@ def load(
     revision: str | None = None,
     mesh: Mesh | None = None,
 ) -> Model:
-    """Load a model: the bundled one, a folder in checkpoint form, or a hub id such as "openai-community/gpt2".
+    """Load a model: the bundled one, a folder in checkpoint form, a GGUF file, or a hub id such as "openai-community/gpt2".
 
     dtype: of weights and activations: "auto" (float32 on CPU, bfloat16 on GPU and TPU), "float32", "bfloat16" or "float16";
     or "int8": matrices in 8 bits, everything else as "auto" has it.
@@ -119,19 +119,18 @@ def load(
     Raises ConfigError, CheckpointError or TokenizerError, each naming the file, what was found and what was expected.
     """
     kept = resolve_weights(dtype)
-    folder = find(source, revision)
-    name_adapters(folder)
-    config_json = read_json(folder / "config.json")
-    config, family = read_config(config_json, str(folder / "config.json"))
-    checkpoint = open_checkpoint(folder)
+    found = source_at(find(source, revision))
+    name_adapters(found.path)
+    config, family = found.config()
+    checkpoint = found.tensors()
     check_claims(checkpoint, config)
     if mesh is None:
-        check_memory(folder, sum(parameters.nbytes(config, kept).values()))
-    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+        check_memory(found.path, sum(parameters.nbytes(config, kept).values()))
+    tokenizer = found.tokenizer()
     if tokenizer is not None:
-        check_vocabulary(folder, tokenizer, config)
-    chat_template = None if tokenizer is None else load_chat_template(folder, tokenizer)
-    defaults = read_defaults(config_json, folder, config, None if tokenizer is None else tokenizer.eos_id)
+        check_vocabulary(found.path, tokenizer, config)
+    chat_template = None if tokenizer is None else found.template(tokenizer)
+    defaults = found.defaults(config, None if tokenizer is None else tokenizer.eos_id)
     check_tied(checkpoint, config, family)
     stored = config if mesh is None else arrange(config, mesh.shape["tp"])
     onto = None if mesh is None else partial(spread, dtype=kept.activations, config=config, mesh=mesh)
@@ -139,7 +138,7 @@ def load(
         checkpoint, family.table(config), parameters.layout(config), config.sizes, kept.activations,
         ignore=family.ignored(config), prefixes=family.PREFIXES, spread=onto, finish=parameters.keeper(config, kept),
     )  # fmt: skip
-    return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config, folder)
+    return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config, found.folder)
 
 
 def shard(model: Model, mesh: Mesh) -> Model:

@@ -440,8 +440,44 @@ def settings(rng: random.Random, folder: Path) -> str:
     return "accepted"
 
 
+@functools.cache
+def small_gguf() -> bytes:
+    """A model of one layer with a vocabulary, all of it a few thousand bytes, in which most lengths are one byte."""
+    import gguf_files
+    from models import SHARED
+    from test_loading import draw, in_their_names
+
+    config = SHARED | {"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 32}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 3}
+    with tempfile.TemporaryDirectory() as folder:
+        writer = gguf_files.opened(Path(folder, "x.gguf"), config)
+        gguf_files.sizes(writer, config)
+        gguf_files.tensors(writer, config, in_their_names(config, draw(config)), "F16")
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(["a", "b", "ab"])
+        writer.add_token_types([1, 1, 1])
+        writer.add_token_merges(["a b"])
+        return gguf_files.close(writer).read_bytes()
+
+
+def gguf(rng: random.Random, folder: Path) -> str:
+    """x.gguf: it loads whole, or is refused; nothing of it is larger than the file."""
+    good = small_gguf()
+    begin = good.index(b"output_norm") if rng.random() < 0.3 else 0
+    data = bytearray(damage_bytes(rng, good) if rng.random() < 0.3 else good)
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        at = rng.randrange(min(begin, len(data) - 1), max(1, len(data) // 2))
+        data[at : at + 8] = rng.choice((0, 1, 2**31, 2**40, 2**63, 2**64 - 1, rng.getrandbits(8))).to_bytes(8, "little")
+    (folder / "x.gguf").write_bytes(data)
+    model = nano.load(folder / "x.gguf")
+    assert model.nbytes < 8 * len(data)
+    return "accepted"
+
+
 DOORS: dict[str, Callable[[random.Random, Path], str]] = {
     "config": config, "safetensors": safetensors, "index": index, "tokenizer.json": tokenizer_json,
     "tokenizer.model": tokenizer_model, "vocab": vocab_files, "ranks": ranks, "tekken": tekken, "template": template,
     "generation_config": generation_config, "settings": settings,
+    "gguf": gguf,
 }  # fmt: skip

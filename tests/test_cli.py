@@ -493,7 +493,7 @@ def test_tables_and_help_end_quietly_too(monkeypatch: pytest.MonkeyPatch, argume
         (["generate", "--max-new-tokens", "0", "x"], "'--max-new-tokens'"),
         (["generate", "--max-new-tokens", "x"], "'--max-new-tokens'"),
         (["generate", "--max-new-tokens", "510", "x"], "512 positions"),
-        (["generate", "--model", "no/such.gguf", "x"], "llama.cpp"),
+        (["generate", "--model", "no/such.gguf", "x"], "not found; expected a GGUF file"),
         (["generate", "--seed", "-1", "x"], "'--seed'"),
         (["generate", "--seed", "4294967296", "x"], "'--seed'"),
         (["generate", "--temperature", "-1", "x"], "temperature is -1.0"),
@@ -664,7 +664,7 @@ def test_no_piece_can_steer_the_table(run: Run, model: nano.Model, monkeypatch: 
     pieces = [*model.tokenizer.pieces]  # type: ignore[attr-defined]
     pieces[token] = "\x1b[b]x[/b]:smile:\n"
     changed = dataclasses.replace(model.tokenizer, pieces=pieces)  # type: ignore[type-var]
-    monkeypatch.setattr("nanollm_jax.tokenizer.load_tokenizer", lambda _: changed)
+    monkeypatch.setattr("nanollm_jax.sources.load_tokenizer", lambda _: changed)
     assert re.search(rf"^\\x1b\[b\]x\[/b\]:smile:\\n +' the' +{token} *$", run("tokenize", "the")[1], re.M)
 
 

@@ -223,14 +223,15 @@ def test_a_file_is_refused(tmp_path, monkeypatch):
         resolve("model.safetensors")
 
 
-def test_a_gguf_file_has_a_sentence_of_its_own(tmp_path):
+def test_a_gguf_file_is_returned_as_it_is(tmp_path):
     (tmp_path / "model-Q4.gguf").write_bytes(b"GGUF")
-    for source in (tmp_path / "model-Q4.gguf", str(tmp_path / "none.GGUF"), "owner/name.gguf"):
-        with pytest.raises(
-            CheckpointError, match=r"which llama\.cpp reads and this does not; take the checkpoint that it was"
-        ):
+    assert resolve(tmp_path / "model-Q4.gguf") == tmp_path / "model-Q4.gguf"
+    with pytest.raises(CheckpointError, match="is a file, which has no revision 'v1'"):
+        resolve(tmp_path / "model-Q4.gguf", "v1")
+    for source in (str(tmp_path / "none.GGUF"), "owner/name.gguf"):
+        with pytest.raises(CheckpointError, match="not found; expected a GGUF file"):
             resolve(source)
-    with pytest.raises(ConfigError, match=r"config.json not found.*model-Q4.gguf is a GGUF file"):
+    with pytest.raises(ConfigError, match=r"config.json not found.*To load model-Q4.gguf, name the file itself"):
         read_json(tmp_path / "config.json")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nanollm_jax.chat.template import ChatTemplate
-from nanollm_jax.errors import TokenizerError
+from nanollm_jax.errors import TokenizerError, shown
 from nanollm_jax.files import present
 from nanollm_jax.tokenizer import Tokenizer
 from nanollm_jax.tokenizer.files import read, read_json
@@ -27,6 +28,21 @@ def load_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | Non
     if not sources and present(config_path):
         path = config_path
         sources = named(path, read_json(path).get("chat_template"))
+    return ChatTemplate(path, sources, tokenizer) if sources else None
+
+
+def template_in(path: Path, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:
+    """tokenizer.chat_template of a GGUF file's metadata, and further ones as tokenizer.chat_template.NAME; None without.
+
+    Raises TokenizerError for one that is no text.
+    """
+    key = "tokenizer.chat_template"
+    sources = {}
+    for name, source in metadata.items():
+        if name == key or name.startswith(f"{key}."):
+            if not isinstance(source, str):
+                raise TokenizerError(f"{path}: {name} is {shown(source)}; expected a template.")
+            sources[name.removeprefix(key).removeprefix(".") or "default"] = source
     return ChatTemplate(path, sources, tokenizer) if sources else None
 
 

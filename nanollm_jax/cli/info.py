@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +18,7 @@ from nanollm_jax.errors import NanoLLMError, RequestError
 if TYPE_CHECKING:
     from nanollm_jax.config import ModelConfig
     from nanollm_jax.engine.drafts import Speculate as Guesses
+    from nanollm_jax.sources import Source
 
 DTYPE = (
     "What to count bytes in: float32, bfloat16, float16, int8, or auto for this machine's. Left out: the config's own."
@@ -75,13 +75,15 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
     from nanollm_jax.dtypes import PLAIN, resolve_weights
     from nanollm_jax.engine import buckets
     from nanollm_jax.families import read_config
-    from nanollm_jax.weights.source import find_config, find_shape, read_json
+    from nanollm_jax.sources import config_json_at, source_at
+    from nanollm_jax.weights.gguf import is_gguf
+    from nanollm_jax.weights.source import find_config, find_shape
 
     if dtype_name is not None:
         resolve_weights(dtype_name)  # a wrong one is found before anything is looked for
     path = find_config(source, revision)
     alone = find_shape(source, revision) is not None
-    config_json = read_json(path)
+    config_json = config_json_at(path)
     config, _ = read_config(config_json, str(path))
     said = config_json.get("dtype", config_json.get("torch_dtype"))
     dtype = resolve_weights(dtype_name or (said if said in tuple(PLAIN) else "float32"))
@@ -107,7 +109,9 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
             "capacities": buckets.capacities(config.max_positions),
         },
     }  # fmt: skip
-    return report if alone else report | {"checkpoint": describe_files(path.parent, config_json, config)}
+    if alone:
+        return report
+    return report | {"checkpoint": describe_files(source_at(path if is_gguf(path) else path.parent), config)}
 
 
 def describe_device(
@@ -121,10 +125,11 @@ def describe_device(
     from nanollm_jax.engine import buckets, drafts, memory
     from nanollm_jax.families import read_config
     from nanollm_jax.ops import native
-    from nanollm_jax.weights.source import find_config, read_json
+    from nanollm_jax.sources import config_json_at
+    from nanollm_jax.weights.source import find_config
 
     path = find_config(source, revision)
-    config, _ = read_config(read_json(path), str(path))
+    config, _ = read_config(config_json_at(path), str(path))
     kind, found = jax.default_backend(), native.library()
     size, spare = memory.cache_itemsize(resolve_weights(dtype_name or "auto").activations), drafts.spare(speculate)
     sizes = buckets.capacities(config.max_positions)
@@ -167,28 +172,24 @@ def show_device(found: dict[str, Any]) -> None:
     print_table(("rows", "bytes"), sizes, right=1)
 
 
-def describe_files(folder: Path, config_json: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """What a checkpoint's folder has beside the config, each part by itself: {"error": ...} where it cannot be read."""
-    from nanollm_jax.defaults import read_defaults
+def describe_files(source: Source, config: ModelConfig) -> dict[str, Any]:
+    """What a model's source has beside the config, each part by itself: {"error": ...} where it cannot be read."""
     from nanollm_jax.settings import Sampling
-    from nanollm_jax.tokenizer import has_tokenizer, load_tokenizer
-    from nanollm_jax.weights import open_checkpoint
 
     def weights() -> dict[str, Any]:
-        tensors = open_checkpoint(folder).tensors.values()
+        tensors = source.tensors().tensors.values()
         files = {tensor.file for tensor in tensors}
         dtypes = sorted({tensor.dtype for tensor in tensors})
         return {"files": len(files), "bytes": sum(file.stat().st_size for file in files), "dtypes": dtypes}
 
     def tokenizer() -> dict[str, Any] | None:
-        if not has_tokenizer(folder):
+        if (loaded := source.tokenizer()) is None:
             return None
-        loaded = load_tokenizer(folder)
         names = ("vocab_size", "bos_id", "eos_id", "add_bos")
         return {name: getattr(loaded, name) for name in names} | {"special_tokens": len(loaded.special_ids)}
 
     def defaults() -> dict[str, Any]:
-        found = read_defaults(config_json, folder, config)
+        found = source.defaults(config)
         given = {name: value for name, value in vars(found.sampling).items() if value != getattr(Sampling(), name)}
         return {"eos_ids": found.eos_ids, "sampling": {"temperature": found.sampling.temperature} | given}
 

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from nanollm_jax.engine.drafts import Speculate as Guesses
     from nanollm_jax.loading import Model
 
-MODEL = "A folder in checkpoint form, or a hub id such as openai-community/gpt2. Default: the bundled model."
+MODEL = (
+    "A folder in checkpoint form, a GGUF file, or a hub id such as openai-community/gpt2. Default: the bundled model."
+)
 ANY_MODEL = (
-    "A folder in checkpoint form, a file in the form of config.json, a published shape such as llama-3.1-8b, or a hub id. "
-    "Left out: the bundled model."
+    "A folder in checkpoint form, a GGUF file, a file in the form of config.json, a published shape such as llama-3.1-8b, "
+    "or a hub id. Left out: the bundled model."
 )
 DTYPE = (
     "Of weights and activations: auto, float32, bfloat16 or float16; auto is float32 on CPU, else bfloat16. "

@@ -38,14 +38,15 @@ def plan(
     from nanollm_jax.measure.plan import device as look_up
     from nanollm_jax.measure.plan import make_plan
     from nanollm_jax.partition import made_up
-    from nanollm_jax.weights.source import find_config, read_json
+    from nanollm_jax.sources import config_json_at
+    from nanollm_jax.weights.source import find_config
 
     if device == "cpu" and dp * tp > 1:
         raise ConfigError("cpu is this machine, one device; leave out --dp and --tp.")
     guesses = guesses_of(speculate)
     limits = None if device is None else look_up(device)
     path = find_config(model, revision)
-    config, _ = read_config(read_json(path), str(path))
+    config, _ = read_config(config_json_at(path), str(path))
     drafts = 0 if guesses is None else guesses.tokens
     made = make_plan(config, dp=dp, tp=tp, batch=batch, context=context, dtype=dtype, drafts=drafts)
     report: dict[str, Any] = dataclasses.asdict(made) | {"total": made.total, "padded": made_up(config, tp)}

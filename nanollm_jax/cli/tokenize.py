@@ -8,7 +8,7 @@ import typer
 
 from nanollm_jax.cli.options import STDIN, AsJson, Revision, Source, read_text
 from nanollm_jax.cli.printing import plural, print_json, print_table, spelled
-from nanollm_jax.errors import RequestError
+from nanollm_jax.errors import RequestError, TokenizerError
 
 Text = Annotated[str | None, typer.Argument(metavar="TEXT", show_default=False, help=f"The text. {STDIN}")]
 
@@ -19,13 +19,15 @@ def tokenize(text: Text = None, model: Source = None, revision: Revision = None,
     Each has an id, a piece of text as the vocabulary spells it, and the bytes that it prints: none for special tokens.
     A BOS is in front where the model wants one.
     """
-    from nanollm_jax.tokenizer import load_tokenizer
+    from nanollm_jax.sources import source_at
     from nanollm_jax.weights.source import find
 
     text = read_text(text)
     if text is None:
         raise RequestError("TEXT is missing; give one, or pipe it in.")
-    tokenizer = load_tokenizer(find(model, revision, weights=False))
+    source = source_at(find(model, revision, weights=False))
+    if (tokenizer := source.tokenizer()) is None:
+        raise TokenizerError(f"{source.path}: no tokenizer here. Copy one from the checkpoint.")
     ids = tokenizer.encode(text)
     pieces, prints = [tokenizer.piece(token) for token in ids], [tokenizer.token_bytes(token) for token in ids]
     if as_json:

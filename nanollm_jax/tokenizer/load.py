@@ -51,11 +51,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = from_tiktoken(ranks[0], settings)
     else:
         tokenizer = from_vocab_and_merges(folder, settings)
-    _refuse_leaks(folder, tokenizer)
+    refuse_leaks(folder, tokenizer)
     return tokenizer
 
 
-def _refuse_leaks(folder: Path, tokenizer: Tokenizer) -> None:
+def refuse_leaks(folder: Path, tokenizer: Tokenizer) -> None:
     """Type every special token as text: none may come out as itself. Milliseconds for a few hundred tokens."""
     unknown = tokenizer.encode("\U0010fffd", bos=False)  # in no vocabulary: comes out as bytes, or as the unknown token
     for token_id in sorted(tokenizer.special_ids.difference(unknown)):

@@ -7,7 +7,7 @@ is a piece: 1 its text, 2 its score, 3 its type; 3 and 5 are normalizers: 2 thei
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nanollm_jax.errors import TokenizerError
@@ -52,11 +52,22 @@ def fields(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[i
         yield number, begin, at
 
 
-def piece(text: str, kind: int) -> bytes:
-    """The field of one more piece, with the score 0."""
+def piece(text: str, kind: int, score: float = 0.0) -> bytes:
+    """The field of one more piece."""
     name = text.encode()
-    inner = b"\x0a" + varint(len(name)) + name + b"\x15" + bytes(4) + b"\x18" + bytes([kind])
+    inner = b"\x0a" + varint(len(name)) + name + b"\x15" + struct.pack("<f", score) + b"\x18" + bytes([kind])
     return b"\x0a" + varint(len(inner)) + inner
+
+
+def message(field: int, values: Mapping[int, int | str]) -> bytes:
+    """The field of a message of numbers and texts.  values: by their own fields"""
+    inner = b""
+    for number, value in values.items():
+        if isinstance(value, int):
+            inner += varint(8 * number) + varint(value)
+        else:
+            inner += varint(8 * number + 2) + varint(len(value.encode())) + value.encode()
+    return varint(8 * field + 2) + varint(len(inner)) + inner
 
 
 def varint(number: int) -> bytes:

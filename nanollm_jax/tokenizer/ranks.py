@@ -26,6 +26,12 @@ META_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN_SPLIT = META_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+# Mistral's, which its own files of ranks store and other forms of it do not
+TEKKEN_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 LONGEST_RANK = 1024  # bytes of a token, every cut of which into two is looked at; the longest published has 128
 MOST_SPECIAL = 100_000  # in front of the ranks; tekken.json has 1,000
 # The special tokens behind Meta's ranks, by place, with the names of version 3.1; the rest of 256 are reserved.

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from nanollm_jax.errors import CheckpointError
+from nanollm_jax.weights.gguf import is_gguf
 
 # What we read, and nothing else: no pickles, no other runtime's weights.
 WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.tiktoken", "merges.txt", "*.jinja"]
@@ -14,14 +15,10 @@ WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.tiktoken", "merges.tx
 UNWANTED = ["*/*", "consolidated*.safetensors"]
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)  # anything else is a path
 SUFFIXES = {".safetensors", ".json", ".toml", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".zip"}
-GGUF = (
-    "a GGUF file, which llama.cpp reads and this does not; take the checkpoint that it was made from: a folder or a hub id "
-    "with config.json and *.safetensors."
-)
 
 
 def resolve(source: str | os.PathLike[str], revision: str | None = None, *, weights: bool = True) -> Path:
-    """A folder, or a hub id "owner/name" -> the folder with its files.
+    """A folder, a GGUF file, or a hub id "owner/name" -> the folder with its files, or the file.
 
     An existing folder is returned as it is, with ~ expanded; so a folder wins over a hub id of the same name.
     A hub id is downloaded unless it is in the cache already; HF_HOME, HF_TOKEN, HF_HUB_OFFLINE and the like are
@@ -40,8 +37,14 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None, *, weig
             raise CheckpointError(f"{folder}: is a folder, which has no revision {revision!r}; leave revision out.")
         return folder
     found = os.path.exists(folder)
-    if folder.suffix.lower() == ".gguf":
-        raise CheckpointError(f"{folder}: is {'' if found else 'not found, and would be '}{GGUF}")
+    if is_gguf(folder):
+        if not found:
+            raise CheckpointError(
+                f"{folder}: not found; expected a GGUF file; one of a hub model has to be downloaded first."
+            )
+        if revision is not None:
+            raise CheckpointError(f"{folder}: is a file, which has no revision {revision!r}; leave revision out.")
+        return folder
     if found:
         raise CheckpointError(
             f"{folder}: is a file, expected a checkpoint's folder; pass '{folder.absolute().parent}', where it is."

@@ -1,4 +1,4 @@
-"""Where a model is, and its config: the bundled one, a folder, a hub id or a file."""
+"""Where a model is, and its config: the bundled one, a folder, a GGUF file, a hub id or a config file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from nanollm_jax import files
 from nanollm_jax.errors import CheckpointError, ConfigError
 from nanollm_jax.weights import resolve
-from nanollm_jax.weights.hub import GGUF
+from nanollm_jax.weights.gguf import is_gguf
 
 
 def find(source: str | os.PathLike[str] | None, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The folder of a model: None is the one that ships with the library, a hub id is downloaded.
+    """The folder of a model, or its GGUF file: None is the one that ships with the library, a hub id is downloaded.
 
     weights False leaves the tensors of a hub model where they are. Raises CheckpointError where there is no such model.
     """
@@ -30,7 +30,7 @@ def find_shape(source: str | os.PathLike[str] | None, revision: str | None = Non
     library, by its name ("llama-3.1-8b"). None where the source is neither.
     """
     file = Path(os.path.expanduser(source or ""))
-    if revision is not None or source is None or os.path.isdir(file):
+    if revision is not None or source is None or os.path.isdir(file) or is_gguf(file):
         return None
     return file if os.path.isfile(file) else shipped().get(os.fspath(source))
 
@@ -43,8 +43,13 @@ def shipped() -> dict[str, Path]:
 
 
 def find_config(source: str | os.PathLike[str] | None, revision: str | None = None) -> Path:
-    """A file in the form of config.json: one that stands alone (see find_shape), or that of the model that source names."""
-    return find_shape(source, revision) or find(source, revision, weights=False) / "config.json"
+    """The file that says what a model is: one in the form of config.json that stands alone (see find_shape), or that of the
+    model that source names, which may be a GGUF file.
+    """
+    if shape := find_shape(source, revision):
+        return shape
+    found = find(source, revision, weights=False)
+    return found if is_gguf(found) else found / "config.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -53,6 +58,6 @@ def read_json(path: Path) -> dict[str, Any]:
         other = next(path.parent.glob("*.gguf"), None) if path.parent.is_dir() else None
         raise ConfigError(
             f"{path} not found; expected a checkpoint folder with config.json and *.safetensors."
-            + (f" {other.name} is {GGUF}" if other else "")
+            + (f" To load {other.name}, name the file itself." if other else "")
         )
     return files.read_json(path, ConfigError)

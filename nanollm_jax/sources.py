@@ -1,0 +1,113 @@
+"""Where a model's parts are read: of any source the same five, config, defaults of generating, tensors, tokenizer, template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nanollm_jax.chat import ChatTemplate, load_chat_template
+from nanollm_jax.chat.load import template_in
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.defaults import Defaults, read_defaults
+from nanollm_jax.families import read_config
+from nanollm_jax.families.gguf import checkpoint_of, config_of
+from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from nanollm_jax.tokenizer.gguf import from_metadata
+from nanollm_jax.weights import Checkpoint, open_checkpoint
+from nanollm_jax.weights.gguf import GGUF, is_gguf, open_gguf
+from nanollm_jax.weights.source import read_json
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder in checkpoint form."""
+
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self.path
+
+    @cached_property
+    def config_json(self) -> dict[str, Any]:
+        """What is in config.json."""
+        return read_json(self.path / "config.json")
+
+    def config(self) -> tuple[ModelConfig, ModuleType]:
+        """Of config.json."""
+        return read_config(self.config_json, str(self.path / "config.json"))
+
+    def tensors(self) -> Checkpoint:
+        """Of *.safetensors."""
+        return open_checkpoint(self.path)
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Of tokenizer.json, tokenizer.model and the like."""
+        return load_tokenizer(self.path) if has_tokenizer(self.path) else None
+
+    def template(self, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """Of chat_template.jinja or tokenizer_config.json."""
+        return load_chat_template(self.path, tokenizer)
+
+    def defaults(self, config: ModelConfig, eos_id: int | None = None) -> Defaults:
+        """Of generation_config.json."""
+        return read_defaults(self.config_json, self.path, config, eos_id)
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """A GGUF file, or several that are parts of one, of which this is the first."""
+
+    path: Path
+
+    folder = None  # none has its parts as files
+
+    @cached_property
+    def file(self) -> GGUF:
+        """Its header."""
+        return open_gguf(self.path)
+
+    @cached_property
+    def config_json(self) -> dict[str, Any]:
+        """Its metadata in config.json's words."""
+        return config_of(self.file)
+
+    def config(self) -> tuple[ModelConfig, ModuleType]:
+        """Of its metadata."""
+        return read_config(self.config_json, str(self.path))
+
+    def tensors(self) -> Checkpoint:
+        """Its tensors under the family's names."""
+        return checkpoint_of(self.file, self.config_json)
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Of its metadata."""
+        return from_metadata(self.path, self.file.metadata)
+
+    def template(self, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """Of its metadata."""
+        return template_in(self.path, self.file.metadata, tokenizer)
+
+    def defaults(self, config: ModelConfig, eos_id: int | None = None) -> Defaults:
+        """The ids that end an answer."""
+        return read_defaults(self.config_json, self.path, config, eos_id)
+
+
+Source = Folder | GGUFFile
+
+
+def source_at(path: Path) -> Source:
+    """What is at a path: a GGUF file, or else a folder. Nothing of it is read.
+
+    Each part is read when it is asked for; ConfigError, CheckpointError or TokenizerError name the file.
+    """
+    return GGUFFile(path) if is_gguf(path) else Folder(path)
+
+
+def config_json_at(path: Path) -> dict[str, Any]:
+    """What a file says of an architecture, in config.json's words: one in that form, or a GGUF file."""
+    return GGUFFile(path).config_json if is_gguf(path) else read_json(path)
