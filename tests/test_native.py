@@ -206,7 +206,7 @@ def weights_of(dtype, O, I):  # noqa: E741
     if dtype == "int8":
         return jnp.asarray(rng.integers(-128, 128, (O, I)), jnp.int8).at[0].set(-128).at[1].set(0)
     least = jnp.finfo(dtype).smallest_subnormal
-    return jnp.asarray(weight, dtype).at[0, 0].set(least).at[1].set(0).at[2, -1].set(jnp.finfo(dtype).max / 2)
+    return jnp.asarray(weight, dtype).at[0, 0].set(least).at[1].set(0).at[2, -1].set(jnp.finfo(dtype).max / 16)
 
 
 @here
@@ -220,7 +220,8 @@ def test_product(dtype):
         size = np.abs(x.astype(np.float64)) @ np.abs(np.asarray(weight, np.float64)).T
         # whole numbers: each of x is off by at most half a step of 1/32767 of its row's largest
         steps = np.abs(x).max(1)[:, None] / 65534 * np.abs(np.asarray(weight, np.float64)).sum(1)[None]
-        assert (np.abs(found - exact) <= 1e-6 * size + (1.02 * steps if dtype == "int8" else 0)).all()
+        smallest = I * 2.0**-149  # by which each sum may be off where numbers are denormal
+        assert (np.abs(found - exact) <= 1e-6 * size + (1.02 * steps if dtype == "int8" else 0) + smallest).all()
         for row in range(R):
             np.testing.assert_array_equal(native.product(jnp.asarray(x[row : row + 1]), weight)[0], found[row])
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import CONFIG_JSON
@@ -15,6 +16,8 @@ import nanollm_jax as nano
 from nanollm_jax import cli
 from nanollm_jax.decode import init_state, read_prompts, write_tokens
 from nanollm_jax.measure import hlo, roofline, trace
+from nanollm_jax.ops import native
+from nanollm_jax.ops.linear import product
 
 WIDE = {
     "llama": {"hidden_size": 240, "intermediate_size": 500, "vocab_size": 700},
@@ -30,10 +33,11 @@ def compiled(family, B, T):
     params = nano.init_params(config, jax.random.key(0))
     state = init_state(nano.init_cache(config, B, S), config)
     arguments = params, np.zeros((B, T), np.int32), np.full(B, T, np.int32), state
-    reading = read_prompts.lower(*arguments, config=config)
-    state = jax.eval_shape(lambda: read_prompts(*arguments, config=config))
     sampling, seeds = nano.Sampling(temperature=0.0).rows(B, config.vocab_size), np.zeros(B, np.uint32)
-    return config, reading, write_tokens.lower(params, state, sampling, seeds, config=config, steps=1)
+    with native.portable(True):  # XLA counts nothing of what is in C
+        reading = read_prompts.lower(*arguments, config=config)
+        state = jax.eval_shape(lambda: read_prompts(*arguments, config=config))
+        return config, reading, write_tokens.lower(params, state, sampling, seeds, config=config, steps=1)
 
 
 def sums(costs):
@@ -296,3 +300,12 @@ def test_command_prints_the_parts_and_draws_them(report, monkeypatch, capsys, tm
     left = {name: value for name, value in report.items() if name not in ("folder", "files")}
     assert json.loads(capsys.readouterr().out) == left
     assert not Path(seen["given"][1]).exists()  # nobody asked for the trace, so it is gone
+
+
+@pytest.mark.skipif(not native.library().digest, reason="no C compiler")
+def test_what_is_in_c_counts_as_what_it_computes():
+    """A product of 3 rows with 5 outputs of 8 inputs, and its bytes as they are kept."""
+    weight = jnp.ones((5, 8), jnp.bfloat16)
+    text = jax.jit(product).lower(jnp.ones((3, 8)), weight).compile().as_text()
+    cost = next(cost for name, cost in hlo.Program(text).costs().items() if "custom" in name or cost.flops >= 240)
+    assert (cost.flops, cost.nbytes) == (2 * 3 * 5 * 8, 4 * 3 * 8 + 2 * 5 * 8 + 4 * 3 * 5)

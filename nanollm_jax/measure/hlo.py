@@ -172,8 +172,11 @@ class Program:
             sizes = self.instructions[one.operands[0]].shape
             axes = one.attribute(r"lhs_contracting_dims=\{([\d,]*)\}")
             return 2 * math.prod(one.shape) * math.prod(sizes[int(axis)] for axis in axes.split(",") if axis)
-        if one.opcode == "custom-call" and one.attribute(r'custom_call_target="nanollm_(bf16|f16|s8)"'):
-            return 2 * math.prod(one.shape) * self.instructions[one.operands[0]].shape[1]
+        if one.opcode == "custom-call":  # in C: a product, or attention over all slots of [B K S H]
+            name, given = one.attribute(r'custom_call_target="nanollm_(\w+)"'), self.instructions
+            if name == "attention":
+                return 4 * math.prod(one.shape) * given[one.operands[1]].shape[2]
+            return 2 * math.prod(one.shape) * given[one.operands[0]].shape[1] if name else 0
         if one.opcode in ("reduce", "reduce-window"):
             return math.prod(self.instructions[one.operands[0]].shape)
         return math.prod(one.shape) if one.opcode in ELEMENTWISE else 0

@@ -404,6 +404,14 @@ INLINE vec MY(load)(const void* from) {
   return value;
 }
 
+// Two outputs are read at a time, which to the processor are two short streams that end before it has seen where they lead. So
+// while one pair is read the next is asked for, straight through: half as fast without. What is long goes to the larger cache.
+INLINE void MY(ahead)(const char* pair, int64_t bytes, int64_t at) {
+  enum { MARGIN = 512, SHORT = 4096 };
+  if (bytes <= SHORT) __builtin_prefetch(pair + bytes + at + MARGIN, 0, 3);
+  else __builtin_prefetch(pair + bytes + at + MARGIN, 0, 2);
+}
+
 // 2 * LANES weights as floats
 INLINE void MY(widen)(const Form form, const char* w, vec to[2]) {
   if (form == F16) {
@@ -442,7 +450,7 @@ INLINE void MY(float_tile)(const Form form, const int rows, const int outputs, c
     for (int n = 0; n < outputs; n++) sum[m][n][0] = sum[m][n][1] = (vec){0};
   for (int64_t i = 0; i < whole_steps; i += STEP) {
 #pragma GCC unroll 8
-    for (int n = 0; n < outputs; n++) __builtin_prefetch(w + n * stride + i * size + 1024);
+    for (int n = 0; n < outputs; n++) MY(ahead)(w, outputs * stride, (outputs * i + n * STEP) * size);
     MY(float_step)(form, rows, outputs, x + i, p->width, w + i * size, stride, sum);
   }
   if (whole_steps < p->I) {  // what is behind the last input belongs to the next output, or to nobody
@@ -487,7 +495,7 @@ INLINE void MY(whole_tile)(const Form form, const int rows, const int outputs, c
     int64_t i = block;
     for (; i + GROUP <= end; i += GROUP) {
 #pragma GCC unroll 8
-      for (int n = 0; n < outputs; n++) __builtin_prefetch(w + n * stride + i * bits / 8 + 1024);
+      for (int n = 0; n < outputs; n++) MY(ahead)(w, outputs * stride, (outputs * i + n * GROUP) * bits / 8);
       MY(whole_step)(form, rows, outputs, x + i, p->width, w + i * bits / 8, stride, scale + i / GROUP, groups, exact, sum);
     }
     if (form != S4) {
