@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 
 import pytest
@@ -206,6 +207,33 @@ def test_writing_and_changing(bundled, opened, width, height, scheme):
     assert "100000 new tokens is more than the model's" in page.locator("#state").text_content()
     page.close()
     assert serving.until(lambda: set(one.watcher.runs) == {"example"})
+
+
+def test_of_a_long_text_the_last_tokens_have_a_story(opened, monkeypatch):
+    """Chips are the whole text; what is picked in a view is the same token in the text."""
+    monkeypatch.setattr(importlib.import_module("nanollm_jax.glass.story"), "TOKENS", 32)
+    one = looking(serving.tiny())
+    with serving.running(one) as port:
+        page = opened(f"http://127.0.0.1:{port}/", 1440, 900, "light")
+        run = one.watcher.runs["example"].run
+        size = len(run.box.tokens[0])
+        assert text(page, 0) == "Once upon a time, there was a little girl" + run.box.answers[0].text and size > 50
+        chips = page.locator(".pair article").first.locator(".chip")
+        for view, at in (("lens", "#view .says"), ("looked", "#view .heads h3")):
+            page.click(f"[data-view={view}]")
+            for t in (size - 3, 40):
+                chips.nth(t).click()
+                page.wait_for_selector(at)
+                if view == "looked":
+                    title, said = page.locator(at).text_content, chips.nth(t).text_content().strip()
+                    assert serving.until(lambda title=title, said=said: said in title())
+                    marked = page.locator("#view .chips .chip[aria-selected=true]")
+                    assert int(marked.get_attribute("data-t")) == t - (size - 32)
+        page.click("[data-view=lens]")
+        page.focus("#view .scroller")
+        page.keyboard.press("ArrowRight")
+        assert page.locator(".texts .chip[aria-selected=true]").get_attribute("data-t") == "41"
+        assert page.locator(".picked").text_content().endswith("%.")
 
 
 @pytest.mark.parametrize(("width", "height", "scheme"), SIZES[1:])

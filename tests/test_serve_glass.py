@@ -19,7 +19,8 @@ from starlette.testclient import TestClient
 
 import nanollm_jax as nano
 from nanollm_jax.cli import run as cli
-from nanollm_jax.glass.runs import runs_of, seen
+from nanollm_jax.glass.changes import Edits
+from nanollm_jax.glass.runs import Run, runs_of, seen
 from nanollm_jax.model import hidden_states
 from nanollm_jax.serve.app import make_app
 from nanollm_jax.serve.looking import Looking
@@ -343,6 +344,20 @@ def test_the_files_of_the_page_are_whole():
                 assert other in files, (name, other)
     root = Path(nano.__file__).parent
     assert {path.name for path in (root / "glass" / "page").iterdir()} == set(GLASS)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", ["gpt2", "mistral", "gemma2", "mixtral"])
+def test_a_run_of_other_families(family):
+    """Experts, rings, caps and all: the plain row is generate's, heads that are off give nothing, both rows have a story."""
+    model, ids = random_model(family), [3, 14, 15, 9, 26]
+    run = Run(model, ids, max_new_tokens=12, seed=5, edits=Edits(heads=((0, 0), (1, 1))))
+    told = list(run.write())
+    plain = nano.generate(model, ids, max_new_tokens=12, seed=5, rows=2)
+    assert run.box.answers[0].token_ids == plain.token_ids
+    agree(run.box.answers[0].logprobs, plain.logprobs, 1e-5)
+    assert [word for word, _ in told][-3:] == ["summary", "summary", "end"] and told[-1][1]["bytes"] <= run.bytes
+    assert not run.box["layers.0.attention.mixed"][1][:, 0].any()
 
 
 def test_slots_of_a_cache_as_runs():

@@ -28,8 +28,8 @@ const caching = cacheView();
 const engine = engineView({ ask });
 
 const VIEWS = {
-  lens: ["Layers", "What the model would have said had it stopped after each layer. Read a column from the bottom up.", () => part("lens", (story) => lens(story, { onpick: (t) => pick(now.picked.row, t) }))],
-  looked: ["Attention", "Every head reads from some tokens before. Pick a head, and the text shows what it read.", () => part("looked", (story) => heads(story, { onpick: (t) => pick(now.picked.row, t), rows: rowsOf(now, now.picked.row) }))],
+  lens: ["Layers", "What the model would have said had it stopped after each layer. Read a column from the bottom up.", () => part("lens", (story) => lens(story, { onpick }))],
+  looked: ["Attention", "Every head reads from some tokens before. Pick a head, and the text shows what it read.", () => part("looked", (story) => heads(story, { onpick, rows: rowsOf(now, now.picked.row, before()) }))],
   wrote: ["Who wrote it", "A token's score is a sum: what each head and MLP wrote toward it, and away from the best other one.", () => part("wrote", (story) => (story.shares(1) ? shares(story) : null))],
   change: ["Change it", "Switch heads off, add a direction, put in what another text has there. The text is written again beside the plain one, with the same seed.", () => changing],
   tree: ["What else", "What could have been said from here on, and how likely. Pick an end, and the text goes on from there.", () => growing],
@@ -37,6 +37,10 @@ const VIEWS = {
   engine: ["Engine", "What the engine did, step by step: a lane for each row, with prompts read in pieces and tokens written in chunks.", () => engine],
 };
 let chosen = "lens";
+
+// A story is of the last tokens of a long text: so many are before its first one.
+const before = () => now.rows[now.picked.row].tokens.length - (now.rows[now.picked.row].head?.tokens.length ?? 0);
+const onpick = (t) => pick(now.picked.row, t + before());
 let shown = null;
 
 /** A view of the finished story of the row that is picked; its arrays travel when it is first looked at. */
@@ -64,12 +68,13 @@ async function fetched(kept, row, prefixes) {
 }
 
 /** Whole rows of attention, of a layer that somebody looks at; null where only the strongest places were kept. */
-function rowsOf({ id }, row) {
+function rowsOf({ id }, row, first) {
   return async (layer) => {
     try {
       const { data, shape } = await values(id, { name: `layers.${layer}.attention.weights`, row });
       const all = new Float32Array(data), [, K, G, S] = shape;
-      return (head, t) => all.subarray(((t - 1) * K * G + head) * S, ((t - 1) * K * G + head + 1) * S);
+      const begin = (head, t) => ((first + t - 1) * K * G + head) * S;
+      return (head, t) => all.subarray(begin(head, t) + first, begin(head, t) + S);
     } catch {
       return null;
     }
@@ -98,7 +103,7 @@ async function show() {
 
 function tellShown() {
   if (!shown || !now) return;
-  if (PARTS[chosen]) shown.show(Math.min(now.picked.t, now.rows[now.picked.row].head.tokens.length - 1));
+  if (PARTS[chosen]) shown.show(Math.max(0, now.picked.t - before()));
   else shown.show(now, now.picked, about);
 }
 
@@ -199,8 +204,12 @@ const HEARD = {
     for (const [row, one] of mine.rows.entries()) {
       const story = await fetched(mine, row, PARTS.text);
       if (!story) continue;
-      one.story = story;
-      one.tokens = Array.from({ length: story.size }, (_, t) => ({ ...story.token(t), id: story.head.ids[t], tops: story.alternatives(t)?.best.map(({ word, chance, id }) => [word, chance, id]) ?? null }));
+      const first = one.tokens.length - story.size; // what is before it is known from when it was drawn
+      for (let t = 0; t < story.size; t++) {
+        const token = one.tokens[first + t], tops = story.alternatives(t)?.best.map(({ word, chance, id }) => [word, chance, id]);
+        Object.assign(token, { text: story.head.tokens[t], name: story.head.names[t], tops: tops ?? token.tops });
+        if (tops) token.surprise = story.token(t).surprise;
+      }
     }
     if (now !== mine) return;
     if (!mine.picked.chosen) mine.picked = worthALook(mine);
