@@ -20,24 +20,25 @@ from nanollm_jax.decode import init_state, read_prompts, write_tokens
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.measure.hlo import Program
 
-# bfloat16: a table of tokens that is larger than what sampling needs for its rows
+# 16 bits: a table of tokens that is larger than what sampling needs for its rows
 WIDE = LLAMA | {"hidden_size": 192, "vocab_size": 512}
 
 
-KINDS = [*CONFIG_JSON, "int8", "bfloat16"]
+KINDS = [*CONFIG_JSON, "int8", "bfloat16", "float16"]
 LOOPS = [(kind, 4) for kind in KINDS] + [
     ("llama", 1),
     ("int8", 1),
     ("bfloat16", 1),
+    ("float16", 1),
 ]  # a row alone is multiplied otherwise
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def model(request):
     """Every family; the one with windows gets one that is shorter than the caches here and larger than a small array."""
-    if request.param == "bfloat16":
+    if request.param in ("bfloat16", "float16"):
         config, _ = nano.read_config(WIDE)
-        return nano.Model(config, nano.init_params(config, jax.random.key(5), jnp.bfloat16))
+        return nano.Model(config, nano.init_params(config, jax.random.key(5), request.param))
     if request.param == "int8":
         config = random_model("llama").config
         return nano.Model(config, nano.init_params(config, jax.random.key(5), "int8"))
