@@ -263,3 +263,27 @@ def test_sentencepiece_ids_are_those_of_the_original(file, data, tmp_path):
     for text in texts(data):
         assert theirs.encode(text) == ours.encode(text), text
     assert (theirs.special_ids, theirs.bos_id, theirs.eos_id) == (ours.special_ids, ours.bos_id, ours.eos_id)
+
+
+def test_a_model_in_parts_is_one_model(tmp_path):
+    values = FAMILIES["qwen3"]
+    named = in_their_names(values, draw(values))
+    whole = gguf_files.convert(tmp_path / "whole.gguf", values, named)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "qwen3", split_max_tensors=15)
+    gguf_files.sizes(writer, values)
+    gguf_files.tensors(writer, values, named, "F32")
+    gguf_files.close(writer)
+    files = sorted(tmp_path.glob("x-*.gguf"))
+    assert len(files) > 2
+    one, other = nano.load(whole), nano.load(files[0])
+    assert one.config == other.config
+    for ours, theirs in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(CheckpointError, match=r"is part 2 of \d; give the first, x-00001-of-"):
+        nano.load(files[1])
+    shutil.copy(files[0], files[1])
+    with pytest.raises(CheckpointError, match="as another part does"):
+        nano.load(files[0])
+    files[1].unlink()
+    with pytest.raises(CheckpointError, match=r"x-00002-of-.*missing"):
+        nano.load(files[0])

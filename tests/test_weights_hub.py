@@ -41,6 +41,8 @@ UNWANTED = {
     "original/params.json": b"nor this",
     "onnx/model.safetensors": b"nor this",
 }
+HAS_GGUF = {f"model-{kind}.gguf": kind.encode() for kind in ("Q4_K_M", "Q4_K", "IQ4_K_M", "Q8_0")}
+HAS_GGUF |= {f"f16/model-f16-0000{n}-of-00002.gguf": b"part %d" % n for n in (1, 2)} | {"mmproj-F16.gguf": b"sees"}
 REFUSALS = {"no/such": (404, "RepoNotFound"), "gated/model": (403, "GatedRepo"), "broken/model": (500, "")}
 
 # Runs in a process of its own, because huggingface_hub reads its environment once, at import.
@@ -53,6 +55,9 @@ for source, revision in json.loads(sys.argv[1]):
     try:
         folder = resolve(source, revision, weights="WEIGHTS" not in os.environ)
         if "WEIGHTS" in os.environ:
+            continue
+        if ":" in source:
+            print(json.dumps({"file": str(folder), "size": folder.stat().st_size}))
             continue
         tensors = {name: open_checkpoint(folder).read(name).tolist() for name in open_checkpoint(folder).names()}
         print(json.dumps({"folder": str(folder), "tensors": tensors}))
@@ -70,7 +75,7 @@ class StandIn(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         path = unquote(urlsplit(self.path).path).removeprefix("/api/models").lstrip("/")
         owner, name, *rest = path.split("/")
-        files, kind = WANTED | UNWANTED, rest[0] if rest else "revision"
+        files, kind = HAS_GGUF if name == "gguf" else WANTED | UNWANTED, rest[0] if rest else "revision"
         if f"{owner}/{name}" in REFUSALS:
             status, code = REFUSALS[f"{owner}/{name}"]
             self.reply(status, b"{}", {"X-Error-Code": code})
@@ -127,16 +132,21 @@ def hub(tmp_path_factory):
     refused = [(name, None) for name in (*REFUSALS, "not an id")]
     online = run(revisions + refused, home, HF_ENDPOINT=endpoint)
     fetched, server.fetched = server.fetched, []
+    wanted = [(f"owner/gguf:{kind}", None) for kind in ("q4_k_m", "f16", "Q3_K_S", "model")] + [("no/such:Q8_0", None)]
+    ggufs = run(wanted, home, HF_ENDPOINT=endpoint)
+    fetched_ggufs, server.fetched = server.fetched, []
     run([("owner/model", None)], home / "other", WEIGHTS="no", HF_ENDPOINT=endpoint)
     light = server.fetched
     server.shutdown()
     thread.join()
     server.server_close()
-    again = [("owner/model", None), ("owner/other", None)]
+    again = [("owner/model", None), ("owner/other", None), ("owner/gguf:Q4_K_M", None)]
     offline = run(again, home, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="1")
     unreachable = run(again, home, HF_ENDPOINT=endpoint)
     return {
         "home": home,
+        "ggufs": ggufs,
+        "fetched_ggufs": fetched_ggufs,
         "fetched": fetched,
         "light": light,
         "online": online,
@@ -257,3 +267,15 @@ def test_an_empty_name_is_refused(source):
 def test_what_is_no_name_is_refused(source):
     with pytest.raises(CheckpointError, match="expected a folder or a hub id"):
         resolve(source)
+
+
+def test_one_of_a_hub_models_gguf_files_is_fetched_by_its_quantisation(hub):
+    one, parts, none, several, no_model = hub["ggufs"]
+    assert one["file"].endswith("/model-Q4_K_M.gguf") and one["size"] == len("Q4_K_M")
+    assert parts["file"].endswith("/f16/model-f16-00001-of-00002.gguf")
+    assert sorted(hub["fetched_ggufs"]) == sorted([*(f for f in HAS_GGUF if f.startswith("f16/")), "model-Q4_K_M.gguf"])
+    assert "0 GGUF files are Q3_K_S, expected one of" in none["error"] and "model-Q8_0.gguf" in none["error"]
+    assert "5 GGUF files are model" in several["error"]
+    assert "is neither a folder nor a hub model" in no_model["error"]
+    for network in ("offline", "unreachable"):
+        assert hub[network][2]["file"] == one["file"]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from nanollm_jax.errors import CheckpointError
-from nanollm_jax.weights.gguf import is_gguf
+from nanollm_jax.weights.checkpoint import listed as listing
+from nanollm_jax.weights.gguf import PART, is_gguf
 
 # What we read, and nothing else: no pickles, no other runtime's weights.
 WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.tiktoken", "merges.txt", "*.jinja"]
 # Patterns match across "/": folders ("original/", "onnx/") hold copies for others, as do Mistral's consolidated files.
 UNWANTED = ["*/*", "consolidated*.safetensors"]
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)  # anything else is a path
+# "owner/name:Q4_K_M": of a hub model's GGUF files the one whose name says so, as the programs that publish them write it
+QUANTISED_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*):(\w[\w-]*)", re.ASCII)
 SUFFIXES = {".safetensors", ".json", ".toml", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".zip"}
 
 
@@ -21,6 +27,7 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None, *, weig
     """A folder, a GGUF file, or a hub id "owner/name" -> the folder with its files, or the file.
 
     An existing folder is returned as it is, with ~ expanded; so a folder wins over a hub id of the same name.
+    "owner/name:Q4_K_M" is the GGUF file of that model whose name says Q4_K_M, the first of its parts where it has several.
     A hub id is downloaded unless it is in the cache already; HF_HOME, HF_TOKEN, HF_HUB_OFFLINE and the like are
     honoured by huggingface_hub. revision: a branch, tag or commit of a hub id. weights False leaves out the tensors,
     which are nearly all of the bytes.
@@ -40,7 +47,7 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None, *, weig
     if is_gguf(folder):
         if not found:
             raise CheckpointError(
-                f"{folder}: not found; expected a GGUF file; one of a hub model has to be downloaded first."
+                f"{folder}: not found; expected a GGUF file, or one of a hub model by its quantisation: owner/name:Q4_K_M."
             )
         if revision is not None:
             raise CheckpointError(f"{folder}: is a file, which has no revision {revision!r}; leave revision out.")
@@ -49,6 +56,8 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None, *, weig
         raise CheckpointError(
             f"{folder}: is a file, expected a checkpoint's folder; pass '{folder.absolute().parent}', where it is."
         )
+    if isinstance(source, str) and (match := QUANTISED_ID.fullmatch(text)):
+        return download_gguf(match[1], match[2], revision)
     if not isinstance(source, str) or not HUB_ID.fullmatch(text) or folder.suffix.lower() in SUFFIXES:
         raise CheckpointError(f"{folder}: folder not found; expected an existing one, or a hub id 'owner/name'.")
     return download(text, revision, weights)
@@ -57,7 +66,46 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None, *, weig
 def download(hub_id: str, revision: str | None, weights: bool) -> Path:
     """Bring a hub model's files into the cache. Returns the snapshot's folder; raises CheckpointError in one line."""
     # Imported here because it takes half a second, and a folder needs none of it.
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
+
+    unwanted = UNWANTED if weights else [*UNWANTED, "*.safetensors"]
+    with one_line(hub_id, revision):
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=WANTED, ignore_patterns=unwanted))
+
+
+def download_gguf(hub_id: str, quantisation: str, revision: str | None) -> Path:
+    """Bring one GGUF file of a hub model, or all parts of one, into the cache. Returns the first one's path.
+
+    Raises CheckpointError where none has the quantisation in its name, or several have, naming what there is.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    with one_line(hub_id, revision):
+        try:
+            listed = HfApi().list_repo_files(hub_id, revision=revision)
+        except Exception:  # without a network, what is in the cache
+            folder = snapshot_download(hub_id, revision=revision, local_files_only=True)
+            listed = [str(path.relative_to(folder)) for path in Path(folder).rglob("*.gguf")]
+    # mmproj: what turns images into vectors, beside the model
+    files = sorted(n for n in listed if n.lower().endswith(".gguf") and not n.split("/")[-1].startswith("mmproj"))
+    models = {PART.sub(r"\1.gguf", name): name for name in reversed(files)}  # the first part of each
+    says = re.compile(rf"(?<![A-Za-z0-9_]){re.escape(quantisation)}(?![A-Za-z0-9_])", re.IGNORECASE)
+    fitting = [name for name in models if says.search(name.removesuffix(".gguf"))]
+    if len(fitting) != 1:
+        found = f"{len(fitting)} GGUF files are {quantisation}" + (f" ({listing(fitting)})" if fitting else "")
+        raise CheckpointError(
+            f"{hub_id!r}: {found}, expected one of {listing(sorted(models)) or 'some, and has none'}."
+        )
+    first = models[fitting[0]]
+    wanted = [first] if first == fitting[0] else [name for name in files if PART.sub(r"\1.gguf", name) == fitting[0]]
+    with one_line(hub_id, revision):
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=[*map(glob.escape, wanted)])) / first
+
+
+@contextlib.contextmanager
+def one_line(hub_id: str, revision: str | None) -> Iterator[None]:
+    """What the hub's library raises becomes a CheckpointError in one line."""
+    from huggingface_hub import errors
 
     reasons = {
         errors.GatedRepoError: "is gated; accept its terms on its hub page, then `hf auth login` or set HF_TOKEN",
@@ -67,9 +115,8 @@ def download(hub_id: str, revision: str | None, weights: bool) -> Path:
         errors.LocalEntryNotFoundError: "is no folder here, not complete in the cache of the hub, and the hub cannot be "
         "reached; check the path, or the network",
     }
-    unwanted = UNWANTED if weights else [*UNWANTED, "*.safetensors"]
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=WANTED, ignore_patterns=unwanted))
+        yield
     except Exception as error:  # the door to a network: also HTTP, proxy, TLS, disk
         known = (reason for kind, reason in reasons.items() if isinstance(error, kind))
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
