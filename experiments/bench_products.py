@@ -1,9 +1,10 @@
 """How long the products of a layer take: a few rows times weights in 16 and 8 bits, in C and by XLA, beside XLA's float32.
 
-    NANOLLM_NATIVE=avx2 taskset -c 0 python experiments/bench_products.py --rows 1 8 --width 2048 --seconds
+    NANOLLM_NATIVE=avx2 python experiments/bench_products.py --rows 1 8 --width 2048 --seconds
 
 Every way is called in turns, and each figure is the best of the rounds, in processor time of this process: what others do on
-the machine counts least there. A way's number is how many times as fast as XLA's float32 it is; --seconds prints milliseconds.
+the machine counts least there; do not pin it to one core, where threads that wait for each other count too. A way's number
+is how many times as fast as XLA's float32 it is; --seconds prints milliseconds.
 """
 
 from __future__ import annotations
