@@ -467,7 +467,7 @@ def gguf(rng: random.Random, folder: Path) -> str:
     begin = good.index(b"output_norm") if rng.random() < 0.3 else 0
     data = bytearray(damage_bytes(rng, good) if rng.random() < 0.3 else good)
     for _ in range(rng.choice((0, 1, 1, 2))):
-        at = rng.randrange(min(begin, len(data) - 1), max(1, len(data) // 2))
+        at = min(rng.randrange(begin, len(good) // 2), len(data))
         data[at : at + 8] = rng.choice((0, 1, 2**31, 2**40, 2**63, 2**64 - 1, rng.getrandbits(8))).to_bytes(8, "little")
     (folder / "x.gguf").write_bytes(data)
     model = nano.load(folder / "x.gguf")

@@ -78,13 +78,15 @@ def download_gguf(hub_id: str, quantisation: str, revision: str | None) -> Path:
 
     Raises CheckpointError where none has the quantisation in its name, or several have, naming what there is.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, errors, snapshot_download
 
     with one_line(hub_id, revision):
         try:
             listed = HfApi().list_repo_files(hub_id, revision=revision)
+        except errors.HfHubHTTPError:  # the hub's own answer
+            raise
         except Exception:  # without a network, what is in the cache
-            folder = snapshot_download(hub_id, revision=revision, local_files_only=True)
+            folder = snapshot_download(hub_id, revision=revision, local_files_only=True, allow_patterns=["/"])
             listed = [str(path.relative_to(folder)) for path in Path(folder).rglob("*.gguf")]
     # mmproj: what turns images into vectors, beside the model
     files = sorted(n for n in listed if n.lower().endswith(".gguf") and not n.split("/")[-1].startswith("mmproj"))
