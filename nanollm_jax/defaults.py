@@ -44,15 +44,21 @@ class Defaults:
 
 
 def read_defaults(
-    config_json: dict[str, Any], folder: Path, config: ModelConfig, eos_id: int | None = None
+    config_json: dict[str, Any],
+    folder: Path,
+    config: ModelConfig,
+    eos_id: int | None = None,
+    generation: dict[str, Any] | None = None,
 ) -> Defaults:
     """End-of-sequence ids of both files, and generation_config.json's settings: those of drawing where it says do_sample.
 
-    eos_id: the tokenizer's, which serves where neither file names one. Raises ConfigError for a value that cannot be; names
+    eos_id: the tokenizer's, which serves where neither file names one. generation: what would stand in that file, of a model
+    that has none. Raises ConfigError for a value that cannot be; names
     in one warning what would change the answers and is not obeyed.
     """
-    path = folder / "generation_config.json"
-    generation = read_json(path) if files.present(path) else {}
+    path = folder if generation is not None else folder / "generation_config.json"
+    if generation is None:
+        generation = read_json(path) if files.present(path) else {}
     eos_ids = {
         *token_ids(config_json.get("eos_token_id"), f"{folder / 'config.json'}: eos_token_id"),
         *token_ids(generation.get("eos_token_id"), f"{path}: eos_token_id"),

@@ -20,6 +20,11 @@ from nanollm_jax.weights import Checkpoint, open_checkpoint
 from nanollm_jax.weights.gguf import GGUF, is_gguf, open_gguf
 from nanollm_jax.weights.source import read_json
 
+# what a GGUF file says of choosing tokens, in generation_config.json's words
+SAMPLING = {
+    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -93,8 +98,11 @@ class GGUFFile:
         return template_in(self.path, self.file.metadata, tokenizer)
 
     def defaults(self, config: ModelConfig, eos_id: int | None = None) -> Defaults:
-        """The ids that end an answer."""
-        return read_defaults(self.config_json, self.path, config, eos_id)
+        """The ids that end an answer, and general.sampling.*; who writes these means tokens to be drawn."""
+        said = {name: self.file.metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
+        generation = {name: value for name, value in said.items() if value is not None}
+        drawing = {"do_sample": True} if generation else {}
+        return read_defaults(self.config_json, self.path, config, eos_id, generation | drawing)
 
 
 Source = Folder | GGUFFile

@@ -97,6 +97,8 @@ def tensors(writer: gguf.GGUFWriter, config: dict[str, Any], named: dict[str, np
         tensor = np.ascontiguousarray(tensor, np.float32)
         if tensor.ndim == 1 or kind == "F32":
             writer.add_tensor(theirs, tensor)
+        elif tensor.shape[-1] % gguf.GGML_QUANT_SIZES[quantization][0]:  # rows that no blocks fill
+            writer.add_tensor(theirs, tensor.astype(np.float16))
         else:
             writer.add_tensor(theirs, gguf.quants.quantize(tensor, quantization), raw_dtype=quantization)
 
