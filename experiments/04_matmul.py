@@ -98,7 +98,7 @@ def count(jaxpr, times, flops):
     """Add each operation of a graph to two counters, by kind: how many there are, and how many FLOPs."""
     for equation in jaxpr.eqns:
         inner = [p for p in equation.params.values() if hasattr(p, "jaxpr")]
-        inner += equation.params.get("branches", ())[:1]  # of several ways to compute the same, the first
+        inner += equation.params.get("branches", ())[-1:]  # of several ways to compute the same, that of all devices
         for graph in inner:
             count(graph.jaxpr, times, flops)
         name = equation.primitive.name
