@@ -202,12 +202,12 @@ def measure_limits(small: bool) -> dict[str, float]:
     """What the device can do: random numbers everywhere, since zeros are quicker to multiply."""
     size, width, columns = (2**20, 256, 256) if small else (2**30, 8192, 8192)
     key, bfloat16, float32 = jax.random.key(0), jnp.dtype("bfloat16"), jnp.dtype("float32")
-    array = parameters.draw(key, 0.0, 1.0, (size // columns, columns), bfloat16)
+    array = parameters.draw(key, 0.0, 1.0, shape=(size // columns, columns), dtype=bfloat16)
     total = jax.jit(lambda a: jnp.sum(a, dtype=float32))
     copy = jax.jit(lambda a: -a)
-    vector = parameters.draw(key, 0.0, 1.0, (columns,), bfloat16)
+    vector = parameters.draw(key, 0.0, 1.0, shape=(columns,), dtype=bfloat16)
     by_vector = jax.jit(lambda a, x: jnp.einsum("OI,I->O", a, x, preferred_element_type=float32))
-    square = parameters.draw(key, 0.0, 1.0, (width, width), bfloat16)
+    square = parameters.draw(key, 0.0, 1.0, shape=(width, width), dtype=bfloat16)
     product = jax.jit(lambda a: jnp.einsum("RI,OI->RO", a, a, preferred_element_type=float32).astype(bfloat16))
     one = jnp.ones((8,), float32)
     reading = {
@@ -367,7 +367,7 @@ class Shape:
 
         def made(leaf: Any) -> jax.Array:
             if jnp.issubdtype(leaf.dtype, jnp.floating):
-                return parameters.draw(next(key), 0.0, 1.0, leaf.shape, leaf.dtype)
+                return parameters.draw(next(key), 0.0, 1.0, shape=leaf.shape, dtype=leaf.dtype)
             return jnp.zeros(leaf.shape, leaf.dtype)
 
         return jax.tree.map(made, self.abstract(case)[1])

@@ -31,7 +31,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from nanollm_jax import startup
 from nanollm_jax.errors import NanoLLMWarning
-from nanollm_jax.identity import Spelling, Unknown, argument, machine
+from nanollm_jax.identity import Spelling, Unknown, argument, machine, portable
 
 ENDING = ".executable"
 FETCHED = "/nanollm_jax/fetched"  # what jax.monitoring is told of each that was read, with the seconds that it took
@@ -94,7 +94,7 @@ class Persistent:
         lowered = self.jitted.lower(*args, **static)
         with jax_fetches() as by_jax:
             compiled = lowered.compile()
-        if not by_jax:
+        if not by_jax and not jax_keeps():
             write(file, compiled)
         return compiled
 
@@ -106,6 +106,7 @@ def are_values(leaves: Sequence[Any]) -> bool:
         get_opaque_trace_state() == EAGER
         and not any(WATCHED(jax.config))
         and jax.sharding.get_abstract_mesh().empty
+        and not portable.value
         and all(isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float) for leaf in some)
         and not any(isinstance(leaf, jax.core.Tracer) for leaf in some)
     )
@@ -209,6 +210,11 @@ def make_room(folder: Path) -> None:
         total += status.st_size
         if total > MOST or (path.name.endswith("~") and status.st_mtime < now - ABANDONED):
             path.unlink(missing_ok=True)
+
+
+def jax_keeps() -> bool:
+    """Is JAX's own cache on? What it has read once this process may be given again, in silence; so nothing is kept twice."""
+    return bool(jax.config.jax_compilation_cache_dir) and jax.config.jax_enable_compilation_cache
 
 
 @contextlib.contextmanager

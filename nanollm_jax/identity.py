@@ -34,6 +34,9 @@ PLAIN = (bool, int, float, complex, str, bytes, range, np.generic, np.dtype, typ
 UNHEARD = re.compile("cache|log|dump|profil|traceback|coordinat")
 
 
+portable = jax.make_user_context(False)  # inside `with portable(True)` nothing is traced that only this machine has
+
+
 class Unknown(Exception):
     """Something of which two that differ might be spelled alike."""
 

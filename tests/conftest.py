@@ -119,13 +119,14 @@ def operations_in_c_are_compiled_once(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def compiled_programs_are_kept_for_the_next_test(monkeypatch, tmp_path_factory):
-    """In a folder of this run: many tests compile the same; or in one for all runs, which NANOLLM_TEST_PROGRAMS names. What
-    the command line keeps goes to one beside it. JAX keeps there what is compiled by the tests themselves.
+    """In a folder of this run: many tests compile the same; or in one for all runs, which NANOLLM_TEST_PROGRAMS names. JAX
+    keeps there what is compiled, the tests' own functions too; what the command line keeps goes to a folder of each process.
     """
     folder = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # by the processes of the run
-    programs = nano.keep_compiled(os.environ.get("NANOLLM_TEST_PROGRAMS", shared / "programs"))
+    nano.keep_compiled(False)
+    programs = Path(os.environ.get("NANOLLM_TEST_PROGRAMS", shared / "programs"))
     if jax.config.jax_compilation_cache_dir != str(programs):
         jax.config.update("jax_compilation_cache_dir", str(programs))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

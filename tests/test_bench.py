@@ -151,6 +151,7 @@ def test_a_cold_start_compiles_and_a_warm_one_finds_the_same_stages(report):
         assert all(len(stage["samples"]) == 1 and stage["median"] > 0 for stage in stages.values())
 
 
+@pytest.mark.parity
 def test_what_a_new_process_compiles_is_kept_for_the_next(config_file, tmp_path):
     how = {"source": config_file, "revision": None, "dtype": "float32", "prompt_tokens": 3, "cache": str(tmp_path)}
     child = subprocess.run([sys.executable, "-c", bench.STARTING, json.dumps(how)], capture_output=True, text=True)

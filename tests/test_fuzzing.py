@@ -1,4 +1,4 @@
-"""A few hundred damaged files at every door; `make fuzz` tries ten thousand each."""
+"""A hundred damaged files at every door; `make fuzz` tries ten thousand each."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from fuzzing_doors import DOORS
 
 
 def test_nothing_but_answers_and_errors_of_our_own_comes_of_damaged_files() -> None:
-    results, found = fuzz(list(DOORS), seed=1, count=200)
+    results, found = fuzz(list(DOORS), seed=1, count=100)
     assert found == []
     for door, counts in results.items():
-        assert sum(counts.values()) == 200
+        assert sum(counts.values()) == 100
         # a fuzzer whose files are all refused, or all taken, tries nothing
-        assert counts["refused"] < 195 and sum(counts.values()) - counts["refused"] < 195, (door, counts)
+        assert counts["refused"] < 98 and sum(counts.values()) - counts["refused"] < 98, (door, counts)

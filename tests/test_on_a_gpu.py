@@ -23,6 +23,7 @@ def script(monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.parity
 def test_every_step(script, tmp_path, capsys):
     path = script.main(["--small", "--layers", "1", "--seconds", "1e9", "--threads", "1", "--out", str(tmp_path)])
     report = json.loads(path.read_text())

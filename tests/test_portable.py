@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import importlib, os, pkgutil, signal, sys, tempfile
 import huggingface_hub, jax, jinja2, matplotlib.pyplot, prompt_toolkit.shortcuts, rich.console, tokenizers, typer
@@ -44,6 +46,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
+@pytest.mark.parity
 def test_without_what_windows_and_macos_lack():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=os.environ, timeout=600)
     assert (done.returncode, done.stdout) == (0, ", there was a\n"), done.stderr

@@ -106,7 +106,7 @@ def client_of(one, model, *answer, new=None):
                 call.put(Piece(at, "", [], [], [], "length", 0))
 
     class Written:
-        warm, broken = True, None
+        warm, broken, timeline = True, None, None
         submit, cancel = staticmethod(write), staticmethod(lambda call: None)
 
     service.thread = Written()

@@ -350,6 +350,7 @@ def test_load_onto_a_mesh():
     assert one.text == many.text and len(many.token_ids) == 24
 
 
+@pytest.mark.parity
 def test_a_conversation_on_a_mesh():
     """Split over tp, two turns with a kept cache are those of one device; over dp a row of one part serves."""
     one = nano.load(dtype="float32")
@@ -488,6 +489,7 @@ def test_the_mesh_command(capsys):
     assert "give --dp or --tp" in capsys.readouterr().err
 
 
+@pytest.mark.parity
 def test_virtual_devices_of_a_new_process():
     """As a user starts it: two virtual devices, one of them too few for the mesh in the second call."""
     words = [

@@ -1,7 +1,8 @@
 """Operations in C, for the two places where XLA on CPU has nothing quick; see README.md beside this file."""
 
+from nanollm_jax.identity import portable
 from nanollm_jax.ops.native.attention import attention
-from nanollm_jax.ops.native.library import Library, library, portable, wanted
+from nanollm_jax.ops.native.library import Library, library, wanted
 from nanollm_jax.ops.native.product import product, takes
 
 __all__ = ["Library", "attention", "library", "portable", "product", "takes", "wanted"]

@@ -23,7 +23,7 @@ import jax
 import jaxlib
 
 from nanollm_jax.errors import RequestError
-from nanollm_jax.identity import processor
+from nanollm_jax.identity import portable, processor
 from nanollm_jax.startup import own_folder
 
 SWITCH = "NANOLLM_NATIVE"  # 0: nothing is compiled; or one of
@@ -36,7 +36,6 @@ FOLDER = ("nanollm_jax", "native")  # below the folder of the user's caches
 SECONDS = 120.0  # a compiler that needs longer is stuck; gcc takes three
 
 log = logging.getLogger("nanollm")
-portable = jax.make_user_context(False)  # inside `with portable(True)` programs are traced without native operations
 
 
 class Library(NamedTuple):
