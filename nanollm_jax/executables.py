@@ -42,7 +42,8 @@ CONTEXT = attrgetter(
     "jax_enable_x64", "jax_default_device", "jax_default_matmul_precision", "jax_numpy_rank_promotion",
     "jax_numpy_dtype_promotion",
 )  # fmt: skip
-# and those with which jit does more than run one
+# those that say whether JAX keeps programs, and those with which jit does more than run one
+CACHED = attrgetter("jax_compilation_cache_dir", "jax_enable_compilation_cache")
 WATCHED = attrgetter("jax_disable_jit", "jax_debug_nans", "jax_debug_infs", "jax_check_tracer_leaks")
 
 with jax.core.eval_context():
@@ -204,8 +205,10 @@ def devices_of(compiled: jax.stages.Compiled) -> list[jax.Device]:
 
 def make_room(folder: Path) -> None:
     """Remove the executables that were used longest ago until the others are MOST bytes, and what nobody will finish."""
-    total, now = 0, time.time()
-    found = [(path.stat(), path) for path in folder.glob(f"*{ENDING}*") if path.exists()]
+    total, now, found = 0, time.time(), []
+    for path in folder.glob(f"*{ENDING}*"):
+        with contextlib.suppress(FileNotFoundError):  # another process makes room too, or has just finished a file
+            found.append((path.stat(), path))
     for status, path in sorted(found, key=lambda entry: -entry[0].st_mtime):
         total += status.st_size
         if total > MOST or (path.name.endswith("~") and status.st_mtime < now - ABANDONED):
@@ -214,7 +217,7 @@ def make_room(folder: Path) -> None:
 
 def jax_keeps() -> bool:
     """Is JAX's own cache on? What it has read once this process may be given again, in silence; so nothing is kept twice."""
-    return bool(jax.config.jax_compilation_cache_dir) and jax.config.jax_enable_compilation_cache
+    return all(map(bool, CACHED(jax.config)))
 
 
 @contextlib.contextmanager

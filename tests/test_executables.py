@@ -307,6 +307,19 @@ def test_what_was_used_longest_ago_makes_room(folder, monkeypatch):
     assert f"d{ENDING}" not in [file.name for file in files(folder)]
 
 
+def test_a_file_that_another_process_removes_is_no_room_that_lacks(folder, monkeypatch):
+    real = executables.Path.stat
+
+    def gone(path, **how):
+        if path.name == f"gone{executables.ENDING}~":
+            raise FileNotFoundError(2, "No such file or directory")
+        return real(path, **how)
+
+    (folder / f"gone{executables.ENDING}~").touch()
+    monkeypatch.setattr(executables.Path, "stat", gone)
+    assert draw(anew())[1:] == (1, 0) and draw(anew())[1:] == (1, 1) and startup.folder() is not None
+
+
 def test_many_at_once(folder):
     """Threads that compile the same leave one file, which is whole."""
     found: list[bytes] = []
