@@ -14,10 +14,9 @@ import os
 import pickle
 import stat
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -92,10 +91,8 @@ class Persistent:
         if found is not None:
             monitoring.record_event_duration_secs(FETCHED, time.perf_counter() - begun)
             return found
-        lowered = self.jitted.lower(*args, **static)
-        with jax_fetches() as by_jax:
-            compiled = lowered.compile()
-        if not by_jax and not jax_keeps():
+        compiled = self.jitted.lower(*args, **static).compile()
+        if not jax_keeps():
             write(file, compiled)
         return compiled
 
@@ -218,20 +215,3 @@ def make_room(folder: Path) -> None:
 def jax_keeps() -> bool:
     """Is JAX's own cache on? What it has read once this process may be given again, in silence; so nothing is kept twice."""
     return all(map(bool, CACHED(jax.config)))
-
-
-@contextlib.contextmanager
-def jax_fetches() -> Iterator[list[str]]:
-    """What JAX takes from a cache of its own in this thread while the block runs."""
-    found: list[str] = []
-    thread = threading.get_ident()
-
-    def heard(event: str, **_: Any) -> None:
-        if event == "/jax/compilation_cache/cache_hits" and threading.get_ident() == thread:
-            found.append(event)
-
-    monitoring.register_event_listener(heard)
-    try:
-        yield found
-    finally:
-        monitoring.unregister_event_listener(heard)

@@ -8,7 +8,6 @@ import hashlib
 import inspect
 import json
 import re
-import shutil
 import sys
 from types import SimpleNamespace
 
@@ -348,18 +347,6 @@ def test_times_are_those_of_one_token(box):
     config = box.model.config
     assert sum(told.head["bytes"].values()) == pytest.approx(step_bytes(config, 1, 16, "float32"), rel=1e-6)
     assert told.head["bytes"]["cache"] == 4 * 2 * 14 * (2 * 7 + 2)  # one key head of 14, rings of 7, and the new one
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

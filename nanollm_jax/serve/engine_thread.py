@@ -21,7 +21,7 @@ from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.errors import NanoLLMError, NumericsError
-from nanollm_jax.serve.calls import Call, Piece
+from nanollm_jax.serve.calls import Call, Piece, settle
 from nanollm_jax.serve.followers import Followers
 from nanollm_jax.serve.metrics import Metrics
 from nanollm_jax.serve.refusals import Refusal, refusal_of
@@ -265,13 +265,3 @@ class EngineThread(threading.Thread):
         for answer in list(self.answers):
             settle(answer, None, BROKEN)
         self.ended()
-
-
-def settle(answer: asyncio.Future[Any], found: Any, error: Exception | None) -> None:
-    """In the loop: a job is done, and somebody may still want to know."""
-    if answer.done():
-        return
-    if error is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(found)

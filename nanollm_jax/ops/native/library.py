@@ -47,8 +47,8 @@ class Library(NamedTuple):
 
 
 def wanted() -> bool:
-    """May a program that is traced now ask for them?"""
-    return not portable.value and bool(library().digest)
+    """May a program that is traced now ask for them? Where programs run on something else, nothing is compiled."""
+    return not portable.value and jax.default_backend() == "cpu" and bool(library().digest)
 
 
 @functools.cache
