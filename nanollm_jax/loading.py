@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 import warnings
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,7 +62,8 @@ class Model:
     folder: Path | None = None
     engines: dict[Any, Any] = field(
         default_factory=dict, init=False, repr=False
-    )  # by rows and by who guesses tokens; engine/ makes and keeps them here
+    )  # by rows and by who guesses tokens; engine/ makes and keeps them here, one thread at a time
+    choosing: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
     grammars: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # and here what compiles them
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from models import CONFIG_JSON, random_model
 from programs import compiled
 
 import nanollm_jax as nano
-from nanollm_jax.engine import buckets, memory, prefix, slots
+from nanollm_jax.engine import buckets, memory, prefix, shared, slots
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.prefix import Prefixes
 from nanollm_jax.engine.request import Request
@@ -202,6 +203,30 @@ def test_threads_share_the_rows_of_a_model():
         thread.join()
     assert [found[n].token_ids for n in range(16)] == [answer.token_ids for answer in expected]
     assert [found[n].logprobs for n in range(16)] == [answer.logprobs for answer in expected]
+
+
+def test_threads_that_come_at_once_are_seated_one_after_the_other(monkeypatch):
+    """The first in the engine of one row, then all in the smallest that has room for them; each engine is made once."""
+    model, true, together = random_model("llama"), shared.chosen, threading.Barrier(16)
+
+    def slow(*args):
+        found = true(*args)
+        time.sleep(0.01)  # for the others, who must not choose as if this one had not
+        return found
+
+    def come():
+        together.wait()
+        came.append(shared.submit(model, [Request((1, 2, 3), 4, SETTINGS[0])])[0].engine.rows)
+
+    came: list[int] = []
+    monkeypatch.setattr(shared, "chosen", slow)
+    threads = [threading.Thread(target=come) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(came) == [1] + [8] * 8 + [16] * 7
+    assert {rows: one.engine.tickets for (rows, _), one in model.engines.items()} == {1: 1, 8: 8, 16: 7}
 
 
 def test_an_answer_that_is_given_up_frees_its_row():

@@ -304,6 +304,19 @@ def test_several_streams_come_as_they_are_written(model):
     assert "".join(asyncio.run(collect())) == whole[0].text
 
 
+def test_what_there_is_of_an_answer_is_the_askers_own(model):
+    """It does not grow behind his back, and what he does to it changes no answer."""
+    whole = ask(model)
+    stream = nano.stream(model, STORY, max_new_tokens=24, sampling=GREEDY)
+    next(stream)
+    early, known = stream.generation, list(stream.generation.token_ids)
+    early.token_ids.append(None)
+    early.logprobs.clear()
+    early.top_logprobs.clear()
+    list(stream)
+    assert 0 < len(known) < 24 and early.token_ids == [*known, None] and stream.generation == whole
+
+
 def test_several_answers_fresh_seeds_and_the_best_beside_each(model):
     hot = nano.Sampling(temperature=1.2)
     three = ask(model, STORY, sampling=hot, seed=5, n=3)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 import nanollm_jax as nano
 from nanollm_jax.engine import timings as profiling
-from nanollm_jax.engine.timings import CompileWatch, Timings, timed
+from nanollm_jax.engine.timings import CompileWatch
 
 
 def fresh_program():
@@ -36,7 +36,7 @@ def test_seconds_are_those_that_passed(monkeypatch):
 
 
 def test_what_another_thread_compiles_is_not_counted():
-    program, timings, turns = fresh_program(), Timings(), [threading.Event(), threading.Event()]
+    program, turns = fresh_program(), [threading.Event(), threading.Event()]
 
     def other():
         turns[0].wait()
@@ -45,15 +45,15 @@ def test_what_another_thread_compiles_is_not_counted():
 
     thread = threading.Thread(target=other)
     thread.start()
-    with timed(timings, "prefill_seconds"):
+    with CompileWatch() as watch:
         turns[0].set()
         turns[1].wait()
     thread.join()
-    assert (timings.compile_seconds, timings.compiled) == (0, 0) and timings.prefill_seconds > 0
+    assert (watch.seconds, watch.programs) == (0, 0)
     unseen = jnp.ones(9)  # of a program that was not kept above
-    with timed(timings, "decode_seconds"):
+    with watch:
         fresh_program()(unseen).block_until_ready()
-    assert timings.compiled == 1 and timings.compile_seconds > 0 and timings.decode_seconds > 0
+    assert watch.programs == 1 and watch.seconds > 0
 
 
 def test_requests_of_two_threads_have_times_that_can_be():

@@ -116,7 +116,7 @@ class Answer:
 
     def result(self, seed: int = 0, timings: Timings | None = None) -> Generation:
         """The answer, finished or as far as it is."""
-        return Generation(
-            self.text, self.token_ids, self.logprobs, self.finish_reason, self.prompt_tokens, seed, self.top_logprobs,
-            Timings() if timings is None else timings,
+        return Generation(  # lists of its own, which do not grow
+            self.text, [*self.token_ids], [*self.logprobs], self.finish_reason, self.prompt_tokens, seed,
+            [*self.top_logprobs], Timings() if timings is None else timings,
         )  # fmt: skip

@@ -16,8 +16,9 @@ from nanollm_jax.checks import whole
 from nanollm_jax.engine.answer import Generation
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.generate import Stream
-from nanollm_jax.engine.request import check_seeds, check_stops, known, longest, requests_of
-from nanollm_jax.engine.shared import Shared, rows_for
+from nanollm_jax.engine.request import Request, check_seeds, check_stops, known, requests_of
+from nanollm_jax.engine.rows import Ticket
+from nanollm_jax.engine.shared import Shared, submit
 from nanollm_jax.errors import RequestError
 from nanollm_jax.grammar import Grammar
 from nanollm_jax.letters import nbytes
@@ -103,7 +104,7 @@ def stream_chat(
     ids = read_chat(model, messages, tools=tools, template=template, variables=variables)
     new = min(ANSWER, room(model, ids)) if max_new_tokens is None else max_new_tokens
     requests = requests_of(model, [ids], new, sampling, seed, stop, stop_ids, grammar=grammar, chat=True, streamed=True)
-    return Stream(lambda: rows_for(model, 1, None, longest(requests)), requests, single=True)
+    return Stream(lambda: submit(model, requests), requests, single=True)
 
 
 def read_chat(model: Model, messages: Sequence[Message], **rest: Any) -> list[int]:
@@ -181,7 +182,9 @@ class Conversation:
             self.model, [ids], new, self.sampling, seed, self.stops, self.stop_ids,
             grammar=self.grammar, chat=True, streamed=True,
         )  # fmt: skip
-        self.answering = Stream(self.shared, requests, single=True, done=partial(self.remember, messages))
+        self.answering = Stream(
+            partial(self.submit, requests), requests, single=True, done=partial(self.remember, messages)
+        )
         return self.answering
 
     def stop(self) -> None:
@@ -237,11 +240,11 @@ class Conversation:
         """An answer has ended, or nobody wants more of it: it becomes a message, and so does what it answers."""
         self.messages = [*messages, {"role": "assistant", "content": answer.generation.text}]
 
-    def shared(self) -> Shared:
-        """The rows of this conversation, of which it uses one; made when it first asks."""
+    def submit(self, requests: Sequence[Request]) -> tuple[Shared, list[Ticket]]:
+        """Hand a question to the rows of this conversation, of which it uses one; made when it first asks."""
         if self.rows is None or self.rows.broken is not None:
             self.rows = Shared(Engine(self.model, self.model.dp, remember=True))
-        return self.rows
+        return self.rows, self.rows.submit(requests)
 
     @property
     def held(self) -> list[int]:

@@ -10,9 +10,9 @@ from typing import Any, Generic, TypeVar, overload
 from nanollm_jax.engine import drafts
 from nanollm_jax.engine.answer import Generation
 from nanollm_jax.engine.drafts import speculation
-from nanollm_jax.engine.request import Request, encode_prompts, longest, requests_of
+from nanollm_jax.engine.request import Request, encode_prompts, requests_of
 from nanollm_jax.engine.rows import Ticket
-from nanollm_jax.engine.shared import Shared, failed, rows_for
+from nanollm_jax.engine.shared import Shared, failed, submit
 from nanollm_jax.engine.timings import Timings
 from nanollm_jax.grammar import Grammar
 from nanollm_jax.letters import nbytes
@@ -93,8 +93,8 @@ def generate(
                    logprobs are the model's own as without it
     n              answers to each prompt, drawn with seed, seed + 1, ..: instead of each Generation a list of n of them
     top_logprobs   how many of the best tokens to give beside each, up to 20
-    rows           how many are written at the same time. None is 1, 8 or 32 per part of the rows that a mesh splits, as it
-                   fits; answers of engines with another number of rows are the same but for the last bits of their logprobs
+    rows           how many are written at the same time. None is 1, 8, 16 or 32 per part of the rows that a mesh splits, as
+                   it fits; answers of engines with another number of rows are the same but for the last bits of their logprobs
     speculate      who guesses tokens ahead, several of which are then written in the time of one where the guess was right:
                    "lookup:4" or Lookup(4) takes 4 from the text itself, DraftModel(small, 4) asks a smaller model. The answer
                    does not depend on the guesses; of another length of blocks, like another number of rows, it may have other
@@ -109,8 +109,7 @@ def generate(
     )  # fmt: skip
     if not requests:
         return []
-    shared = rows_for(model, len(requests), rows, longest(requests), speculation(speculate))
-    tickets = shared.submit(requests)
+    shared, tickets = submit(model, requests, rows, speculation(speculate))
     for _ in shared.follow(tickets):
         if (error := failed(tickets)) is not None:
             raise error
@@ -208,7 +207,7 @@ def stream(
         grammar=grammar, top_logprobs=top_logprobs, streamed=True,
     )  # fmt: skip
     guesses = speculation(speculate)
-    return Stream(lambda: rows_for(model, len(requests), rows, longest(requests), guesses), requests, single)
+    return Stream(lambda: submit(model, requests, rows, guesses), requests, single)
 
 
 class Stream(Iterator[Piece], Generic[Piece]):
@@ -219,16 +218,16 @@ class Stream(Iterator[Piece], Generic[Piece]):
 
     def __init__(
         self,
-        rows: Callable[[], Shared],
+        submit: Callable[[], tuple[Shared, list[Ticket]]],
         requests: Sequence[Request],
         single: bool,
         done: Callable[[Any], None] = lambda _: None,
     ) -> None:
-        """rows() is the engine that answers; nothing runs before the first piece is asked for.
+        """submit() hands the requests to the engine that answers; nothing runs before the first piece is asked for.
 
         done is called with this stream, once, when its answers have ended or nobody wants more of them.
         """
-        self.rows, self.done = rows, done
+        self.submit, self.done = submit, done
         self.requests = requests
         self.single = single
         self.shared: Shared | None = None
@@ -240,8 +239,7 @@ class Stream(Iterator[Piece], Generic[Piece]):
     def begin(self) -> None:
         """Submit the requests, once."""
         if self.shared is None and not self.closed:
-            self.shared = self.rows()
-            self.tickets = self.shared.submit(self.requests)
+            self.shared, self.tickets = self.submit()
             self.steps = self.shared.follow(self.tickets)
 
     def __next__(self) -> Piece:

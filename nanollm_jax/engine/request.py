@@ -11,12 +11,11 @@ from typing import Any
 
 from nanollm_jax.checks import check_counts, listed, whole
 from nanollm_jax.engine.answer import Answer
+from nanollm_jax.engine.draws import TOPS
 from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.grammar import Grammar, Words
 from nanollm_jax.loading import Model
 from nanollm_jax.settings import Sampling, spread, token_id
-
-TOPS = 20  # alternatives to each token that can be asked for
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nanollm_jax.checks import check_counts
-from nanollm_jax.engine.request import Request, check_ids, check_tops, encode, longest
+from nanollm_jax.engine.request import Request, check_ids, check_tops, encode
 from nanollm_jax.engine.rows import Mark
-from nanollm_jax.engine.shared import failed, rows_for
+from nanollm_jax.engine.shared import failed, submit
 from nanollm_jax.errors import NumericsError, RequestError
 from nanollm_jax.loading import Model
 from nanollm_jax.settings import Sampling
@@ -171,8 +171,7 @@ def run(
                 top_logprobs=tops)
         for one in windows
     ]  # fmt: skip
-    shared = rows_for(model, min(len(windows), ROWS * model.dp), rows, longest(requests))
-    tickets = shared.submit(requests)
+    shared, tickets = submit(model, requests, rows, most=ROWS * model.dp)
     for _ in shared.follow(tickets):
         if (error := failed(tickets)) is not None:
             raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -12,7 +13,7 @@ from nanollm_jax.checks import check_counts
 from nanollm_jax.engine import buckets, drafts
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.memory import NoRoomError, check_room, fitting, no_room, ran_out
-from nanollm_jax.engine.request import Request
+from nanollm_jax.engine.request import Request, longest
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.errors import NanoLLMError, RequestError
@@ -54,33 +55,42 @@ class Shared:
 
         Left before its end, by an error or because nobody wants more, it cancels them.
         """
+        left = deque(tickets)
         try:
-            while not all(ticket.ended for ticket in tickets):
-                self.advance()
-                yield
+            while left:
+                if left[0].ended:
+                    left.popleft()
+                else:
+                    self.advance()
+                    yield
         finally:
             self.cancel(tickets)
 
     def advance(self) -> None:
         """One step, ours or that of the thread that is at it. Raises RequestError where a step failed: the state is gone."""
-        with self.turn:
-            if self.stepping:
-                self.turn.wait()
-                return
-            if self.broken is not None:
-                raise RequestError(
-                    f"the rows of this model were lost in a step that ended with {self.broken!r}; ask again."
-                )
-            self.stepping = True
+        ours = False
         try:
+            with self.turn:
+                if self.stepping:
+                    self.turn.wait()
+                    return
+                if self.broken is not None:
+                    raise RequestError(
+                        f"the rows of this model were lost in a step that ended with {self.broken!r}; ask again."
+                    )
+                ours = self.stepping = True  # within the try: Ctrl-C may come anywhere
             self.step()
         except BaseException as error:
-            self.broken = error  # whoever waits is told so, and the model makes new rows for who comes next
+            if ours:
+                self.broken = (
+                    self.broken or error
+                )  # whoever waits is told so, and the model makes new rows for who comes next
             raise
         finally:
-            with self.turn:
-                self.stepping = False
-                self.turn.notify_all()
+            if ours:
+                with self.turn:
+                    self.stepping = False
+                    self.turn.notify_all()
 
     def step(self) -> None:
         """One step of the engine, and the time that it took."""
@@ -99,6 +109,22 @@ class Shared:
                 self.waiting.discard(ticket)
 
 
+def submit(
+    model: Model,
+    requests: Sequence[Request],
+    rows: int | None = None,
+    speculate: drafts.Speculate = None,
+    most: int = 2**31,
+) -> tuple[Shared, list[Ticket]]:
+    """Hand requests to the engine that fits them, made for `most` at a time where there are more. Raises NoRoomError.
+
+    One thread after the other: the next one sees whose rows are taken by then.
+    """
+    with model.choosing:
+        shared = rows_for(model, min(len(requests), most), rows, longest(requests), speculate)
+        return shared, shared.submit(requests)
+
+
 def rows_for(
     model: Model, count: int, rows: int | None, positions: int = 1, speculate: drafts.Speculate = None
 ) -> Shared:
@@ -109,15 +135,16 @@ def rows_for(
     keeps it. Fewer rows are taken where there is no memory for `positions` in each, as many as the longest of these prompts
     has with its answer; NoRoomError where there is for none.
     """
-    try:
-        return chosen(model, count, rows, positions, speculate)
-    except NoRoomError:  # engines that nobody uses give theirs back
-        idle = [size for size, shared in model.engines.items() if not shared.waiting and not shared.stepping]
-        if not idle:
-            raise
-        for size in idle:
-            del model.engines[size]
-        return chosen(model, count, rows, positions, speculate)
+    with model.choosing:
+        try:
+            return chosen(model, count, rows, positions, speculate)
+        except NoRoomError:  # engines that nobody uses give theirs back
+            idle = [size for size, shared in model.engines.items() if not shared.waiting and not shared.stepping]
+            if not idle:
+                raise
+            for size in idle:
+                del model.engines[size]
+            return chosen(model, count, rows, positions, speculate)
 
 
 def chosen(model: Model, count: int, rows: int | None, positions: int, speculate: drafts.Speculate) -> Shared:

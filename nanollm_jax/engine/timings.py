@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -102,20 +100,3 @@ class Timings:
     def new_rate(self) -> float:
         """New tokens written per second."""
         return self.new_tokens / self.decode_seconds if self.decode_seconds else 0.0
-
-    def note_first_token(self) -> None:
-        """Say that a token is there: of the first, everything until now is what it took."""
-        so_far = self.compile_seconds + self.prefill_seconds + self.decode_seconds
-        self.first_token_seconds = self.first_token_seconds or so_far
-
-
-@contextlib.contextmanager
-def timed(timings: Timings, field: str) -> Iterator[None]:
-    """Add the seconds that the block takes to a field of timings, and those of programs made ready to compile_seconds."""
-    begun = time.perf_counter()
-    with CompileWatch() as watch:
-        yield
-    timings.compile_seconds += watch.seconds
-    timings.compiled += watch.programs - watch.fetched
-    timings.fetched += watch.fetched
-    setattr(timings, field, getattr(timings, field) + time.perf_counter() - begun - watch.seconds)

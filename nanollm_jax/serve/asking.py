@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 from nanollm_jax.chat.forms import wants_text
 from nanollm_jax.chat.renderer import Renderer
 from nanollm_jax.engine.conversation import encode_chat
-from nanollm_jax.engine.request import TOPS, Request, check_grammar, check_stops, encode_prompts, requests_of, words_of
+from nanollm_jax.engine.draws import TOPS
+from nanollm_jax.engine.request import Request, check_grammar, check_stops, encode_prompts, requests_of, words_of
 from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.loading import Model
 from nanollm_jax.serve.bodies import Chat, Completion, TokenizeChat, Writing
