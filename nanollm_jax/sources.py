@@ -12,11 +12,11 @@ from nanollm_jax.chat import ChatTemplate, load_chat_template
 from nanollm_jax.chat.load import template_in
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.defaults import Defaults, read_defaults
-from nanollm_jax.families import read_config
+from nanollm_jax.families import FAMILIES, read_config
 from nanollm_jax.families.gguf import checkpoint_of, config_of
 from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from nanollm_jax.tokenizer.gguf import from_metadata
-from nanollm_jax.weights import Checkpoint, open_checkpoint
+from nanollm_jax.weights import Checkpoint, open_checkpoint, quantised
 from nanollm_jax.weights.gguf import GGUF, is_gguf, open_gguf
 from nanollm_jax.weights.source import read_json
 
@@ -39,16 +39,20 @@ class Folder:
 
     @cached_property
     def config_json(self) -> dict[str, Any]:
-        """What is in config.json."""
-        return read_json(self.path / "config.json")
+        """What is in config.json, and what a file beside it says of quantised weights where it says nothing."""
+        return config_json_at(self.path / "config.json")
 
     def config(self) -> tuple[ModelConfig, ModuleType]:
         """Of config.json."""
         return read_config(self.config_json, str(self.path / "config.json"))
 
     def tensors(self) -> Checkpoint:
-        """Of *.safetensors."""
-        return open_checkpoint(self.path)
+        """Of *.safetensors, those that make one weight in few bits together under its name."""
+        checkpoint, where = open_checkpoint(self.path), str(self.path / "config.json")
+        if (method := quantised.describe(self.config_json, where)) is None:
+            return checkpoint
+        family = FAMILIES.get(str(self.config_json.get("model_type")))
+        return quantised.decoded(checkpoint, method, getattr(family, "INPUTS_FIRST", None))
 
     def tokenizer(self) -> Tokenizer | None:
         """Of tokenizer.json, tokenizer.model and the like."""
@@ -117,5 +121,11 @@ def source_at(path: Path) -> Source:
 
 
 def config_json_at(path: Path) -> dict[str, Any]:
-    """What a file says of an architecture, in config.json's words: one in that form, or a GGUF file."""
-    return GGUFFile(path).config_json if is_gguf(path) else read_json(path)
+    """What a file says of an architecture, in config.json's words: one in that form, or a GGUF file.
+
+    What another file beside it says of quantised weights stands there too, where it says nothing itself.
+    """
+    if is_gguf(path):
+        return GGUFFile(path).config_json
+    values = read_json(path)
+    return values if any(values.get(key) for key in quantised.KEYS) else values | quantised.beside(path.parent)

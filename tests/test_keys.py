@@ -156,11 +156,9 @@ def test_all_refused_keys_are_in_one_error():
 @pytest.mark.parametrize(
     ("key", "value", "name"),
     [
-        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "GPTQ"),
-        ("quantization_config", {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "MODELOPT NVFP4"),
-        ("quantization_config", {"quant_method": "compressed-tensors", "format": "dense"}, "COMPRESSED-TENSORS DENSE"),
+        ("quantization_config", {"quant_method": "aqlm", "bits": 4}, "AQLM"),
+        ("quantization_config", {"quant_method": "quark", "quant_algo": "MXFP6"}, "QUARK MXFP6"),
         ("quantization_config", {"_load_in_4bit": True}, "something unknown"),
-        ("quantization", {"group_size": 64, "bits": 4, "mode": "affine"}, "MLX 4 bits"),
         ("compression_config", {"format": "naive-quantized"}, "NAIVE-QUANTIZED"),
         ("weight_bits", 1, "1"),
         ("quant_method", "awq", "'awq'"),

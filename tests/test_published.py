@@ -20,8 +20,6 @@ from nanollm_jax.families.keys import is_inert
 
 # file: what the error says of it
 REFUSED = {
-    "ome__llama3_1_405b": "quantization_config says FBGEMM_FP8: quantised weights",
-    "ome__qwen3_8b_fp8": "quantization_config says FP8: quantised weights",
     "x__mistral-document-attention": "not understood: document_attention = True",
 }
 # file: what the warning names, unknown to the reference too

@@ -254,11 +254,10 @@ def test_a_number_of_shards_that_is_only_claimed(tmp_path, name):
     refuse(tmp_path, "has 1 shards of")
 
 
-@pytest.mark.parametrize("name", ["hf_quant_config.json", "quantize_config.json", "quant_config.json"])
-def test_the_description_of_a_quantisation_is_refused_before_the_tensors(tmp_path, name):
+def test_the_description_of_a_quantisation_that_is_not_read_is_refused_before_the_tensors(tmp_path):
     write(tmp_path, {"a": A}, b"too short")
-    (tmp_path / name).write_text('{"quantization": {"quant_algo": "NVFP4"}}')
-    refuse(tmp_path, f"{name}: describes quantised weights, which are not read", "--dtype int8")
+    (tmp_path / "quant_model_description.json").write_text('{"model_quant_type": "W8A8"}')
+    refuse(tmp_path, "quant_model_description.json: describes quantised weights, which are not read", "--dtype int8")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ A family's module has
     table(config) -> list[Row]         one row per tensor: our path, the checkpoint's name, how its axes become ours
     ignored(config) -> patterns        tensors that may be there and are not needed
     PREFIXES                           what the names may start with
+    INPUTS_FIRST                       where it has one: names of matrices that it stores [inputs outputs], a regular expression
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from nanollm_jax.families import (
     starcoder2,
 )
 from nanollm_jax.families.reader import Reader
+from nanollm_jax.weights import quantised
 
 FAMILIES: dict[str, ModuleType] = {
     "gpt2": gpt2, "llama": llama, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3, "phi3": phi3, "gemma": gemma,
@@ -78,6 +80,8 @@ def read_config(config_json: dict[str, Any], where: str = "config.json") -> tupl
             "A new family is one file under nanollm_jax/families; nanollm_jax/families/README.md shows how."
         )
     family = FAMILIES[model_type]
+    if quantised.describe(config_json, where) is not None:
+        reader.read |= set(quantised.KEYS)
     if reader.get("is_causal", True) is not True or reader.flag("is_encoder_decoder", False):
         raise reader.error("is_encoder_decoder" if reader.get("is_encoder_decoder") else "is_causal", "a decoder's")
     try:

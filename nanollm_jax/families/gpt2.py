@@ -11,6 +11,7 @@ from nanollm_jax.families.reader import Reader
 from nanollm_jax.weights import Row
 
 PREFIXES = ("transformer.", "")
+INPUTS_FIRST = r"(transformer\.)?h\..*\.weight"
 
 
 def from_hf(reader: Reader) -> ModelConfig:

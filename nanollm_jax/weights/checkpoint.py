@@ -30,6 +30,12 @@ FLOATS = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F64": np.dtype(np.float64),
 }
+# ... and what else is read where weights are in few bits
+NUMBERS = FLOATS | {
+    "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "I32": np.dtype(np.int32), "U32": np.dtype(np.uint32),
+    "I64": np.dtype(np.int64), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+}  # fmt: skip
 MAX_HEADER = 25_000_000  # bytes; the format allows 100 million, and 140,000 tensors need 20
 MAX_INDEX = 25_000_000
 MAX_AXES = 32  # of one tensor
@@ -37,8 +43,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 AGAIN = "download or copy it again"
 NUMBERED = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})\.safetensors")
-# What other programs write beside weights that they have quantised, where config.json may not say a word of it
-QUANTISED_BESIDE = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quant_model_description.json")
+# What other programs write beside weights that they have quantised, in a way that is not read
+QUANTISED_BESIDE = ("quant_model_description.json",)
 # ... and how they call what they keep beside them, or pack them into
 QUANTISED_TENSOR = re.compile(
     r".*[._](qweight|qzeros|g_idx|scales|biases|zeros|absmax|quant_map|nested_\w+|quant_state\..+|SCB|codes|codebooks"
@@ -92,10 +98,16 @@ class Checkpoint:
         """
         if name not in self.tensors:
             raise CheckpointError(f"{self.folder}: has no tensor {name!r}; it has {listed(sorted(self.tensors))}.")
-        info, dtype = self.tensors[name], self.dtype(name)
-        if 0 in info.shape:  # nothing to map
-            return np.empty(info.shape, dtype)
-        return np.memmap(info.file, dtype=dtype, mode="r", offset=info.offset, shape=info.shape)
+        self.dtype(name)
+        return mapped(self.tensors[name])
+
+
+def mapped(info: TensorInfo) -> np.ndarray:
+    """The numbers of a tensor, mapped read-only. Its dtype is one of NUMBERS."""
+    dtype = NUMBERS[info.dtype]
+    if 0 in info.shape:  # nothing to map
+        return np.empty(info.shape, dtype)
+    return np.memmap(info.file, dtype=dtype, mode="r", offset=info.offset, shape=info.shape)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -220,8 +232,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     tensors, end = {}, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         dtype, shape, (begin, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        # Other dtypes may be there (a mask of integers); nobody reads them, so their size is what the offsets say.
-        nbytes = math.prod(shape) * FLOATS[dtype].itemsize if dtype in FLOATS else max(stop - begin, 0)
+        # Other dtypes may be there (a mask); nobody reads them, so their size is what the offsets say.
+        nbytes = math.prod(shape) * NUMBERS[dtype].itemsize if dtype in NUMBERS else max(stop - begin, 0)
         if (begin, stop) != (end, end + nbytes):
             offsets = f"offsets {begin}:{stop}, expected {end}:{end + nbytes}"
             raise CheckpointError(f"{path}: tensor {name!r} {dtype} {shown(shape)} has {offsets}; {AGAIN}.")

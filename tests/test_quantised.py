@@ -1,0 +1,333 @@
+"""Weights in few bits, as they are published: what is loaded is what they stand for, multiplied out."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import quantised_files as forms
+from agreement import agree
+from models import GPT2, LLAMA, SHARED
+from test_loading import draw, in_their_names, write
+
+import nanollm_jax as nano
+from nanollm_jax.errors import CheckpointError, ConfigError
+from nanollm_jax.sources import source_at
+from nanollm_jax.weights.quantised import groups
+from nanollm_jax.weights.quantised.groups import Groups, unpack
+from nanollm_jax.weights.quantised.mxfp4 import E2M1, powers
+
+WIDE = LLAMA | {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 1,
+    "vocab_size": 32,
+}
+PHI3 = SHARED | {
+    "model_type": "phi3",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "vocab_size": 32,
+}
+MOE = SHARED | {
+    "model_type": "qwen3_moe", "hidden_size": 64, "head_dim": 16, "num_hidden_layers": 1, "num_experts": 3,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 32, "vocab_size": 32,
+}  # fmt: skip
+GPT2 = GPT2 | {"n_embd": 64, "n_inner": 96, "n_head": 4, "n_layer": 1}
+
+
+def compressed(strategy, bits=4, kind="int", format="pack-quantized", **weights):
+    said = {
+        "num_bits": bits,
+        "type": kind,
+        "strategy": strategy,
+        "symmetric": True,
+        "dynamic": False,
+        "observer": "minmax",
+    }
+    group = {"targets": ["Linear"], "weights": said | weights, "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed", "ignore": ["lm_head"],
+        "config_groups": {"group_0": group}, "global_compression_ratio": 1.5, "kv_cache_scheme": None,
+    }  # fmt: skip
+
+
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
+BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4"}
+MLX = {"group_size": 32, "bits": 4}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False, "damp_percent": 0.1}
+# what config.json says, and how weights lie
+KINDS = {
+    "fp8 in blocks": (FP8 | {"weight_block_size": [40, 24]}, forms.eight((40, 24))),
+    "fp8 with one scale": (FP8, forms.eight()),
+    "fp8 e5m2": (FP8 | {"fmt": "e5m2"}, forms.eight(dtype=ml_dtypes.float8_e5m2, suffix="_scale")),
+    "fbgemm_fp8": ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, forms.eight((1, None), suffix="_scale")),
+    "gptq": (GPTQ, forms.gptq()),
+    "gptq with an order": (GPTQ | {"desc_act": True}, forms.gptq(act_order=True)),
+    "gptq v2, 8 bits, one group": (GPTQ | {"bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2"},
+                                   forms.gptq(8, 128, version=2)),
+    "gptq, 3 bits": (GPTQ | {"bits": 3}, forms.gptq(3)),
+    "gptq, 2 bits, a short group": (GPTQ | {"bits": 2, "group_size": 48}, forms.gptq(2, 48)),
+    "awq": ({"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm", "zero_point": True}, forms.awq(4, 16)),
+    "awq, 8 bits": ({"quant_method": "awq", "bits": 8, "group_size": 32, "version": "GEMM"}, forms.awq(8)),
+    "compressed W4A16": (compressed("group", group_size=32), forms.pack_quantized()),
+    "compressed W4A16, zeros": (compressed("group", group_size=16, symmetric=False), forms.pack_quantized(4, 16, zeros=True)),
+    "compressed W4A16, an order": (compressed("group", group_size=16, actorder="group"),
+                                   forms.pack_quantized(4, 16, act_order=True)),
+    "compressed W8A16": (compressed("channel", 8), forms.pack_quantized(8, None)),
+    "compressed W8A8": (compressed("channel", 8, format="int-quantized"), forms.eight((1, None), np.int8, "_scale")),
+    "compressed W8A8, zeros": (compressed("channel", 8, format="int-quantized", symmetric=False),
+                               forms.eight((1, None), np.int8, "_scale", ml_dtypes.bfloat16, zeros=True)),
+    "compressed fp8": (compressed("channel", 8, "float", "float-quantized"),
+                       forms.eight((1, None), suffix="_scale", scale_dtype=ml_dtypes.bfloat16)),
+    "compressed fp8 in blocks": (compressed("block", 8, "float", "float-quantized", block_structure=[48, 40]),
+                                 forms.eight((48, 40), suffix="_scale")),
+    "compressed nvfp4": (compressed("tensor_group", 4, "float", "nvfp4-pack-quantized", group_size=16), forms.fp4("nvfp4")),
+    "compressed mxfp4": (compressed("group", 4, "float", "mxfp4-pack-quantized", group_size=32), forms.fp4("mxfp4")),
+    "modelopt nvfp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ["lm_head"]},
+                       forms.fp4("modelopt")),
+    "modelopt fp8": ({"quant_method": "modelopt", "quant_algo": "FP8"}, forms.eight(suffix="_scale")),
+    "bitsandbytes nf4": (BNB, forms.bnb4()),
+    "bitsandbytes nf4, nested": (BNB | {"bnb_4bit_use_double_quant": True}, forms.bnb4(nested=16)),
+    "bitsandbytes fp4, blocks across rows": (BNB | {"bnb_4bit_quant_type": "fp4"}, forms.bnb4("fp4", 128)),
+    "bitsandbytes, 8 bits": ({"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 6.0}, forms.bnb8),
+    "mlx": (MLX, forms.mlx()),
+    "mlx, 8 bits": (MLX | {"bits": 8}, forms.mlx(8)),
+    "mlx, 3 bits": (MLX | {"bits": 3}, forms.mlx(3)),
+    "mlx, 6 bits": (MLX | {"bits": 6}, forms.mlx(6)),
+    "mlx mxfp4": (MLX | {"mode": "mxfp4"}, forms.mlx(mode="mxfp4")),
+    "mlx nvfp4": ({"mode": "nvfp4", "group_size": 16, "bits": 4}, forms.mlx(4, 16, "nvfp4")),
+}  # fmt: skip
+
+
+def key(said):
+    return "quantization_config" if "quant_method" in said else "quantization"
+
+
+def linear(name, tensor):
+    """The weights that all methods take: matrices of layers."""
+    return tensor.ndim > 1 and "layers." in name and "gate.weight" not in name
+
+
+def published(folder, values, said, form, takes=linear, change=lambda tensors: None):
+    """A checkpoint in few bits, and beside it the same with its weights multiplied out."""
+    rng = np.random.default_rng(3)
+    plain, few = {}, {}
+    for name, tensor in in_their_names(values, draw(values)).items():
+        few[name] = plain[name] = tensor.astype(np.float32)
+        if takes(name, tensor):
+            del few[name]
+            tensors, weight = form(rng, name, tensor.shape)
+            few |= tensors
+            plain[name] = weight.astype(np.float32)
+    folder.mkdir(exist_ok=True)
+    few["model.layers.0.self_attn.k_scale"] = np.ones(1, np.float32)  # of a cache in 8 bits
+    change(few)
+    return write(folder / "few", values | {key(said): said}, few), write(folder / "plain", values, plain)
+
+
+def agreed(few, plain):
+    ours, expected = nano.load(few, dtype="float32"), nano.load(plain, dtype="float32")
+    for one, other in zip(jax.tree.leaves(ours.params), jax.tree.leaves(expected.params), strict=True):
+        agree(np.asarray(one), np.asarray(other), 1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_what_they_stand_for(tmp_path, kind):
+    agreed(*published(tmp_path, WIDE, *KINDS[kind]))
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq", "bitsandbytes nf4", "compressed W4A16", "mlx", "fp8 in blocks"])
+@pytest.mark.parametrize("values", [PHI3, MOE], ids=["fused", "experts"])
+def test_of_fused_tensors_and_experts_too(tmp_path, kind, values):
+    agreed(*published(tmp_path, values, *KINDS[kind]))
+
+
+def test_a_family_that_stores_inputs_first(tmp_path):
+    """Queries, keys and values: three times as many outputs as inputs; the square one would fit either way."""
+    turned = lambda form: lambda rng, name, shape: (lambda found: (found[0], found[1].T))(form(rng, name, shape[::-1]))  # noqa: E731
+    for kind in ("gptq", "bitsandbytes, 8 bits", "mlx"):
+        said, form = KINDS[kind]
+        takes = lambda name, tensor: tensor.ndim == 2 and ".h." in name  # noqa: E731
+        agreed(*published(tmp_path / kind, GPT2, said, turned(form), takes))
+
+
+def test_mlx_takes_tables_and_stacked_experts_and_says_so_of_modules(tmp_path):
+    """What other modules have is under their names."""
+    values = SHARED | {
+        "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_local_experts": 3,
+        "vocab_size": 32, "tie_word_embeddings": True,
+    }  # fmt: skip
+    stack = "model.layers.0.block_sparse_moe"
+    said = MLX | {f"{stack}.gate": {"group_size": 64, "bits": 8}, "model.layers.0.self_attn.q_proj": False}
+    rng = np.random.default_rng(3)
+    named = in_their_names(values, draw(values))
+    for part, theirs in (("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3")):
+        experts = [named.pop(f"{stack}.experts.{expert}.{theirs}.weight") for expert in range(3)]
+        named[f"{stack}.switch_mlp.{part}.weight"] = np.stack(experts)
+    few, plain = {}, {}
+    for name, tensor in named.items():
+        if tensor.ndim == 1 or "q_proj" in name:
+            few[name] = plain[name] = tensor
+            continue
+        form = forms.mlx(8, 64) if ".gate." in name else forms.mlx()
+        tensors, weight = form(rng, name, tensor.shape)
+        few, plain = few | tensors, plain | {name: weight.astype(np.float32)}
+    config = values | {"quantization": said, "quantization_config": said}
+    agreed(write(tmp_path / "few", config, few), write(tmp_path / "plain", values, plain))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [("quantize_config.json", "gptq", {"bits": 4, "group_size": 32, "desc_act": False, "model_name_or_path": "x"}),
+     ("quant_config.json", "awq", {"zero_point": True, "q_group_size": 16, "w_bit": 4, "version": "GEMM"}),
+     ("hf_quant_config.json", "modelopt nvfp4", {"producer": {"name": "modelopt"}, "quantization": {
+         "quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}})],
+)  # fmt: skip
+def test_what_stands_beside_a_config_that_does_not_say_it(tmp_path, name, kind, said):
+    few, plain = published(tmp_path, WIDE, *KINDS[kind])
+    (few / "config.json").write_text(json.dumps(WIDE))
+    with pytest.raises(CheckpointError, match="as quantised weights do"):
+        nano.load(few)
+    (few / name).write_text(json.dumps(said))
+    agreed(few, plain)
+
+
+def test_small_floats_are_those_of_the_standard():
+    codes = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn)
+    np.testing.assert_array_equal(E2M1, codes.astype(np.float32))
+    np.testing.assert_array_equal(powers(np.arange(255, dtype=np.uint8)), 2.0 ** (np.arange(255) - 127))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_bits_are_read_from_the_lowest_on(bits):
+    numbers = np.random.default_rng(bits).integers(0, 1 << bits, (3, 37))
+    np.testing.assert_array_equal(unpack(forms.along(1, numbers, bits), bits, 37), numbers)
+
+
+def test_rows_are_worked_on_some_at_a_time(monkeypatch):
+    rng = np.random.default_rng(0)
+    values, scale, offset = rng.integers(0, 16, (2, 5, 12)), rng.random((2, 5, 3)), rng.random((2, 5, 3))
+    whole = values * np.repeat(scale, 4, 2) + np.repeat(offset, 4, 2)
+    monkeypatch.setattr(groups, "CHUNK", 30)
+    found = Groups(values.astype(np.uint8), scale.astype(np.float32), 4, offset.astype(np.float32)).weight()
+    agree(found, whole, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"quant_method": "aqlm"}, "says AQLM: quantised weights of that kind are not read; take .* Read are fp8, "),
+        ({"quant_method": ["gptq"]}, "says something unknown"),
+        ("4bit", "is '4bit', expected an object"),
+        (GPTQ | {"bits": 5}, "bits is 5; expected 2 or 3 or 4 or 8"),
+        (GPTQ | {"bits": None}, "bits is None; expected 2 or 3"),
+        (GPTQ | {"group_size": 0}, "group_size is 0; expected a whole number above 0"),
+        (GPTQ | {"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'; expected gptq or gptq_v2"),
+        (GPTQ | {"is_marlin_format": True}, "is_marlin_format is True"),
+        (GPTQ | {"rotation": "hadamard"}, "not understood: rotation = 'hadamard'"),
+        (GPTQ | {"dynamic": {"-:.*": 3}}, "dynamic is .*; expected an object of objects"),
+        (GPTQ | {"dynamic": {"+:.*": {"bits": 7}}}, "dynamic: bits is 7"),
+        ({"quant_method": "awq", "bits": 3}, "bits is 3; expected 4 or 8"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "version is 'gemv'; expected gemm"),
+        ({"quant_method": "awq", "bits": 4, "zero_point": False}, "zero_point is False; expected true"),
+        (FP8 | {"weight_block_size": [128]}, "weight_block_size is .*; expected two whole numbers above 0"),
+        (FP8 | {"fmt": "e3m4"}, "fmt is 'e3m4'; expected e4m3 or"),
+        (FP8 | {"expert_dtype": "fp4"}, "expert_dtype is 'fp4'; expected fp8"),
+        (FP8 | {"modules_to_not_convert": [3]}, "modules_to_not_convert is .*; expected a list of names"),
+        (BNB | {"load_in_8bit": True}, "load_in_4bit is True; expected False"),
+        (compressed("group", 3, group_size=32), "num_bits is 3; expected 2 or 4 or 8"),
+        (compressed("group", 4, group_size=32) | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config is"),
+        (compressed("group", 4, group_size=32) | {"transform_config": {"config_groups": {"u": 1}}}, "transform_config is"),
+        (compressed("group", 4, group_size=32, format="marlin-24"), "format is 'marlin-24'"),
+        (compressed("group", 4, group_size=32) | {"config_groups": {"group_0": 3}}, "config_groups is"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo is 'W4A8_AWQ'"),
+        (MLX | {"bits": 7}, "bits is 7"),
+        (MLX | {"mode": "mxfp8"}, "mode is 'mxfp8'"),
+        (MLX | {"model.layers.0.mlp.up_proj": 8}, "expected an object, true or false"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_refused_by_its_name(said, message):
+    with pytest.raises(ConfigError, match=rf"^config.json: quantization_config.* {message}") as error:
+        nano.read_config(LLAMA | {"quantization_config": said})
+    assert "take the original checkpoint" in str(error.value)
+
+
+def test_two_descriptions_have_to_be_one():
+    with pytest.raises(ConfigError, match="quantization_config and quantization disagree"):
+        nano.read_config(LLAMA | {"quantization_config": GPTQ, "quantization": MLX})
+
+
+UP, NONE = "model.layers.0.mlp.up_proj.", r"'.*up_proj\.weight' has a weight that is no number"
+
+
+def put(name, make):
+    """A change to one tensor."""
+    return lambda tensors: tensors.update({UP + name: make(tensors[UP + name])})
+
+
+def nowhere(array):
+    array = array.copy()
+    array[(0,) * array.ndim] = np.nan if array.dtype.kind != "u" else 255
+    return array
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("gptq", lambda t: t.pop(f"{UP}qzeros"), r"'.*up_proj\.qweight' is quantised and has no '.*qzeros' beside it"),
+        ("gptq", put("scales", lambda x: x[:, :-1]), r"qweight' is I32 .*, expected \[4\] bits in groups of 32 beside scales"),
+        ("gptq", put("g_idx", lambda x: x + 1), r"g_idx' has groups from 1 to 2, expected 0 to 1"),
+        ("gptq", put("g_idx", lambda x: x - 1), r"g_idx' has groups from -1 to 0, expected 0 to 1"),
+        ("gptq", put("scales", nowhere), NONE),
+        ("gptq", put("qweight", lambda x: x.astype(np.float32)), r"qweight' is F32 .*, expected I32 numbers"),
+        ("gptq", lambda t: t.update({f"{UP}weight": np.ones((96, 64), np.float32)}), "twice, as it is and in few bits"),
+        ("awq", put("qzeros", lambda x: x[:-1]), r"qweight' is I32 .*, expected \[4\] bits in groups of 16 beside"),
+        ("fp8 in blocks", put("weight_scale_inv", lambda x: x[:, 1:]), r"weight_scale_inv' is F32 .*for each 40 by 24 numbers"),
+        ("fp8 in blocks", lambda t: t.pop(f"{UP}weight_scale_inv"), r"up_proj\.weight' is quantised and has no"),
+        ("fp8 in blocks", lambda t: t.update({f"{UP}weight_scale": np.ones(1, np.float32)}), "expected one of them"),
+        ("fp8 in blocks", put("weight_scale_inv", nowhere), NONE),
+        ("fp8 e5m2", put("weight", lambda x: x.astype(ml_dtypes.float8_e4m3fn)), "is F8_E4M3, config.json says F8_E5M2"),
+        ("fp8 e5m2", put("weight", lambda x: (x.astype(np.float32) * np.inf).astype(x.dtype)), NONE),
+        ("compressed W4A16", put("weight_shape", lambda x: x * 2), r"weight_packed' is I32 .*, expected \[192, 128\] numbers"),
+        ("compressed W4A16", put("weight_shape", lambda x: -x), "a weight's shape is .*, expected lengths above 0"),
+        ("compressed W4A16", put("weight_scale", lambda x: x[:, :1]), r"4\] bits, scales \[96, 1\] for a row or a group"),
+        ("compressed W4A16, zeros", put("weight_zero_point", lambda x: x[:, 1:]), r"weight_zero_point' is I32"),
+        ("compressed nvfp4", lambda t: t.pop(f"{UP}weight_global_scale"), "has no scale for all"),
+        ("compressed mxfp4", put("weight_scale", nowhere), NONE),
+        ("bitsandbytes nf4", put("weight.absmax", lambda x: x[1:]), r"absmax' is F32 \[95\], expected .* \[96\]"),
+        ("bitsandbytes nf4", put("weight", lambda x: x[1:]), r"weight' is U8 \[3071, 1\], expected 3072 bytes"),
+        ("bitsandbytes nf4", put("weight.quant_map", lambda x: x[1:]), r"quant_map' is F32 \[15\]"),
+        ("bitsandbytes nf4", put("weight.quant_state.bitsandbytes__nf4", lambda x: x[1:]), "is not JSON"),
+        ("bitsandbytes nf4", put("weight.quant_state.bitsandbytes__nf4", lambda x: np.frombuffer(
+            bytes(x).replace(b'"nf4"', b'"fp4"'), np.uint8)), "says 'fp4', expected 'nf4'"),
+        ("bitsandbytes nf4, nested", put("weight.nested_absmax", nowhere), NONE),
+        ("bitsandbytes, 8 bits", put("weight_format", lambda x: x + 1), "says that rows are not one after the other"),
+        ("bitsandbytes, 8 bits", put("SCB", lambda x: x[1:]), r"SCB' is F32 \[95\]"),
+        ("mlx", lambda t: t.pop(f"{UP}biases"), "has no 'model.layers.0.mlp.up_proj.biases' beside it"),
+        ("mlx", put("scales", lambda x: x[:, 1:]), r"scales' is BF16 \[96, 1\], expected .* \[96, 2\]"),
+        ("mlx", put("scales", nowhere), NONE),
+    ],
+)  # fmt: skip
+def test_tensors_of_one_weight_have_to_fit_together(tmp_path, kind, change, message):
+    few, _ = published(tmp_path, WIDE, *KINDS[kind], change=change)
+    with pytest.raises(CheckpointError, match=message):
+        nano.load(few)
+
+
+def test_a_module_that_was_left_alone_has_no_scales(tmp_path):
+    few, _ = published(tmp_path, WIDE, FP8 | {"modules_to_not_convert": ["lm_head", UP[:-1]]}, forms.eight())
+    with pytest.raises(CheckpointError, match=r"says that model.*up_proj was not quantised, but there are scales"):
+        nano.load(few)
+
+
+def test_what_is_in_the_files_is_said(tmp_path):
+    few, _ = published(tmp_path, WIDE, *KINDS["awq"])
+    found = source_at(few).tensors()
+    assert {info.dtype for info in found.tensors.values()} == {"F32", "awq, 4 bits"}
+    assert found.tensors[f"{UP}weight"].shape == (96, 64) and f"{UP}qweight" not in found.names()
