@@ -22,7 +22,7 @@ from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.programs import program
 from nanollm_jax.errors import RequestError
 from nanollm_jax.letters import nbytes, pytree
-from nanollm_jax.params import Params
+from nanollm_jax.params import Params, for_rows
 from nanollm_jax.sampling import History
 from nanollm_jax.settings import Sampling
 
@@ -130,14 +130,16 @@ def write_tokens(
 
 
 @program()
-def read_states(params: Params, tokens: jax.Array, count: jax.Array, *, config: ModelConfig) -> jax.Array:
+def read_states(
+    params: Params, tokens: jax.Array, count: jax.Array, adapter: jax.Array, *, config: ModelConfig
+) -> jax.Array:
     """What the model makes of texts: the mean of its normalised last states, and the last of them.  [B T] -> [B 2 D] float32
 
-    count [B] says how many of each row's tokens are real, at least one.
+    count [B] says how many of each row's tokens are real, at least one; adapter [B] which one it takes.
     """
     B, T = tokens.shape
     cache = init_cache(config, B, T, params["embedding"]["tokens"].dtype)
-    x, _ = model.hidden_states(params, tokens, count, cache, config=config)
+    x, _ = model.hidden_states(for_rows(params, adapter), tokens, count, cache, config=config)
     x = x.astype(jnp.float32)
     real = jnp.arange(T)[None, :, None] < count[:, None, None]
     mean = jnp.sum(jnp.where(real, x, 0), axis=1) / count[:, None]

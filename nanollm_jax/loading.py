@@ -6,6 +6,7 @@ import dataclasses
 import os
 import threading
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,18 +19,20 @@ from jax.sharding import Mesh
 
 from nanollm_jax import files
 from nanollm_jax import params as parameters
+from nanollm_jax.adapters import Onto
 from nanollm_jax.chat import ChatTemplate
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.defaults import Defaults
 from nanollm_jax.devices.mesh import mesh_of
 from nanollm_jax.devices.shards import shard_params, spread
 from nanollm_jax.dtypes import Dtype, resolve_weights
-from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMWarning, TokenizerError
+from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMWarning, RequestError, TokenizerError, shown
 from nanollm_jax.params import Params
 from nanollm_jax.partition import arrange, stored_sizes
 from nanollm_jax.sources import source_at
 from nanollm_jax.tokenizer import Tokenizer
-from nanollm_jax.weights import Checkpoint
+from nanollm_jax.weights import Checkpoint, resolve
+from nanollm_jax.weights.adapters import Adapter, Base, read_adapter
 from nanollm_jax.weights.load import load_params
 from nanollm_jax.weights.source import find
 
@@ -49,7 +52,8 @@ class Model:
 
     Model(config, params) makes one of any config and parameters. On a mesh the config is that of what the devices hold:
     its counts of heads and its MLP widths have the padding in them, and unpadded is the one that has none. folder is where
-    its files are, None of a model that was made in memory or is from a GGUF file.
+    its files are, None of a model that was made in memory or is from a GGUF file. adapters are the names of those that are kept
+    beside its weights, of which each row of a batch may take one.
     Raises CheckpointError where config and params do not match.
     """
 
@@ -60,6 +64,7 @@ class Model:
     chat_template: ChatTemplate | None = None
     unpadded: ModelConfig | None = None
     folder: Path | None = None
+    adapters: tuple[str, ...] = ()
     engines: dict[Any, Any] = field(
         default_factory=dict, init=False, repr=False
     )  # by rows and by who guesses tokens; engine/ makes and keeps them here, one thread at a time
@@ -69,6 +74,21 @@ class Model:
     def __post_init__(self) -> None:
         tp = 1 if self.mesh is None else self.mesh.shape["tp"]
         parameters.check_params(self.params, self.config, stored_sizes(self.config, tp))
+
+    def adapter(self, name: str | None) -> int:
+        """The number of an adapter, by which a row takes it; 0 is none. Raises RequestError for one that was not loaded."""
+        if name is not None and name not in self.adapters:
+            known = (
+                f"loaded are {', '.join(self.adapters)}"
+                if self.adapters
+                else "none was loaded: load(..., adapters=...)"
+            )
+            raise RequestError(f"there is no adapter {shown(name)}; {known}.")
+        return 0 if name is None else 1 + self.adapters.index(name)
+
+    def adapted(self, name: str | None) -> Model:
+        """The same model with this adapter in every row and no other beside: for forward, observe and whatever takes params."""
+        return dataclasses.replace(self, params=parameters.only(self.params, self.adapter(name)), adapters=())
 
     @property
     def mesh(self) -> Mesh | None:
@@ -110,6 +130,8 @@ def load(
     dtype: Any = "auto",
     revision: str | None = None,
     mesh: Mesh | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+    merge: str | None = None,
 ) -> Model:
     """Load a model: the bundled one, a folder in checkpoint form, a GGUF file, or a hub id such as "openai-community/gpt2".
 
@@ -117,12 +139,15 @@ def load(
     or "int8": matrices in 8 bits, everything else as "auto" has it.
     revision: a branch, tag or commit of a hub id.
     mesh: from make_mesh, the devices that share the model; each reads its own part of the files.
+    adapters: {name: folder or hub id} of LoRA adapters in PEFT's form (DoRA and rsLoRA too), kept beside the weights: generate
+    and the others take one by its name, another in each row. merge: the name of a single one, added into the weights instead.
     A checkpoint without tokenizer files loads with tokenizer None. Nothing in a checkpoint is ever executed or unpickled.
     Raises ConfigError, CheckpointError or TokenizerError, each naming the file, what was found and what was expected.
     """
     kept = resolve_weights(dtype)
     found = source_at(find(source, revision))
-    name_adapters(found.path)
+    if not adapters:
+        name_adapters(found.path)
     config, family = found.config()
     checkpoint = found.tensors()
     check_claims(checkpoint, config)
@@ -134,13 +159,43 @@ def load(
     chat_template = None if tokenizer is None else found.template(tokenizer)
     defaults = found.defaults(config, None if tokenizer is None else tokenizer.eos_id)
     check_tied(checkpoint, config, family)
+    base = Base(
+        family.table(config),
+        parameters.layout(config),
+        config.sizes,
+        family.PREFIXES,
+        parameters.large_matrices(config),
+    )
+    apart, merged = read_adapters(adapters or {}, merge, base)
+    keep = Onto(apart, merged, config, mesh).keeper(parameters.keeper(config, kept))
     stored = config if mesh is None else arrange(config, mesh.shape["tp"])
     onto = None if mesh is None else partial(spread, dtype=kept.activations, config=config, mesh=mesh)
     flat = load_params(
-        checkpoint, family.table(config), parameters.layout(config), config.sizes, kept.activations,
-        ignore=family.ignored(config), prefixes=family.PREFIXES, spread=onto, finish=parameters.keeper(config, kept),
+        checkpoint, base.rows, base.layout, config.sizes, kept.activations,
+        ignore=family.ignored(config), prefixes=family.PREFIXES, spread=onto, finish=keep,
     )  # fmt: skip
-    return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config, found.folder)
+    names = () if merge is not None else tuple(adapters or {})
+    return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config, found.folder, names)
+
+
+def read_adapters(
+    given: Mapping[str, str | os.PathLike[str]], merge: str | None, base: Base
+) -> tuple[list[Adapter], Adapter | None]:
+    """The adapters that are kept apart, or the one that is merged. Raises CheckpointError where they cannot be."""
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) and name.strip() for name in given):
+        raise CheckpointError(f"adapters is {shown(given)}; expected a mapping from names to folders or hub ids.")
+    if merge is not None and list(given) != [merge]:
+        raise CheckpointError(
+            f"merge is {shown(merge)} and adapters has {', '.join(given) or 'none'}; expected that one alone: others are made "
+            "for the weights without it."
+        )
+    read = {name: read_adapter(resolve(source), base) for name, source in given.items()}
+    for name, adapter in read.items():
+        wrong = adapter.merges if merge is None else adapter.apart
+        if wrong:
+            how = f"load it with merge={name!r}" if merge is None else "load it without merge"
+            raise CheckpointError(f"{adapter.folder}: this adapter is of {wrong[0]}; {how}.")
+    return ([*read.values()], None) if merge is None else ([], read[merge])
 
 
 def shard(model: Model, mesh: Mesh) -> Model:
@@ -155,7 +210,7 @@ def name_adapters(folder: Path) -> None:
     """Warn of an adapter beside a model, which is not applied. Raises CheckpointError where there is no model beside it."""
     if not (found := ", ".join(name for name in ADAPTERS if files.present(folder / name))):
         return
-    merge = "merge it into the weights first (peft: merge_and_unload, then save_pretrained)"
+    merge = "load it beside its model: load(model, adapters={'name': this folder})"
     if not files.present(folder / "config.json"):
         raise CheckpointError(
             f"{folder}: found {found} and no config.json: this is an adapter without its model; {merge}."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial, reduce
 from typing import Any
 
@@ -24,6 +25,7 @@ from nanollm_jax.layout import count as count
 from nanollm_jax.layout import large_matrices, outputs, shapes
 from nanollm_jax.layout import layout as layout
 from nanollm_jax.layout import nbytes as nbytes
+from nanollm_jax.ops.adapted import Adapted
 from nanollm_jax.ops.int8 import quantize
 from nanollm_jax.ops.kept import Weight, name_of
 
@@ -67,6 +69,24 @@ def dtype_of(params: Params) -> Dtype:
     """The dtype that parameters are in, as the table of tokens has it."""
     table = params["embedding"]["tokens"]
     return resolve_weights(name_of(table), auto=np.dtype(table.dtype).name)
+
+
+def for_rows(params: Any, which: jax.Array) -> Any:
+    """Parameters for B rows, of which each takes the adapter of its number, 0 for none.  which [B] int32"""
+    return changed(params, lambda weight: replace(weight, which=which))
+
+
+def only(params: Any, number: int) -> Any:
+    """Parameters with one adapter, which every row takes; number 0 is none."""
+    one = slice(number, number + 1)
+    stacks = lambda weight: (weight.a, weight.b, weight.gain)  # noqa: E731
+    return changed(params, lambda weight: Adapted(weight.base, *jax.tree.map(lambda x: x[one], stacks(weight))))
+
+
+def changed(params: Any, change: Callable[[Adapted], Adapted]) -> Any:
+    """A tree with every adapted weight in it changed."""
+    adapted = lambda node: isinstance(node, Adapted)  # noqa: E731
+    return jax.tree.map(lambda node: change(node) if adapted(node) else node, params, is_leaf=adapted)
 
 
 @Persistent

@@ -317,7 +317,10 @@ def test_no_program_copies_the_cache(window):
         engine = Engine(model, rows, piece=PIECE)
         state, pool, tokens = engine.state, engine.blocks(), np.zeros((1, PIECE), np.int32)
         asked = asked_of(config, 1, Request((0,), 1, SETTINGS[0]))
-        read, x = (model.params, state.cache, tokens, one, one, one, one), np.zeros((1, config.hidden_size), np.float32)
+        read, x = (
+            (model.params, state.cache, tokens, one, one, one, one, one),
+            np.zeros((1, config.hidden_size), np.float32),
+        )
         seats = slots.seats_of(state)
         programs = {
             "begin": slots.sit.lower(seats, asked, one, one, config=config),

@@ -45,15 +45,17 @@ ARROWS = {
         "settings",
     },
     # from files to a model
-    "weights": {"config", "errors", "files", "params"},
+    "weights": {"checks", "config", "errors", "files", "params"},
     "families": {"checks", "config", "errors", "weights"},
     "tokenizer": {"checks", "errors", "files", "worker"},
     "grammar": {"checks", "errors", "files", "tokenizer", "worker"},
     "chat": {"errors", "files", "grammar", "tokenizer", "worker"},
     "defaults": {"checks", "config", "errors", "files", "settings", "weights"},
+    "adapters": {"config", "devices", "layout", "letters", "ops", "weights"},
     # the five parts of a model, wherever it lies
     "sources": {"chat", "config", "defaults", "families", "tokenizer", "weights"},
     "loading": {
+        "adapters",
         "chat",
         "config",
         "defaults",

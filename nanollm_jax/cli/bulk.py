@@ -72,8 +72,7 @@ class Bulk:
 
     def answer(self, model: Model, rows: int | None, speculate: Speculate = None) -> tuple[int, bool]:
         """Answer every line that has no answer. -> how many of these have an error instead, and whether Ctrl-C ended it."""
-        from nanollm_jax.engine.generate import as_they_end
-        from nanollm_jax.engine.shared import rows_for
+        from nanollm_jax.engine.shared import as_they_end, rows_for
 
         begun, written, tokens, failed = time.perf_counter(), 0, 0, 0
         with opened(self.output) as file, noted() as interrupts, compiling_shown():

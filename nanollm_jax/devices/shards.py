@@ -6,7 +6,8 @@ zeros, and key/value heads may be repeated, which changes no number that the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,23 +24,33 @@ from nanollm_jax.partition import arrange, sources, stored_sizes
 Part = Callable[[tuple[slice, ...]], np.ndarray]  # from an index to that part of a parameter
 
 
-def spread(part: Part, letters: str, dtype: Any, config: ModelConfig, mesh: Mesh) -> jax.Array:
+def spread(
+    part: Part,
+    letters: str,
+    dtype: Any,
+    config: ModelConfig,
+    mesh: Mesh,
+    further: Mapping[str, int] = MappingProxyType({}),
+) -> jax.Array:
     """One parameter onto its devices, each of which asks for its own part only.
 
     part(index) gives that part of the parameter as `config`, not arranged, has it, in dtype. Heads are divided and repeated
-    here, and what tp does not divide is made up with zeros.
+    here, and what tp does not divide is made up with zeros. further: how long axes are of which the config knows nothing.
     """
     tp, names = mesh.shape["tp"], letters.split()
-    own, sizes = sources(config, tp), stored_sizes(arrange(config, tp), tp)
+    own, sizes = sources(config, tp), {**stored_sizes(arrange(config, tp), tp), **further}
     shape = tuple(sizes[letter] for letter in names)
 
     def piece(index: tuple[slice, ...]) -> np.ndarray:
         wanted = {axis: own[name][index[axis]] for axis, name in enumerate(names) if name in own}
         cuts = [around(wanted[axis]) if axis in wanted else slice(0, size) for axis, size in enumerate(shape)]
         if "Q" in names:  # asked for whole: several tensors share it
-            query = own["N"].reshape(sizes["K"], sizes["G"])[index[0]]
-            found, first = part((cuts[0], slice(0, config.sizes["Q"]), *cuts[2:])), cuts[0].start
-            return divide_heads(found, behind(wanted[0], first), behind(query, first * config.sizes["G"]))
+            k = names.index("Q") - 1
+            query = own["N"].reshape(sizes["K"], sizes["G"])[index[k]]
+            found = part((*cuts[: k + 1], slice(0, config.sizes["Q"]), *cuts[k + 2 :]))
+            first, front, back = cuts[k].start, range(k), range(-k, 0)
+            heads = behind(wanted[k], first), behind(query, first * config.sizes["G"])
+            return np.moveaxis(divide_heads(np.moveaxis(found, front, back), *heads), back, front)
         found = part(tuple(cuts))
         for axis, source in wanted.items():
             found = select(found, behind(source, cuts[axis].start), axis)
@@ -97,7 +108,8 @@ def shard_params(whole: Params, config: ModelConfig, mesh: Mesh) -> tuple[ModelC
 
     def placed(array: Any, axes: str) -> jax.Array:
         array = np.asarray(array)
-        return spread(lambda index: array[index], axes, array.dtype, config, mesh)
+        further = {letter: n for letter, n in zip(axes.split(), array.shape, strict=True) if letter not in config.sizes}
+        return spread(lambda index: array[index], axes, array.dtype, config, mesh, further)
 
     return arranged, params.nest(
         {path: jax.tree.map(placed, flat[path], letters_of(flat[path], letters[path])) for path in letters}

@@ -72,19 +72,22 @@ def beside(engine: Engine, requests: Sequence[Request], seed: int, leave: float 
 
 
 def requests_for(engine: Engine, context: int, count: int) -> list[Request]:
-    """Requests of all kinds, of at most `context` tokens: many begin alike, some are watched, every sixth is scored."""
+    """Requests of all kinds, of at most `context` tokens: many begin alike, some are watched, every sixth is scored;
+    in turn they take all adapters that there are.
+    """
     rng, V = np.random.default_rng(0), engine.config.vocab_size
-    longest = min(3 * engine.piece, context // 2)
+    longest, adapters = min(3 * engine.piece, context // 2), 1 + len(engine.model.adapters)
     shared, made = rng.integers(0, V, longest).tolist(), []
     for n in range(count):
         begin = shared[: int(rng.integers(1, longest + 1))] if n % 2 else []
         ids = (*begin, *rng.integers(0, V, int(rng.integers(1, max(2, context // 8)))).tolist())
         if n % 6 == 5:
-            made.append(Request((*ids, 1), 0, SETTINGS[0], given=len(begin) + 1))
+            made.append(Request((*ids, 1), 0, SETTINGS[0], given=len(begin) + 1, adapter=n // 2 % adapters))
             continue
         new = int(rng.integers(1, max(2, min(40, context - len(ids)))))
         seed = int(rng.integers(0, 2**32))
-        made.append(Request(ids, new, SETTINGS[n % 3], seed, top_logprobs=n % 3, streamed=n % 5 == 0))
+        own: dict[str, Any] = {"top_logprobs": n % 3, "streamed": n % 5 == 0, "adapter": n // 2 % adapters}
+        made.append(Request(ids, new, SETTINGS[n % 3], seed, **own))
     return made
 
 

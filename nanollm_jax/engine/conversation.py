@@ -66,6 +66,7 @@ def chat(
     stop: str | Sequence[str] = (),
     stop_ids: int | Sequence[int] = (),
     grammar: Grammar | None = None,
+    adapter: str | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     template: str | None = None,
     variables: Mapping[str, Any] | None = None,
@@ -79,7 +80,7 @@ def chat(
     """
     answer = stream_chat(
         model, messages, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop, stop_ids=stop_ids,
-        grammar=grammar, tools=tools, template=template, variables=variables,
+        grammar=grammar, adapter=adapter, tools=tools, template=template, variables=variables,
     )  # fmt: skip
     for _ in answer:
         pass
@@ -96,6 +97,7 @@ def stream_chat(
     stop: str | Sequence[str] = (),
     stop_ids: int | Sequence[int] = (),
     grammar: Grammar | None = None,
+    adapter: str | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     template: str | None = None,
     variables: Mapping[str, Any] | None = None,
@@ -103,7 +105,9 @@ def stream_chat(
     """chat, yielding the text as it is written, piece by piece; arguments are checked before the first piece is asked for."""
     ids = read_chat(model, messages, tools=tools, template=template, variables=variables)
     new = min(ANSWER, room(model, ids)) if max_new_tokens is None else max_new_tokens
-    requests = requests_of(model, [ids], new, sampling, seed, stop, stop_ids, grammar=grammar, chat=True, streamed=True)
+    requests = requests_of(
+        model, [ids], new, sampling, seed, stop, stop_ids, grammar=grammar, adapter=adapter, chat=True, streamed=True
+    )
     return Stream(lambda: submit(model, requests), requests, single=True)
 
 
@@ -130,7 +134,7 @@ class Conversation:
     """Messages, the settings of the answers, and a row of its own that remembers what was read and written.
 
     messages is a list of {"role", "content"}: a system message or none, then questions and answers in turn.
-    sampling, seed, grammar and max_new_tokens may be changed between turns. The n-th answer is drawn with seed + n.
+    sampling, seed, grammar, adapter and max_new_tokens may be changed between turns. The n-th answer is drawn with seed + n.
     """
 
     def __init__(
@@ -144,6 +148,7 @@ class Conversation:
         stop: str | Sequence[str] = (),
         stop_ids: int | Sequence[int] = (),
         grammar: Grammar | None = None,
+        adapter: str | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> None:
         """max_new_tokens: of one answer, at most; fewer where the model's positions end. Raises as encode_chat does."""
@@ -151,13 +156,14 @@ class Conversation:
         self.max_new_tokens = max_new_tokens
         self.sampling = model.defaults.sampling if sampling is None else sampling
         self.seed = seed
-        self.stops, self.stop_ids, self.grammar = stop, stop_ids, grammar
+        self.stops, self.stop_ids, self.grammar, self.adapter = stop, stop_ids, grammar, adapter
         self.variables = variables
         self.messages: list[dict[str, Any]] = []
         self.rows: Shared | None = None
         self.answering: Stream[str] | None = None
         self.encode([{"role": "user", "content": "Hello"}])  # raises now where there is no template
         check_stops(model, stop, stop_ids)
+        model.adapter(adapter)
         if system is not None:
             self.set_system(system)
 
@@ -180,7 +186,7 @@ class Conversation:
         new = new if (count := whole(new)) is None else min(count, left)  # what is no number is refused by its name
         requests = requests_of(
             self.model, [ids], new, self.sampling, seed, self.stops, self.stop_ids,
-            grammar=self.grammar, chat=True, streamed=True,
+            grammar=self.grammar, adapter=self.adapter, chat=True, streamed=True,
         )  # fmt: skip
         self.answering = Stream(
             partial(self.submit, requests), requests, single=True, done=partial(self.remember, messages)

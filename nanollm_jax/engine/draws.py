@@ -21,7 +21,7 @@ class Asked:
     """How the tokens of B rows are drawn: after which ids, with which settings and seed, and how many of them.
 
     left is how many tokens a row may still draw, tops how many alternatives to each it wants to see. free: no grammar says
-    after each token which ones may come next, so that several can be drawn in a step.
+    after each token which ones may come next, so that several can be drawn in a step. adapter is the number of each row's own.
     """
 
     history: History
@@ -30,6 +30,7 @@ class Asked:
     tops: jax.Array = axes("B")
     left: jax.Array = axes("B")
     free: jax.Array = axes("B")
+    adapter: jax.Array = axes("B")
 
 
 @pytree

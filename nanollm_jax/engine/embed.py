@@ -19,7 +19,13 @@ POOLING = ("mean", "last")
 
 
 def embed(
-    model: Model, texts: str | Sequence[Any], *, pooling: str = "mean", normalize: bool = True, batch: int = 8
+    model: Model,
+    texts: str | Sequence[Any],
+    *,
+    pooling: str = "mean",
+    normalize: bool = True,
+    batch: int = 8,
+    adapter: str | None = None,
 ) -> np.ndarray:
     """Texts to vectors: states behind the last layer and its norm, of any model.  One text -> [D], a list -> [n D] float32
 
@@ -28,6 +34,7 @@ def embed(
                causal model makes of the whole text
     normalize  to length 1, so that a product of two is their cosine
     batch      texts per call of the compiled program
+    adapter    by its name, one of those that the model was loaded with; None is the model as it is
     A model that was trained to write makes rough embeddings; one that was trained to embed says which pooling it wants.
     Raises RequestError for what cannot be read, NumericsError where the model computes no numbers.
     """
@@ -35,6 +42,7 @@ def embed(
         raise RequestError(f"pooling is {shown(pooling)}; expected {' or '.join(POOLING)}.")
     (batch,) = check_counts(batch=batch)
     rows, single = encode_prompts(model, texts)
+    own = model.adapter(adapter)
     limit = model.config.max_positions
     for n, ids in enumerate(rows):
         if len(ids) > limit:
@@ -50,7 +58,7 @@ def embed(
         for at, row in enumerate(part):
             count[at] = len(rows[row])
             tokens[at, : count[at]] = rows[row]
-        states = whole(read_states(model.params, tokens, count, config=model.config))
+        states = whole(read_states(model.params, tokens, count, np.full_like(count, own), config=model.config))
         vectors[part] = states[: len(part), POOLING.index(pooling)]
     if not np.isfinite(vectors).all():
         raise NumericsError(f"text {int(np.argmin(np.isfinite(vectors).all(axis=1)))}: the states of its tokens")

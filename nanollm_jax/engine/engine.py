@@ -155,21 +155,22 @@ class Engine:
             ticket.cached_tokens = slot.at
 
     def root(self, request: Request, length: int) -> Hashable:
-        """The world in which a text is read: longrope reads long ones otherwise."""
+        """The world in which a text is read: another adapter reads it otherwise, and so does longrope a long one."""
         switch = self.config.switch_length
-        return (request.root, switch is not None and length > switch)
+        return (request.root, request.adapter, switch is not None and length > switch)
 
     def begin(self, slot: Slot, text: list[int]) -> None:
         """Let a row's request read this text, of which the row may hold a beginning."""
         ticket = slot.ticket
         assert ticket is not None
         request, switch = ticket.request, self.config.switch_length
-        n = self.kept(slot, text) if self.remember else 0
+        world = self.root(request, len(text))
+        n = self.kept(slot, text) if self.remember and slot.world == world else 0
         left = request.max_new_tokens - slot.drawn
         if switch is not None and len(text) <= switch:
             # the token that outgrows it is drawn, and read again with all the rest
             left = min(left, switch + 1 - len(text))
-        slot.text, slot.at, slot.held, slot.reach = text, n, text[:n], slot.reach if n else 0
+        slot.text, slot.at, slot.held, slot.reach, slot.world = text, n, text[:n], slot.reach if n else 0, world
         slot.fill(n)
         slot.allowed, slot.flying, slot.block, slot.keeps = slot.drawn + left, 0, None, True
         asked = asked_of(self.config, self.dp, request, ticket.answer.token_ids, left)
@@ -192,12 +193,14 @@ class Engine:
             self.recall(slot)
         now = next_pieces(reading, self.piece, self.together)
         self.make_room(now.positions)
-        params, config, (count, row, at, end, last, tops) = self.model.params, self.config, now.numbers
+        params, config, (count, row, at, end, adapter, last, tops) = self.model.params, self.config, now.numbers
         how: dict[str, Any] = {"config": config, "fresh": now.fresh, "other": self.other}
-        self.state, states, final = self.programs.read(params, self.state, now.tokens, count, row, at, end, **how)
+        self.state, states, final = self.programs.read(
+            params, self.state, now.tokens, count, row, at, end, adapter, **how
+        )
         found: slots.Drawn | slots.Scored | None = None
         if now.scored:
-            found = slots.score(params, states, now.targets, count, tops, config=config)
+            found = slots.score(params, states, now.targets, count, tops, adapter, config=config)
         elif last.any():
             allowed, last = allowed_of(self.anything_first, now.places), last.astype(bool)
             self.state, found = self.programs.first(params, self.state, final, row, last, allowed, config=config)

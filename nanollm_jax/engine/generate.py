@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from nanollm_jax.engine import drafts
@@ -20,11 +19,11 @@ from nanollm_jax.loading import Model
 from nanollm_jax.settings import Sampling
 
 Piece = TypeVar("Piece", str, tuple[int, str])
-Key = TypeVar("Key")
 Stops = str | Sequence[str] | Sequence[Sequence[str]]
 Grammars = Grammar | Sequence[Grammar | None] | None
 StopIds = int | Sequence[int] | Sequence[Sequence[int]]
 Speculate = str | drafts.Speculate
+Adapters = str | Sequence[str | None] | None
 
 
 @overload
@@ -38,6 +37,7 @@ def generate(
     stop: Stops = ...,
     stop_ids: StopIds = ...,
     grammar: Grammars = ...,
+    adapter: Adapters = ...,
     n: None = ...,
     top_logprobs: int = ...,
     rows: int | None = ...,
@@ -56,6 +56,7 @@ def generate(
     stop: Stops = ...,
     stop_ids: StopIds = ...,
     grammar: Grammars = ...,
+    adapter: Adapters = ...,
     n: int | None = ...,
     top_logprobs: int = ...,
     rows: int | None = ...,
@@ -73,6 +74,7 @@ def generate(
     stop: Stops = (),
     stop_ids: StopIds = (),
     grammar: Grammars = None,
+    adapter: Adapters = None,
     n: int | None = None,
     top_logprobs: int = 0,
     rows: int | None = None,
@@ -91,6 +93,7 @@ def generate(
     grammar        the form that every answer has: a nanollm_jax.Grammar, made from a JSON schema, a regular expression or a
                    Lark grammar. An answer of it ends with "stop" where the form is whole, and with "length" where it is cut;
                    logprobs are the model's own as without it
+    adapter        by its name, one of those that the model was loaded with; None is the model as it is
     n              answers to each prompt, drawn with seed, seed + 1, ..: instead of each Generation a list of n of them
     top_logprobs   how many of the best tokens to give beside each, up to 20
     rows           how many are written at the same time. None is 1, 8, 16 or 32 per part of the rows that a mesh splits, as
@@ -99,13 +102,13 @@ def generate(
                    "lookup:4" or Lookup(4) takes 4 from the text itself, DraftModel(small, 4) asks a smaller model. The answer
                    does not depend on the guesses; of another length of blocks, like another number of rows, it may have other
                    last bits
-    max_new_tokens, sampling, seed and grammar may be lists of one per prompt; stop and stop_ids too, as lists of lists.
+    max_new_tokens, sampling, seed, grammar and adapter may be lists of one per prompt; stop and stop_ids lists of lists.
     Raises RequestError naming the argument that cannot be honoured, NumericsError where the model computes no numbers.
     """
     texts, single = encode_prompts(model, prompts)
     requests = requests_of(
         model, texts, max_new_tokens, sampling, seed, stop, stop_ids,
-        grammar=grammar, n=1 if n is None else n, top_logprobs=top_logprobs,
+        grammar=grammar, adapter=adapter, n=1 if n is None else n, top_logprobs=top_logprobs,
     )  # fmt: skip
     if not requests:
         return []
@@ -120,33 +123,6 @@ def generate(
     return each[0] if single else each
 
 
-def as_they_end(shared: Shared, asked: Iterable[tuple[Key, Sequence[Request]]]) -> Iterator[tuple[Key, list[Ticket]]]:
-    """Any number of groups of requests, each under a key -> every key and its tickets, when the last of these has ended.
-
-    Groups are taken from `asked` when rows are about to be free for them: twice as many requests as there are rows are known
-    at a time, however many there are.
-    """
-    source, rest = iter(asked), True
-    waiting: dict[int, tuple[Key, list[Ticket]]] = {}
-    numbers = itertools.count()
-    try:
-        while rest or waiting:
-            while rest and sum(len(tickets) for _, tickets in waiting.values()) < 2 * shared.engine.rows:
-                entry = next(source, None)
-                if entry is None:
-                    rest = False
-                else:
-                    waiting[next(numbers)] = entry[0], shared.submit(entry[1])
-            for number, (key, tickets) in list(waiting.items()):
-                if all(ticket.ended for ticket in tickets):
-                    del waiting[number]
-                    yield key, tickets
-            if waiting:
-                shared.advance()
-    finally:
-        shared.cancel([ticket for _, tickets in waiting.values() for ticket in tickets])
-
-
 @overload
 def stream(  # type: ignore[overload-overlap]  # a text is a sequence of texts as well, and is one prompt
     model: Model,
@@ -158,6 +134,7 @@ def stream(  # type: ignore[overload-overlap]  # a text is a sequence of texts a
     stop: Stops = ...,
     stop_ids: StopIds = ...,
     grammar: Grammars = ...,
+    adapter: Adapters = ...,
     top_logprobs: int = ...,
     rows: int | None = ...,
     speculate: Speculate = ...,
@@ -175,6 +152,7 @@ def stream(
     stop: Stops = ...,
     stop_ids: StopIds = ...,
     grammar: Grammars = ...,
+    adapter: Adapters = ...,
     top_logprobs: int = ...,
     rows: int | None = ...,
     speculate: Speculate = ...,
@@ -191,6 +169,7 @@ def stream(
     stop: Stops = (),
     stop_ids: StopIds = (),
     grammar: Grammars = None,
+    adapter: Adapters = None,
     top_logprobs: int = 0,
     rows: int | None = None,
     speculate: Speculate = None,
@@ -204,7 +183,7 @@ def stream(
     texts, single = encode_prompts(model, prompt)
     requests = requests_of(
         model, texts, max_new_tokens, sampling, seed, stop, stop_ids,
-        grammar=grammar, top_logprobs=top_logprobs, streamed=True,
+        grammar=grammar, adapter=adapter, top_logprobs=top_logprobs, streamed=True,
     )  # fmt: skip
     guesses = speculation(speculate)
     return Stream(lambda: submit(model, requests, rows, guesses), requests, single)

@@ -22,8 +22,8 @@ class Pieces:
     fresh, scored is nothing before these pieces, are their tokens scored
     tokens        [R T], and targets, the tokens behind them where they are scored
     numbers       of each [G]: how many tokens are real, whose row they are, at which position the first stands, how long the
-                  whole text is, is it the last piece, how many alternatives are wanted. G is the largest R; what is
-                  nobody's comes last
+                  whole text is, which adapter the row takes, is it the last piece, how many alternatives are wanted. G is the
+                  largest R; what is nobody's comes last
     """
 
     chosen: list[list[Slot]]
@@ -68,7 +68,7 @@ def next_pieces(reading: Iterable[Slot], longest: int, most: Callable[[int], int
     for slot in (first, *others):
         if slot.program(longest) == (T, fresh, scored) and len(chosen[slot.part]) < R:
             chosen[slot.part].append(slot)
-    (tokens, targets), numbers = np.zeros((2, parts, R, T), np.int32), np.zeros((6, parts, G), np.int32)
+    (tokens, targets), numbers = np.zeros((2, parts, R, T), np.int32), np.zeros((7, parts, G), np.int32)
     numbers[1] = first.places + np.arange(G)  # nobody's, each another
     for part, slots in enumerate(chosen):
         for n, slot in enumerate(slots):
@@ -78,8 +78,9 @@ def next_pieces(reading: Iterable[Slot], longest: int, most: Callable[[int], int
             if scored:
                 targets[part, n, :size] = request.ids[slot.at + 1 : slot.at + size + 1]
             last = slot.at + size == len(slot.text)
-            numbers[:, part, n] = size, slot.place, slot.at, len(slot.text), last, request.top_logprobs
-    flat = (tokens.reshape(-1, T), targets.reshape(-1, T), numbers.reshape(6, -1))
+            about = size, slot.place, slot.at, len(slot.text), request.adapter, last, request.top_logprobs
+            numbers[:, part, n] = about
+    flat = (tokens.reshape(-1, T), targets.reshape(-1, T), numbers.reshape(7, -1))
     return Pieces(chosen, longest, fresh, scored, *flat)
 
 

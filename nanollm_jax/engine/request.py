@@ -33,6 +33,7 @@ class Request:
     root            in which world its prompt is read: what is read otherwise shares no prefix with it
     shown           special tokens that the answer's text has by their names, behind SHOWN, where it has none otherwise
     grammar         the form that the answer has to have, None where it is free
+    adapter         the number of the adapter that its row takes, 0 for none (Model.adapter)
     given           no answer is wanted, but how likely each of the ids is, from this one on; None where an answer is
     """
 
@@ -47,6 +48,7 @@ class Request:
     root: Hashable = None
     shown: tuple[int, ...] = ()
     grammar: Grammar | None = None
+    adapter: int = 0
     given: int | None = None
 
     @property
@@ -77,6 +79,7 @@ def requests_of(
     stop_ids: Any,
     *,
     grammar: Any = None,
+    adapter: Any = None,
     top_logprobs: Any = 0,
     n: Any = 1,
     chat: bool = False,
@@ -102,15 +105,16 @@ def requests_of(
         turn |= set() if model.chat_template is None else model.chat_template.ends
     looked_at: dict[Any, Any] = {}  # what is the same for many rows is looked at once
     grammars = spread("grammar", grammar, len(prompts))
+    adapters = [model.adapter(name) for name in spread("adapter", adapter, len(prompts))]
     requests = []
-    for ids, new, one, first, form, *ends in zip(
-        prompts, counts, settings, seeds, grammars, stops, stop_ids, strict=True
+    for ids, new, one, first, form, own, *ends in zip(
+        prompts, counts, settings, seeds, grammars, adapters, stops, stop_ids, strict=True
     ):
         check_room(model, len(ids), new)
         texts, end_ids = once(looked_at, ("stops", *map(repr, ends)), partial(check_stops, model, *ends))
         named = {*model.defaults.eos_ids, *end_ids, *turn}
         end_ids = tuple(sorted(token for token in named if token < model.config.vocab_size))  # no other is ever drawn
-        request = Request(tuple(ids), new, one, first, end_ids, texts, tops, streamed, grammar=form)
+        request = Request(tuple(ids), new, one, first, end_ids, texts, tops, streamed, grammar=form, adapter=own)
         if form is not None:
             once(looked_at, ("grammar", repr(form), end_ids, id(one)), partial(check_grammar, model, request))
         once(looked_at, (id(one), end_ids, new), partial(request.rows, model.config.vocab_size))

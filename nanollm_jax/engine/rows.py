@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -122,6 +122,7 @@ class Slot:
     filled     positions that its cache holds of its text at most: held, and those of tokens that were not looked at
     reach      positions that were ever written behind the first ones that are held, of this text or of one before
     block      the last block of its prefix, while it is kept (keeps)
+    world      in which what it holds was read (Engine.root)
     """
 
     row: int
@@ -140,6 +141,7 @@ class Slot:
     flying: int = 0
     block: Block | None = None
     keeps: bool = False
+    world: Hashable = None
 
     def one(self, value: int, others: int = 0) -> np.ndarray:
         """What a program takes of each part: this number in its own, another in the others.  [R]"""
@@ -255,6 +257,7 @@ def asked_of(config: ModelConfig, parts: int, request: Request, answer: Sequence
         np.uint32(request.seed),
         *map(np.int32, (request.top_logprobs, left)),
         request.grammar is None,
+        np.int32(request.adapter),
     ]
     one = Asked(heard([request.text], [answer], V, P), request.rows(V), *numbers)
     return jax.tree.map(lambda value: np.repeat(np.atleast_1d(value), parts, axis=0), one)

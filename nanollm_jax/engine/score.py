@@ -72,6 +72,7 @@ def score(
     stride: int | None = None,
     rows: int | None = None,
     top_logprobs: int = 0,
+    adapter: str | None = None,
 ) -> Score | list[Score]:
     """Log-probabilities of given texts. One text -> a Score; a list -> a list of them, in order.
 
@@ -82,11 +83,12 @@ def score(
              token is scored once, in the first window that has it: with at least window - stride tokens before it
     rows     of the engine that reads them, as in generate: what a text is given depends on nothing else
     top_logprobs   how many of the best tokens to give beside each, up to 20
+    adapter  by its name, one of those that the model was loaded with; None is the model as it is
     The beginning of a context that was read before is not read again.  Raises RequestError naming what cannot be scored.
     """
     (window,) = check_counts(window=model.config.max_positions if window is None else window)
     stride = None if stride is None else check_counts(stride=stride)[0]
-    tops = check_tops(top_logprobs)
+    tops, own = check_tops(top_logprobs), model.adapter(adapter)
     limit = model.config.max_positions + 1  # the last token of a window is only predicted
     if not 2 <= window <= limit:
         raise RequestError(f"window is {window}; expected 2 to {limit}, one more than the model's positions.")
@@ -96,14 +98,14 @@ def score(
             f"stride is {stride}; expected less than the window of {window}, so that a token has others before it."
         )
     if isinstance(texts, str):
-        return run(model, [text_to_score(model, texts)], window, stride, rows, tops)[0]
+        return run(model, [text_to_score(model, texts)], window, stride, rows, tops, own)[0]
     if not isinstance(texts, Sequence) or isinstance(texts, bytes | bytearray | memoryview):
         raise RequestError(f"texts is {type(texts).__name__}; expected a text, or a list of texts or pairs.")
     if isinstance(texts, tuple) and len(texts) == 2:
         raise RequestError(
             "texts is a tuple of two, which may be two texts or a pair; [a, b] is two texts, [(a, b)] one pair."
         )
-    return run(model, [text_to_score(model, text) for text in texts], window, stride, rows, tops)
+    return run(model, [text_to_score(model, text) for text in texts], window, stride, rows, tops, own)
 
 
 def text_to_score(model: Model, text: Any) -> tuple[list[int], int]:
@@ -159,7 +161,13 @@ def windows_of(row: int, size: int, known: int, window: int, stride: int) -> lis
 
 
 def run(
-    model: Model, texts: list[tuple[list[int], int]], window: int, stride: int, rows: int | None, tops: int = 0
+    model: Model,
+    texts: list[tuple[list[int], int]],
+    window: int,
+    stride: int,
+    rows: int | None,
+    tops: int,
+    adapter: int,
 ) -> list[Score]:
     """Score all windows of all texts, the longest first, so that the cache grows once."""
     windows = [
@@ -168,7 +176,7 @@ def run(
     windows.sort(key=lambda found: found.end - found.start, reverse=True)
     requests = [
         Request(tuple(texts[one.row][0][one.start : one.end]), 0, Sampling(temperature=0.0), given=one.scored - one.start,
-                top_logprobs=tops)
+                top_logprobs=tops, adapter=adapter)
         for one in windows
     ]  # fmt: skip
     shared, tickets = submit(model, requests, rows, most=ROWS * model.dp)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
 
@@ -18,6 +20,8 @@ from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.errors import NanoLLMError, RequestError
 from nanollm_jax.loading import Model
+
+Key = TypeVar("Key")
 
 
 class Shared:
@@ -123,6 +127,33 @@ def submit(
     with model.choosing:
         shared = rows_for(model, min(len(requests), most), rows, longest(requests), speculate)
         return shared, shared.submit(requests)
+
+
+def as_they_end(shared: Shared, asked: Iterable[tuple[Key, Sequence[Request]]]) -> Iterator[tuple[Key, list[Ticket]]]:
+    """Any number of groups of requests, each under a key -> every key and its tickets, when the last of these has ended.
+
+    Groups are taken from `asked` when rows are about to be free for them: twice as many requests as there are rows are known
+    at a time, however many there are.
+    """
+    source, rest = iter(asked), True
+    waiting: dict[int, tuple[Key, list[Ticket]]] = {}
+    numbers = itertools.count()
+    try:
+        while rest or waiting:
+            while rest and sum(len(tickets) for _, tickets in waiting.values()) < 2 * shared.engine.rows:
+                entry = next(source, None)
+                if entry is None:
+                    rest = False
+                else:
+                    waiting[next(numbers)] = entry[0], shared.submit(entry[1])
+            for number, (key, tickets) in list(waiting.items()):
+                if all(ticket.ended for ticket in tickets):
+                    del waiting[number]
+                    yield key, tickets
+            if waiting:
+                shared.advance()
+    finally:
+        shared.cancel([ticket for _, tickets in waiting.values() for ticket in tickets])
 
 
 def rows_for(

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
@@ -35,7 +36,7 @@ from nanollm_jax.engine.buckets import CHUNK
 from nanollm_jax.engine.drafts import Drafter, Lookup
 from nanollm_jax.engine.draws import Asked, Drawn, best_of, draw, none_of
 from nanollm_jax.letters import axes, nbytes, pytree, static
-from nanollm_jax.params import Params
+from nanollm_jax.params import Params, for_rows
 from nanollm_jax.settings import Sampling
 
 Guesses = Lookup | Drafter | None
@@ -98,7 +99,8 @@ def empty_state(
     V, zeros = config.vocab_size, partial(jnp.zeros, rows)  # a buffer each: all of them are donated
     sampling = jax.tree.map(jnp.array, Sampling(temperature=0.0).rows(rows, V))
     history = smp.no_history(rows, V, config.max_positions)
-    numbers = {"seed": zeros(jnp.uint32), "tops": zeros(jnp.int32), "left": zeros(jnp.int32), "free": zeros(bool)}
+    numbers = {"seed": zeros(jnp.uint32), "free": zeros(bool)}
+    numbers |= {name: zeros(jnp.int32) for name in ("tops", "left", "adapter")}
     asked = Asked(history, sampling, **numbers)
     guesses = None if draft is None else cache(*draft)
     return State(cache(config, dtype), asked, token=zeros(jnp.int32), live=zeros(bool), draft=guesses)
@@ -138,10 +140,10 @@ def sit(seats: Seats, asked: Asked, row: jax.Array, length: jax.Array, *, config
 
 def read(
     params: Params, state: State, tokens: ArrayLike, count: ArrayLike, row: ArrayLike, at: ArrayLike, end: ArrayLike,
-    *, config: ModelConfig, fresh: bool, other: Other | None = None,
+    adapter: ArrayLike, *, config: ModelConfig, fresh: bool, other: Other | None = None,
 ) -> tuple[State, jax.Array, jax.Array]:  # fmt: skip
     """read_piece of the model's cache, and of that of a model that guesses.  -> state, and what read_piece gives"""
-    cache, x, last = read_piece(params, state.cache, tokens, count, row, at, end, config=config, fresh=fresh)
+    cache, x, last = read_piece(params, state.cache, tokens, count, row, at, end, adapter, config=config, fresh=fresh)
     state = dataclasses.replace(state, cache=cache)
     return draft_reads(other, state, tokens, count, row, at, end, fresh=fresh), x, last
 
@@ -153,25 +155,28 @@ def draft_reads(
     """read_piece of the cache of a model that guesses, where there is one."""
     if other is None:
         return state
-    draft, *_ = read_piece(other.params, state.draft, tokens, count, row, at, end, config=other.config, fresh=fresh)
+    none = np.zeros_like(count)
+    draft, *_ = read_piece(
+        other.params, state.draft, tokens, count, row, at, end, none, config=other.config, fresh=fresh
+    )
     return dataclasses.replace(state, draft=draft)
 
 
 @program(static=("fresh",), donate=("cache",))
 def read_piece(
     params: Params, cache: KVCache, tokens: jax.Array, count: jax.Array, row: jax.Array, at: jax.Array, end: jax.Array,
-    *, config: ModelConfig, fresh: bool,
+    adapter: jax.Array, *, config: ModelConfig, fresh: bool,
 ) -> tuple[KVCache, jax.Array, jax.Array]:  # fmt: skip
     """Read one piece of the prompts of R rows behind what each holds.  tokens [R T], the others [G], G the largest R
 
     count says how many tokens are real, row whose they are, at which position the first stands, end how long the whole text
-    is; the first R of these are looked at. fresh: the rows hold nothing yet.
+    is, adapter which one the row takes; the first R of these are looked at. fresh: the rows hold nothing yet.
     -> cache, the final residual stream of the piece [R T D] and at the last real token of each row [G D]
     """
     G, R = count.shape[0], tokens.shape[0]
-    count, row, at, end = count[:R], row[:R], at[:R], end[:R]
+    count, row, at, end, adapter = (numbers[:R] for numbers in (count, row, at, end, adapter))
     part = dataclasses.replace(kv.select(cache, row, fresh), length=at)
-    x, part = model.hidden_states(params, tokens, count, part, config=config, end=end)
+    x, part = model.hidden_states(for_rows(params, adapter), tokens, count, part, config=config, end=end)
     last = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
     last = jnp.pad(last, ((0, G - R), (0, 0)))
     return kv.put_back(cache, part), x, last
@@ -192,8 +197,8 @@ def draw_first(
     params: Params, seats: Seats, x: jax.Array, row: jax.Array, last: jax.Array, allowed: jax.Array, *, config: ModelConfig
 ) -> tuple[Seats, Drawn]:  # fmt: skip
     """first, for all capacities of a cache."""
-    logits = model.logits(params, x[:, None], config)[:, 0]
     own, length = jax.tree.map(lambda array: array.at[row].get(mode="clip"), (seats.asked, seats.length))
+    logits = model.logits(for_rows(params, own.adapter), x[:, None], config)[:, 0]
     own, goes_on, drawn = draw(own, logits, length, last, allowed)
     put = lambda old, new: old.at[row].set(new, mode="drop")  # noqa: E731
     history, left = jax.tree.map(put, (seats.asked.history, seats.asked.left), (own.history, own.left))
@@ -204,11 +209,12 @@ def draw_first(
 
 @program()
 def score(
-    params: Params, x: jax.Array, targets: jax.Array, count: jax.Array, tops: jax.Array, *, config: ModelConfig
-) -> Scored:
-    """How likely the tokens behind those of a piece are.  x [R T D] from read, targets [R T], count and tops [G] -> [R T]"""
-    count, tops = count[: len(x)], tops[: len(x)]
-    logits = model.logits(params, x, config)
+    params: Params, x: jax.Array, targets: jax.Array, count: jax.Array, tops: jax.Array, adapter: jax.Array,
+    *, config: ModelConfig,
+) -> Scored:  # fmt: skip
+    """How likely the tokens behind those of a piece are.  x [R T D] from read, targets [R T], the others [G] -> [R T]"""
+    count, tops, adapter = (numbers[: len(x)] for numbers in (count, tops, adapter))
+    logits = model.logits(for_rows(params, adapter), x, config)
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # one for all: the best token's logprob is one number
     found = (jnp.take_along_axis(logits, targets[:, :, None], axis=-1) - total)[:, :, 0]
     tops = jnp.broadcast_to(jnp.where(count > 0, tops, 0)[:, None], targets.shape)
@@ -245,6 +251,7 @@ def step(
     """One step of write_tokens, and a pure function: run the token of each row that goes on [B] and those that are guessed to
     follow it, draw at each place as if nothing were guessed, up to the first that was not guessed right.  -> state, [B T]
     """
+    params = for_rows(params, state.asked.adapter)
     if speculate is None:
         x, cache = model.hidden_states(params, state.token[:, None], 1 * goes, state.cache, config=config)
         seats, drawn = draw_at(seats_of(state), model.logits(params, x, config)[:, 0], goes, allowed)

@@ -109,7 +109,7 @@ def programs(
     def read(T: int, fresh: bool) -> None:
         tokens = np.zeros((engine.dp * engine.together(T), T), np.int32)
         how: dict[str, Any] = {"config": config, "fresh": fresh, "other": engine.other}
-        engine.state, *found[T] = slots.read(params, engine.state, tokens, none, readers, none, none, **how)
+        engine.state, *found[T] = slots.read(params, engine.state, tokens, none, readers, none, none, none, **how)
 
     def first() -> None:
         engine.state, _ = slots.first(
@@ -117,7 +117,7 @@ def programs(
         )
 
     def score(T: int) -> None:
-        slots.score(params, found[T][0], np.zeros(found[T][0].shape[:2], np.int32), none, none, config=config)
+        slots.score(params, found[T][0], np.zeros(found[T][0].shape[:2], np.int32), none, none, none, config=config)
 
     def write() -> None:
         how = {"config": config, "speculate": program_of(engine.speculate)}

@@ -5,7 +5,7 @@ A further kind (4 bits, an adapter on top of another weight) is one class with t
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,8 +15,13 @@ import numpy as np
 class Kept(Protocol):
     """A weight [*O *I] that is no array; a pytree of the arrays that it is made of."""
 
-    name: ClassVar[str]  # of its row in dtypes.py
-    dtype: np.dtype  # of the activations that it is for
+    @property
+    def name(self) -> str:
+        """That of its row in dtypes.py."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """That of the activations that it is for."""
 
     @property
     def shape(self) -> tuple[int, ...]:

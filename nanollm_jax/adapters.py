@@ -1,0 +1,108 @@
+"""Adapters onto weights while these are loaded: kept apart beside them, or one of them added into them once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.devices.shards import spread
+from nanollm_jax.layout import large_matrices, layout
+from nanollm_jax.letters import spec
+from nanollm_jax.ops.adapted import Adapted, added, gains
+from nanollm_jax.ops.kept import Weight
+from nanollm_jax.weights.adapters import Adapter, Piece
+from nanollm_jax.weights.rows import rearrange
+
+Keep = Callable[[str, jax.Array], Weight]
+
+
+@dataclass(frozen=True)
+class Onto:
+    """Adapters that are kept apart, and one that is merged, for a model of this config and on this mesh."""
+
+    apart: Sequence[Adapter]
+    merge: Adapter | None
+    config: ModelConfig
+    mesh: Mesh | None
+
+    @cached_property
+    def large(self) -> dict[str, int]:
+        """{path: how many axes count outputs} of the parameters that may be adapted."""
+        return large_matrices(self.config)
+
+    def keeper(self, keep: Keep) -> Keep:
+        """What becomes of each parameter where it would be what keep makes of it without adapters."""
+        letters = layout(self.config)
+
+        def kept(path: str, array: jax.Array) -> Weight:
+            if self.merge is not None:
+                array = self.merged(self.merge, path, letters[path], array)
+            weight, pieces = keep(path, array), [adapter.pieces.get(path) for adapter in self.apart]
+            if not any(piece is not None for piece in pieces):
+                return weight
+            return self.beside(weight, array, pieces, letters[path].split(), self.large[path])
+
+        return kept
+
+    def merged(self, adapter: Adapter, path: str, letters: str, array: jax.Array) -> jax.Array:
+        """A parameter with all of an adapter in it, rounded once."""
+        sizes, replaced = self.config.sizes, adapter.replaced.get(path, ())
+        new: jax.Array = array.astype(jnp.float32)
+        if replaced:
+            shape = tuple(sizes[letter] for letter in letters.split())
+            values, there = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+            for row, tensor in replaced:
+                values[row.piece()] = rearrange(tensor[row.cut()], row.axes, sizes)
+                there[row.piece()] = 1
+            new = jnp.where(self.place(there, letters) > 0, self.place(values, letters), new)
+        if (piece := adapter.pieces.get(path)) is not None:
+            names, outputs = letters.split(), self.large[path]
+            before, behind = " ".join(names[:outputs]), " ".join(names[outputs:])
+            a, b = self.place(piece.a, f"R {behind}"), self.place(piece.b, f"{before} R")
+            whole = added(new, a, b)
+            if piece.magnitude is not None:
+                gain = gains(new, a, b, self.place(piece.magnitude, before))
+                whole *= gain.reshape(*gain.shape, *(1,) * (whole.ndim - gain.ndim))
+            new = whole
+        return array if new is array else jax.device_put(new.astype(array.dtype), array.sharding)
+
+    def beside(
+        self, weight: Weight, array: jax.Array, pieces: Sequence[Piece | None], letters: Sequence[str], outputs: int
+    ) -> Adapted:
+        """A weight with its piece of each adapter, and of none in front of these; array is what it was kept of."""
+        before, behind = " ".join(letters[:outputs]), " ".join(letters[outputs:])
+        there = {n: piece for n, piece in enumerate(pieces, 1) if piece is not None}
+        one = next(iter(there.values()))
+        n, R = 1 + len(pieces), max(len(piece.a) for piece in there.values())
+        a, b = np.zeros((n, R, *one.a.shape[1:]), np.float32), np.zeros((n, *one.b.shape[:-1], R), np.float32)
+        for at, piece in there.items():
+            rank = len(piece.a)
+            a[at, :rank], b[at, ..., :rank] = piece.a, piece.b
+        place = partial(self.place, dtype=array.dtype)
+        stacks = place(a, f"X R {behind}"), place(b, f"X {before} R")
+        if all(piece.magnitude is None for piece in there.values()):
+            return Adapted(weight, *stacks)
+        ones = np.ones(one.b.shape[:-1], np.float32)
+        gain = [self.place(ones, before)] * n
+        for at, piece in there.items():
+            if piece.magnitude is not None:
+                parts = self.place(piece.a, f"R {behind}"), self.place(piece.b, f"{before} R")
+                gain[at] = gains(array, *parts, self.place(piece.magnitude, before))
+        where = None if self.mesh is None else NamedSharding(self.mesh, spec(f"X {before}"))
+        return Adapted(weight, *stacks, jax.device_put(jnp.stack(gain), where))
+
+    def place(self, array: np.ndarray, letters: str, dtype: Any = np.float32) -> jax.Array:
+        """An array of the whole model's, with these axes, where the parameters are."""
+        if self.mesh is None:
+            return jnp.asarray(array, dtype)
+        lengths = zip(letters.split(), array.shape, strict=True)
+        further = {letter: n for letter, n in lengths if letter not in self.config.sizes}
+        return spread(lambda index: array[index], letters, dtype, self.config, self.mesh, further)
