@@ -103,6 +103,4 @@ class Onto:
         """An array of the whole model's, with these axes, where the parameters are."""
         if self.mesh is None:
             return jnp.asarray(array, dtype)
-        lengths = zip(letters.split(), array.shape, strict=True)
-        further = {letter: n for letter, n in lengths if letter not in self.config.sizes}
-        return spread(lambda index: array[index], letters, dtype, self.config, self.mesh, further)
+        return spread(lambda index: array[index], letters, dtype, self.config, self.mesh, array.shape)

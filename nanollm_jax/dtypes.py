@@ -24,13 +24,15 @@ class Dtype:
     name    as a user says it
     plain   NumPy's name for activations, the cache and all parameters but large matrices; "auto" is what suits the device
     bits    of each number of a large matrix
-    scales  bytes that such a matrix has besides for each of its outputs
+    scales  bytes that such a matrix has besides for each of its outputs, or of groups
+    group   how many inputs of an output have a scale together, where it is not all of them
     """
 
     name: str
     plain: str
     bits: int
     scales: int = 0
+    group: int | None = None
 
     @property
     def activations(self) -> np.dtype:
@@ -41,11 +43,25 @@ class Dtype:
         """Bytes of one parameter: a large matrix, whose first axes count its outputs, or anything else, which stays plain."""
         if outputs is None:
             return math.prod(shape) * self.activations.itemsize
-        return math.prod(shape) * self.bits // 8 + math.prod(shape[:outputs]) * self.scales
+        bits, group = self.groups(shape[-1])
+        scales = math.prod(shape[:outputs]) if self.group is None else math.prod(shape) // group
+        return math.prod(shape) * bits // 8 + scales * self.scales
+
+    def groups(self, inputs: int) -> tuple[int, int]:
+        """Bits of each number, and how many have a scale together, where the last axis of a matrix has so many inputs.
+
+        Where they are no whole groups, groups are smaller; where these would be very small, all of them are one. An odd
+        number of inputs is not kept two to a byte.
+        """
+        if self.group is None:
+            return self.bits, inputs
+        group = math.gcd(self.group, inputs)
+        return 8 if inputs % 2 else self.bits, group if group >= LEAST else inputs
 
 
+LEAST = 8  # inputs of a group
 PLAIN = {name: Dtype(name, name, bits) for name, bits in (("float32", 32), ("bfloat16", 16), ("float16", 16))}
-DTYPES = {**PLAIN, "int8": Dtype("int8", "auto", 8, scales=4)}
+DTYPES = {**PLAIN, "int8": Dtype("int8", "auto", 8, scales=4), "int4": Dtype("int4", "auto", 4, scales=2, group=32)}
 
 
 def resolve_weights(dtype: Any, auto: str | None = None) -> Dtype:

@@ -136,7 +136,7 @@ def load(
     """Load a model: the bundled one, a folder in checkpoint form, a GGUF file, or a hub id such as "openai-community/gpt2".
 
     dtype: of weights and activations: "auto" (float32 on CPU, bfloat16 on GPU and TPU), "float32", "bfloat16" or "float16";
-    or "int8": matrices in 8 bits, everything else as "auto" has it.
+    or "int8" or "int4": matrices in 8 or 4 bits, everything else as "auto" has it.
     revision: a branch, tag or commit of a hub id.
     mesh: from make_mesh, the devices that share the model; each reads its own part of the files.
     adapters: {name: folder or hub id} of LoRA adapters in PEFT's form (DoRA and rsLoRA too), kept beside the weights: generate
@@ -256,7 +256,7 @@ def check_memory(folder: Path, needed: int) -> None:
     if jax.default_backend() == "cpu" and memory is not None and needed > memory:
         raise CheckpointError(
             f"{folder}: its parameters take {needed / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory; "
-            "load it with dtype='bfloat16' or 'int8', or on a larger machine."
+            "load it with dtype='bfloat16', 'int8' or 'int4', or on a larger machine."
         )
 
 

@@ -18,19 +18,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.dtypes import Dtype, resolve_weights
+from nanollm_jax.dtypes import DTYPES, Dtype, resolve_weights
 from nanollm_jax.errors import CheckpointError
 from nanollm_jax.executables import Persistent
 from nanollm_jax.layout import count as count
 from nanollm_jax.layout import large_matrices, outputs, shapes
 from nanollm_jax.layout import layout as layout
 from nanollm_jax.layout import nbytes as nbytes
+from nanollm_jax.ops import groupwise_making, int8
 from nanollm_jax.ops.adapted import Adapted
-from nanollm_jax.ops.int8 import quantize
 from nanollm_jax.ops.kept import Weight, name_of
 
+per_output, per_group = Persistent(int8.quantize), Persistent(groupwise_making.quantize)
+
+
+def int4(array: jax.Array, outputs: int) -> Weight:
+    """In groups that each device of a mesh has whole."""
+    bits, group = DTYPES["int4"].groups(array.sharding.shard_shape(array.shape)[-1])
+    return per_group(array, bits=bits, group=group)
+
+
 # by the name of a dtype, what it makes of a large matrix [*O *I] that has so many axes of outputs; others keep the array
-MAKERS: dict[str, Callable[..., Weight]] = {"int8": Persistent(quantize)}
+MAKERS: dict[str, Callable[..., Weight]] = {"int8": per_output, "int4": int4}
 
 Params = dict[str, Any]
 
@@ -39,7 +48,7 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = "auto") -> Par
     """Random weights of the right shapes, biases and norm scales included, so that no parameter goes unnoticed in a test.
 
     Matrices are normal with deviation 1/sqrt(inputs); scales 1 + 0.1 normal; biases 0.1 normal. Each array depends on
-    the key and on its own path only. dtype "int8" is as in load. Raises ConfigError for an unknown dtype.
+    the key and on its own path only. dtype "int8" or "int4" is as in load. Raises ConfigError for an unknown dtype.
     """
     kept, letters = resolve_weights(dtype), layout(config)
     keep = keeper(config, kept)

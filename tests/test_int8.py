@@ -129,12 +129,10 @@ def test_a_row_of_the_table_says_bytes_and_what_the_rest_is_in():
     assert resolve_weights("auto", auto="bfloat16") is resolve_weights(jnp.bfloat16) is PLAIN["bfloat16"]
     assert resolve_weights(np.int8) == resolve_weights("int8") == resolve_weights(resolve_weights("int8"))
     assert resolve_weights("int8").activations == np.float32  # of this device
-    four = Dtype("int4", "bfloat16", 4, scales=2)  # a row that does not exist yet
-    assert (four.nbytes((6, 10), 1), four.nbytes((6,)), four.nbytes((4, 6, 5), 2)) == (30 + 12, 12, 60 + 48)
-    with pytest.raises(
-        ConfigError, match=r"dtype 'int4' is not supported; known: auto, float32, .* and int8 for weights"
-    ):
-        resolve_weights("int4")
+    six = Dtype("int6", "bfloat16", 6, scales=2)  # a row that does not exist
+    assert (six.nbytes((6, 10), 1), six.nbytes((6,)), six.nbytes((4, 6, 5), 2)) == (45 + 12, 12, 90 + 48)
+    with pytest.raises(ConfigError, match=r"dtype 'int6' is not supported; known: auto, float32, .* int8 and int4 for"):
+        resolve_weights("int6")
 
 
 def in_8_bits(config, key=7):
@@ -218,7 +216,7 @@ def test_loading_onto_a_mesh_gives_what_sharding_gives():
 
 def test_a_cache_in_8_bits_is_refused():
     with pytest.raises(
-        ConfigError, match="'int8' is not supported; known: auto, float32, bfloat16, float16, and int8 for"
+        ConfigError, match="'int8' is not supported; known: auto, float32, bfloat16, float16, and int8 and int4 for"
     ):
         nano.init_cache(random_model("llama").config, 1, 16, "int8")
 

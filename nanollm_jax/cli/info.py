@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from nanollm_jax.engine.drafts import Speculate as Guesses
     from nanollm_jax.sources import Source
 
-DTYPE = (
-    "What to count bytes in: float32, bfloat16, float16, int8, or auto for this machine's. Left out: the config's own."
-)
+DTYPE = "What to count bytes in: float32, bfloat16, float16, int8, int4, or auto for this machine's. Default: the config's own."
 DEVICE = "Look at the device too: every program that is compiled for it, with its shapes, and what rows take there."
 AXES = {
     "vocab_size": "V", "hidden_size": "D", "num_layers": "L", "num_heads": "N", "num_kv_heads": "K", "head_dim": "H",

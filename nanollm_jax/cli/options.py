@@ -27,7 +27,7 @@ ANY_MODEL = (
 )
 DTYPE = (
     "Of weights and activations: auto, float32, bfloat16 or float16; auto is float32 on CPU, else bfloat16. "
-    "int8 is auto with the matrices in 8 bits."
+    "int8 and int4 are auto with the matrices in 8 or 4 bits."
 )
 KEEP_COMPILED = "Keep compiled programs in ~/.cache/nanollm_jax, or below $XDG_CACHE_HOME, for the next run."
 STDIN = "- reads it from standard input, as does a pipe where none is given: as it is but for one newline at its end."

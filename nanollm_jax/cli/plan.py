@@ -14,7 +14,7 @@ from nanollm_jax.errors import ConfigError
 
 BATCH = "Rows that are generated together."
 CONTEXT = "Positions of a row, prompt and answer. Left out: all that the model has."
-DTYPE = "float32, bfloat16 or float16; int8 is matrices in 8 bits and the rest in bfloat16."
+DTYPE = "float32, bfloat16 or float16; int8 and int4 are matrices in 8 or 4 bits and the rest in bfloat16."
 DEVICE = "Show the limits of this device too: a100, h100, h200, v5e, v5p, v6e, or cpu, which is this machine."
 
 

@@ -6,8 +6,7 @@ zeros, and key/value heads may be repeated, which changes no number that the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,32 +16,33 @@ from jax.sharding import Mesh, NamedSharding
 from nanollm_jax import params
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.letters import spec
-from nanollm_jax.ops.kept import letters_of
+from nanollm_jax.ops.kept import letters_of, parted
 from nanollm_jax.params import Params
-from nanollm_jax.partition import arrange, sources, stored_sizes
+from nanollm_jax.partition import RULE, arrange, sources, stored_sizes
 
 Part = Callable[[tuple[slice, ...]], np.ndarray]  # from an index to that part of a parameter
 
 
 def spread(
-    part: Part,
-    letters: str,
-    dtype: Any,
-    config: ModelConfig,
-    mesh: Mesh,
-    further: Mapping[str, int] = MappingProxyType({}),
+    part: Part, letters: str, dtype: Any, config: ModelConfig, mesh: Mesh, held: Sequence[int] | None = None
 ) -> jax.Array:
     """One parameter onto its devices, each of which asks for its own part only.
 
     part(index) gives that part of the parameter as `config`, not arranged, has it, in dtype. Heads are divided and repeated
-    here, and what tp does not divide is made up with zeros. further: how long axes are of which the config knows nothing.
+    here, and what tp does not divide is made up with zeros. held is how long the axes of the array are, where the config
+    knows nothing of one, or an entry stands for several of the config's: a scale for a group of inputs.
     """
     tp, names = mesh.shape["tp"], letters.split()
-    own, sizes = sources(config, tp), {**stored_sizes(arrange(config, tp), tp), **further}
-    shape = tuple(sizes[letter] for letter in names)
+    own, sizes = sources(config, tp), stored_sizes(arrange(config, tp), tp)
+    share = [1] * len(names)
+    if held is not None:
+        share = [config.sizes.get(name, size) // size for name, size in zip(names, held, strict=True)]
+        sizes = dict(zip(names, held, strict=True)) | sizes
+    shape = tuple(sizes[letter] // count for letter, count in zip(names, share, strict=True))
 
     def piece(index: tuple[slice, ...]) -> np.ndarray:
-        wanted = {axis: own[name][index[axis]] for axis, name in enumerate(names) if name in own}
+        wanted = {axis: (own[name][:: share[axis]] // share[axis])[index[axis]]
+                  for axis, name in enumerate(names) if name in own}  # fmt: skip
         cuts = [around(wanted[axis]) if axis in wanted else slice(0, size) for axis, size in enumerate(shape)]
         if "Q" in names:  # asked for whole: several tensors share it
             k = names.index("Q") - 1
@@ -104,13 +104,15 @@ def shard_params(whole: Params, config: ModelConfig, mesh: Mesh) -> tuple[ModelC
     """
     arranged = arrange(config, mesh.shape["tp"])
     params.check_params(whole, config)
-    letters, flat = params.layout(config), params.flatten(whole)
+    letters, flat, sizes = params.layout(config), params.flatten(whole), stored_sizes(arranged, mesh.shape["tp"])
 
     def placed(array: Any, axes: str) -> jax.Array:
         array = np.asarray(array)
-        further = {letter: n for letter, n in zip(axes.split(), array.shape, strict=True) if letter not in config.sizes}
-        return spread(lambda index: array[index], axes, array.dtype, config, mesh, further)
+        return spread(lambda index: array[index], axes, array.dtype, config, mesh, array.shape)
 
-    return arranged, params.nest(
-        {path: jax.tree.map(placed, flat[path], letters_of(flat[path], letters[path])) for path in letters}
-    )
+    def weight(path: str) -> Any:
+        last = letters[path].split()[-1]
+        found = parted(flat[path], sizes[last] // (mesh.shape["tp"] if RULE.get(last) == "tp" else 1))
+        return jax.tree.map(placed, found, letters_of(found, letters[path]))
+
+    return arranged, params.nest({path: weight(path) for path in letters})

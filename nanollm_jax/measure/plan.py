@@ -91,9 +91,9 @@ def make_plan(
 ) -> Plan:
     """What one device of a dp x tp mesh holds and does for `batch` rows of up to `context` positions (None: the model's).
 
-    dtype is that of weights and cache; "int8" is matrices in 8 bits, everything else in bfloat16. drafts is how many tokens of
-    a step are guessed: it takes them all, and its limit counts none, as if no guess were right. Raises ConfigError for an
-    unknown dtype, RequestError for rows that dp does not divide and for more positions than the model has.
+    dtype is that of weights and cache; "int8" and "int4" are matrices in 8 or 4 bits, the rest in bfloat16. drafts is how
+    many tokens of a step are guessed: it takes them all, and its limit counts none, as if no guess were right. Raises
+    ConfigError for an unknown dtype, RequestError for rows that dp does not divide and for more positions than the model has.
     """
     context = config.max_positions if context is None else context
     dp, tp = check_count("dp", dp), check_count("tp", tp)

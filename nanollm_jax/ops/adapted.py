@@ -6,7 +6,7 @@ y = g (W x + B A x)          DoRA: Liu et al. 2024, arXiv:2402.09353. g brings e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nanollm_jax.ops.embedding import look_up
-from nanollm_jax.ops.kept import Weight, letters_of, name_of
+from nanollm_jax.ops.kept import Weight, letters_of, name_of, parted
 from nanollm_jax.ops.linear import contract, product
 
 
@@ -89,6 +89,10 @@ class Adapted:
         gain = None if self.gain is None else f"X {outputs}"
         which = None if self.which is None else "B"
         return Adapted(letters_of(self.base, axes), f"X R {inside}", f"X {outputs} R", gain, which)  # type: ignore[arg-type]
+
+    def parted(self, inputs: int) -> Adapted:
+        """The same, so that a device can hold so many inputs of the weight's last axis."""
+        return replace(self, base=parted(self.base, inputs))
 
 
 @jax.jit

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nanollm_jax.ops import native
-from nanollm_jax.ops.linear import contract
+from nanollm_jax.ops.linear import by_blocks, contract
 
 MANY, BLOCK = 16, 256  # rows, and outputs that are converted together
 LARGEST = 127
@@ -51,7 +51,7 @@ def product_on_cpu(x: jax.Array, values: jax.Array) -> jax.Array:
     if native.takes(x, values):
         return native.product(x, values)
     if x.shape[0] >= MANY:
-        return by_blocks(x, values)
+        return by_blocks(product, x.astype(jnp.float32), values, BLOCK)
     rows, unit = digits(x)
     sums = jnp.einsum("RI,OI->RO", jax.lax.optimization_barrier(rows), values, preferred_element_type=jnp.int32)
     higher, lower = jnp.split(sums.astype(jnp.float32), [x.shape[0]])
@@ -62,17 +62,3 @@ def product_on_cpu(x: jax.Array, values: jax.Array) -> jax.Array:
 def along(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
     """product_on_cpu, and how it changes along a change of x; whole numbers do not change."""
     return product_on_cpu(*primals), product(tangents[0], primals[1])
-
-
-def by_blocks(x: jax.Array, values: jax.Array) -> jax.Array:
-    """product for many rows, a block of outputs after the other.  x [R I], values [O I] int8 -> [R O] float32"""
-    R, O = x.shape[0], values.shape[0]  # noqa: E741
-    size = min(BLOCK, O)
-    full = (O - 1) // size  # blocks before the last, which ends where the outputs end and may overlap the one before
-
-    def block(begin: jax.Array) -> jax.Array:
-        return product(x.astype(jnp.float32), jax.lax.dynamic_slice_in_dim(values, begin, size))
-
-    found = jax.lax.map(block, jnp.minimum(size * jnp.arange(full + 1), O - size))  # [full + 1 R size]
-    last = found[-1, :, size - (O - full * size) :]
-    return jnp.concatenate([found[:-1].swapaxes(0, 1).reshape(R, full * size), last], axis=1)

@@ -1,6 +1,6 @@
 """What a weight can be: an array, or something that is kept otherwise and does what is asked of a weight.
 
-A further kind (4 bits, an adapter on top of another weight) is one class with these methods; nothing else asks what it is.
+A further kind (an adapter on top of another weight) is one class with these methods; nothing else asks what it is.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ class Kept(Protocol):
     """A weight [*O *I] that is no array; a pytree of the arrays that it is made of."""
 
     @property
-    def name(self) -> str:
-        """That of its row in dtypes.py."""
-
-    @property
     def dtype(self) -> np.dtype:
         """That of the activations that it is for."""
+
+    @property
+    def name(self) -> str:
+        """Of its row in dtypes.py."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,6 +54,11 @@ Weight = jax.Array | Kept
 def letters_of(weight: Any, axes: str) -> Any:
     """The axis letters of a weight's arrays, in a tree like its own: of an array, the weight's."""
     return weight.letters(axes) if isinstance(weight, Kept) else axes
+
+
+def parted(weight: Any, inputs: int) -> Any:
+    """The same weight, so that a device of a mesh can hold so many inputs of its last axis: a kind with groups divides them."""
+    return weight.parted(inputs) if hasattr(weight, "parted") else weight
 
 
 def name_of(weight: Any) -> str:

@@ -7,6 +7,8 @@ processor reads memory straight through at one row of activations as at a thousa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,3 +83,21 @@ def product_on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
         return jax.lax.optimization_barrier(contract("OI,IR->OR", weight, turned)).T
     rows = jnp.concatenate([x, x]) if R == 1 else x
     return contract("RI,OI->RO", jax.lax.optimization_barrier(rows), weight)[:R]
+
+
+def by_blocks(multiply: Callable[[jax.Array, Any], jax.Array], x: jax.Array, weight: Any, size: int) -> jax.Array:
+    """multiply(x, weight), so many outputs after the others, so that what it makes of a weight is never there as a whole.
+
+    x [R I], weight [O I], an array or a kind whose arrays all have the outputs first -> [R O]
+    """
+    R, O = x.shape[0], weight.shape[0]  # noqa: E741
+    if size >= O:
+        return multiply(x, weight)
+    full = (O - 1) // size  # blocks before the last, which ends where the outputs end and may overlap the one before
+
+    def block(begin: jax.Array) -> jax.Array:
+        return multiply(x, jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, begin, size), weight))
+
+    found = jax.lax.map(block, jnp.minimum(size * jnp.arange(full + 1), O - size))  # [full + 1 R size]
+    last = found[-1, :, size - (O - full * size) :]
+    return jnp.concatenate([found[:-1].swapaxes(0, 1).reshape(R, full * size), last], axis=1)

@@ -1,0 +1,110 @@
+"""Weights as whole numbers in groups: a few inputs of an output share a scale, and where they are not centred an offset.
+
+A weight is scale * number + offset, the number from -8 to 7 or from -128 to 127. That is what int4 keeps here, and the
+sum in which published formats differ: with a zero point z, scale * (n - z) is scale * n with the offset -scale * z.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nanollm_jax.ops.groupwise_product import times
+from nanollm_jax.ops.nibbles import pack, unpack
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("values", "scale", "offset"), meta_fields=("bits", "dtype"))
+@dataclass(frozen=True)
+class Groupwise:
+    """In place of a weight [*O *I] for activations in dtype. groupwise_making.py makes them.
+
+    values  8 bits: int8 [*O *I]. 4 bits: uint8, the last axis halved, numbers + 8 as nibbles.py puts them
+    scale   [*O *I] in any float dtype, the last axis divided by the size of a group; offset  None, or an array like it
+    """
+
+    values: jax.Array
+    scale: jax.Array
+    offset: jax.Array | None
+    bits: int
+    dtype: np.dtype
+
+    @property
+    def name(self) -> str:
+        """Of its row in dtypes.py."""
+        return f"int{self.bits}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the weight."""
+        return (*self.values.shape[:-1], self.values.shape[-1] * 8 // self.bits)
+
+    @property
+    def ndim(self) -> int:
+        """How many axes the weight has."""
+        return self.values.ndim
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the numbers, their scales and offsets."""
+        return sum(part.nbytes for part in jax.tree.leaves(self))
+
+    @property
+    def group(self) -> int:
+        """How many inputs have a scale together."""
+        return self.shape[-1] // self.scale.shape[-1]
+
+    def reshape(self, outputs: int, inputs: int) -> Groupwise:
+        """[*O *I] -> [O I]."""
+        flat = self.values.reshape(outputs, inputs * self.bits // 8)
+        return self.like(flat, lambda part: part.reshape(outputs, inputs // self.group))
+
+    def times(self, x: jax.Array) -> jax.Array:
+        """Every row of x with every row of the weight.  x [R I], weight [O I] -> [R O] float32"""
+        return times(x, self)
+
+    def rows(self, ids: jax.Array) -> jax.Array:
+        """One row per id, the last for ids past it.  weight [V D], ids [B T] -> [B T D]"""
+        return jax.tree.map(lambda part: part.at[ids].get(mode="clip"), self).decoded().astype(self.dtype)
+
+    def decoded(self) -> jax.Array:
+        """The weight that it stands for, in float32."""
+        numbers = unpack(self.values, self.group) if self.bits == 4 else self.values
+        wide = numbers.reshape(*self.scale.shape, self.group).astype(jnp.float32)
+        found = wide * self.scale[..., None].astype(jnp.float32)
+        if self.offset is not None:
+            found += self.offset[..., None].astype(jnp.float32)
+        return found.reshape(self.shape)
+
+    def letters(self, axes: str) -> Any:
+        """The letters of its arrays, all of which have the axes of the weight; of the last they have parts."""
+        return self.like(axes, lambda part: axes)
+
+    def like(self, values: Any, change: Callable[[jax.Array], Any]) -> Groupwise:
+        """The same kind with other numbers, and what becomes of scales and offsets."""
+        offset = None if self.offset is None else change(self.offset)
+        return Groupwise(values, change(self.scale), offset, self.bits, self.dtype)
+
+    def parted(self, inputs: int) -> Groupwise:
+        """The same weight in smaller groups where need be: so many inputs of the last axis are whole groups."""
+        size = math.gcd(self.group, inputs)
+        if size == self.group:
+            return self
+        numbers = unpack(self.values, self.group) if self.bits == 4 else self.values
+        finer = self.like(numbers, lambda part: jnp.repeat(part, self.group // size, axis=-1))
+        return packed(finer, size)
+
+
+def packed(weight: Groupwise, group: int) -> Groupwise:
+    """Of one whose numbers are in int8 in either case, the one that has them as they are kept."""
+    values = weight.values
+    if weight.bits == 4 and group % 2 == 0:
+        return dataclasses.replace(weight, values=pack(values, group))
+    return dataclasses.replace(weight, bits=8)
