@@ -415,7 +415,7 @@ TOML = [b"true", b"1979-05-27T07:32:00Z", b"07:32:00", b"nan", b"-inf", b"9" * 4
 @functools.cache
 def commands() -> dict[str, Any]:
     """The commands of the command line, as click has them."""
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app())
     return group.commands
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import dataclasses
+import gc
 import io
 import json
 import os
@@ -404,9 +406,12 @@ class Last:
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(10**12):
             pass
-cli.run = lambda arguments: vars(cli).update(last=Last()) or 0
 import atexit
-atexit.register(lambda: vars(cli).pop("last"))
+def run(arguments):
+    cli.last = Last()
+    atexit.register(lambda: vars(cli).pop("last"))
+    return 0
+cli.run = run
 """,
 }
 
@@ -576,15 +581,47 @@ def test_only_a_terminal_is_protected(
 
 
 def exit_code(*words: str) -> Any:
-    """What main exits with. It takes Ctrl-C for good, which here is given back."""
-    handler, wakeup = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1)
+    """What main exits with. It takes Ctrl-C and the process's end for good, which here are given back."""
+    handler, wakeup, threshold = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1), gc.get_threshold()
     try:
         with pytest.raises(SystemExit) as ended:
             cli.main(words or None)
     finally:
         signal.signal(signal.SIGINT, handler)
         signal.set_wakeup_fd(wakeup)
+        atexit.unregister(cli.end)
+        gc.set_threshold(*threshold)
     return ended.value.code
+
+
+ENDS = """
+import atexit
+from nanollm_jax import cli
+class Kept:
+    def __del__(self):
+        print("freed")
+def run(arguments):
+    cli.kept = Kept()
+    atexit.register(print, "closed")
+    print("x" * 100_000)
+    return 3
+cli.run = run
+cli.main([])
+"""
+
+
+def test_a_command_that_has_ended_closes_what_is_open_and_frees_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "x" * 100_000 + "\nclosed\n", "")
+
+
+def test_a_command_imports_no_other() -> None:
+    code = "import sys; from nanollm_jax import cli; cli.run(sys.argv[1:]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, "tokenize", "--help"], capture_output=True, text=True)
+    rooms = {name for name in done.stdout.splitlines()[-1].split() if name.startswith("nanollm_jax.cli.")}
+    assert "nanollm_jax.cli.tokenize" in rooms and not rooms & {
+        f"nanollm_jax.cli.{name}" for name in ("serve", "chat", "bench")
+    }
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ GIVEN = {"LWS_LEADER_ADDRESS": "nanollm-0.nanollm.default", "LWS_GROUP_SIZE": "2
 def parsed(words):
     """What the command line makes of a command: every option and its value. Raises for what it does not know."""
     name, *rest = words
-    with typer.main.get_command(app).commands[name].make_context(name, rest) as context:
+    with typer.main.get_command(app()).commands[name].make_context(name, rest) as context:
         return name, context.params
 
 

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from nanollm_jax.cli.bench import bench
-from nanollm_jax.cli.chat import chat
-from nanollm_jax.cli.export import export
-from nanollm_jax.cli.generate import generate
-from nanollm_jax.cli.info import info
-from nanollm_jax.cli.look import look
-from nanollm_jax.cli.mesh import mesh
-from nanollm_jax.cli.plan import plan
-from nanollm_jax.cli.profile import profile
-from nanollm_jax.cli.score import score
-from nanollm_jax.cli.serve import serve
 from nanollm_jax.cli.settings import read_settings
-from nanollm_jax.cli.tokenize import tokenize
-from nanollm_jax.cli.top import top
+
+# in the order of the list; each is the function of this name in the file of this name
+COMMANDS = (
+    "generate", "chat", "look", "serve", "top", "score", "tokenize", "info", "export", "bench", "profile", "plan", "mesh",
+)  # fmt: skip
 
 
 class Commands(TyperGroup):
@@ -32,9 +26,6 @@ class Commands(TyperGroup):
         rows = [(name, f"{str(command.help).partition('.')[0]}.") for name, command in self.commands.items()]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
-
-
-app = typer.Typer(add_completion=False, rich_markup_mode=None, cls=Commands)
 
 
 def print_version(wanted: bool) -> None:
@@ -52,7 +43,6 @@ SETTINGS = typer.Option(
 )
 
 
-@app.callback(invoke_without_command=True)
 def nanollm(
     context: typer.Context,
     version: Annotated[bool, VERSION] = False,
@@ -66,8 +56,14 @@ def nanollm(
         print(context.get_help())
 
 
-for command in (generate, chat, look, serve, top, score, tokenize, info, export, bench, profile, plan, mesh):
-    app.command()(command)
+def app(arguments: Sequence[str] = ()) -> typer.Typer:
+    """The command that arguments begin with, alone: the others need not be imported for it. All where they begin otherwise."""
+    made = typer.Typer(add_completion=False, rich_markup_mode=None, cls=Commands)
+    made.callback(invoke_without_command=True)(nanollm)
+    first = arguments[0] if arguments else None
+    for name in (first,) if first in COMMANDS else COMMANDS:
+        made.command()(getattr(import_module(f"nanollm_jax.cli.{name}"), name))
+    return made
 
 
 def usage(error: Exception) -> str | None:
