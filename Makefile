@@ -13,10 +13,10 @@ TESTS := $(PYTEST) -m "not parity and not laws and not clients and not ray"
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
-.PHONY: help demo serve look soak clients fuzz test test-portable test-ray native-check laws parity lint bench bench-peers bench-serve gpu experiments figures clean
+.PHONY: help demo serve look soak clients fuzz test test-portable test-ray native-check laws parity lint bench bench-peers bench-peers-avx2 bench-serve gpu experiments figures clean
 
 help: ## list these targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: .venv/installed ## a story from the bundled model, printed as it is generated
 	@$(BIN)/nanollm generate "Once upon a time" --echo --max-new-tokens 300 --temperature 0.7 --top-p 0.9 --seed 4
@@ -81,8 +81,15 @@ bench: .venv/installed ## how fast the bundled model and a 110M LLaMA start, rea
 
 bench-peers: export CMAKE_ARGS = -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAVA_BUILD=OFF
 bench-peers: export CMAKE_BUILD_PARALLEL_LEVEL = $(shell getconf _NPROCESSORS_ONLN)
-bench-peers: .venv/installed-peers ## the same beside transformers and llama.cpp, which it installs and compiles
-	$(BIN)/python experiments/bench_peers.py
+bench-peers: .venv/installed-peers ## the same beside transformers and llama.cpp, which it installs and compiles; ARGS=--quick
+	$(BIN)/python experiments/bench_peers.py $(ARGS)
+
+bench-peers-avx2: export CMAKE_ARGS = -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_OPENMP=ON -DLLAVA_BUILD=OFF
+bench-peers-avx2: export CMAKE_BUILD_PARALLEL_LEVEL = $(shell getconf _NPROCESSORS_ONLN)
+bench-peers-avx2: .venv/installed-peers ## bench-peers as on a processor that ends with AVX2; compiles another llama.cpp, once
+	test -d experiments/run/llama-avx2 || $(BIN)/python -m pip install --quiet --no-deps --no-cache-dir --no-binary llama-cpp-python \
+		--target experiments/run/llama-avx2 --constraint constraints.txt llama-cpp-python
+	PYTHONPATH=experiments/run/llama-avx2 $(BIN)/python experiments/bench_peers.py --isa avx2 $(ARGS)
 
 bench-serve: .venv/installed-peers ## nanollm serve beside llama-server, which it builds, and transformers serve; half an hour, or ARGS=--quick
 	server=$$(PYTHON=$(CURDIR)/$(BIN)/python sh experiments/llama_server.sh "$${XDG_CACHE_HOME:-$$HOME/.cache}/nanollm_jax/llama-server") && \

@@ -1,21 +1,26 @@
 """nanollm_jax beside transformers and llama.cpp: the same shapes, weights and prompts, in one run, engine after engine.
 
-    make bench-peers                          # installs the peers, then runs this
-    python experiments/bench_peers.py --shape llama-110m --engine nanollm --engine llama.cpp-f32 --measure decode-1
+    make bench-peers                          # installs the peers, then runs this; make bench-peers-avx2: without AVX-512
+    python experiments/bench_peers.py --quick                                       # 110M, three rounds, a few minutes
+    python experiments/bench_peers.py --shape llama-1.1b --format 8 --format 4 --measure decode-1
 
-Each engine has a process of its own and takes its turn in every round, so that what disturbs the machine disturbs all.
-Every call was made once before it is timed. No engine is timed before its logits were found to be those of transformers
-in float32, and for engines in float32 its greedy tokens too.
+Engines are compared within a format, the number of bits of a weight: those of one are loaded together, each in a process of
+its own, and take turns in every round, so that what disturbs the machine disturbs all. Every call was made once before it
+is timed. No engine is timed before its logits were found to be those of transformers in float32, and for engines in float32
+its greedy tokens too.
 
     decode-N       tokens per second, N rows together, greedy, behind a prompt of --prompt-tokens
     prefill-N      tokens per second of one prompt of N tokens, up to the logits of what follows it
-    first-token    seconds from starting a command to its first output: `nanollm generate` and a script of transformers
+    first-token    seconds from starting a command to its first output: `nanollm generate`, scripts of transformers and of
+                   llama.cpp's Python binding
+    memory         MB that an engine's process had at most in all of this, the pages of the file that it mapped among them
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -26,15 +31,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import typer
 
-from nanollm_jax.measure.bench import machine
+from nanollm_jax.measure.subject import machine
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 CHECK_ROWS, CHECK_STEPS = 8, 16
@@ -142,6 +146,11 @@ class LlamaCpp:
         llama_cpp.llama_log_set(self.quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         file = folder / f"{kind}.gguf"
+        if os.environ.get(NATIVE) == "avx2" and b"AVX512 = 1" in llama_cpp.llama_print_system_info():
+            raise RuntimeError(
+                "this llama.cpp was compiled for AVX-512; `make bench-peers-avx2` compiles one that is not, or let "
+                "LLAMA_CPP_LIB_PATH name its folder."
+            )
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.made, self.context = (0, 0, False), None
@@ -199,6 +208,11 @@ class LlamaCpp:
 # name -> (how it is made from a folder, how far its logits may be in float32 throughout, None if it has no float32, and how
 # far when it is timed: |difference| / |reference|)
 ENGINES: dict[str, tuple[Callable[[Path], Engine], float | None, float]] = {
+    "nanollm": (lambda folder: Nano(folder, "float32"), 1e-4, 1e-4),
+    "nanollm-bf16": (lambda folder: Nano(folder, "bfloat16"), None, 1e-1),
+    "nanollm-f16": (lambda folder: Nano(folder, "float16"), None, 2e-2),
+    "nanollm-int8": (lambda folder: Nano(folder, "int8"), None, 2e-1),
+    "nanollm-int4": (lambda folder: Nano(folder, "int4"), None, 6e-1),
     "transformers": (lambda folder: Transformers(folder, "float32"), 1e-4, 1e-4),
     "transformers-compiled": (lambda folder: Transformers(folder, "float32", compiled=True), 1e-4, 1e-4),
     "transformers-bf16": (lambda folder: Transformers(folder, "bfloat16"), None, 1e-1),
@@ -206,24 +220,58 @@ ENGINES: dict[str, tuple[Callable[[Path], Engine], float | None, float]] = {
     "llama.cpp-f32": (lambda folder: LlamaCpp(folder, "f32"), 1e-3, 1e-2),
     "llama.cpp-f16": (lambda folder: LlamaCpp(folder, "f16"), None, 2e-2),
     "llama.cpp-q8_0": (lambda folder: LlamaCpp(folder, "q8_0"), None, 2e-1),
-    "nanollm": (lambda folder: Nano(folder, "float32"), 1e-4, 1e-4),
-    "nanollm-bf16": (lambda folder: Nano(folder, "bfloat16"), None, 1e-1),
-    "nanollm-int8": (lambda folder: Nano(folder, "int8"), None, 2e-1),
+    "llama.cpp-q4_0": (lambda folder: LlamaCpp(folder, "q4_0"), None, 6e-1),
 }
 REFERENCE = "transformers"
-COMMANDS = {
-    "nanollm": ["generate", PROMPT, "--model", "{folder}", "--max-new-tokens", "1", "--temperature", "0"],
-    "transformers": ["-c", """
+# by the bits of a weight; the first of each is ours, which the others are compared with
+FORMATS = {
+    "32": ["nanollm", "transformers", "transformers-compiled", "llama.cpp-f32"],
+    "16": ["nanollm-bf16", "nanollm-f16", "transformers-bf16", "llama.cpp-f16"],
+    "8": ["nanollm-int8", "llama.cpp-q8_0"],
+    "4": ["nanollm-int4", "llama.cpp-q4_0"],
+}
+SLOW = "transformers-compiled"  # to get ready: half a minute for each number of rows and tokens
+DTYPES = {"nanollm": "float32", "nanollm-bf16": "bfloat16", "nanollm-f16": "float16", "transformers": "float32",
+          "transformers-bf16": "bfloat16"}  # fmt: skip
+TRANSFORMERS_COMMAND = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, prompt = sys.argv[1:]
+folder, prompt, dtype = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 ids = tokenizer(prompt, return_tensors="pt")
 answer = model.generate(**ids, max_new_tokens=1, do_sample=False)
 print(tokenizer.decode(answer[0, ids["input_ids"].shape[1]:]), flush=True)
-""", "{folder}", PROMPT],
+"""
+LLAMA_COMMAND = """
+import sys
+from llama_cpp import Llama
+file, prompt, threads = sys.argv[1:]
+model = Llama(file, n_ctx=512, n_threads=int(threads), n_threads_batch=int(threads), verbose=False)
+print(model(prompt, max_tokens=1, temperature=0.0)["choices"][0]["text"], flush=True)
+"""
+NATIVE = "NANOLLM_NATIVE"  # what our own C listens to, and by which we tell that --isa was given
+# how each library is kept from using what the processor has besides; llama.cpp has to be compiled without it
+ISAS = {
+    "avx2": {
+        NATIVE: "avx2", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2", "OPENBLAS_CORETYPE": "Haswell",
+    }
 }  # fmt: skip
+
+
+def command(name: str, folder: Path) -> list[str] | None:
+    """A program that answers one prompt with one token; None of an engine that has none."""
+    kind = name.removeprefix("llama.cpp-")
+    if kind != name:
+        return [sys.executable, "-c", LLAMA_COMMAND, str(folder / f"{kind}.gguf"), PROMPT, str(CORES)]
+    if name.startswith("nanollm"):
+        dtype = DTYPES.get(name, name.removeprefix("nanollm-"))
+        how = ["--dtype", dtype, "--max-new-tokens", "1", "--temperature", "0"]
+        return [sys.executable, "-m", "nanollm_jax", "generate", PROMPT, "--model", str(folder), *how]
+    if name in DTYPES:
+        return [sys.executable, "-c", TRANSFORMERS_COMMAND, str(folder), PROMPT, DTYPES[name]]
+    return None
 
 
 # checkpoints: one by transformers, and its conversions for llama.cpp
@@ -257,7 +305,7 @@ def write_checkpoint(config_file: Path, folder: Path) -> None:
 
 
 def convert(folder: Path, kind: str) -> None:
-    """The checkpoint as a GGUF file: matrices in `kind` (f32, f16 or q8_0), vectors in float32."""
+    """The checkpoint as a GGUF file: matrices in `kind` (f32, f16, q8_0 or q4_0), vectors in float32."""
     import gguf
     from safetensors import safe_open
 
@@ -266,7 +314,7 @@ def convert(folder: Path, kind: str) -> None:
     quantization = gguf.GGMLQuantizationType[kind.upper()]
     file = folder / f"{kind}.gguf"
     writer = gguf.GGUFWriter(file.with_suffix(".part"), arch)
-    writer.add_file_type({"f32": 0, "f16": 1, "q8_0": 7}[kind])
+    writer.add_file_type({"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}[kind])
     writer.add_vocab_size(config["vocab_size"])
     words = json.loads((folder / "tokenizer.json").read_text())["model"]
     tokens = sorted(words["vocab"], key=words["vocab"].get)
@@ -384,8 +432,11 @@ def serve(connection: Connection, name: str, folder: Path, prompt_tokens: int, n
         engine.write(new_tokens)
         return rows * new_tokens / (time.perf_counter() - begun)
 
+    answers: dict[str, Callable[[], Any]] = {
+        "exact": lambda: check(True), "check": lambda: check(False), "memory": peak_memory,
+    }  # fmt: skip
     while (request := connection.recv()) is not None:
-        connection.send(check(request == "exact") if request in ("exact", "check") else measure(request))
+        connection.send(answers[request]() if request in answers else measure(request))
 
 
 class Worker:
@@ -408,7 +459,7 @@ class Worker:
             self.process.join()
             raise typer.BadParameter(
                 f"{self.name} ended with exit code {self.process.exitcode}; its own message, if any, is above "
-                "(-9 is usually too little memory: try --one-at-a-time or fewer engines)."
+                "(-9 is usually too little memory: name fewer with --engine)."
             ) from None
 
     def stop(self) -> None:
@@ -430,14 +481,25 @@ def apart(function: Callable[..., None], *arguments: Any) -> None:
         raise typer.BadParameter(f"{function.__name__} ended with exit code {process.exitcode}; its message is above.")
 
 
+def peak_memory() -> float:
+    """MB of memory that this process had at most."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    # not ru_maxrss, which on Linux has that of the parent in it
+    return (
+        next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
+    )
+
+
 def first_token(name: str, folder: Path) -> float:
     """Seconds from the start of a command to the first byte that it prints. Caches are private to the folder."""
-    arguments = [str(folder) if word == "{folder}" else word for word in COMMANDS[name]]
-    program = [str(Path(sys.executable).parent / "nanollm")] if name == "nanollm" else [sys.executable]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     begun = time.perf_counter()
     with subprocess.Popen(
-        [*program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        command(name, folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     ) as process:
         first = process.stdout.read(1)
         seconds = time.perf_counter() - begun
@@ -466,11 +528,22 @@ def compare(name: str, found: Answer, reference: Answer, bound: float, exact: bo
     return {"logits_error": error, "tokens_agree": same}
 
 
-def run_shape(
-    config_file: Path, folder: Path, engines: list[str], measures: list[str], rounds: int, prompt_tokens: int,
-    new_tokens: int, one_at_a_time: bool, say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
-    """All rounds of one shape -> {"checks": {engine: ...}, "samples": {measure: {engine: [one number a round]}}}"""
+class Measuring(NamedTuple):
+    """What is measured of every engine, and how often."""
+
+    measures: list[str]
+    rounds: int
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def calls(self) -> list[str]:
+        """Those that an engine's process is asked for; the first token is that of a new one."""
+        return [measure for measure in self.measures if measure != "first-token"]
+
+
+def make_files(config_file: Path, folder: Path, engines: list[str], say: Callable[[str], None]) -> None:
+    """The checkpoint and what llama.cpp reads in its place, where they are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer.json").exists():
         say("writing a checkpoint of random weights")
@@ -480,50 +553,51 @@ def run_shape(
         if kind != name and not (folder / f"{kind}.gguf").exists():
             say(f"converting it to {kind}")
             apart(convert, folder, kind)
-    workers: dict[str, Worker] = {}
 
-    def worker(name: str) -> Worker:
-        if name not in workers:
-            workers[name] = Worker(name, folder, prompt_tokens, new_tokens)
-            for what in calls:
-                workers[name](what)  # compile, and touch every page
-        return workers[name]
 
-    def rest(name: str) -> None:
-        if one_at_a_time:
-            workers.pop(name).stop()
-
-    calls = [measure for measure in measures if measure != "first-token"]
-    samples: dict[str, dict[str, list[float]]] = {measure: {} for measure in measures}
-    checks: dict[str, dict[str, float]] = {}
+def ask_reference(folder: Path, how: Measuring) -> Answer:
+    """What every engine is checked against."""
+    worker = Worker(REFERENCE, folder, how.prompt_tokens, how.new_tokens)
     try:
-        if calls:
-            say(f"asking {REFERENCE}")
-            reference = worker(REFERENCE)("check")
-            rest(REFERENCE)
-            for name in engines:
-                say(f"checking {name}")
-                _, exact, bound = ENGINES[name]
-                if exact is not None:
-                    compare(name, worker(name)("exact"), reference, exact, exact=True)
-                checks[name] = compare(name, worker(name)("check"), reference, bound, exact=False)
-                rest(name)
-            if REFERENCE not in engines and REFERENCE in workers:
-                workers.pop(REFERENCE).stop()
-        if "first-token" in measures:
-            for name in [name for name in engines if name in COMMANDS]:
-                say(f"first command of {name}")
-                first_token(name, folder)  # fills its caches
-        for turn in range(rounds):
-            order = engines[turn % len(engines) :] + engines[: turn % len(engines)]
-            for name in order:
-                say(f"round {turn + 1} of {rounds}: {name}")
-                if calls:
-                    for measure in calls:
-                        samples[measure].setdefault(name, []).append(worker(name)(measure))
-                    rest(name)
-                if "first-token" in measures and name in COMMANDS:
+        return worker("check")
+    finally:
+        worker.stop()
+
+
+def run_format(
+    folder: Path, engines: list[str], reference: Answer | None, how: Measuring, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """All rounds of one format -> {"checks": {engine: ...}, "samples": {measure: {engine: [one number a round]}}}
+
+    reference: None where nothing but first tokens is measured.
+    """
+    samples: dict[str, dict[str, list[float]]] = {measure: {} for measure in how.measures}
+    checks: dict[str, dict[str, float]] = {}
+    commands = [name for name in engines if "first-token" in how.measures and command(name, folder)]
+    workers: dict[str, Worker] = {}
+    try:
+        for name in engines if reference is not None else ():
+            say(f"checking {name}")
+            worker = workers[name] = Worker(name, folder, how.prompt_tokens, how.new_tokens)
+            _, exact, bound = ENGINES[name]
+            if exact is not None:
+                compare(name, worker("exact"), reference, exact, exact=True)
+            checks[name] = compare(name, worker("check"), reference, bound, exact=False)
+            for measure in how.calls:
+                worker(measure)  # compile, and touch every page
+        for name in commands:
+            say(f"first command of {name}")
+            first_token(name, folder)  # fills its caches
+        for turn in range(how.rounds):
+            first = turn % len(engines)
+            for name in engines[first:] + engines[:first]:
+                say(f"round {turn + 1} of {how.rounds}: {name}")
+                for measure in how.calls:
+                    samples[measure].setdefault(name, []).append(workers[name](measure))
+                if name in commands:
                     samples["first-token"].setdefault(name, []).append(first_token(name, folder))
+        if workers:
+            samples["memory"] = {name: [worker("memory")] for name, worker in workers.items()}
     finally:
         for one in workers.values():
             one.stop()
@@ -532,48 +606,76 @@ def run_shape(
 
 def versions() -> dict[str, Any]:
     """Which machine and versions the figures belong to."""
-    return machine() | {name: metadata.version(name) for name in ("torch", "transformers", "llama_cpp_python")}
+    import torch
+    import transformers
+
+    found = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if is_installed("llama_cpp"):
+        import llama_cpp
+
+        found["llama_cpp_python"] = llama_cpp.__version__
+    return machine() | found
 
 
-def print_shape(shape: str, report: dict[str, Any], engines: list[str]) -> None:
-    """One row per engine, one column per measure: the median, the lowest and highest, and how many times ours it is."""
-    from rich.console import Console
-    from rich.table import Table
+def is_installed(module: str) -> bool:
+    """Can it be imported?"""
+    return importlib.util.find_spec(module) is not None
 
-    table = Table(title=shape, caption="median (lowest – highest) ×, by how much nanollm is better in the same round")
-    table.add_column("")
-    for measure in report["samples"]:
-        table.add_column(f"{measure}\n{'s' if measure == 'first-token' else 'tok/s'}", justify="right")
-    for name in engines:
-        cells = []
-        for measure, by_engine in report["samples"].items():
-            values = by_engine.get(name)
-            if values is None:
-                cells.append("")
-                continue
-            digits = 2 if measure == "first-token" else 1 if statistics.median(values) < 100 else 0
-            cell = f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
-            if "nanollm" in by_engine and name != "nanollm":
-                pairs = zip(by_engine["nanollm"], values, strict=True)
-                ratios = [theirs / ours if measure == "first-token" else ours / theirs for ours, theirs in pairs]
-                cell += f" ×{statistics.median(ratios):.2f}"
-            cells.append(cell)
-        table.add_row(name, *cells)
-    Console(width=max(Console().width, 30 + 32 * len(report["samples"]))).print(table)
+
+def title(measure: str) -> str:
+    """The head of a column."""
+    kind, _, count = measure.partition("-")
+    return {
+        "decode": f"decode, {count} row{'s' * (count != '1')}", "prefill": f"prefill, {count} tokens",
+        "first": "first token, s", "memory": "memory, MB",
+    }[kind]  # fmt: skip
+
+
+def cells(report: dict[str, Any], name: str, ours: str) -> list[str]:
+    """One engine's figures: each the median, and how many times better ours is in the same round."""
+    found = []
+    for measure, by_engine in report["samples"].items():
+        if (values := by_engine.get(name)) is None:
+            found.append("")
+            continue
+        middle = statistics.median(values)
+        cell = f"{middle:.2f}" if measure == "first-token" else f"{middle:.1f}" if middle < 100 else f"{middle:.0f}"
+        if ours in by_engine and name != ours:
+            pairs = zip(by_engine[ours], values, strict=True)
+            less = measure in ("first-token", "memory")
+            ratios = [theirs / own if less else own / theirs for own, theirs in pairs]
+            cell += f" ×{statistics.median(ratios):.2f}"
+        found.append(cell)
+    return found
+
+
+def markdown(reports: dict[str, dict[str, Any]]) -> str:
+    """A table of all shapes and formats, one engine a row. reports: {shape: {format: what run_format gives}}"""
+    columns = next(iter(next(iter(reports.values())).values()))["samples"]
+    heads = ["shape", "bits", "engine", *map(title, columns)]
+    rows = [heads, ["---"] * len(heads)]
+    for shape, formats in reports.items():
+        for bits, report in formats.items():
+            names = list(next(iter(report["samples"].values())))
+            ours = FORMATS[bits][0]
+            for name in sorted(names, key=FORMATS[bits].index):
+                rows.append([shape, bits, name, *cells(report, name, ours)])
+                shape = bits = " "  # said once
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main(
     shape: Annotated[list[str], typer.Option(help="A file of configs/, with or without path and .json.")] = ["llama-110m"],  # noqa: B006
-    engine: Annotated[list[str], typer.Option(help=f"Of {', '.join(ENGINES)}.")] = [  # noqa: B006
-        name for name in ENGINES if name != "nanollm-bf16"
-    ],
+    format: Annotated[list[str] | None, typer.Option(help=f"Bits of a weight, of {', '.join(FORMATS)}. Default: all.")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ENGINES)}. Default: those of the formats.")] = None,
     measure: Annotated[list[str], typer.Option(help="decode-ROWS, prefill-TOKENS or first-token.")] = [  # noqa: B006
-        "decode-1", "decode-8", "prefill-128", "prefill-512", "first-token",
+        "decode-1", "decode-8", "prefill-512", "first-token",
     ],
     rounds: Annotated[int, typer.Option(min=1, help="How often every engine is measured.")] = 5,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens in front of decode.")] = 128,
     new_tokens: Annotated[int, typer.Option(min=CHECK_STEPS, help="Tokens per row of decode.")] = 64,
-    one_at_a_time: Annotated[bool, typer.Option("--one-at-a-time", help="Load an engine for its turn only.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help=f"Three rounds, 32 tokens, without {SLOW}.")] = False,
+    isa: Annotated[str | None, typer.Option(help=f"Keep all from using more of the processor than {', '.join(ISAS)}.")] = None,
     folder: Annotated[Path | None, typer.Option(help="For checkpoints, to be used again. Default: a temporary one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with every sample.")] = False,
 ) -> None:  # fmt: skip
@@ -587,8 +689,9 @@ def main(
         if not file.is_file():
             known = ", ".join(sorted(path.stem for path in configs.glob("*.json")))
             raise typer.BadParameter(f"there is no file {file}; in configs/ are {known}.")
-    if unknown := [name for name in engine if name not in ENGINES]:
-        raise typer.BadParameter(f"engine {unknown[0]!r} is not known; expected one of {', '.join(ENGINES)}.")
+    for what, given, known in (("format", format, FORMATS), ("engine", engine, ENGINES), ("isa", isa and [isa], ISAS)):
+        if unknown := [name for name in given or () if name not in known]:
+            raise typer.BadParameter(f"{what} {unknown[0]!r} is not known; expected one of {', '.join(known)}.")
     for what in measure:
         kind, _, count = what.partition("-")
         if what != "first-token" and not (kind in ("decode", "prefill") and count.isdecimal() and int(count) > 0):
@@ -599,26 +702,40 @@ def main(
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    wanted = set(engine or [name for name in ENGINES if not (quick and name == SLOW)])
+    if not is_installed("llama_cpp"):
+        say("llama-cpp-python is not installed: llama.cpp is left out")
+        wanted -= {name for name in ENGINES if name.startswith("llama.cpp")}
+    chosen = {bits: [name for name in FORMATS[bits] if name in wanted] for bits in format or FORMATS}
+    chosen = {bits: names for bits, names in chosen.items() if names}
+    if not chosen:
+        raise typer.BadParameter(f"none of {', '.join(sorted(wanted))} is of these formats; leave one option out.")
+    for variable, value in ISAS.get(isa, {}).items():
+        given = os.environ.get(variable, "") if variable == "XLA_FLAGS" else ""
+        os.environ[variable] = f"{value} {given}".strip()
+    how = Measuring(measure, 3 if quick else rounds, prompt_tokens, 32 if quick else new_tokens)
+    reports: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
         root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        reports = {
-            name: run_shape(file, root / name, engine, measure, rounds, prompt_tokens, new_tokens, one_at_a_time, say)
-            for name, file in files.items()
-        }
+        for name, file in files.items():
+            make_files(file, root / name, [name for names in chosen.values() for name in names], say)
+            say(f"asking {REFERENCE}")
+            reference = ask_reference(root / name, how) if how.calls else None
+            reports[name] = {
+                bits: run_format(root / name, names, reference, how, say) for bits, names in chosen.items()
+            }
+    about = versions() | ({"isa": isa} if isa else {}) | how._asdict()
     if as_json:
-        print(
-            json.dumps(
-                {"machine": versions(), "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "shapes": reports}
-            )
-        )
+        print(json.dumps({"about": about, "shapes": reports}))
         return
-    for name, report in reports.items():
-        print_shape(name, report, engine)
-        for peer, check in report["checks"].items():
-            print(
-                f"{peer}: logits within {check['logits_error']:.1e}, {check['tokens_agree']:.0%} of greedy tokens the same"
-            )
-    print(", ".join(f"{name} {value}" for name, value in versions().items()))
+    print(markdown(reports) + "\n")
+    for formats in reports.values():
+        for report in formats.values():
+            for peer, check in report["checks"].items():
+                print(
+                    f"{peer}: logits within {check['logits_error']:.1e}, {check['tokens_agree']:.0%} of greedy tokens the same"
+                )
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
 
 
 if __name__ == "__main__":

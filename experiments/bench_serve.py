@@ -51,7 +51,7 @@ from bench_peers import PLAIN, apart, convert, write_checkpoint
 from tokenizers import Tokenizer
 
 from nanollm_jax.engine.buckets import PIECE
-from nanollm_jax.measure.bench import machine
+from nanollm_jax.measure.subject import machine
 
 ROWS, CONTEXT, PROMPT, NEW, LONG = 8, 1024, 128, 64, 512
 MIX = list(itertools.product((32, PROMPT, LONG), (NEW, 2 * NEW)))

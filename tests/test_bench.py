@@ -20,7 +20,7 @@ import nanollm_jax as nano
 from nanollm_jax import cli
 from nanollm_jax.decode import init_state, read_prompts
 from nanollm_jax.engine.timings import CompileWatch
-from nanollm_jax.measure import bench, roofline
+from nanollm_jax.measure import bench, roofline, starts
 
 ROOT = Path(__file__).parents[1]
 
@@ -145,25 +145,33 @@ def test_report_says_what_was_measured(report, config_file):
 def test_a_cold_start_compiles_and_a_warm_one_finds_the_same_stages(report):
     for kind in ("cold", "warm"):
         stages = report["start"][kind]
-        assert list(stages) == ["import", "load", "compile", "first_token", "in_all"]
-        *parts, whole = (stage["median"] for stage in stages.values())
+        assert list(stages) == ["import", "load", "compile", "first_token", "processor", "in_all"]
+        *parts, _, whole = (stage["median"] for stage in stages.values())
         assert whole > sum(parts)  # the interpreter's own start is in it
         assert all(len(stage["samples"]) == 1 and stage["median"] > 0 for stage in stages.values())
 
 
 @pytest.mark.parity
 def test_what_a_new_process_compiles_is_kept_for_the_next(config_file, tmp_path):
-    how = {"source": config_file, "revision": None, "dtype": "float32", "prompt_tokens": 3, "cache": str(tmp_path)}
-    child = subprocess.run([sys.executable, "-c", bench.STARTING, json.dumps(how)], capture_output=True, text=True)
-    assert set(json.loads(child.stdout)) == {"import", "load", "compile", "first_token"}
+    how = json.dumps({"source": config_file, "dtype": "float32", "prompt_tokens": 3})
+    starts.run_stages("cold", [sys.executable, "-c", starts.STARTING, how], str(tmp_path))
     # what is timed as import is all of it: nothing that loading or generating needs is left for later
-    timed = bench.STARTING.partition("imported =")[0]
+    timed = starts.STARTING.partition("imported =")[0]
     needed = ("jax", "nanollm_jax.loading", "nanollm_jax.engine.generate")
     script = f"{timed}\nprint([name in sys.modules for name in {needed}])"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert child.stdout == "[True, True, True]\n"
-    names = {path.name.split("-")[0] for path in tmp_path.iterdir()}
+    names = {path.name.split("-")[0] for path in (tmp_path / "nanollm_jax" / "compiled").iterdir()}
     assert {"empty", "sit", "read_piece", "draw_first", "write_tokens"} <= names
+
+
+@pytest.mark.parity
+def test_starts_alone_say_when_the_command_of_a_model_with_a_tokenizer_speaks_and_ends():
+    """And nothing else is measured."""
+    found = bench.bench(None, prompt_tokens=3, starts=1, repeats=0)
+    assert "prefill" not in found and list(found["start"]) == ["cold", "warm", "command"]
+    first, whole = (found["start"]["command"][stage]["median"] for stage in ("first_text", "whole"))
+    assert 0 < first < whole
 
 
 def test_summary():
@@ -184,7 +192,7 @@ def test_rates_are_work_over_the_shortest_time(monkeypatch):
     [
         ({"rows": (0,)}, "rows is 0; expected a whole number of at least 1"),
         ({"rows": ()}, "rows is empty"),
-        ({"repeats": 0}, "repeats is 0"),
+        ({"repeats": 0}, "repeats is 0"),  # and so are starts
         ({"prompt_tokens": 250, "new_tokens": 7}, "prompt and new tokens need 257 positions a row; this model has 256"),
         ({"prompt_tokens": 253, "new_tokens": 1}, "need 257 positions"),  # the first answer has 4
         (
@@ -219,6 +227,16 @@ def test_command_prints_the_figures(run, report, monkeypatch):
         assert f"{entry['bytes_per_step'] / 1e6:.1f} {entry['bytes_per_second'] / 1e9:.1f} {share}" in words
     assert f"{report['start']['cold']['compile']['median']:.2f} (" in out
     assert f"{report['memory']['host_peak_bytes'] / 1e6:,.0f} MB" in words
+    start = {
+        "start": report["start"] | {"command": {"first_text": bench.summary([1.25]), "whole": bench.summary([2.5])}}
+    }
+    alone = {key: report[key] for key in ("model", "machine")} | start
+    monkeypatch.setattr(bench, "bench", lambda source, **rest: alone)
+    code, out, _ = run("bench", "--repeats", "0")
+    assert (
+        code == 0 and "nanollm generate: first text 1.25 (1.25 – 1.25)" in " ".join(out.split()) and "decode" not in out
+    )
+    monkeypatch.setattr(bench, "bench", lambda source, **rest: seen.update(source=source, **rest) or report)
     code, out, _ = run("bench", "--json")
     assert json.loads(out) == report and out.count("\n") == 1
     assert seen["rows"] == (1, 4, 8, 32) and seen["source"] is None
@@ -242,6 +260,8 @@ def test_plot_errors_come_before_the_measurement(run, monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "bench", None)
     code, _, err = run("bench", "--plot", str(tmp_path / "picture.doc"))
     assert code == 2 and "expected a file name that ends in one of" in err and ".png" in err
+    code, _, err = run("bench", "--repeats", "0", "--plot", str(tmp_path / "picture.png"))
+    assert code == 2 and "--plot draws prefill and decode" in err
     code, _, err = run("bench", "--plot", str(tmp_path / "none" / "picture.png"))
     assert code == 2 and "there is no folder" in err
     monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
@@ -277,6 +297,9 @@ def test_an_engine_that_computes_something_else_is_refused(peers):
     [
         ({"shape": ["none"]}, "there is no file .*none.json; in configs/ are gpt2-1.5b, gpt2-124m"),
         ({"engine": ["other"]}, "engine 'other' is not known"),
+        ({"format": ["3"]}, "format '3' is not known; expected one of 32, 16, 8, 4"),
+        ({"isa": "avx9"}, "isa 'avx9' is not known; expected one of avx2"),
+        ({"format": ["8"], "engine": ["nanollm"]}, "none of nanollm is of these formats"),
         ({"measure": ["decode-0"]}, "measure 'decode-0' is not known"),
         ({"measure": ["speed"]}, "measure 'speed' is not known"),
     ],
@@ -284,6 +307,30 @@ def test_an_engine_that_computes_something_else_is_refused(peers):
 def test_what_is_not_known_is_refused(peers, option, message):
     with pytest.raises(typer.BadParameter, match=message):
         peers.main(**option)
+
+
+def test_table_of_engines_compares_within_a_format_and_round(peers):
+    """Of two rounds: 100/50 and 110/220 are 2 and 0.5 times as fast; seconds and bytes are better where they are fewer."""
+    samples = {
+        "decode-8": {"llama.cpp-f32": [50.0, 220.0], "nanollm": [100.0, 110.0]},
+        "first-token": {"nanollm": [1.0, 2.0], "llama.cpp-f32": [2.0, 2.0]},
+        "memory": {"nanollm": [500.0], "llama.cpp-f32": [250.0]},
+    }
+    alone = {measure: {"llama.cpp-q8_0": by_engine["nanollm"]} for measure, by_engine in samples.items()}
+    report = {"32": {"samples": samples}, "8": {"samples": alone}}
+    assert peers.markdown({"a": report, "b": report}).splitlines() == [
+        "| shape | bits | engine | decode, 8 rows | first token, s | memory, MB |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            row
+            for shape in "ab"
+            for row in (
+                f"| {shape} | 32 | nanollm | 105 | 1.50 | 500 |",
+                "|   |   | llama.cpp-f32 | 135 ×1.25 | 2.00 ×1.50 | 250 ×0.50 |",
+                "|   | 8 | llama.cpp-q8_0 | 105 | 1.50 | 500 |",
+            )
+        ),
+    ]
 
 
 def test_llama_cpp_s_rotation_is_that_of_neighbours(peers):

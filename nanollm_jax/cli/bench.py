@@ -10,10 +10,12 @@ import typer
 from nanollm_jax.cli.options import AnyModel, AsJson, Dtype, Plot, Revision, guesses_of
 from nanollm_jax.cli.plot import check_plot, draw_bench
 from nanollm_jax.cli.printing import harmless, print_json, print_table
+from nanollm_jax.errors import RequestError
 
 ROWS = "A batch size of prefill and decode. May be repeated; not given: 1, 4, 8 and 32."
 SPECULATE = "Measure lookup:N too: decode behind a text that says the same over and over, with drafts and without."
-STARTS = "New processes with an empty compilation cache, and as many with a filled one; 0 leaves starting out."
+REPEATS = "Timed calls, after one thrown away; 0 leaves all but starting out."
+STARTS = "New processes with an empty folder of caches, and as many with a filled one; 0 leaves starting out."
 
 
 def bench(
@@ -23,7 +25,7 @@ def bench(
     rows: Annotated[list[int] | None, typer.Option(metavar="B", min=1, show_default=False, help=ROWS)] = None,
     prompt_tokens: Annotated[int, typer.Option(metavar="T", min=1, help="Tokens of each prompt.")] = 128,
     new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens that decode writes per row.")] = 64,
-    repeats: Annotated[int, typer.Option(metavar="R", min=1, help="Timed calls, after one thrown away.")] = 5,
+    repeats: Annotated[int, typer.Option(metavar="R", min=0, help=REPEATS)] = 5,
     starts: Annotated[int, typer.Option(metavar="P", min=0, help=STARTS)] = 3,
     speculate: Annotated[str | None, typer.Option(metavar="HOW", show_default=False, help=SPECULATE)] = None,
     plot: Plot = None,
@@ -36,6 +38,8 @@ def bench(
     """
     if plot is not None:
         check_plot(plot)
+        if not repeats:
+            raise RequestError("--plot draws prefill and decode, which --repeats 0 leaves out.")
     guesses = guesses_of(speculate)
     from nanollm_jax.measure.bench import bench as measure
 
@@ -51,7 +55,11 @@ def bench(
     if "start" in report:
         cold, warm = report["start"]["cold"], report["start"]["warm"]
         stages = [(stage.replace("_", " "), spread(cold[stage], 2), spread(warm[stage], 2)) for stage in cold]
-        print_table(("a new process, seconds", "nothing compiled before", "compilation cache filled"), stages, right=2)
+        for stage, seconds in report["start"].get("command", {}).items():
+            stages.append((f"nanollm generate: {stage.replace('_', ' ')}", "", spread(seconds, 2)))
+        print_table(("a new process, seconds", "empty caches", "filled caches"), stages, right=2)
+    if not repeats:
+        return
     prefill = [
         (str(entry["rows"]), spread(entry["tokens_per_second"]), f"{entry['flops'] / 1e9:.1f}",
          f"{entry['flops_per_second'] / 1e9:.0f}", f"{entry['limit_share']:.0%}")

@@ -56,7 +56,7 @@ def draw_bench(report: dict[str, Any], file: Path) -> None:
         for offset, kind, colour in ((0.2, "cold", LIMIT), (-0.2, "warm", READ)):
             names = list(report["start"][kind])[::-1]
             seconds = [report["start"][kind][name]["median"] for name in names]
-            label = {"cold": "nothing compiled before", "warm": "compilation cache filled"}[kind]
+            label = {"cold": "empty caches", "warm": "filled caches"}[kind]
             places = [place + offset for place in range(len(names))]
             starting.bar_label(starting.barh(places, seconds, 0.38, color=colour, label=label), fmt="%.2f", padding=3)
             starting.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])

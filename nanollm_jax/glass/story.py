@@ -44,8 +44,8 @@ from nanollm_jax.glass.story_arrays import (
 )
 from nanollm_jax.glass.watch import Watched, aligned
 from nanollm_jax.loading import Model
-from nanollm_jax.measure.bench import machine
 from nanollm_jax.measure.roofline import part_bytes
+from nanollm_jax.measure.subject import machine
 from nanollm_jax.settings import ALLOWED, Sampling
 
 TOKENS = 512  # of a text that are shown, its last ones

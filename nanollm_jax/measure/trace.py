@@ -21,9 +21,9 @@ from nanollm_jax.checks import check_counts
 from nanollm_jax.decode import init_state, read_prompts, write_tokens
 from nanollm_jax.errors import RequestError
 from nanollm_jax.loading import Model
-from nanollm_jax.measure.bench import check_fits, describe, machine, open_model, prompt
 from nanollm_jax.measure.hlo import Cost, Program
 from nanollm_jax.measure.roofline import product_rate, read_rate
+from nanollm_jax.measure.subject import check_fits, describe, machine, open_model, prompt
 from nanollm_jax.settings import Sampling
 
 WAITING = "waiting"  # nothing runs: the time between two instructions

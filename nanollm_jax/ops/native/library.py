@@ -31,7 +31,7 @@ INSTRUCTIONS = ("vnni", "avx512", "avx2", "neon", "plain")  # for products
 FUNCTIONS = ("nanollm_attention", "nanollm_bf16", "nanollm_f16", "nanollm_s8")
 SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".c", ".h"))
 # no -ffast-math: it forgets what is not a number
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=default")
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=default")
 FOLDER = ("nanollm_jax", "native")  # below the folder of the user's caches
 SECONDS = 120.0  # a compiler that needs longer is stuck; gcc takes three
 
@@ -59,9 +59,11 @@ def library() -> Library:
     if switch not in ("1", *INSTRUCTIONS):
         raise RequestError(f"{SWITCH} is {switch!r}; expected 0, 1, or one of {', '.join(INSTRUCTIONS)}.")
     try:
-        compiler = compiler_at_hand()
+        # what is compiled for more than AVX2 would use it in loops of its own, too
+        march = "x86-64-v3" if switch == "avx2" and "avx2" in processor().split() else "native"
+        compiler = (*compiler_at_hand(), *FLAGS, f"-march={march}")
         text = [path.read_bytes() for path in SOURCES]
-        made_from = [*text, *(part.encode() for part in (*compiler, *FLAGS, jaxlib.__version__, processor()))]
+        made_from = [*text, *(part.encode() for part in (*compiler, jaxlib.__version__, processor()))]
         digest = hashlib.sha256(b"\0".join(made_from)).hexdigest()[:24]
         with contextlib.ExitStack() as stack:
             try:
@@ -92,7 +94,7 @@ def compile_into(path: Path, compiler: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = Path(scratch) / "made.so"
         inputs = [str(path) for path in SOURCES if path.suffix == ".c"]
-        command = [*compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", *inputs, "-o", str(made), "-lm"]
+        command = [*compiler, f"-I{jax.ffi.include_dir()}", *inputs, "-o", str(made), "-lm"]
         found = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         if found.returncode:
             raise RuntimeError(f"{compiler[0]} failed: {found.stderr.strip()}")
