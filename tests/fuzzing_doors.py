@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import io
 import json
+import math
 import random
 import shutil
 import tempfile
@@ -475,9 +476,65 @@ def gguf(rng: random.Random, folder: Path) -> str:
     return "accepted"
 
 
+@functools.cache
+def small_quantised(kind: str) -> tuple[dict[str, Any], bytes]:
+    """config.json and model.safetensors of a model of one narrow layer, in one of the forms that are read."""
+    from quantised_files import KINDS, WIDE, published
+
+    narrow = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 3,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        few, _ = published(Path(folder), WIDE | narrow | {"attention_bias": False, "mlp_bias": False}, *KINDS[kind])
+        return json.loads((few / "config.json").read_text()), (few / "model.safetensors").read_bytes()
+
+
+def quantised(rng: random.Random, folder: Path) -> str:
+    """Weights in few bits: they load whole, or are refused; nothing of them is much larger than the files."""
+    from quantised_files import KINDS
+
+    values, good = small_quantised(rng.choice([*KINDS]))
+    length, way = 8 + int.from_bytes(good[:8], "little"), rng.random()
+    entries, data = json.loads(good[8:length]), bytearray(good[length:])
+    if way < 0.3:
+        key = next(key for key in ("quantization_config", "quantization") if key in values)
+        text = b"".join((b"{", json.dumps(key).encode(), b":", damaged_json(rng, values[key]), b","))
+        (folder / "config.json").write_bytes(
+            text + json.dumps({k: v for k, v in values.items() if k != key}).encode()[1:]
+        )
+    else:
+        (folder / "config.json").write_text(json.dumps(values))
+    name = rng.choice([name for name in entries if "proj" in name])
+    begin, end = entries[name]["data_offsets"]
+    if 0.3 <= way < 0.6:  # numbers that are none, or lead nowhere
+        at = rng.randrange(begin, end)
+        data[at : min(at + 8, end)] = rng.choice((b"\xff", b"\x7f", b"\x00", b"\x80", rng.randbytes(1))) * min(
+            8, end - at
+        )
+    elif 0.6 <= way < 0.7:  # other types of the same size, other shapes of the same number
+        entries[name]["dtype"] = rng.choice(
+            ["F16", "BF16", "F32", "I32", "U32", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "X"]
+        )
+    elif 0.7 <= way < 0.8:
+        entries[name]["shape"] = rng.choice(
+            (entries[name]["shape"][::-1], [1, *entries[name]["shape"]], [math.prod(entries[name]["shape"])])
+        )
+    elif 0.8 <= way < 0.85:
+        entries[rng.choice(("model.x", name + "_scale", name.replace("up", "down")))] = entries.pop(name)
+    header = json.dumps(entries).encode() if way < 0.9 else damaged_json(rng, entries)
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
+    model = nano.load(folder)
+    assert model.nbytes < 40 * len(good)
+    return "accepted"
+
+
 DOORS: dict[str, Callable[[random.Random, Path], str]] = {
     "config": config, "safetensors": safetensors, "index": index, "tokenizer.json": tokenizer_json,
     "tokenizer.model": tokenizer_model, "vocab": vocab_files, "ranks": ranks, "tekken": tekken, "template": template,
     "generation_config": generation_config, "settings": settings,
-    "gguf": gguf,
+    "gguf": gguf, "quantised": quantised,
 }  # fmt: skip

@@ -10,6 +10,8 @@ import json
 
 import ml_dtypes
 import numpy as np
+from models import LLAMA
+from test_loading import draw, in_their_names, write
 
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
 
@@ -206,3 +208,102 @@ def mlx(bits=4, size=32, mode="affine"):
         return tensors | {f"{stem}scales": stored}, np.array(E2M1)[values] * np.repeat(scale, size, axis=-1)
 
     return form
+
+
+WIDE = LLAMA | {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 1,
+    "vocab_size": 32,
+}
+
+
+def compressed(strategy, bits=4, kind="int", format="pack-quantized", **weights):
+    said = {
+        "num_bits": bits,
+        "type": kind,
+        "strategy": strategy,
+        "symmetric": True,
+        "dynamic": False,
+        "observer": "minmax",
+    }
+    group = {"targets": ["Linear"], "weights": said | weights, "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed", "ignore": ["lm_head"],
+        "config_groups": {"group_0": group}, "global_compression_ratio": 1.5, "kv_cache_scheme": None,
+    }  # fmt: skip
+
+
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
+BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4"}
+MLX = {"group_size": 32, "bits": 4}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False, "damp_percent": 0.1}
+# what config.json says, and how weights lie
+KINDS = {
+    "fp8 in blocks": (FP8 | {"weight_block_size": [40, 24]}, eight((40, 24))),
+    "fp8 with one scale": (FP8, eight()),
+    "fp8 e5m2": (FP8 | {"fmt": "e5m2"}, eight(dtype=ml_dtypes.float8_e5m2, suffix="_scale")),
+    "fbgemm_fp8": ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, eight((1, None), suffix="_scale")),
+    "gptq": (GPTQ, gptq()),
+    "gptq with an order": (GPTQ | {"desc_act": True}, gptq(act_order=True)),
+    "gptq v2, 8 bits, one group": (GPTQ | {"bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2"},
+                                   gptq(8, 128, version=2)),
+    "gptq, 3 bits": (GPTQ | {"bits": 3}, gptq(3)),
+    "gptq, 2 bits, a short group": (GPTQ | {"bits": 2, "group_size": 48}, gptq(2, 48)),
+    "awq": ({"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm", "zero_point": True}, awq(4, 16)),
+    "awq, 8 bits": ({"quant_method": "awq", "bits": 8, "group_size": 32, "version": "GEMM"}, awq(8)),
+    "compressed W4A16": (compressed("group", group_size=32), pack_quantized()),
+    "compressed W4A16, zeros": (compressed("group", group_size=16, symmetric=False), pack_quantized(4, 16, zeros=True)),
+    "compressed W4A16, an order": (compressed("group", group_size=16, actorder="group"),
+                                   pack_quantized(4, 16, act_order=True)),
+    "compressed W8A16": (compressed("channel", 8), pack_quantized(8, None)),
+    "compressed W8A8": (compressed("channel", 8, format="int-quantized"), eight((1, None), np.int8, "_scale")),
+    "compressed W8A8, zeros": (compressed("channel", 8, format="int-quantized", symmetric=False),
+                               eight((1, None), np.int8, "_scale", ml_dtypes.bfloat16, zeros=True)),
+    "compressed fp8": (compressed("channel", 8, "float", "float-quantized"),
+                       eight((1, None), suffix="_scale", scale_dtype=ml_dtypes.bfloat16)),
+    "compressed fp8 in blocks": (compressed("block", 8, "float", "float-quantized", block_structure=[48, 40]),
+                                 eight((48, 40), suffix="_scale")),
+    "compressed nvfp4": (compressed("tensor_group", 4, "float", "nvfp4-pack-quantized", group_size=16), fp4("nvfp4")),
+    "compressed mxfp4": (compressed("group", 4, "float", "mxfp4-pack-quantized", group_size=32), fp4("mxfp4")),
+    "modelopt nvfp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ["lm_head"]},
+                       fp4("modelopt")),
+    "modelopt fp8": ({"quant_method": "modelopt", "quant_algo": "FP8"}, eight(suffix="_scale")),
+    "bitsandbytes nf4": (BNB, bnb4()),
+    "bitsandbytes nf4, nested": (BNB | {"bnb_4bit_use_double_quant": True}, bnb4(nested=16)),
+    "bitsandbytes fp4, blocks across rows": (BNB | {"bnb_4bit_quant_type": "fp4"}, bnb4("fp4", 128)),
+    "bitsandbytes, 8 bits": ({"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 6.0}, bnb8),
+    "mlx": (MLX, mlx()),
+    "mlx, 8 bits": (MLX | {"bits": 8}, mlx(8)),
+    "mlx, 3 bits": (MLX | {"bits": 3}, mlx(3)),
+    "mlx, 6 bits": (MLX | {"bits": 6}, mlx(6)),
+    "mlx mxfp4": (MLX | {"mode": "mxfp4"}, mlx(mode="mxfp4")),
+    "mlx nvfp4": ({"mode": "nvfp4", "group_size": 16, "bits": 4}, mlx(4, 16, "nvfp4")),
+}  # fmt: skip
+
+
+def key(said):
+    return "quantization_config" if "quant_method" in said else "quantization"
+
+
+def linear(name, tensor):
+    """The weights that all methods take: matrices of layers."""
+    return tensor.ndim > 1 and "layers." in name and "gate.weight" not in name
+
+
+def published(folder, values, said, form, takes=linear, change=lambda tensors: None):
+    """A checkpoint in few bits, and beside it the same with its weights multiplied out."""
+    rng = np.random.default_rng(3)
+    plain, few = {}, {}
+    for name, tensor in in_their_names(values, draw(values)).items():
+        few[name] = plain[name] = tensor.astype(np.float32)
+        if takes(name, tensor):
+            del few[name]
+            tensors, weight = form(rng, name, tensor.shape)
+            few |= tensors
+            plain[name] = weight.astype(np.float32)
+    folder.mkdir(exist_ok=True)
+    few["model.layers.0.self_attn.k_scale"] = np.ones(1, np.float32)  # of a cache in 8 bits
+    change(few)
+    return write(folder / "few", values | {key(said): said}, few), write(folder / "plain", values, plain)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import quantised_files as forms
 from agreement import agree
+from quantised_files import FP8, published
 from test_parity import LLAMA, our_logits, reference_logits, write_reference
-from test_quantised import FP8, published
 
 import nanollm_jax as nano
 from nanollm_jax.sources import source_at
