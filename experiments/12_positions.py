@@ -25,7 +25,7 @@ from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, plt, predict, quick, 
 from safetensors import safe_open
 
 import nanollm_jax as nano
-from nanollm_jax.config import LinearScaling, Llama3Scaling, YarnScaling
+from nanollm_jax.kinds import LinearScaling, Llama3Scaling, YarnScaling
 from nanollm_jax.ops import attention, embedding, rope
 
 CHECKPOINT = Path(nano.__file__).parent / "assets/nano-stories/model.safetensors"

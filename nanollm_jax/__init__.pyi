@@ -4,9 +4,7 @@ from nanollm_jax import glass as glass
 from nanollm_jax.cache import KVCache as KVCache
 from nanollm_jax.cache import init_cache as init_cache
 from nanollm_jax.chat import ChatTemplate as ChatTemplate
-from nanollm_jax.config import LayerConfig as LayerConfig
 from nanollm_jax.config import ModelConfig as ModelConfig
-from nanollm_jax.config import Rope as Rope
 from nanollm_jax.decode import State as State
 from nanollm_jax.decode import decode as decode
 from nanollm_jax.decode import prefill as prefill
@@ -45,6 +43,10 @@ from nanollm_jax.glass.watch import Watched as Watched
 from nanollm_jax.glass.watch import watch as watch
 from nanollm_jax.glass.watch import watch_stream as watch_stream
 from nanollm_jax.grammar import Grammar as Grammar
+from nanollm_jax.kinds import LayerConfig as LayerConfig
+from nanollm_jax.kinds import Rope as Rope
+from nanollm_jax.kinds import Router as Router
+from nanollm_jax.kinds import Sharpening as Sharpening
 from nanollm_jax.loading import Model as Model
 from nanollm_jax.loading import load as load
 from nanollm_jax.loading import shard as shard

@@ -8,120 +8,20 @@ Precision policy, written here once and followed everywhere:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from nanollm_jax.checks import check_count, check_positive
 from nanollm_jax.errors import ConfigError, shown
+from nanollm_jax.kinds import LayerConfig, LongRopeScaling, told
 
 # the kinds of norm: the name of a function in ops/norm.py, and the parameters that it takes behind x
-NORMS = {"rms_norm": ("scale",), "layer_norm": ("scale", "bias")}
+NORMS = {"rms_norm": ("scale",), "layer_norm": ("scale", "bias"), "centred_norm": ("scale",)}
 QK_NORMS = (None, "head", "width")
 ROPE_PAIRS = ("halves", "neighbours")
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu_squared", "silu")
 MOST_LAYERS = 10_000  # the deepest model that was published has 126; each is a piece of the compiled program
-
-
-@dataclass(frozen=True)
-class LinearScaling:
-    """Rope for longer contexts: every position divided by `factor`. Chen et al. 2023, arXiv:2306.15595."""
-
-    kind: ClassVar[str] = "linear"
-    factor: float
-
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Rope for longer contexts: long wavelengths divided by `factor`, short ones kept, a smooth band between.
-
-    The Llama 3 Herd of Models, 2024, and its reference implementation.
-    """
-
-    kind: ClassVar[str] = "llama3"
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
-
-
-@dataclass(frozen=True)
-class YarnScaling:
-    """Rope for longer contexts: a ramp over the pairs of a head, and hotter attention. Peng et al. 2023, arXiv:2309.00071.
-
-    attention_factor multiplies the rotated queries and the rotated keys.
-    """
-
-    kind: ClassVar[str] = "yarn"
-    factor: float
-    original_max_positions: int
-    attention_factor: float
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-
-
-@dataclass(frozen=True)
-class LongRopeScaling:
-    """Rope for longer contexts: every pair slowed by a factor of its own, one list up to the original length and one
-    for texts beyond it. Ding et al. 2024, arXiv:2402.13753.
-
-    attention_factor multiplies the rotated queries and the rotated keys.
-    """
-
-    kind: ClassVar[str] = "longrope"
-    short_factors: tuple[float, ...]
-    long_factors: tuple[float, ...]
-    original_max_positions: int
-    attention_factor: float
-
-
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
-
-
-@dataclass(frozen=True)
-class Rope:
-    """How queries and keys are rotated: the base of the angles, and what stretches them for longer contexts."""
-
-    theta: float = 10000.0
-    scaling: RopeScaling | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "theta", check_positive("rope_theta", self.theta))
-        if self.scaling is not None:
-            check_rope_scaling(self.scaling)
-            if self.theta == 1 and isinstance(self.scaling, YarnScaling):
-                raise ConfigError("rope_theta is 1: all pairs turn alike, and yarn scaling has nothing to choose from.")
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """What one layer may have otherwise than the next. Prints only what is not as it is in a plain LLaMA.
-
-    window           how many positions a query sees, itself included; None for all
-    rope             how queries and keys are rotated; None where nothing is
-    attention_scale  what scores are multiplied by; None means 1/sqrt(head_dim)
-    experts          has it a router and experts in place of the one MLP?
-    """
-
-    window: int | None = None
-    rope: Rope | None = Rope()
-    attention_scale: float | None = None
-    experts: bool = False
-
-    def __post_init__(self) -> None:
-        if self.window is not None:
-            object.__setattr__(self, "window", check_count("window", self.window))
-        if self.attention_scale is not None:
-            object.__setattr__(self, "attention_scale", check_positive("attention_scale", self.attention_scale))
-        if self.rope is not None and not isinstance(self.rope, Rope):
-            raise ConfigError(f"rope is {shown(self.rope)}; expected a Rope, or None.")
-        if not isinstance(self.experts, bool):
-            raise ConfigError(f"experts is {self.experts!r}; expected True or False.")
-
-    def __repr__(self) -> str:
-        return told(self)
 
 
 @dataclass(frozen=True)
@@ -132,11 +32,14 @@ class ModelConfig:
     vectors, for models that rotate nothing.
     rotary_dim is how many channels of a head are rotated, the first ones; None means all. rope_pairs says which of them
     turn together: "halves" channel i of the first half with i of the second, "neighbours" channels 2i and 2i + 1.
-    pre_norm is a norm before attention and MLP, post_norm one of what they give, before it is added.
-    qk_norm "head" normalises each query and key head by itself, "width" all heads of a token together, both by RMS.
+    pre_norm is a norm before attention and MLP, post_norm one of what they give, before it is added. With a parallel_residual,
+    shared_norm says that both halves read what the one norm before them gives. head_bias is one of the logits.
+    qk_norm "head" normalises each query and key head by itself, "width" all heads of a token together, both by RMS;
+    norm_behind_rope does so when they have been rotated.
     counted_heads is how many query and key heads a norm of all together counts, where a mesh holds more; None means all.
     norm_offset is added to every norm's scale. A cap c makes c * tanh(x / c) of x.
-    num_experts 0 means that there are none; layers say which of them have some.
+    num_experts 0 means that there are none; layers say which of them have some. shared_size is the width of an MLP beside
+    them that every token goes through, 0 without one; shared_gate lets each token say how much of it counts.
     """
 
     vocab_size: int  # V
@@ -161,6 +64,7 @@ class ModelConfig:
     pre_norm: bool = True
     post_norm: bool = False
     qk_norm: str | None = None
+    norm_behind_rope: bool = False
     counted_heads: tuple[int, int] | None = None
     norm_offset: float = 0.0
     embedding_scale: float = 1.0
@@ -170,10 +74,13 @@ class ModelConfig:
     logit_softcap: float | None = None
     qkv_clip: float | None = None
     parallel_residual: bool = False
+    shared_norm: bool = False
+    head_bias: bool = False
     num_experts: int = 0  # E
     experts_per_token: int = 1
     expert_size: int = 1  # M
-    renormalize_experts: bool = True
+    shared_size: int = 0  # W
+    shared_gate: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -216,6 +123,10 @@ class ModelConfig:
                 self.own(name, check_positive)
         if self.qk_norm not in QK_NORMS:
             raise ConfigError(f"qk_norm {self.qk_norm!r} is not supported; known: {', '.join(map(str, QK_NORMS))}.")
+        if self.shared_norm and not (self.parallel_residual and self.pre_norm):
+            raise ConfigError("shared_norm needs a parallel_residual and a pre_norm, for two halves to share it.")
+        if self.norm_behind_rope and self.qk_norm is None:
+            raise ConfigError("norm_behind_rope is True, and qk_norm None: there is no norm of queries and keys.")
         if self.num_experts:
             for name in ("num_experts", "experts_per_token", "expert_size"):
                 self.own(name, check_count)
@@ -223,10 +134,15 @@ class ModelConfig:
                 raise ConfigError(
                     f"experts_per_token {self.experts_per_token} is more than {self.num_experts} experts."
                 )
-        elif any(layer.experts for layer in layers):
+            for router in {layer.router for layer in layers if layer.router}:
+                router.check(self.num_experts, self.experts_per_token)
+            if self.shared_size:
+                self.own("shared_size", check_count)
+        elif any(layer.router for layer in layers):
             raise ConfigError("a layer has experts, and num_experts is 0; say how many there are.")
         for name in ("gated_mlp", "learned_positions", "qkv_bias", "attention_out_bias", "mlp_bias", "tie_embeddings",
-                     "pre_norm", "post_norm", "parallel_residual", "renormalize_experts"):  # fmt: skip
+                     "pre_norm", "post_norm", "norm_behind_rope", "parallel_residual", "shared_norm", "head_bias",
+                     "shared_gate"):  # fmt: skip
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False.")
 
@@ -241,13 +157,13 @@ class ModelConfig:
             "V": self.vocab_size, "D": self.hidden_size, "P": self.max_positions, "N": self.num_heads,
             "K": self.num_kv_heads, "G": self.num_heads // self.num_kv_heads, "H": self.head_dim,
             "Q": self.num_heads // self.num_kv_heads + 2, "F": self.intermediate_size, "U": 2 if self.gated_mlp else 1,
-            "E": self.num_experts, "M": self.expert_size,
+            "E": self.num_experts, "M": self.expert_size, "W": self.shared_size,
         }  # fmt: skip
 
     @property
     def norms(self) -> tuple[str, ...]:
         """Which norms of the residual stream there are: those of a layer, and the last. All are of the one kind `norm`."""
-        before = ("attention_norm", "mlp_norm") if self.pre_norm else ()
+        before = (("attention_norm",) + ("mlp_norm",) * (not self.shared_norm)) if self.pre_norm else ()
         behind = ("attention_post_norm", "mlp_post_norm") if self.post_norm else ()
         return (*before, *behind, "final_norm")
 
@@ -280,38 +196,3 @@ class ModelConfig:
             lasts = [index for index in own if index + 1 not in own]
             kinds[kind] = " ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in zip(firsts, lasts, strict=True))
         return list(kinds.items())
-
-
-def told(record: Any, **words: str) -> str:
-    """A dataclass as it is printed: only what is not its default. words: for a field that is written otherwise."""
-    said = {
-        one.name: words.get(one.name, repr(getattr(record, one.name)))
-        for one in dataclasses.fields(record)
-        if getattr(record, one.name) != one.default
-    }
-    return f"{type(record).__name__}({', '.join(f'{name}={value}' for name, value in said.items())})"
-
-
-def check_rope_scaling(scaling: RopeScaling) -> None:
-    """Raise ConfigError unless every number of a rope scaling makes sense."""
-    if not isinstance(scaling, RopeScaling):
-        raise ConfigError(
-            f"rope_scaling is {shown(scaling)}; expected a LinearScaling, Llama3Scaling, YarnScaling or LongRopeScaling, "
-            "or None."
-        )
-    for one in dataclasses.fields(scaling):
-        name, value = f"rope scaling {scaling.kind}: {one.name}", getattr(scaling, one.name)
-        if one.name == "original_max_positions":
-            check_count(name, value)
-        elif isinstance(value, tuple):
-            for factor in value:
-                check_positive(name, factor)
-        elif one.name != "truncate":
-            check_positive(name, value)
-        elif not isinstance(value, bool):
-            raise ConfigError(f"{name} is {value!r}; expected True or False.")
-    if isinstance(scaling, Llama3Scaling) and scaling.high_freq_factor <= scaling.low_freq_factor:
-        raise ConfigError(
-            f"rope scaling llama3: high_freq_factor {scaling.high_freq_factor} has to be above "
-            f"low_freq_factor {scaling.low_freq_factor}."
-        )

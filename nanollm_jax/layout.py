@@ -6,6 +6,7 @@
     F MLP width      E experts                    M width of one expert
     Q = G + 2: the query heads of one key/value head, then its key and its value
     U = 2: gate and up, or 1 in a model without a gate
+    W width of the MLP that all tokens share beside the experts
 
 Each is one array, or for a large matrix what its dtype keeps in place of one (ops/kept.py). Weights are stored outputs
 first. What is multiplied by the same vector lies in one array, cut where it also divides among devices: wqkv [K Q H D]
@@ -41,16 +42,25 @@ def layout(config: ModelConfig) -> dict[str, str]:
     mlp = {"up": "U F D", "down": "D F"}
     if config.mlp_bias:
         mlp |= {"up_bias": "U F", "down_bias": "D"}
-    experts = {"router": "E D", "up": "E U M D", "down": "E D M"}
+    experts: dict[str, Any] = {"router": "E D", "up": "E U M D", "down": "E D M"}
+    if config.shared_size:
+        shared = {name: axes.replace("F", "W") for name, axes in mlp.items()}
+        experts |= {"shared": shared | ({"gate": "D"} if config.shared_gate else {})}
+    corrected = experts | {"correction": "E"}
     norms = {name: norm for name in config.norms if name != "final_norm"}
     tree = {
         "embedding": {"tokens": "V D"} | ({"positions": "P D"} if config.learned_positions else {}),
         "layers": {
-            str(index): norms | {"attention": attention, "mlp": experts if layer.experts else mlp}
+            str(index): norms
+            | {
+                "attention": attention,
+                "mlp": mlp if layer.router is None else corrected if layer.router.corrected else experts,
+            }
             for index, layer in enumerate(config.layers)
         },
         "final_norm": norm,
-        "unembedding": {} if config.tie_embeddings else {"tokens": "V D"},
+        "unembedding": ({} if config.tie_embeddings else {"tokens": "V D"})
+        | ({"bias": "V"} if config.head_bias else {}),
     }
     return dict(flat(tree))
 

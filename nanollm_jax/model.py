@@ -78,15 +78,16 @@ def hidden_states(
 
 def logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
     """Score the vocabulary.  x [B T D] -> [B T V] float32. Tied, the embedding's table serves here as well."""
-    table = params["embedding" if config.tie_embeddings else "unembedding"]["tokens"]
-    scores = config.logit_scale * embedding.unembed(table, x, config.vocab_size)
+    head = params.get("unembedding", {})
+    table = params["embedding"]["tokens"] if config.tie_embeddings else head["tokens"]
+    scores = config.logit_scale * embedding.unembed(table, x, config.vocab_size, head.get("bias"))
     return tag(attention.soft_cap(scores, config.logit_softcap), "logits")
 
 
 def block(p: Params, x: jax.Array, new: New, cache: KVCache, index: int, config: ModelConfig) -> Outcome:
     """One layer: attention, then the MLP, each added to the residual stream.  x [B T D] -> [B T D], cache
 
-    With a parallel residual both halves read the same stream (Wang & Komatsuzaki 2021, GPT-J-6B).
+    With a parallel residual both halves read the same stream (Wang & Komatsuzaki 2021, GPT-J-6B), through one norm or two.
     """
     name, scale = f"layers.{index}", config.residual_scale
     h = tag(normalize(p, "attention_norm", x, config), f"{name}.attention_norm")
@@ -94,7 +95,8 @@ def block(p: Params, x: jax.Array, new: New, cache: KVCache, index: int, config:
     given = tag(normalize(p, "attention_post_norm", given, config), f"{name}.attention.out")
     y = tag(x + scale * given, f"{name}.middle")
 
-    h = tag(normalize(p, "mlp_norm", x if config.parallel_residual else y, config), f"{name}.mlp_norm")
+    before = y if not config.parallel_residual else h if config.shared_norm else x
+    h = tag(normalize(p, "mlp_norm", before, config), f"{name}.mlp_norm")
     given = feed_forward(p["mlp"], h, index, config)
     given = tag(normalize(p, "mlp_post_norm", given, config), f"{name}.mlp.out")
     y = y + scale * given
@@ -106,13 +108,14 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
     """Self-attention of the new tokens over everything in the cache, themselves included.  h [B T D] -> [B T D], cache"""
     name, layer = f"layers.{index}.attention", config.layers[index]
     q, k, v = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")))  # [B T N H], and [B T K H] twice
-    if config.qk_norm is not None:
-        N, K = config.counted_heads or (None, None)  # how many of the heads are the model's own, on a mesh
-        q = norm.rms_norm(q, p["q_norm"]["scale"], config.norm_eps, config.norm_offset, N)
-        k = norm.rms_norm(k, p["k_norm"]["scale"], config.norm_eps, config.norm_offset, K)
+    if config.qk_norm is not None and not config.norm_behind_rope:
+        q, k = norm.heads(p, q, k, config.norm_eps, config.norm_offset, config.counted_heads)
     q, k, v = (attention.clip(x, config.qkv_clip) for x in (q, k, v))
     if (turns := new.turns[index]) is not None:
         q, k = (rope.ROTATIONS[config.rope_pairs](x, *turns) for x in (q, k))
+    if config.norm_behind_rope:
+        q, k = norm.heads(p, q, k, config.norm_eps, config.norm_offset, config.counted_heads)
+    q = attention.sharpen(q, new.positions, layer.sharpening)
     q, k, v = tag(q, f"{name}.q"), tag(k, f"{name}.k"), tag(v, f"{name}.v")
 
     cache, seen = kv.extend(cache, index, k, v, new.real)
@@ -122,11 +125,15 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
 
 
 def feed_forward(p: Params, h: jax.Array, index: int, config: ModelConfig) -> jax.Array:
-    """The MLP, or those of many that the router takes for each token.  h [B T D] -> [B T D]"""
-    if not config.layers[index].experts:
-        return mlp.narrow(p, tag(mlp.widen(p, h, config.activation), f"layers.{index}.mlp.hidden"))  # [B T F]
-    chances = tag(moe.chances(p["router"], h), f"layers.{index}.mlp.router")  # [B T E]
-    return moe.moe(p, h, chances, config.activation, config.experts_per_token, config.renormalize_experts)
+    """The MLP, or those of many that the router takes for each token, and one that all share.  h [B T D] -> [B T D]"""
+    name, router = f"layers.{index}.mlp", config.layers[index].router
+    if router is None:
+        return mlp.narrow(p, tag(mlp.widen(p, h, config.activation), f"{name}.hidden"))  # [B T F]
+    chances = tag(moe.chances(p, h, router), f"{name}.router")  # [B T E]
+    given = moe.moe(p, h, chances, config.activation, config.experts_per_token, router)
+    if config.shared_size:
+        given = given + tag(moe.shared(p["shared"], h, config.activation), f"{name}.shared")
+    return given
 
 
 def normalize(p: Params, name: str, x: jax.Array, config: ModelConfig) -> jax.Array:

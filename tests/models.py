@@ -54,6 +54,13 @@ FURTHER = {
     "mixtral": {"num_local_experts": 4},
     "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "mlp_only_layers": [1]},
     "olmoe": {"num_experts": 5, "num_experts_per_tok": 2, "clip_qkv": 4.0},
+    "phi": {"partial_rotary_factor": 0.5},
+    "hunyuan_v1_dense": {"head_dim": 10},
+    "ministral3": {"head_dim": 10, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16,
+        "llama_4_scaling_beta": 0.3}},
+    "glm4_moe": {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "n_shared_experts": 2,
+                 "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7, "use_qk_norm": True, "attention_bias": True},
 }  # fmt: skip
 FURTHER = {name: SHARED | special | {"model_type": name} for name, special in FURTHER.items()}
 # families whose mathematics is that of others: a config reader and a table of their own
@@ -72,6 +79,17 @@ RELATED = {
     "glm": {"head_dim": 12},
     "glm4": {"head_dim": 12},
     "ernie4_5": {"head_dim": 10, "use_bias": True},
+    "arcee": {"mlp_bias": True},
+    "nemotron": {},
+    "cohere": {"logit_scale": 0.3},
+    "cohere2": {"logit_scale": 0.3, "sliding_window": 6, "sliding_window_pattern": 2},
+    "qwen2_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "mlp_only_layers": [1],
+                  "shared_expert_intermediate_size": 20},
+    "dots1": {"n_routed_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "n_shared_experts": 1,
+              "first_k_dense_replace": 1, "sliding_window": 6, "max_window_layers": 2},
+    "ernie4_5_moe": {"head_dim": 10, "use_bias": True, "moe_num_experts": 5, "moe_k": 2, "moe_intermediate_size": 12,
+                     "moe_num_shared_experts": 2},
+    "minimax_m2": {"head_dim": 10, "num_local_experts": 5, "num_experts_per_tok": 2, "rotary_dim": 4},
 }  # fmt: skip
 RELATED = {name: SHARED | special | {"model_type": name} for name, special in RELATED.items()}
 # models that see, whose text is read

@@ -11,9 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from nanollm_jax.config import LayerConfig, LinearScaling, Llama3Scaling, ModelConfig, Rope, YarnScaling
+from nanollm_jax.config import ModelConfig
 from nanollm_jax.dtypes import resolve_dtype
 from nanollm_jax.errors import ConfigError, NanoLLMWarning, shown
+from nanollm_jax.kinds import LayerConfig, LinearScaling, Llama3Scaling, Rope, Router, Sharpening, YarnScaling
 
 RIGHT = dict(
     vocab_size=11, hidden_size=12, layers=(LayerConfig(),) * 3, num_heads=6, num_kv_heads=2, head_dim=8, intermediate_size=10,
@@ -95,17 +96,20 @@ def test_flags_are_true_or_false(name, value):
     [
         (dict(num_kv_heads=4), "num_heads 6 is not a multiple of num_kv_heads 4"),
         (dict(num_kv_heads=12), "num_heads 6 is not a multiple of num_kv_heads 12"),
-        (dict(norm="batch_norm"), "norm 'batch_norm' is not supported; known: rms_norm, layer_norm"),
+        (dict(norm="batch_norm"), "norm 'batch_norm' is not supported; known: rms_norm, layer_norm, centred_norm"),
         (dict(norm=None), "norm None is not supported"),
-        (dict(activation="tanh"), "activation 'tanh' is not supported; known: gelu, gelu_tanh, relu, silu"),
+        (dict(activation="tanh"), "activation 'tanh' is not supported; known: gelu, gelu_tanh, relu, relu_squared, silu"),
         (dict(activation=[]), r"activation \[\] is not supported"),
+        (dict(shared_norm=True), "shared_norm needs a parallel_residual and a pre_norm"),
+        (dict(norm_behind_rope=True), "norm_behind_rope is True, and qk_norm None"),
+        (dict(head_bias=1), "head_bias is 1; expected True or False"),
         (dict(head_dim=7), "head_dim 7 is odd; rope rotates pairs"),
         (dict(layers=[LayerConfig()]), r"layers is \[LayerConfig\(\)\]; expected a tuple of LayerConfigs, one a layer"),
         (dict(layers=3), "layers is 3; expected a tuple of LayerConfigs"),
         (dict(layers=()), r"layers is \(\); expected a tuple"),
         (dict(layers=(LayerConfig(), None)), "layers is .*; expected a tuple of LayerConfigs"),
         (dict(layers=(LayerConfig(),) * 10001), "layers has 10001 entries; expected at most 10000"),
-        (dict(layers=(LayerConfig(experts=True),)), "a layer has experts, and num_experts is 0; say how many there are"),
+        (dict(layers=(LayerConfig(router=Router()),)), "a layer has experts, and num_experts is 0; say how many there are"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(changes, words):
@@ -118,7 +122,17 @@ def test_what_cannot_be_is_refused(changes, words):
     [
         (lambda: LayerConfig(window=0), "window is 0; expected a whole number of at least 1"),
         (lambda: LayerConfig(window=2.5), "window is 2.5"),
-        (lambda: LayerConfig(experts=1), "experts is 1; expected True or False"),
+        (lambda: LayerConfig(sharpening=0.1), "sharpening is 0.1; expected a Sharpening, or None"),
+        (lambda: Sharpening(0.1, 0), "sharpening: every is 0; expected a whole number of at least 1"),
+        (lambda: LayerConfig(router=True), "router is True; expected a Router, or None"),
+        (lambda: Router("top"), "scores 'top' of a router are not supported; known: softmax, sigmoid"),
+        (lambda: Router(groups=2, top_groups=3), "top_groups 3 is more than 2 groups"),
+        (lambda: Router(corrected=1), "router: corrected is 1; expected True or False"),
+        (lambda: Router(scale=0.0), "router: scale is 0.0"),
+        (lambda: Router(groups=0), "router: groups is 0; expected a whole number of at least 1"),
+        (lambda: Router(groups=3).check(8, 1), "1 of 8 experts cannot be chosen from 1 of 3 groups, each judged by 1"),
+        (lambda: Router(groups=4).check(8, 3), "3 of 8 experts cannot be chosen from 1 of 4 groups"),
+        (lambda: Router(groups=4, judged_by=3).check(8, 1), "from 1 of 4 groups, each judged by 3"),
         (lambda: LayerConfig(rope=(1e4, None)), r"rope is \(10000.0, None\); expected a Rope, or None"),
         (
             lambda: Rope(1e4, {"factor": 2.0}),
@@ -168,7 +182,7 @@ def test_the_band_of_llama3_has_a_width(high):
 
 def test_sizes_name_every_axis():
     assert config(num_experts=4, expert_size=5).sizes == {
-        "V": 11, "D": 12, "P": 20, "N": 6, "K": 2, "G": 3, "H": 8, "Q": 5, "F": 10, "U": 2, "E": 4, "M": 5,
+        "V": 11, "D": 12, "P": 20, "N": 6, "K": 2, "G": 3, "H": 8, "Q": 5, "F": 10, "U": 2, "E": 4, "M": 5, "W": 0,
     }  # fmt: skip
 
 
@@ -193,7 +207,9 @@ DIFFERENT = [
     dict(learned_positions=True), layered(rope=None), layered(rope=Rope(1e6)), layered(rope=Rope(scaling=LinearScaling(2.0))),
     layered(rope=Rope(scaling=LinearScaling(4.0))), layered(rope=Rope(scaling=LLAMA3)), layered(rope=Rope(scaling=YARN)),
     layered(window=4), dict(layers=(LayerConfig(window=4),) * 3), layered(attention_scale=0.5), dict(tie_embeddings=True),
-    dict(mlp_bias=True), dict(layers=(LayerConfig(),) * 2), dict(num_experts=4) | layered(experts=True),
+    layered(sharpening=Sharpening(0.1, 4)),
+    dict(mlp_bias=True), dict(layers=(LayerConfig(),) * 2), dict(num_experts=4) | layered(router=Router()),
+    dict(num_experts=4) | layered(router=Router("sigmoid")), dict(num_experts=4, shared_size=3) | layered(router=Router()),
 ]  # fmt: skip
 
 

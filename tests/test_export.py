@@ -19,8 +19,8 @@ import pytest
 from models import FURTHER, random_model
 
 import nanollm_jax as nano
-from nanollm_jax.config import LayerConfig
 from nanollm_jax.export import folder as exporting
+from nanollm_jax.kinds import LayerConfig, Router
 from nanollm_jax.ops import native
 from nanollm_jax.weights.source import find
 
@@ -40,7 +40,7 @@ def everything() -> nano.Model:
     """A ring, experts, a rope that turns long texts otherwise, the bundled tokenizer; matrices in 8 bits."""
     config, _ = nano.read_config(FURTHER["phi3"] | {"vocab_size": 2048, "pad_token_id": 0})
     ring, other, plain = config.layers
-    layers = (dataclasses.replace(ring, window=6), dataclasses.replace(other, experts=True), plain)
+    layers = (dataclasses.replace(ring, window=6), dataclasses.replace(other, router=Router()), plain)
     config = dataclasses.replace(config, layers=layers, num_experts=4, experts_per_token=2, expert_size=12)
     bundled = nano.load()
     stops = ("xyzzy",)

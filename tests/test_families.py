@@ -14,9 +14,9 @@ from models import COMPOSITE, CONFIG_JSON, FURTHER, GPT2, LLAMA, MISTRAL, RELATE
 
 import nanollm_jax as nano
 from nanollm_jax import families, params
-from nanollm_jax.config import LayerConfig, LinearScaling, Llama3Scaling, Rope, YarnScaling
 from nanollm_jax.errors import ConfigError
 from nanollm_jax.families import FAMILIES
+from nanollm_jax.kinds import LayerConfig, LinearScaling, Llama3Scaling, Rope, YarnScaling
 from nanollm_jax.weights.rows import rearrange, source_shape, stored_shape
 
 # What Hugging Face's files say, as they lie on the hub but for labels and comments.
@@ -393,7 +393,7 @@ def test_theta_one_with_yarn_is_refused_with_the_file():
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [("gelu", "gelu"), ("gelu_new", "gelu_tanh"), ("gelu_fast", "gelu_tanh"), ("gelu_pytorch_tanh", "gelu_tanh"),
-     ("relu", "relu"), ("silu", "silu"), ("swish", "silu")],
+     ("relu", "relu"), ("relu2", "relu_squared"), ("silu", "silu"), ("swish", "silu")],
 )  # fmt: skip
 def test_activations(theirs, ours):
     assert read(GPT2, activation_function=theirs).activation == read(LLAMA, hidden_act=theirs).activation == ours
@@ -625,5 +625,5 @@ def test_the_worked_example_of_the_readme_is_a_family(monkeypatch):
 
 
 def test_an_unknown_family_is_told_where_to_add_it():
-    with pytest.raises(ConfigError, match=r"known: gpt2, llama, .*qwen3_vl\. A new family is one file .*README\.md"):
+    with pytest.raises(ConfigError, match=r"known: gpt2, llama, .*minimax_m2\. A new family is one file .*README\.md"):
         read(LLAMA, model_type="gemma9")

@@ -9,8 +9,8 @@ from models import MISTRAL, RELATED, SHARED, YARN
 
 import nanollm_jax as nano
 from nanollm_jax import params
-from nanollm_jax.config import Llama3Scaling, Rope, YarnScaling
 from nanollm_jax.errors import ConfigError
+from nanollm_jax.kinds import Llama3Scaling, Rope, YarnScaling
 
 
 def read(values, **changes):

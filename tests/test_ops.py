@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from agreement import agree
 
-from nanollm_jax.config import ACTIVATIONS, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+from nanollm_jax.config import ACTIVATIONS
+from nanollm_jax.kinds import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, Router, Sharpening, YarnScaling
 from nanollm_jax.ops import attention, embedding, mlp, moe, norm, rope
 from nanollm_jax.ops.linear import MANY, linear, product
 
@@ -74,6 +75,7 @@ def test_activations():
         "gelu": x * (1 + erf) / 2,
         "gelu_tanh": x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.astype(float) ** 3))),
         "relu": np.maximum(x, 0),
+        "relu_squared": np.maximum(x, 0) ** 2,
         "silu": x / (1 + np.exp(-x.astype(float))),
     }
     assert set(mlp.ACTIVATIONS) == set(expected) == set(ACTIVATIONS)
@@ -239,17 +241,48 @@ def expected_moe(p, x, top_k, renormalize):
 ])  # fmt: skip
 def test_both_ways_through_the_experts(rows, top_k, renormalize):
     """Few rows leave most experts without any; top_k = E gives all of them every row."""
-    p, x = experts(5, 7, 6), random(rows, 6)
+    p, x, router = experts(5, 7, 6), random(rows, 6), Router(renormalize=renormalize)
     expected = expected_moe(p, x, top_k, renormalize)
 
     @jax.jit
     def dense(p, x):
-        chances = moe.chances(p["router"], x[None])
-        return moe.dense(p, x, *moe.chosen(chances[0], top_k, renormalize), "silu"), chances
+        chances = moe.chances(p, x[None], router)
+        return moe.dense(p, x, *moe.chosen(chances[0], top_k, router), "silu"), chances
 
     given, chances = dense(p, x)
     agree(given, expected)
-    agree(jax.jit(moe.moe, static_argnums=(3, 4, 5))(p, x[None], chances, "silu", top_k, renormalize)[0], expected)
+    agree(jax.jit(moe.moe, static_argnums=(3, 4, 5))(p, x[None], chances, "silu", top_k, router)[0], expected)
+
+
+def test_experts_from_the_best_groups_by_corrected_chances():
+    """What an expert counts is its own chance, though another number chose it; the sum of a few small ones is bounded."""
+    router = Router("sigmoid", corrected=True, groups=3, top_groups=2, judged_by=2, least=0.9, scale=1.7)
+    p, x = experts(9, 7, 6) | {"correction": random(9)}, random(40, 6)
+    chances = moe.chances(p, x[None], router)[0]
+    agree(chances, own := 1 / (1 + np.exp(-x @ p["router"].T)))
+    weight, expert = moe.chosen(chances, 4, router, jnp.asarray(p["correction"]))
+    for row in range(40):
+        judged = own[row] + p["correction"]
+        groups = np.sort(judged.reshape(3, 3))[:, -2:].sum(1)
+        judged[3 * groups.argmin() : 3 * groups.argmin() + 3] = -np.inf
+        taken = np.argsort(-judged)[:4]
+        assert expert[row].tolist() == taken.tolist()
+        agree(weight[row], 1.7 * own[row, taken] / max(own[row, taken].sum(), 0.9))
+
+
+def test_an_mlp_that_all_tokens_share():
+    p, x = {"up": random(2, 7, 6), "down": random(6, 7), "gate": random(6)}, random(2, 3, 6)
+    gate, up = np.einsum("btd,ufd->ubtf", x, p["up"])
+    expected = (gate / (1 + np.exp(-gate)) * up) @ p["down"].T
+    agree(moe.shared(p, x, "silu"), expected / (1 + np.exp(-x @ p["gate"]))[..., None])
+    agree(moe.shared({name: p[name] for name in ("up", "down")}, x, "silu"), expected)
+
+
+def test_queries_that_grow_with_their_positions():
+    q, at = random(2, 4, 3, 5), np.array([[0, 7, 8, 15], [16, 23, 24, 1000]], np.int32)
+    grown = attention.sharpen(q, at, Sharpening(0.3, 8))
+    agree(grown, q * (1 + 0.3 * np.log(1 + np.floor(at / 8)))[:, :, None, None])
+    assert attention.sharpen(q, at, None) is q
 
 
 @pytest.mark.parametrize("way", [moe.dense, moe.grouped])
@@ -264,7 +297,7 @@ def test_an_expert_that_gets_all_rows_and_experts_that_get_none(way):
 @pytest.mark.parametrize("way", [moe.dense, moe.grouped])
 def test_experts_without_a_gate(way):
     p, x = experts(3, 5, 4, U=1), random(6, 4)
-    weight, expert = moe.chosen(moe.chances(p["router"], x[None])[0], 3, False)
+    weight, expert = moe.chosen(moe.chances(p, x[None], Router())[0], 3, Router(renormalize=False))
     agree(way(p, x, weight, expert, "relu"), sum(
         np.asarray(jax.nn.softmax(x @ p["router"].T))[:, [e]] * (np.maximum(x @ p["up"][e, 0].T, 0) @ p["down"][e].T)
         for e in range(3)))  # fmt: skip

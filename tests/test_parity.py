@@ -72,6 +72,29 @@ GLM = LLAMA | dict(model_type="glm", head_dim=16, pad_token_id=0)
 GLM4 = GLM | dict(model_type="glm4")
 ERNIE4_5 = LLAMA | dict(model_type="ernie4_5", head_dim=14, use_bias=True)
 
+ARCEE = LLAMA | dict(model_type="arcee")
+NEMOTRON = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"} | dict(model_type="nemotron")
+MINISTRAL3 = LLAMA | dict(model_type="ministral3", head_dim=14, rope_parameters=YARN | dict(
+    llama_4_scaling_beta=0.3, original_max_position_embeddings=16))  # fmt: skip
+HUNYUAN = LLAMA | dict(model_type="hunyuan_v1_dense", head_dim=14)
+COHERE = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"} | dict(
+    model_type="cohere", pad_token_id=0
+)
+COHERE2 = COHERE | dict(model_type="cohere2", sliding_window=9, sliding_window_pattern=2)
+PHI = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"} | dict(
+    model_type="phi", num_key_value_heads=4
+)
+QWEN2_MOE = LLAMA | dict(model_type="qwen2_moe", num_experts=7, num_experts_per_tok=3, moe_intermediate_size=24,
+                         shared_expert_intermediate_size=40)  # fmt: skip
+GLM4_MOE = LLAMA | dict(model_type="glm4_moe", head_dim=16, n_routed_experts=8, num_experts_per_tok=3, n_group=4,
+                        topk_group=2, moe_intermediate_size=24, routed_scaling_factor=1.7, n_shared_experts=2)  # fmt: skip
+DOTS1 = LLAMA | dict(model_type="dots1", head_dim=14, n_routed_experts=7, num_experts_per_tok=3, moe_intermediate_size=24,
+                     n_shared_experts=1, first_k_dense_replace=1, sliding_window=9, max_window_layers=2)  # fmt: skip
+ERNIE4_5_MOE = LLAMA | dict(model_type="ernie4_5_moe", moe_num_experts=7, moe_k=3, moe_intermediate_size=24,
+                            moe_num_shared_experts=2, use_bias=True)  # fmt: skip
+MINIMAX_M2 = LLAMA | dict(model_type="minimax_m2", head_dim=16, num_local_experts=7, num_experts_per_tok=3,
+                          intermediate_size=24, rotary_dim=8)  # fmt: skip
+
 EYES = dict(depth=1, hidden_size=32, intermediate_size=37, num_heads=2, out_hidden_size=48)
 SEEN = dict(image_token_id=901, video_token_id=902, vision_start_token_id=903, vision_end_token_id=904)
 MROPE = {"rope_type": "default", "rope_theta": 1e5, "mrope_section": [2, 2, 2]}
@@ -202,6 +225,40 @@ CASES = {
     "qwen3_vl": QWEN3_VL,
     "qwen3_vl-bias-tied": QWEN3_VL | dict(tie_word_embeddings=True, text_config=QWEN3_VL["text_config"] | dict(
         attention_bias=True, rope_parameters=MROPE | {"mrope_interleaved": True})),
+    "arcee": ARCEE,
+    "arcee-biases-tied": ARCEE | dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True, rope_parameters=YARN),
+    "nemotron": NEMOTRON,
+    "nemotron-biases": NEMOTRON | dict(attention_bias=True, mlp_bias=True, hidden_act="gelu", head_dim=14, rope_parameters={
+        "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}),
+    "ministral3": MINISTRAL3,
+    "ministral3-window-tied": MINISTRAL3 | dict(sliding_window=9, tie_word_embeddings=True),
+    "hunyuan_v1_dense": HUNYUAN,
+    "hunyuan_v1_dense-alpha": HUNYUAN | dict(attention_bias=True, tie_word_embeddings=True, rope_parameters={
+        "rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}),
+    "cohere": COHERE,
+    "cohere-bias-untied": COHERE | dict(attention_bias=True, tie_word_embeddings=False, logit_scale=0.7),
+    "cohere2": COHERE2,
+    "cohere2-layer-types": COHERE2 | dict(sliding_window_pattern=4, attention_bias=True, layer_types=[
+        "full_attention", "sliding_attention", "sliding_attention"]),
+    "phi": PHI,
+    "phi-grouped": PHI | dict(num_key_value_heads=2, rope_parameters={
+        "rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 1.0}),
+    "qwen2_moe": QWEN2_MOE,
+    "qwen2_moe-mixed": QWEN2_MOE | dict(mlp_only_layers=[1], norm_topk_prob=True, use_sliding_window=True, sliding_window=9,
+                                        qkv_bias=False, tie_word_embeddings=True, max_window_layers=2),
+    "qwen2_moe-sparse-step": QWEN2_MOE | dict(decoder_sparse_step=2, num_experts_per_tok=1),
+    "glm4_moe": GLM4_MOE,
+    "glm4_moe-one-group": GLM4_MOE | dict(n_group=1, topk_group=1, use_qk_norm=True, attention_bias=True,
+                                          norm_topk_prob=False, first_k_dense_replace=2),
+    "dots1": DOTS1,
+    "dots1-groups": DOTS1 | dict(n_routed_experts=6, n_group=3, topk_group=2, norm_topk_prob=True, attention_bias=True,
+                                 first_k_dense_replace=0, routed_scaling_factor=2.5, sliding_window=None),
+    "ernie4_5_moe": ERNIE4_5_MOE,
+    "ernie4_5_moe-between": ERNIE4_5_MOE | dict(use_bias=False, tie_word_embeddings=False, num_hidden_layers=5,
+                                                moe_layer_start_index=1, moe_layer_end_index=3, moe_layer_interval=2,
+                                                moe_num_shared_experts=0, moe_norm_min=0.5),
+    "minimax_m2": MINIMAX_M2,
+    "minimax_m2-whole-heads": MINIMAX_M2 | dict(rotary_dim=None, tie_word_embeddings=True, num_experts_per_tok=1),
     "gpt2": GPT2,
     "gpt2-untied": GPT2 | dict(tie_word_embeddings=False),
     "gpt2-inner": GPT2 | dict(n_inner=71, n_head=3, vocab_size=130),
@@ -249,6 +306,9 @@ def random_reference(config, model_type, seed):
                 parameter.copy_(base + 0.3 * torch.randn_like(parameter))
             else:
                 parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+        for name, buffer in reference.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(0.3 * torch.randn_like(buffer))
     return reference
 
 

@@ -20,12 +20,14 @@ from nanollm_jax.families.keys import is_inert
 
 # file: what the error says of it
 REFUSED = {
+    "mlc__ministral3_3b_2512": "num_hidden_layers is missing",  # the text's part under its own name
     "x__mistral-document-attention": "not understood: document_attention = True",
 }
 # file: what the warning names, unknown to the reference too
 NAMED = {
     "mlc__gemma2_9b": "sliding_window_size = 4096", "ome__gemma_2_9b": "sliding_window_size = 4096",
     "mlc__phi-4": "full_attn_mod = 1",
+    "MiniMaxAI__MiniMax-M2.7": "attn_type_list = ", "nvidia__MiniMax-M2.7-NVFP4": "attn_type_list = ",
     "x__Qwen2.5-14B-Instruct-1M-like": "dual_chunk_attention_config = ",
 }  # fmt: skip
 FOLDER = Path(os.environ.get("NANOLLM_TEST_DATA", "nowhere")) / "configs"
@@ -70,7 +72,7 @@ EYES = {
 }  # fmt: skip
 WIDTHS = {
     "vocab_size": 128, "intermediate_size": 48, "n_inner": 48, "moe_intermediate_size": 24, "num_experts": 6,
-    "num_local_experts": 6, "num_experts_per_tok": 2, "n_head": 4, "n_embd": 64, "n_layer": 3,
+    "num_local_experts": 6, "num_experts_per_tok": 2, "rotary_dim": 8, "n_head": 4, "n_embd": 64, "n_layer": 3,
 }  # fmt: skip
 
 

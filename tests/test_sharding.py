@@ -232,7 +232,11 @@ def test_weights_are_read_once_and_where_they_are_needed():
 
 
 def shaped(N, K, **changes):
-    changes = {"layers": (nano.LayerConfig(experts="num_experts" in changes),)} | changes
+    changes = {
+        "layers": (
+            nano.LayerConfig(router=nano.Router("sigmoid", corrected=True) if "num_experts" in changes else None),
+        )
+    } | changes
     return nano.ModelConfig(vocab_size=101, hidden_size=8, num_heads=N, num_kv_heads=K, head_dim=2,
                             intermediate_size=10, max_positions=32, **changes)  # fmt: skip
 
@@ -278,7 +282,14 @@ def test_every_head_is_held_and_each_query_once_beside_its_own_key(heads, tp):
 
 
 WIDTH = {"qk_norm": "width", "qkv_bias": True, "attention_out_bias": True, "mlp_bias": True, "qkv_clip": 2.0}
-EXPERTS = {"num_experts": 5, "experts_per_token": 2, "expert_size": 7, "qk_norm": "width"}
+EXPERTS = {
+    "num_experts": 5,
+    "experts_per_token": 2,
+    "expert_size": 7,
+    "shared_size": 3,
+    "shared_gate": True,
+    "qk_norm": "width",
+}
 ODD = {
     "14-over-2": ((14, 2), {}),
     "14-over-2-whole-norm": ((14, 2), WIDTH),
@@ -332,7 +343,11 @@ def test_what_is_made_up_is_said():
     assert made_up(config, 1) == []
     assert made_up(config, 4) == ["14 query heads over 2 key/value heads as 16 over 4", "MLP width 10 as 12",
                                   "vocabulary 101 as 104"]  # fmt: skip
-    assert made_up(shaped(14, 2, **EXPERTS), 2) == ["width of experts 7 as 8", "vocabulary 101 as 102"]
+    assert made_up(shaped(14, 2, **EXPERTS), 2) == [
+        "width of experts 7 as 8",
+        "shared width 3 as 4",
+        "vocabulary 101 as 102",
+    ]
 
 
 def test_load_onto_a_mesh():

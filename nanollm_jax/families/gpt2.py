@@ -5,9 +5,10 @@ Its linear weights are stored [inputs, outputs], and queries, keys and values li
 
 from __future__ import annotations
 
-from nanollm_jax.config import LayerConfig, ModelConfig
+from nanollm_jax.config import ModelConfig
 from nanollm_jax.families import llama
 from nanollm_jax.families.reader import Reader
+from nanollm_jax.kinds import LayerConfig
 from nanollm_jax.weights import Row
 
 PREFIXES = ("transformer.", "")

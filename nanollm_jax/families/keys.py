@@ -17,6 +17,8 @@ from typing import Any
 IMAGES = """
     vision_config image_token_id video_token_id vision_token_id vision_start_token_id vision_end_token_id"""
 
+GUESSES = "layers that guess further tokens"
+
 # {family, or "" for all: {reason: names}}
 INERT = {
     "": {
@@ -77,6 +79,9 @@ INERT = {
         "the only one that there is": "normalization_function",
         "training": "init_method",
     },
+    "glm4_moe": {GUESSES: "num_nextn_predict_layers num_mtp_layers"},
+    "dots1": {GUESSES: "num_nextn_predict_layers"},
+    "hunyuan_v1_dense": {"where generate() ends": "eod_token_id"},
     "smollm3": {"no_rope_layers and layer_types say where": "max_window_layers"},
     "qwen3_moe": {"the window, where used, is in every layer": "max_window_layers"},
 }  # fmt: skip
@@ -102,6 +107,40 @@ LISTED = {
     },
     "qwen2": {"dual_chunk_attention_config": "it changes texts longer than its chunk_size only"},
     "qwen3_moe": {"use_qk_norm": "queries and keys are always normalised"},
+    "hunyuan_v1_dense": {
+        "attention_head_dim": "head_dim is used",
+        "cla_share_factor": "no layer shares another's cache",
+        "mask_init_id": "a token",
+        "norm_type": "it is always RMS norm",
+        "use_qk_norm": "queries and keys are always normalised",
+        "use_rotary_pos_emb": "they are always rotated",
+    },
+    "cohere2": {
+        "layer_switch": "sliding_window_pattern is used",
+        "order_of_interleaved_layers": "the last of each few layers has no window",
+        "position_embedding_type": "pairs of neighbours are rotated",
+        "rotary_pct": "whole heads are rotated",
+        "use_embedding_sharing": "tie_word_embeddings is used",
+        "use_gated_activation": "there is always a gate",
+        "use_parallel_embedding": "how another program divides it",
+    },
+    "ernie4_5_moe": {
+        "moe_capacity": "no token is left out",
+        "moe_gate": "a softmax is what is computed",
+        "moe_use_aux_free": "the correction is always read",
+    },
+    "glm4_moe": {"scoring_func": "a sigmoid is what is computed", "topk_method": "experts are always corrected"},
+    "dots1": {"scoring_func": "a sigmoid is what is computed", "topk_method": "experts are always corrected"},
+    "minimax_m2": {
+        "attn_type_list": "every layer's attention is softmax",
+        "mtp_transformer_layers": "layers that guess further tokens",
+        "num_mtp_modules": "layers that guess further tokens",
+        "use_mtp": "layers that guess further tokens",
+        "qk_norm_type": "all heads of a token together",
+        "scoring_func": "a sigmoid is what is computed",
+        "use_qk_norm": "queries and keys are always normalised",
+        "use_routing_bias": "experts are always corrected",
+    },
 }  # fmt: skip
 
 NAMES = {group: frozenset(" ".join(names.values()).split()) for group, names in INERT.items()}

@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nanollm_jax.config import LayerConfig, ModelConfig
+from nanollm_jax.config import ModelConfig
 from nanollm_jax.families.reader import Reader
+from nanollm_jax.kinds import LayerConfig, Router, Sharpening
 from nanollm_jax.weights import Row
 
 PREFIXES = ("model.", "")
@@ -45,14 +46,17 @@ def read(
     windows: Sequence[int | None] = (),
     rotates: Sequence[bool] = (),
     experts: Sequence[bool] = (),
+    router: Router | None = None,
     attention_scale: float | None = None,
+    sharpening: Sharpening | None = None,
     **features: Any,
 ) -> ModelConfig:
     """The keys that this family and its relatives share; `features` are the ModelConfig fields that a relative sets.
 
     A null num_key_value_heads is as many as heads in all of them. eps and activation are the key and what a missing one
-    means. window and attention_scale are of every layer; windows, rotates and experts have one entry a layer, or none: then
-    there is no window but `window`, every layer rotates, and has experts where num_experts says that there are any.
+    means. window, router, attention_scale and sharpening are of every layer; windows, rotates and experts have one entry a
+    layer, or none: then there is no window but `window`, every layer rotates, and has experts where num_experts says that
+    there are any.
     """
     layers, heads, width = (reader.count(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     max_positions = reader.count("max_position_embeddings", default_max_positions)
@@ -77,7 +81,13 @@ def read(
         intermediate_size=reader.count("intermediate_size"),
         max_positions=max_positions,
         layers=tuple(
-            LayerConfig(windows[layer], rope if rotates[layer] else None, attention_scale, experts[layer])
+            LayerConfig(
+                windows[layer],
+                rope if rotates[layer] else None,
+                attention_scale,
+                sharpening,
+                router or Router() if experts[layer] else None,
+            )
             for layer in range(layers)
         ),
         norm_eps=reader.number(*eps),
@@ -139,18 +149,32 @@ def attention(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
     return rows
 
 
-def mlp(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
-    """The rows of one layer's gated MLP."""
+def mlp(config: ModelConfig, ours: str, theirs: str, F: str = "F") -> list[Row]:
+    """The rows of a gated MLP: that of a layer, or another one whose width has the letter F."""
     rows = [
-        Row(f"{ours}.up", f"{theirs}.gate_proj.weight", "F D -> 1 F D", (0, 0, 1)),
-        Row(f"{ours}.up", f"{theirs}.up_proj.weight", "F D -> 1 F D", (0, 1, 2)),
-        Row(f"{ours}.down", f"{theirs}.down_proj.weight", "D F"),
+        Row(f"{ours}.up", f"{theirs}.gate_proj.weight", f"{F} D -> 1 {F} D", (0, 0, 1)),
+        Row(f"{ours}.up", f"{theirs}.up_proj.weight", f"{F} D -> 1 {F} D", (0, 1, 2)),
+        Row(f"{ours}.down", f"{theirs}.down_proj.weight", f"D {F}"),
     ]
     if config.mlp_bias:
         rows += [
-            Row(f"{ours}.up_bias", f"{theirs}.gate_proj.bias", "F -> 1 F", (0, 0, 1)),
-            Row(f"{ours}.up_bias", f"{theirs}.up_proj.bias", "F -> 1 F", (0, 1, 2)),
+            Row(f"{ours}.up_bias", f"{theirs}.gate_proj.bias", f"{F} -> 1 {F}", (0, 0, 1)),
+            Row(f"{ours}.up_bias", f"{theirs}.up_proj.bias", f"{F} -> 1 {F}", (0, 1, 2)),
             Row(f"{ours}.down_bias", f"{theirs}.down_proj.bias", "D -> D"),
+        ]
+    return rows
+
+
+def plain_mlp(
+    config: ModelConfig, ours: str, theirs: str, names: tuple[str, str] = ("up_proj", "down_proj")
+) -> list[Row]:
+    """The rows of one layer's MLP without a gate; names are those of its two matrices."""
+    up, down = (f"{theirs}.{name}" for name in names)
+    rows = [Row(f"{ours}.up", f"{up}.weight", "F D -> 1 F D"), Row(f"{ours}.down", f"{down}.weight", "D F")]
+    if config.mlp_bias:
+        rows += [
+            Row(f"{ours}.up_bias", f"{up}.bias", "F -> 1 F"),
+            Row(f"{ours}.down_bias", f"{down}.bias", "D -> D"),
         ]
     return rows
 
@@ -179,7 +203,10 @@ def head(config: ModelConfig, *names: str) -> list[Row]:
     """
     tied = config.tie_embeddings
     path = "embedding.tokens" if tied else "unembedding.tokens"
-    return [Row(path, name, "V D -> V D", outside=True, instead=way) for way, name in enumerate(names, start=int(tied))]
+    rows = [Row(path, name, "V D -> V D", outside=True, instead=way) for way, name in enumerate(names, start=int(tied))]
+    if config.head_bias:
+        rows.append(Row("unembedding.bias", names[0].replace("weight", "bias"), "V -> V", outside=True))
+    return rows
 
 
 def norm(config: ModelConfig, ours: str, theirs: str) -> list[Row]:

@@ -6,6 +6,7 @@ from nanollm_jax.config import ModelConfig
 from nanollm_jax.families import llama, mixtral
 from nanollm_jax.families.llama import PREFIXES, ignored
 from nanollm_jax.families.reader import Reader
+from nanollm_jax.kinds import Router
 from nanollm_jax.weights import Row
 
 __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
@@ -19,7 +20,7 @@ def from_hf(reader: Reader) -> ModelConfig:
         reader, default_max_positions=4096, eps=("rms_norm_eps", 1e-5), qk_norm="width", qkv_bias=bias,
         attention_out_bias=bias, qkv_clip=reader.optional("clip_qkv"), expert_size=reader.count("intermediate_size"),
         num_experts=reader.count("num_experts", 64), experts_per_token=reader.count("num_experts_per_tok", 8),
-        renormalize_experts=reader.flag("norm_topk_prob", False),
+        router=Router(renormalize=reader.flag("norm_topk_prob", False)),
     )  # fmt: skip
 
 

@@ -5,11 +5,12 @@ All queries, then all keys, then all values lie in one tensor; gate and up in an
 
 from __future__ import annotations
 
-from nanollm_jax.config import LongRopeScaling, ModelConfig
+from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import ConfigError
 from nanollm_jax.families import llama
 from nanollm_jax.families.llama import PREFIXES, ignored
 from nanollm_jax.families.reader import Reader
+from nanollm_jax.kinds import LongRopeScaling
 from nanollm_jax.weights import Row
 
 __all__ = ["PREFIXES", "from_hf", "ignored", "table"]

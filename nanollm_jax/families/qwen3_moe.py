@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.families import llama, olmoe
+from nanollm_jax.families import llama, qwen2_moe
 from nanollm_jax.families.llama import PREFIXES, ignored
 from nanollm_jax.families.reader import Reader
+from nanollm_jax.kinds import Router
 from nanollm_jax.weights import Row
 
 __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
@@ -14,10 +15,6 @@ __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig. The window, where used, is in every layer; max_window_layers changes nothing."""
     reader = reader.renamed(num_experts="num_local_experts")
-    layers, step = reader.count("num_hidden_layers"), reader.count("decoder_sparse_step", 1)
-    named = reader.get("mlp_only_layers") or []
-    if not isinstance(named, list) or any(not isinstance(layer, int) for layer in named):
-        raise reader.error("mlp_only_layers", "a list of layers")
     window = reader.optional_count("sliding_window", 4096)
     bias = reader.flag("attention_bias", False)
     return llama.read(
@@ -26,17 +23,11 @@ def from_hf(reader: Reader) -> ModelConfig:
         num_experts=reader.count("num_experts", 128),
         experts_per_token=reader.count("num_experts_per_tok", 8),
         expert_size=reader.count("moe_intermediate_size", 768),
-        renormalize_experts=reader.flag("norm_topk_prob", False),
-        experts=[layer not in named and (layer + 1) % step == 0 for layer in range(layers)],
+        router=Router(renormalize=reader.flag("norm_topk_prob", False)),
+        experts=qwen2_moe.sparse(reader),
     )  # fmt: skip
-
-
-def mlp(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
-    """The rows of one layer's MLP, or of its router and experts."""
-    layer = config.layers[int(ours.split(".")[1])]
-    return (olmoe.mlp if layer.experts else llama.mlp)(config, ours, theirs)
 
 
 def table(config: ModelConfig) -> list[Row]:
     """One row per tensor."""
-    return llama.table(config, mlp=mlp)
+    return llama.table(config, mlp=qwen2_moe.mlp)

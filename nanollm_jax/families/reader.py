@@ -10,22 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 from nanollm_jax.checks import LEAST_FLOAT, MOST, MOST_FLOAT
-from nanollm_jax.config import (
-    MOST_LAYERS,
-    LinearScaling,
-    Llama3Scaling,
-    LongRopeScaling,
-    ModelConfig,
-    Rope,
-    RopeScaling,
-    YarnScaling,
-)
+from nanollm_jax.config import MOST_LAYERS, ModelConfig
 from nanollm_jax.errors import UNQUANTISED, ConfigError, shown
 from nanollm_jax.families.keys import QUANTISED, is_inert, switches_nothing_on, why_ignored
+from nanollm_jax.kinds import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling
 
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_python": "gelu", "gelu_accurate": "gelu_tanh", "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu",
+    "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu_squared", "silu": "silu",
+    "swish": "silu",
 }  # fmt: skip
 
 LAYERS = ("num_hidden_layers", "n_layer")  # the keys that count them

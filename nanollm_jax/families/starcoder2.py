@@ -27,16 +27,7 @@ def from_hf(reader: Reader) -> ModelConfig:
 
 def mlp(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
     """The rows of one layer's MLP."""
-    rows = [
-        Row(f"{ours}.up", f"{theirs}.c_fc.weight", "F D -> 1 F D"),
-        Row(f"{ours}.down", f"{theirs}.c_proj.weight", "D F"),
-    ]
-    if config.mlp_bias:
-        rows += [
-            Row(f"{ours}.up_bias", f"{theirs}.c_fc.bias", "F -> 1 F"),
-            Row(f"{ours}.down_bias", f"{theirs}.c_proj.bias", "D -> D"),
-        ]
-    return rows
+    return llama.plain_mlp(config, ours, theirs, ("c_fc", "c_proj"))
 
 
 def table(config: ModelConfig) -> list[Row]:

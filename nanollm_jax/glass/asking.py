@@ -29,8 +29,9 @@ def model_names(model: Model) -> dict[str, list[str]]:
     inside = {row: axes for row, axes in rows.items() if row.startswith("layers.*")}
     found = {"embedding": rows.pop("embedding")}
     for index, layer in enumerate(model.config.layers):
-        lacks = "layers.*.mlp.hidden" if layer.experts else "layers.*.mlp.router"
-        found |= {row.replace("*", str(index)): axes for row, axes in inside.items() if row != lacks}
+        lacks = {"layers.*.mlp.hidden"} if layer.router else {"layers.*.mlp.router"}
+        lacks |= set() if layer.router and model.config.shared_size else {"layers.*.mlp.shared"}
+        found |= {row.replace("*", str(index)): axes for row, axes in inside.items() if row not in lacks}
     return found | {row: axes for row, axes in rows.items() if row not in inside}
 
 

@@ -29,6 +29,7 @@ from nanollm_jax.params import Params
 CENTRED: dict[str, Callable[[jax.Array], jax.Array]] = {
     "rms_norm": lambda x: x,
     "layer_norm": lambda x: x - jnp.mean(x, axis=-1, keepdims=True),
+    "centred_norm": lambda x: x - jnp.mean(x, axis=-1, keepdims=True),
 }
 
 
@@ -94,8 +95,9 @@ def parts_of(
     there = {name: value[0, target.at] for name, value in kept.items()}
     pair = jnp.stack([target.token, jnp.maximum(target.against, 0)])
     sign = jnp.stack([jnp.float32(1), jnp.where(target.against < 0, 0.0, -1.0)])
-    direction = direction_of(params, pair, sign, config)
-    return *summands(params, there, direction, config), jnp.sum(sign * logits[0, pair])
+    direction, constant = direction_of(params, pair, sign, config)
+    heads, mlps, stream, bias = summands(params, there, direction, config)
+    return heads, mlps, stream, bias + constant, jnp.sum(sign * logits[0, pair])
 
 
 def summed(config: ModelConfig) -> list[str]:
@@ -103,11 +105,16 @@ def summed(config: ModelConfig) -> list[str]:
     return ["embedding", "layers.*.attention.mixed", "layers.*.mlp.out", f"layers.{config.num_layers - 1}.out"]
 
 
-def direction_of(params: Params, ids: jax.Array, signs: jax.Array, config: ModelConfig) -> jax.Array:
-    """What the last norm's output is multiplied by to give a sum of logits, before any cap.  ids and signs [X] -> [D]"""
-    table = params["embedding" if config.tie_embeddings else "unembedding"]["tokens"]
+def direction_of(params: Params, ids: jax.Array, signs: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """What the last norm's output is multiplied by to give a sum of logits before any cap, and what is added.
+
+    ids and signs [X] -> [D], []
+    """
+    head = params.get("unembedding", {})
+    table = params["embedding"]["tokens"] if config.tie_embeddings else head["tokens"]
     rows = look_up(table, ids[None])[0].astype(jnp.float32)  # [X D]
-    return config.logit_scale * jnp.sum(signs[:, None] * rows, axis=0)
+    bias = head["bias"][ids].astype(jnp.float32) if config.head_bias else jnp.zeros_like(signs)
+    return config.logit_scale * jnp.sum(signs[:, None] * rows, axis=0), config.logit_scale * jnp.sum(signs * bias)
 
 
 def summands(params: Params, values: Kept, direction: jax.Array, config: ModelConfig) -> tuple[jax.Array, ...]:

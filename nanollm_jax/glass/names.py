@@ -36,6 +36,7 @@ NAMES = {
     "layers.*.mlp_norm": "B T D",
     "layers.*.mlp.hidden": "B T F",  # of an MLP; of experts there is
     "layers.*.mlp.router": "B T E",  # how well each fits each token
+    "layers.*.mlp.shared": "B T D",  # what the MLP beside them adds
     "layers.*.mlp.out": "B T D",
     "layers.*.out": "B T D",  # the residual stream behind the layer
     "final_norm": "B T D",

@@ -125,9 +125,10 @@ def split(
 
     def one(own: jax.Array, other: jax.Array, *values: jax.Array) -> tuple[jax.Array, ...]:
         named = dict(zip(names, values, strict=True))
-        direction = attribution.direction_of(params, jnp.stack([own, other]), jnp.array([1.0, -1.0]), config)
-        parts = attribution.summands(params, named, direction, config)
-        said = jnp.sum(direction * named["final_norm"].astype(jnp.float32))
+        direction, constant = attribution.direction_of(params, jnp.stack([own, other]), jnp.array([1.0, -1.0]), config)
+        heads, mlps, stream, bias = attribution.summands(params, named, direction, config)
+        parts = heads, mlps, stream, bias + constant
+        said = jnp.sum(direction * named["final_norm"].astype(jnp.float32)) + constant
         return *parts, said - sum(jnp.sum(part) for part in parts)
 
     return jax.vmap(one)(own, other, *values)

@@ -67,8 +67,8 @@ def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
     Two per weight and token, of the experts those that the token chooses; in attention, four per head width and pair of
     a query and a key that it sees.
     """
-    letters, used = layout.layout(config), used_weights(config, config.experts_per_token)
-    products = [path for path, axes in letters.items() if path.startswith("layers.") and {"D", " "} <= set(axes)]
+    used = used_weights(config, config.experts_per_token)
+    products = [path for path in used if path.startswith("layers.") and path.rpartition(".")[2] in layout.INPUTS]
     weights = round(sum(used[path] for path in products))
     windows = [layer.window or length for layer in config.layers]
     pairs = sum(sum(min(position + 1, window) for position in range(length)) for window in windows)

@@ -5,6 +5,7 @@ match.  Vaswani et al. 2017, section 3.2; grouped queries: Ainslie et al. 2023, 
 from __future__ import annotations
 
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,18 @@ def mix(weight: jax.Array, v: jax.Array, own: int = 0) -> jax.Array:
         block = reduce(jnp.add, (jnp.sum(contract("BKGTCS,BKCSH->BKCGTH", *part), axis=2) for part in parts))
         means.append(block.transpose(0, 3, 1, 2, 4).reshape(B, end - begin, K * G, H))
     return jnp.concatenate(means, axis=1)
+
+
+def sharpen(q: jax.Array, positions: jax.Array, sharpening: Any) -> jax.Array:
+    """Queries that grow with where they stand, or as they are without that.  q [B T N H], positions [B T] -> [B T N H]
+
+    sharpening is config.py's record: 1 + beta ln(1 + floor(position / every)), so that far positions look as sharply at a
+    few of many keys as near ones at a few of few.  Nakanishi 2025, arXiv:2501.19399.
+    """
+    if sharpening is None:
+        return q
+    steps = (positions // sharpening.every).astype(jnp.float32)[:, :, None, None]
+    return (q * (1 + sharpening.beta * jnp.log1p(steps))).astype(q.dtype)
 
 
 def clip(x: jax.Array, limit: float | None) -> jax.Array:

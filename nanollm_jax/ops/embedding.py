@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from nanollm_jax import collectives
 from nanollm_jax.ops.kept import Kept, Weight
-from nanollm_jax.ops.linear import product
+from nanollm_jax.ops.linear import add, product
 
 
 @jax.named_scope("embedding")
@@ -35,11 +35,11 @@ def embed(table: Weight, ids: jax.Array) -> jax.Array:
 
 
 @jax.named_scope("logits")
-def unembed(table: Weight, x: jax.Array, vocab_size: int | None = None) -> jax.Array:
-    """Score every entry of the vocabulary.  table [V D], x [B T D] -> [B T V] float32
+def unembed(table: Weight, x: jax.Array, vocab_size: int | None = None, bias: jax.Array | None = None) -> jax.Array:
+    """Score every entry of the vocabulary.  table [V D], x [B T D], bias [V] -> [B T V] float32
 
     Rows of the table past vocab_size are padding, and their scores are cut off.
     """
     B, T, D = x.shape
-    scores = collectives.all_gather(product(x.reshape(B * T, D), table))[:, :vocab_size]
-    return scores.reshape(B, T, scores.shape[1])
+    scores = add(product(x.reshape(B * T, D), table).reshape(B, T, table.shape[0]), bias)
+    return collectives.all_gather(scores)[:, :, :vocab_size]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from nanollm_jax.ops.linear import linear, linear_sum
 
@@ -13,6 +14,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
+    "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
     "silu": jax.nn.silu,
 }
 
@@ -25,12 +27,16 @@ def widen(p: dict[str, jax.Array], x: jax.Array, activation: str) -> jax.Array:
     is faster than two; U = 1 is a model without a gate.
     GELU: Hendrycks & Gimpel 2016, arXiv:1606.08415; gates: Shazeer 2020, arXiv:2002.05202.
     """
-    act = ACTIVATIONS[activation]
-    wide = linear(x, p["up"], p.get("up_bias"))  # [B T U F]
-    return act(wide[:, :, 0]) if wide.shape[2] == 1 else act(wide[:, :, 0]) * wide[:, :, 1]
+    return bend(linear(x, p["up"], p.get("up_bias")), activation)
 
 
 @jax.named_scope("mlp")
 def narrow(p: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:
     """down(hidden), p holding down [D F], and where the model has it down_bias [D].  hidden [B T F] -> [B T D]"""
     return linear_sum(hidden, p["down"], p.get("down_bias"))
+
+
+def bend(wide: jax.Array, activation: str) -> jax.Array:
+    """The activation, or the gate's times up.  [... U F] -> [... F]"""
+    act = ACTIVATIONS[activation]
+    return act(wide[..., 0, :]) if wide.shape[-2] == 1 else act(wide[..., 0, :]) * wide[..., 1, :]

@@ -9,39 +9,78 @@ part of all experts, and none waits for another's.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from nanollm_jax import collectives
 from nanollm_jax.ops.linear import contract, product
-from nanollm_jax.ops.mlp import ACTIVATIONS
+from nanollm_jax.ops.mlp import bend, narrow, widen
 
-Experts = dict[str, jax.Array]  # router [E D], up [E U M D], down [E D M]
-
-
-@jax.named_scope("mlp")
-def chances(router: jax.Array, x: jax.Array) -> jax.Array:
-    """How well each expert fits each token: a softmax over all of them.  router [E D], x [B T D] -> [B T E] float32"""
-    B, T, D = x.shape
-    return jax.nn.softmax(product(x.reshape(B * T, D), router), axis=-1).reshape(B, T, router.shape[0])
+Experts = dict[str, jax.Array]  # router [E D], up [E U M D], down [E D M]; and correction [E] where there is one
+SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
 
 @jax.named_scope("mlp")
-def moe(p: Experts, x: jax.Array, chances: jax.Array, activation: str, top_k: int, renormalize: bool) -> jax.Array:
+def chances(p: Experts, x: jax.Array, router: Any) -> jax.Array:
+    """How well each expert fits each token.  x [B T D] -> [B T E] float32
+
+    router is config.py's record: a softmax over all experts, or a sigmoid of each.
+    """
+    (B, T, D), E = x.shape, p["router"].shape[0]
+    return SCORES[router.scores](product(x.reshape(B * T, D), p["router"])).reshape(B, T, E)
+
+
+@jax.named_scope("mlp")
+def moe(p: Experts, x: jax.Array, chances: jax.Array, activation: str, top_k: int, router: Any) -> jax.Array:
     """The weighted sum of each token's top_k experts.  x [B T D], chances [B T E] -> [B T D]"""
     (B, T, D), E = x.shape, chances.shape[2]
-    weight, expert = chosen(chances.reshape(B * T, E), top_k, renormalize)
+    weight, expert = chosen(chances.reshape(B * T, E), top_k, router, p.get("correction"))
     given = collectives.psum(grouped(p, x.reshape(B * T, D), weight, expert, activation))
     return given.reshape(B, T, D).astype(x.dtype)
 
 
-def chosen(chances: jax.Array, top_k: int, renormalize: bool) -> tuple[jax.Array, jax.Array]:
-    """Each row's experts and what they count.  chances [R E] -> weights [R k] float32, experts [R k] int32
+@jax.named_scope("mlp")
+def shared(p: dict[str, jax.Array], x: jax.Array, activation: str) -> jax.Array:
+    """The MLP beside the experts, which every token goes through.  x [B T D] -> [B T D]
 
-    renormalize makes the weights of those that were chosen sum to 1.
+    p is that of an MLP; with a gate [D] in it, each token says by a sigmoid how much of it counts.
     """
-    weight, expert = jax.lax.top_k(chances, top_k)
-    return weight / jnp.sum(weight, axis=-1, keepdims=True) if renormalize else weight, expert
+    given = narrow(p, widen(p, x, activation))
+    if "gate" in p:
+        given = (jax.nn.sigmoid(contract("BTD,D->BT", x, p["gate"]))[..., None] * given).astype(x.dtype)
+    return given
+
+
+def chosen(
+    chances: jax.Array, top_k: int, router: Any, correction: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Each row's experts and what they count.  chances [R E], correction [E] -> weights [R k] float32, experts [R k] int32
+
+    correction is added for the choice alone: what an expert counts is its own chance. Wang et al. 2024, arXiv:2408.15664.
+    """
+    judged = chances if correction is None else chances + correction.astype(jnp.float32)[None]
+    if router.top_groups < router.groups:
+        judged = in_best_groups(judged, router)
+    _, expert = jax.lax.top_k(judged, top_k)
+    weight = jnp.take_along_axis(chances, expert, axis=1)
+    if router.renormalize:
+        weight = weight / jnp.maximum(jnp.sum(weight, axis=-1, keepdims=True), router.least)
+    return router.scale * weight, expert
+
+
+def in_best_groups(judged: jax.Array, router: Any) -> jax.Array:
+    """What experts of the best groups are judged by, and -inf for all others.  [R E] -> [R E]
+
+    A group is as good as the sum of its best few. Groups (1 5) (4 3), judged by two: the second, 7 to 6; by one, the first.
+    """
+    R, E = judged.shape
+    groups = judged.reshape(R, router.groups, E // router.groups)
+    best = jnp.sum(jax.lax.top_k(groups, router.judged_by)[0], axis=-1)  # [R groups]
+    _, taken = jax.lax.top_k(best, router.top_groups)
+    among = jnp.any(jax.nn.one_hot(taken, router.groups, dtype=bool), axis=1)
+    return jnp.where(among[:, :, None], groups, -jnp.inf).reshape(R, E)
 
 
 def dense(p: Experts, x: jax.Array, weight: jax.Array, expert: jax.Array, activation: str) -> jax.Array:
@@ -65,12 +104,6 @@ def grouped(p: Experts, x: jax.Array, weight: jax.Array, expert: jax.Array, acti
     given = by_group(bend(wide.reshape(R * k, U, M), activation), p["down"], sizes)
     given = given * weight.reshape(R * k)[order][:, None]
     return jnp.zeros((R, D), jnp.float32).at[order // k].add(given)
-
-
-def bend(wide: jax.Array, activation: str) -> jax.Array:
-    """The activation, or the gate's times up.  [... U M] -> [... M]"""
-    act = ACTIVATIONS[activation]
-    return act(wide[..., 0, :]) if wide.shape[-2] == 1 else act(wide[..., 0, :]) * wide[..., 1, :]
 
 
 def by_group(x: jax.Array, weight: jax.Array, sizes: jax.Array) -> jax.Array:

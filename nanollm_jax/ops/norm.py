@@ -47,6 +47,30 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float, offs
     )
 
 
+@jax.named_scope("norm")
+@partial(jax.jit, static_argnames=("eps", "offset"))
+def centred_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
+    """layer_norm without a shift.  x [... D], scale [D] -> [... D]"""
+    return layer_norm(x, scale, jnp.zeros_like(scale), eps, offset)
+
+
+def heads(
+    p: dict[str, dict[str, jax.Array]],
+    q: jax.Array,
+    k: jax.Array,
+    eps: float,
+    offset: float,
+    counted: tuple[int, int] | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Every query and key head brought to one size, or all of a token's together.  [B T N H], [B T K H] -> the same
+
+    p holds the scales, [H] or those of all heads. counted is how many of the heads are the model's own, where a mesh has more.
+    """
+    N, K = counted or (None, None)
+    q = rms_norm(q, p["q_norm"]["scale"], eps, offset, N)
+    return q, rms_norm(k, p["k_norm"]["scale"], eps, offset, K)
+
+
 def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
     """[*D] -> [1 ... 1 *D] in float32, with as many axes as x."""
     return vector.astype(jnp.float32).reshape((1,) * (x.ndim - vector.ndim) + vector.shape)

@@ -1,0 +1,212 @@
+"""What a layer can be: the records that a LayerConfig is made of. Nothing about devices, weights or sampling."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from nanollm_jax.checks import check_count, check_positive
+from nanollm_jax.errors import ConfigError, shown
+
+SCORES = ("softmax", "sigmoid")  # what becomes of a router's logits: names in ops/moe.py
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Rope for longer contexts: every position divided by `factor`. Chen et al. 2023, arXiv:2306.15595."""
+
+    kind: ClassVar[str] = "linear"
+    factor: float
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Rope for longer contexts: long wavelengths divided by `factor`, short ones kept, a smooth band between.
+
+    The Llama 3 Herd of Models, 2024, and its reference implementation.
+    """
+
+    kind: ClassVar[str] = "llama3"
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """Rope for longer contexts: a ramp over the pairs of a head, and hotter attention. Peng et al. 2023, arXiv:2309.00071.
+
+    attention_factor multiplies the rotated queries and the rotated keys.
+    """
+
+    kind: ClassVar[str] = "yarn"
+    factor: float
+    original_max_positions: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class LongRopeScaling:
+    """Rope for longer contexts: every pair slowed by a factor of its own, one list up to the original length and one
+    for texts beyond it. Ding et al. 2024, arXiv:2402.13753.
+
+    attention_factor multiplies the rotated queries and the rotated keys.
+    """
+
+    kind: ClassVar[str] = "longrope"
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_max_positions: int
+    attention_factor: float
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How queries and keys are rotated: the base of the angles, and what stretches them for longer contexts."""
+
+    theta: float = 10000.0
+    scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "theta", check_positive("rope_theta", self.theta))
+        if self.scaling is not None:
+            check_rope_scaling(self.scaling)
+            if self.theta == 1 and isinstance(self.scaling, YarnScaling):
+                raise ConfigError("rope_theta is 1: all pairs turn alike, and yarn scaling has nothing to choose from.")
+
+
+@dataclass(frozen=True)
+class Sharpening:
+    """Queries that grow with their positions, by 1 + beta ln(1 + floor(position / every)). Nakanishi 2025, arXiv:2501.19399."""
+
+    beta: float
+    every: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "beta", check_positive("sharpening: beta", self.beta))
+        object.__setattr__(self, "every", check_count("sharpening: every", self.every))
+
+
+@dataclass(frozen=True)
+class Router:
+    """How a few of a layer's experts are chosen for each token, and what each of them counts.
+
+    scores       what becomes of the router's logits: "softmax" over all experts, or "sigmoid" of each by itself
+    corrected    is there a number for each expert that is added to its score for the choice alone? arXiv:2408.15664
+    groups       in how many groups the experts lie, one behind the other
+    top_groups   from how many of them, the best ones, experts are chosen. arXiv:2405.04434, section 2.2.2
+    judged_by    how many of its best scores make up a group's
+    renormalize  do the weights of those that were chosen sum to 1?
+    least        what their sum is taken for where it is less
+    scale        what every weight is multiplied by, last
+    """
+
+    scores: str = "softmax"
+    corrected: bool = False
+    groups: int = 1
+    top_groups: int = 1
+    judged_by: int = 1
+    renormalize: bool = True
+    least: float = 1e-20
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.scores not in SCORES:
+            raise ConfigError(f"scores {self.scores!r} of a router are not supported; known: {', '.join(SCORES)}.")
+        for name in ("groups", "top_groups", "judged_by"):
+            object.__setattr__(self, name, check_count(f"router: {name}", getattr(self, name)))
+        for name in ("least", "scale"):
+            object.__setattr__(self, name, check_positive(f"router: {name}", getattr(self, name)))
+        for name in ("corrected", "renormalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"router: {name} is {getattr(self, name)!r}; expected True or False.")
+        if self.top_groups > self.groups:
+            raise ConfigError(f"router: top_groups {self.top_groups} is more than {self.groups} groups.")
+
+    def __repr__(self) -> str:
+        return told(self)
+
+    def check(self, experts: int, chosen: int) -> None:
+        """Raise ConfigError unless so many of so many experts can be chosen in this way."""
+        size = experts // self.groups
+        if experts % self.groups or self.judged_by > size or chosen > self.top_groups * size:
+            raise ConfigError(
+                f"{chosen} of {experts} experts cannot be chosen from {self.top_groups} of {self.groups} groups, "
+                f"each judged by {self.judged_by} of its experts."
+            )
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What one layer may have otherwise than the next. Prints only what is not as it is in a plain LLaMA.
+
+    window           how many positions a query sees, itself included; None for all
+    rope             how queries and keys are rotated; None where nothing is
+    attention_scale  what scores are multiplied by; None means 1/sqrt(head_dim)
+    sharpening       how queries grow with their positions; None where they do not
+    router           how experts are chosen, where it has some in place of the one MLP; None where not
+    """
+
+    window: int | None = None
+    rope: Rope | None = Rope()
+    attention_scale: float | None = None
+    sharpening: Sharpening | None = None
+    router: Router | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            object.__setattr__(self, "window", check_count("window", self.window))
+        if self.attention_scale is not None:
+            object.__setattr__(self, "attention_scale", check_positive("attention_scale", self.attention_scale))
+        if self.rope is not None and not isinstance(self.rope, Rope):
+            raise ConfigError(f"rope is {shown(self.rope)}; expected a Rope, or None.")
+        if self.sharpening is not None and not isinstance(self.sharpening, Sharpening):
+            raise ConfigError(f"sharpening is {shown(self.sharpening)}; expected a Sharpening, or None.")
+        if self.router is not None and not isinstance(self.router, Router):
+            raise ConfigError(f"router is {shown(self.router)}; expected a Router, or None.")
+
+    def __repr__(self) -> str:
+        return told(self)
+
+
+def told(record: Any, **words: str) -> str:
+    """A dataclass as it is printed: only what is not its default. words: for a field that is written otherwise."""
+    said = {
+        one.name: words.get(one.name, repr(getattr(record, one.name)))
+        for one in dataclasses.fields(record)
+        if getattr(record, one.name) != one.default
+    }
+    return f"{type(record).__name__}({', '.join(f'{name}={value}' for name, value in said.items())})"
+
+
+def check_rope_scaling(scaling: RopeScaling) -> None:
+    """Raise ConfigError unless every number of a rope scaling makes sense."""
+    if not isinstance(scaling, RopeScaling):
+        raise ConfigError(
+            f"rope_scaling is {shown(scaling)}; expected a LinearScaling, Llama3Scaling, YarnScaling or LongRopeScaling, "
+            "or None."
+        )
+    for one in dataclasses.fields(scaling):
+        name, value = f"rope scaling {scaling.kind}: {one.name}", getattr(scaling, one.name)
+        if one.name == "original_max_positions":
+            check_count(name, value)
+        elif isinstance(value, tuple):
+            for factor in value:
+                check_positive(name, factor)
+        elif one.name != "truncate":
+            check_positive(name, value)
+        elif not isinstance(value, bool):
+            raise ConfigError(f"{name} is {value!r}; expected True or False.")
+    if isinstance(scaling, Llama3Scaling) and scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise ConfigError(
+            f"rope scaling llama3: high_freq_factor {scaling.high_freq_factor} has to be above "
+            f"low_freq_factor {scaling.low_freq_factor}."
+        )
