@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import jax
 import pytest
+from safetensors.flax import load_file, save_file
 
 import nanollm_jax as nano
 from nanollm_jax.measure import roofline
 from nanollm_jax.ops import native
+from nanollm_jax.weights import source
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -75,6 +79,27 @@ def browser():
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory) -> Path:
+    """A folder with the bundled model without the layers behind its first: compiling those is what its programs cost."""
+    folder = tmp_path_factory.mktemp("short") / "nano-stories"
+    shutil.copytree(source.BUNDLED, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    tensors = load_file(folder / "model.safetensors")
+    left = {name: tensor for name, tensor in tensors.items() if re.search(r"layers\.[1-9]", name) is None}
+    save_file(left, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundled_is_short(short):
+    """Of this process; for tests that ask for no particular text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "BUNDLED", short)
+        yield
 
 
 # Pieces of memory that a process has mapped: compiled programs have many, and Linux ends who wants more than 65,530.

@@ -63,9 +63,9 @@ def test_decode_does_not_lead_a_text_past_longropes_original_length(phi):
 def test_scores_of_longrope_do_not_depend_on_the_texts_beside(phi):
     """A text of 20 tokens beside one of 50, and one of 50 beside one of 20: as each alone, and as one forward of it."""
     texts = [list(range(1, 21)), list(range(5, 55))]
-    together = nano.score(phi, texts)
+    together = nano.score(phi, texts, rows=2)
     for text, beside in zip(texts, together, strict=True):
-        (alone,) = nano.score(phi, [text])
+        (alone,) = nano.score(phi, [text], rows=2)
         agree(alone.logprobs, beside.logprobs, 1e-5)
         logits, _ = nano.forward(
             phi.params, np.asarray([text[:-1]]), nano.init_cache(phi.config, 1, 64, "float32"), config=phi.config

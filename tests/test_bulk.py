@@ -20,6 +20,8 @@ from nanollm_jax import cli
 from nanollm_jax.cli.lines import lines_of, parse, sampling_keys
 from nanollm_jax.engine import shared
 
+pytestmark = pytest.mark.usefixtures("bundled_is_short")
+
 LINES: list[dict[str, Any]] = [
     {"prompt": "Once upon a time", "max_new_tokens": 6},
     {"prompt": [1, 300], "id": "second", "temperature": 0.9, "top_k": 40, "seed": 5, "top_logprobs": 2},

@@ -26,6 +26,8 @@ from nanollm_jax.cli.reading import Keyboard, Lines, private
 from nanollm_jax.cli.session import Session
 from nanollm_jax.weights.source import find
 
+pytestmark = pytest.mark.usefixtures("bundled_is_short")
+
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}{% endif %}{{ m.content }}\n{% endfor %}"
 Talk = Callable[..., tuple[str, str]]
 

@@ -19,6 +19,8 @@ from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.rows import common_prefix
 from nanollm_jax.engine.timings import CompileWatch
 
+pytestmark = pytest.mark.usefixtures("bundled_is_short")
+
 TEMPLATE = """{{ bos_token }}
 {%- if messages[0].role == 'system' %}{{ messages[0].content + '\n' }}{% set messages = messages[1:] %}{% endif %}
 {%- for m in messages %}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import pytest
 
 import nanollm_jax as nano
+from nanollm_jax.cli import run
 
 GREEDY = nano.Sampling(temperature=0.0)
 
@@ -20,16 +19,16 @@ def test_published_greedy_text(data):
     assert "".join(nano.stream(model, [1], max_new_tokens=200, sampling=GREEDY)) == answer.text
 
 
-def test_bundled_model_tells_its_story():
-    """What this library printed when it first agreed with the reference; any change of it is a change of the numbers.
-
-    In a process of its own, compiled with everything on whatever flags the tests run with.
-    """
-    program = "import sys; from nanollm_jax.cli import main; main(sys.argv[1:])"
+def test_bundled_model_tells_its_story(capsys):
+    """What this library printed when it first agreed with the reference; any change of it is a change of the numbers."""
     words = ["generate", "Once upon a time", "--max-new-tokens", "40", "--temperature", "0", "--dtype", "float32"]
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    done = subprocess.run([sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, GOLDEN + "\n"), done.stderr
+    assert (run(words), capsys.readouterr().out) == (0, GOLDEN + "\n")
+
+
+@pytest.mark.parity
+@pytest.mark.as_users
+def test_bundled_model_tells_its_story_compiled_as_for_users(capsys):
+    test_bundled_model_tells_its_story(capsys)
 
 
 GOLDEN = (

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import agree
-from models import CONFIG_JSON, random_model
+from models import random_model
 
 import nanollm_jax as nano
 from nanollm_jax.engine.timings import CompileWatch
@@ -18,7 +18,7 @@ PER_LAYER = ["attention_norm", "attention.q", "attention.k", "attention.v", "att
              "out"]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=CONFIG_JSON)
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
 def model(request):
     return random_model(request.param)
 

@@ -13,11 +13,13 @@ import pytest
 
 import nanollm_jax as nano
 from nanollm_jax.cli import run
+from nanollm_jax.weights import source
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.parity  # 250 programs
 def test_library_examples():
     """Every Python block, one after the other in one namespace."""
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -50,8 +52,11 @@ LINES = re.findall(r"^nanollm (.*)$", README.replace("\\\n", ""), re.MULTILINE)
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if "hosts" not in line])
-def test_commands_are_understood(line, capsys, tmp_path, monkeypatch):
-    """Those of the bundled model and of configs/ run as they stand; the others are parsed up to the missing checkpoint."""
+def test_commands_are_understood(line, capsys, tmp_path, monkeypatch, short):
+    """Those of the bundled model (here its first layer) and of configs/ run as they stand; the others are parsed up to the
+    missing checkpoint.
+    """
+    monkeypatch.setattr(source, "BUNDLED", short)
     if "--input" in line or "--report" in line:
         monkeypatch.chdir(tmp_path)
     if "--input" in line:
@@ -63,8 +68,8 @@ def test_commands_are_understood(line, capsys, tmp_path, monkeypatch):
     if "--devices" in words:
         words[words.index("--devices") + 1] = "8"  # this process has them already
     if "--model" in words:
-        source = words.index("--model") + 1
-        words[source] = "no/such/folder"
+        at = words.index("--model") + 1
+        words[at] = "no/such/folder"
         words = [word if word != "-" else "text" for word in words]
     few = ["--max-new-tokens", "3"]
     rest = {"generate": few, "look": few if "--report" in words else [], "profile": ["--trace", str(tmp_path)]}.get(

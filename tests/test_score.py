@@ -19,6 +19,8 @@ import nanollm_jax as nano
 from nanollm_jax.engine.score import windows_of
 from nanollm_jax.model import hidden_states
 
+pytestmark = pytest.mark.usefixtures("bundled_is_short")
+
 TEXT = "Once upon a time, there was a little girl named Lily. é🙂"
 
 
@@ -215,10 +217,10 @@ def test_the_best_tokens_beside_each(llama):
 def test_embeddings(llama):
     """Mean and last of the states that the head reads; of length 1 unless that is not wanted; alone and in a batch."""
     texts = [[(7 * n + at) % 101 for n in range(size)] for at, size in enumerate((3, 40, 17))]
+    read = jax.jit(partial(hidden_states, config=llama.config))
     for at, ids in enumerate(texts):
-        cache = nano.init_cache(llama.config, 1, 64, jnp.float32)
-        states, _ = hidden_states(llama.params, jnp.asarray([ids]), jnp.asarray([len(ids)]), cache, config=llama.config)
-        states = np.asarray(states[0])
+        tokens, cache = jnp.asarray([ids + [0] * (40 - len(ids))]), nano.init_cache(llama.config, 1, 64, jnp.float32)
+        states = np.asarray(read(llama.params, tokens, jnp.asarray([len(ids)]), cache)[0][0, : len(ids)])
         for pooling, expected in (("mean", states.mean(0)), ("last", states[-1])):
             plain = nano.embed(llama, texts, pooling=pooling, normalize=False)
             agree(plain[at], expected, 1e-4)

@@ -12,6 +12,8 @@ from nanollm_jax.errors import CheckpointError, ConfigError
 from nanollm_jax.weights import resolve
 from nanollm_jax.weights.gguf import is_gguf
 
+BUNDLED = Path(str(resources.files("nanollm_jax"))) / "assets" / "nano-stories"
+
 
 def find(source: str | os.PathLike[str] | None, revision: str | None = None, *, weights: bool = True) -> Path:
     """The folder of a model, or its GGUF file: None is the one that ships with the library, a hub id is downloaded.
@@ -22,7 +24,7 @@ def find(source: str | os.PathLike[str] | None, revision: str | None = None, *, 
         return resolve(source, revision, weights=weights)
     if revision is not None:
         raise CheckpointError("revision was given without a hub id; the bundled model has only one.")
-    return Path(str(resources.files("nanollm_jax"))) / "assets" / "nano-stories"
+    return BUNDLED
 
 
 def find_shape(source: str | os.PathLike[str] | None, revision: str | None = None) -> Path | None:
