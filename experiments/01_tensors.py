@@ -9,8 +9,8 @@
 # Running a trained model is called *inference*. Three things take part in it:
 #
 # - the *weights*: numbers that were found once, by *training*, and do not change any more;
-# - the *input*: the text so far, cut into *pieces*, short words or parts of words, each turned into a number (chapter
-#   15);
+# - the *input*: the text so far, cut into *pieces*, short words or parts of words. Each piece that the model knows
+#   has a number, a *token*, and all of them together are its *vocabulary* (chapter 15);
 # - a fixed list of *operations* that combines the two and ends in one number for every possible next piece of text.
 #
 # Training runs the same operations, then works backwards through all of them to find out how each weight should
@@ -48,11 +48,15 @@ table(
 )
 
 # %% [markdown]
-# That is the whole model: a few dozen named tensors in one file, and nothing else. What each of them does is the rest
-# of the series.
+# That is the whole model: a few dozen named tensors in one file. Two small files lie beside it. One, the *config*, says
+# how large the tensors are and how they are to be used (chapter 17), the other how text becomes numbers (chapter 15).
+# All together are a *checkpoint*: the state of a model at the end of its training, as files. What each tensor does is
+# the rest of the series.
 #
-# The operations can be listed as well. JAX runs the library's `forward` once with placeholders for the numbers and
-# writes down every operation that it meets. This list is the *graph*: each line takes tensors, and makes a new one.
+# The operations can be listed as well. The library is written with *JAX*, which has NumPy's functions under the name
+# `jax.numpy`, for arrays that cannot be changed once they are made. JAX can run a function without any numbers: it
+# hands in placeholders that have a shape and a type only, and writes down every operation that they meet. That is
+# *tracing*. The list is the *graph*: each line takes tensors, and makes a new one.
 
 # %%
 model = nano.load(dtype="float32")
@@ -69,20 +73,25 @@ def operations(jaxpr):
         if inner:
             for graph in inner:
                 yield from operations(graph.jaxpr)
-        elif equation.primitive.name != "name":  # a label of a value, not an operation
+        elif equation.primitive.name not in ("name", "optimization_barrier"):  # a label, and a note to the compiler
             yield equation.primitive.name
 
 
 kinds = Counter(operations(graph.jaxpr)).most_common()
-print(f"{sum(count for _, count in kinds)} operations of {len(kinds)} kinds; the most frequent:")
+total = sum(count for _, count in kinds)
+check(
+    f"about a thousand operations ({total:,}), of a few dozen kinds ({len(kinds)})",
+    500 < total < 2000 and len(kinds) < 60,
+)
+print("the most frequent:")
 print(", ".join(f"{name} {count}" for name, count in kinds[:10]))
 
-logits = np.asarray(nano.forward(model.params, ids, cache, config=model.config)[0])[
-    0, -1
-]  # [V]: a score for each piece
-again = np.asarray(nano.forward(model.params, ids, cache, config=model.config)[0])[0, -1]
-print("most probable next pieces:", [model.tokenizer.piece(int(i)) for i in np.argsort(-logits)[:4]])
-check("the same weights and the same input give the same scores, bit for bit", np.array_equal(logits, again))
+first, second = (
+    np.asarray(nano.forward(model.params, ids, cache, config=model.config)[0]) for _ in range(2)
+)  # [1 T V]
+scores = first[0, -1]  # [V]: one for each piece that may come next
+print("most probable next pieces:", [model.tokenizer.piece(int(i)) for i in np.argsort(-scores)[:4]])
+check("the same weights and the same input give the same scores, bit for bit", np.array_equal(first, second))
 
 # %% [markdown]
 # No loops over data and no state: `dot_general` is the multiplication of chapter 04, `mul` and `add` are those of
@@ -177,8 +186,9 @@ save(figure, "01_views")
 #
 # ## The bits of a number
 # The weights are stored as `bfloat16`: 2 bytes a number. A `float32` has one bit for the sign, 8 for the exponent
-# (which power of two) and 23 for the digits after it. A `bfloat16` is its first half: the same range, and 7 bits for
-# the digits.
+# (which power of two) and 23 for the digits. A `bfloat16` is its first half: the same range, and 7 bits for the digits.
+# The first digit of a binary number is a 1 always and is not stored; with it a bfloat16 has 8 *significant* bits, a
+# float32 has 24.
 
 
 # %%
@@ -192,7 +202,7 @@ def bfloat16_to_float32(bits):
 
 embedding = weights[
     "model.embed_tokens.weight"
-]  # [V D] bfloat16: one vector of D numbers for each piece of the vocabulary
+]  # [V D] bfloat16: D numbers for each of the V pieces that the model knows
 decoded = bfloat16_to_float32(embedding.view(np.uint16))  # [V D] float32
 same("all weights of the embedding, decoded bit by bit", decoded, embedding.astype(np.float32), tolerance=0)
 same("what the library loads", model.params["embedding"]["tokens"], decoded, tolerance=0)
@@ -211,7 +221,7 @@ check("bfloat16 cannot tell 257 from 256", jnp.bfloat16(257) == jnp.bfloat16(256
 check("float32 can", jnp.float32(257) != jnp.float32(256))
 
 # %% [markdown]
-# An answer with 8 bits of digits is good enough for a weight, because thousands of small errors average out in a sum.
+# A number of 8 significant bits is good enough for a weight, because thousands of small errors average out in a sum.
 # It is not good enough for a counter, and a position in a text is one. Which numbers may be short is a question that
 # returns in chapters 08, 09 and 21.
 
@@ -231,13 +241,13 @@ print(
 # %% [markdown]
 # ![Histogram of the embedding's weights](figures/01_weights.png)
 #
-# *Trained weights are small and lie around zero. Between two dotted lines, powers of two, bfloat16 has 128 numbers
-# each time.*
+# *Trained weights are small and lie around zero. The dotted lines are powers of two. Between two neighbours on one side
+# of zero bfloat16 has 128 numbers, however near they stand; between the two innermost lie all smaller powers.*
 #
 # ## In the engine
 # - Which tensors a model has, and the shape of each, is decided in one place: `nanollm_jax.params.layout` names the
 #   axes with letters, and `nanollm_jax.params.shapes` puts sizes in. The letters are the same in the whole library:
-#   `D` is the length of a vector, `V` the vocabulary.
+#   `D` is the length of a vector, `V` the size of the vocabulary.
 # - `nanollm_jax.dtypes.resolve_dtype` picks the dtype: float32 on a CPU, bfloat16 on a GPU or TPU. Angles of
 #   positions, sums of squares and scores are float32 always: `nanollm_jax.ops.rope.turns`,
 #   `nanollm_jax.ops.norm.rms_norm`, `nanollm_jax.ops.linear.contract`.

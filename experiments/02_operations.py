@@ -4,10 +4,11 @@
 # [Previous: 01 · Tensors](01_tensors.py) · [Contents](README.md) · [Next: 03 · Memory layout](03_memory_layout.py)
 #
 # ## The question
-# The graph of chapter 01 has hundreds of operations. How many different ideas are in it?
+# The graph of chapter 01 has about a thousand operations. How many different ideas are in it?
 #
 # ## The idea
-# Three, and some moving of numbers from place to place:
+# Three. Besides them there are operations that only move numbers from place to place or give them another shape: most
+# lines of the graph, and none of its arithmetic (chapter 04 counts both). The three:
 #
 # - *elementwise*: each number of the output comes from the numbers at the same index of the inputs. `x + y`,
 #   `exp(x)`;
@@ -42,7 +43,7 @@ random = np.random.default_rng(0)
 
 def elementwise(function, *tensors):
     """[...] -> [...]: all inputs of one shape; broadcast them first."""
-    out = np.empty(tensors[0].shape)
+    out = np.full(tensors[0].shape, np.nan)  # so that a place that is forgotten shows
     for index in np.ndindex(out.shape):
         out[index] = function(*(tensor[index] for tensor in tensors))
     return out
@@ -182,11 +183,15 @@ check("the sum by halves is exact", ones.sum() == ones.size)
 #
 # ## In the engine
 # - Every contraction with a weight goes through `nanollm_jax.ops.linear.contract`, an einsum that adds up in float32
-#   even where the inputs are shorter. `nanollm_jax.ops.linear.linear` adds a bias. `nanollm_jax.ops.mlp` is two
-#   of them with elementwise operations between, `nanollm_jax.ops.norm.rms_norm` is a reduction and elementwise
-#   operations.
-# - Elementwise operations that follow each other are not run one by one: XLA, the compiler behind JAX, *fuses* them
-#   into one loop that reads its inputs once. That can be counted.
+#   even where the inputs are shorter. `nanollm_jax.ops.mlp` is two of them with elementwise operations between,
+#   `nanollm_jax.ops.norm.rms_norm` is a reduction and elementwise operations.
+# - `jax.jit(f)` is the function f, compiled *just in time*, in short *jit*. When it is first called with arguments of
+#   some shapes, JAX traces f (chapter 01) and hands the graph to *XLA*, the compiler behind it; every later call with
+#   the same shapes runs the machine code that came out. `.lower(x)` and `.compile()` do the two halves without
+#   running anything. It works because f is *functional*: what it returns depends on its arguments alone, and it
+#   changes nothing else, so the graph of one call is that of all. That is why a JAX array cannot be changed.
+# - Elementwise operations that follow each other are not run one by one: XLA *fuses* them into one loop that reads its
+#   inputs once. That can be counted.
 
 # %%
 tokens = random.normal(size=(1, 5, 8)).astype(np.float32)  # [B T D]
@@ -211,8 +216,9 @@ check("all of them became one loop", loops == 1 < written)
 # ## Exercises
 # 1. Write the mean over T of a tensor `[B T D]` as an einsum and a division.
 # 2. What does `"ij,ij->"` compute, and how would you say it with `x` and `y` in NumPy?
-# 3. Attention makes its queries by `"BTD,NHD->BTNH"`. How many multiplications is that in the bundled model for
-#    one text of 5 tokens?
+# 3. The largest products of a model look like `"BTD,NHD->BTNH"`: B texts of T pieces go in, D numbers for each, and
+#    come out as N vectors of H numbers. (They are the queries of chapter 10.) How many multiplications is that in
+#    the bundled model, for one text of 5 pieces?
 
 # %% tags=["answer"]
 same("einsum, then divide by T", einsum("BTD->BD", many) / many.shape[1], many.mean(1))

@@ -121,7 +121,7 @@ sizes = [2**k for k in range(13, 16 if quick() else 28, 1)]  # bytes
 picks = np.random.default_rng(0).integers(0, 2**62, 2**12 if quick() else 2**20)  # [1048576]
 in_order = np.arange(picks.size)  # [1048576]
 random_ns, ordered_ns = [], []
-out = np.empty(picks.size, np.float32)
+out = np.full(picks.size, np.nan, np.float32)
 for size in sizes:
     source = np.ones(size // 4, np.float32)  # [size / 4]
     for places, times in ((picks % source.size, random_ns), (in_order % source.size, ordered_ns)):
@@ -138,6 +138,7 @@ table(
 )  # fmt: skip
 check_time("a step of 16 costs more per number than a step of 1", per_read[16] > 2 * per_read[1])
 check_time("random reads of a large table cost more than of a small one", random_ns[-1] > 2 * random_ns[0])
+check_time("reads in order hardly do", ordered_ns[-1] < 0.5 * random_ns[-1])
 
 # %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))
@@ -166,8 +167,9 @@ save(figure, "03_memory")
 # ![Time per number against step and against table size](figures/03_memory.png)
 #
 # *Measured on the machine that made this page. Left: the cost of a number grows with the step until every read needs
-# its own line. Right: random reads climb a stair at the end of each cache; reads in order do not, because the
-# processor fetches the next lines before they are asked for.*
+# its own line. Right: the more of the table lies outside the caches (a dotted line is where one ends), the more a
+# random read costs. There is no sharp step: the table shares each cache with everything else that runs. Reads in
+# order stay cheap, because the processor fetches the next lines before they are asked for.*
 #
 # ## What it means for a model
 # The embedding is a table `[V D]`: one row for each piece of text. To look up a piece is to read one row. Stored the
@@ -190,19 +192,20 @@ check("a row fills its lines, a column wastes 15 of 16 places", (row, column) ==
 # ## In the engine
 # - `nanollm_jax.ops.embedding.embed` reads rows. `nanollm_jax.ops.embedding.unembed` multiplies with the same table,
 #   row by row, so one layout serves both.
-# - Weights are stored outputs first, `[D N H]` from heads back to vectors: each row is one output, and is read straight
-#   through. `nanollm_jax.ops.linear.linear` makes a matrix `[O I]` of them by merging neighbouring axes, which is a
+# - Weights are stored outputs first: each row is one output, and is read straight through.
+#   `nanollm_jax.ops.linear.linear` makes a matrix `[O I]` of those with more axes by merging neighbours, which is a
 #   view. Where a CPU wants an operand turned, `nanollm_jax.ops.linear.product_on_cpu` turns the small one, never the
 #   weight.
-# - `nanollm_jax.cache.KVCache` keeps its numbers in the order in which attention reads them, and in a shape that the
-#   compiler updates in place. Chapter 20 measures it.
+# - What the model remembers of a text is kept in the order in which it is read, and changed in place:
+#   `nanollm_jax.cache.KVCache`. It is no cache of the processor, only called by the same name; chapter 20.
 # - In JAX you do not set strides. You choose the order of the axes, and look at the compiled program for copies.
 #
 # ## Exercises
 # 1. A matrix `[1000 1000]` of float32 is read down its columns. How large must a cache be for this to cost no more
 #    than reading by rows?
 # 2. Why does the curve on the left hardly rise from 16 to 32, although the step doubles?
-# 3. `x` is `[4096 4096]`. Which is faster, `x.sum(axis=0)` or `x.sum(axis=1)`? Guess, then measure.
+# 3. `x` is `[4096 4096]`. Which is faster, `x.sum(axis=0)` or `x.sum(axis=1)`? Guess, then measure. How would you sum
+#    the columns if you may read memory only in its order?
 
 # %% tags=["answer"]
 print(f"It must hold one line for each of the 1000 rows: {1000 * LINE:,} bytes, for a matrix of {4 * 1000**2:,} bytes.")
@@ -218,7 +221,7 @@ check("with 999 lines every read is a miss", misses(walk, 999) == len(walk))
 x = np.ones((256, 256) if quick() else (4096, 4096), np.float32)  # [4096 4096]
 for axis in (0, 1):
     print(f"axis {axis}: {seconds(lambda axis: x.sum(axis=axis), axis) * 1e3:.2f} ms")
-print("Close: NumPy also walks along the rows for axis 0, and keeps one running sum for each column.")
+print("Close to each other: NumPy walks along the rows for axis 0 as well, and keeps a running sum for each column.")
 same("both add up to everything", x.sum(axis=0).sum(), x.sum(axis=1).sum())
 
 # %% [markdown]

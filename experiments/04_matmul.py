@@ -143,8 +143,8 @@ table(
 
 # %% [markdown]
 # The count can be predicted from the file of weights alone. Each number of each weight matrix is used in one
-# multiplication and one addition. On top of it, in each layer attention multiplies two times with what it remembers:
-# `S` vectors of width `H` for each of `N` heads (chapter 11).
+# multiplication and one addition. On top of it, in each layer *attention* multiplies two times with what it remembers:
+# `S` vectors of width `H`, for each of its `N` parts, the heads (chapters 10 and 11).
 
 # %%
 with safe_open(Path(nano.__file__).parent / "assets/nano-stories/model.safetensors", framework="numpy") as file:
@@ -181,11 +181,21 @@ save(figure, "04_shares")
 #
 # ## One vector or many
 # The same weight can be multiplied with one vector, or with many at once. Per vector the arithmetic is the same.
+#
+# First the two limits of this machine, measured by themselves: how fast it reads, with the sum of an array that no
+# cache holds, and how fast it calculates, with a product of two large matrices.
 
 # %%
 size = 256 if quick() else 4096
 weight = jnp.asarray(random.normal(size=(size, size)), jnp.float32)  # [F D], 64 MB: more than the caches hold
 multiply = jax.jit(linear.product)  # [T D], [F D] -> [T F]
+large = jnp.ones(2**20 if quick() else 2**26, jnp.float32)  # 256 MB
+bandwidth = large.nbytes / seconds(jax.jit(jnp.sum), large, repeats=20)  # bytes a second
+square = weight[: size // 2, : size // 2]
+peak = 2 * len(square) ** 3 / seconds(jax.jit(jnp.matmul), square, square, repeats=10)  # FLOPs a second
+print(
+    f"it reads {bandwidth / 1e9:.0f} GB/s and does {peak / 1e9:.0f} GFLOP/s: {peak / bandwidth:.1f} FLOPs for each byte"
+)
 counts = [1, 2, 4, 8, 16, 32, 64, 128]
 inputs = {T: jnp.asarray(random.normal(size=(T, size)), jnp.float32) for T in counts}  # [T D]
 
@@ -202,6 +212,8 @@ table(
       f"{4 * size**2 / took[T] / 1e9:.1f}") for T in counts],
 )  # fmt: skip
 check_time("64 vectors take less than 40 times as long as one", took[64] < 40 * took[1])
+check_time("nothing is faster than the two limits allow, by more than a fifth",
+           all(2 * T * size**2 / took[T] < 1.2 * min(bandwidth * intensity[T], peak) for T in counts))  # fmt: skip
 same("many at once give the same as one by one", multiply(inputs[8], weight)[3:4], multiply(inputs[8][3:4], weight))
 
 # %% tags=["figure"]
@@ -210,14 +222,12 @@ figure, ax = plt.subplots(figsize=(8, 4))
 ax.plot(list(intensity.values()), list(reached.values()), "o-", color=BLUE)
 for T in counts:
     ax.annotate(f"T = {T}", (intensity[T], reached[T]), xytext=(6, -12), textcoords="offset points", color=GREY, size=9)
-slope = reached[1] / intensity[1]  # bytes per second while one vector is multiplied
-line = np.array([intensity[1], max(reached.values()) / slope])
-ax.plot(line, slope * line, ":", color=GREY)
-ax.text(line[0], slope * line[0] * 2.5, f"limit of memory:\n{slope:.0f} GB/s of weights", color=GREY, size=9)
-ax.axhline(max(reached.values()), color=GREY, linestyle=":")
-ax.text(intensity[1], max(reached.values()) * 1.08, "limit of arithmetic", color=GREY, size=9)
+at = np.geomspace(intensity[1], intensity[128], 100)
+ax.plot(at, np.minimum(bandwidth * at, peak) / 1e9, ":", color=GREY)
+ax.text(at[0], bandwidth * at[0] / 1e9 * 2.2, f"limit of memory:\n{bandwidth / 1e9:.0f} GB/s", color=GREY, size=9)
+ax.text(at[-1], peak / 1e9 * 1.08, f"limit of arithmetic: {peak / 1e9:.0f} GFLOP/s", color=GREY, size=9, ha="right")
 ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity, FLOPs per byte", ylabel="GFLOP/s")
-ax.set_ylim(min(reached.values()) / 1.5, max(reached.values()) * 1.5)
+ax.set_ylim(min(reached.values()) / 1.5, max(*reached.values(), peak / 1e9) * 1.5)
 ax.set_xticks([0.5, 1, 2, 4, 8, 16, 32, 64], ["½", 1, 2, 4, 8, 16, 32, 64])
 ax.set_yticks([10, 20, 50, 100, 200], [10, 20, 50, 100, 200])
 ax.minorticks_off()
@@ -226,20 +236,22 @@ save(figure, "04_intensity")
 # %% [markdown]
 # ![GFLOP/s against arithmetic intensity](figures/04_intensity.png)
 #
-# *Measured. With one vector the weight streams from memory once and each number of it is used twice: memory is the
-# limit. With many vectors each number that arrives is used many times, and arithmetic becomes the limit. This picture
-# is called a roofline.*
+# *Measured; the dotted limits were measured before, by themselves. With one vector the weight streams from memory
+# once and each number of it is used twice: memory is the limit. With many vectors each number that arrives is used
+# many times, and arithmetic becomes the limit.*
 #
-# This is the most important fact about inference. Reading a prompt (*prefill*) puts many vectors through each weight
-# at once, and is limited by arithmetic. Writing an answer (*decode*) makes one piece at a time, and is limited by
-# memory: all weights have to be read for every piece.
+# Such a picture, two limits and what was reached below them, is called a *roofline*. It shows the most important fact
+# about inference. Reading a *prompt*, the text that is to be continued (*prefill*), puts many vectors through each
+# weight at once, and is limited by arithmetic. Writing an answer (*decode*) makes one piece at a time, and is limited
+# by memory: all weights have to be read for every piece.
 #
 # ## In the engine
-# - `nanollm_jax.ops.linear.contract` is where the library multiplies matrices; only experts and weights in 8 bits have
-#   products of their own. Those with weights come through `nanollm_jax.ops.linear.product`, `[R I]` by `[O I]`.
+# - `nanollm_jax.ops.linear.contract` is where the library multiplies matrices. Those with weights come through
+#   `nanollm_jax.ops.linear.product`, `[R I]` by `[O I]`, which knows other ways for weights that are stored in fewer
+#   bits (chapter 21).
 # - `nanollm_jax.decode.prefill` and `nanollm_jax.decode.decode` are two programs, because their limits are different.
-# - Several prompts in one batch share the weights that were read: `nanollm_jax.generate` takes lists. Chapter 06 has
-#   more on it.
+# - Several texts at once, a *batch*, share the weights that were read: `nanollm_jax.generate` takes lists. Chapter 06
+#   has more on it.
 # - Weights in bfloat16 are half the bytes, so decode is up to twice as fast: chapter 21.
 #
 # ## Exercises

@@ -56,7 +56,7 @@ def three_loops(a, b):
 
 def row_times_column(a, b):
     """i, j, then k at once: a dot product. The column of b lies scattered, N numbers apart."""
-    out = np.empty((a.shape[0], b.shape[1]), np.float32)
+    out = np.full((a.shape[0], b.shape[1]), np.nan, np.float32)
     for i in range(a.shape[0]):
         for j in range(b.shape[1]):
             out[i, j] = np.dot(a[i], b[:, j])
@@ -66,7 +66,7 @@ def row_times_column(a, b):
 def row_times_row(a, b):
     """The same after a copy of b whose columns lie side by side."""
     columns = np.ascontiguousarray(b.T)  # [N K]
-    out = np.empty((a.shape[0], b.shape[1]), np.float32)
+    out = np.full((a.shape[0], b.shape[1]), np.nan, np.float32)
     for i in range(a.shape[0]):
         for j in range(b.shape[1]):
             out[i, j] = np.dot(a[i], columns[j])
@@ -76,7 +76,7 @@ def row_times_row(a, b):
 def sum_of_rows(a, b):
     """i, k, then j at once: a row of the result is a sum of rows of b. Everything lies side by side."""
     out = np.zeros((a.shape[0], b.shape[1]), np.float32)
-    scaled = np.empty(b.shape[1], np.float32)
+    scaled = np.full(b.shape[1], np.nan, np.float32)
     for i in range(a.shape[0]):
         for k in range(b.shape[0]):
             np.multiply(b[k], a[i, k], out=scaled)
@@ -87,7 +87,7 @@ def sum_of_rows(a, b):
 def outer_products(a, b):
     """k, then i and j at once: the picture of chapter 02. Each step passes over the whole result."""
     out = np.zeros((a.shape[0], b.shape[1]), np.float32)
-    scratch = np.empty_like(out)
+    scratch = np.full_like(out, np.nan)
     for column, row in zip(np.ascontiguousarray(a.T), b, strict=True):  # [M], [N]
         np.multiply(column[:, None], row[None, :], out=scratch)
         out += scratch
@@ -96,7 +96,7 @@ def outer_products(a, b):
 
 def blocked(a, b, block=(64, 512)):
     """The same, one block of the result after the other. A block and the scratch space beside it stay in the cache."""
-    out = np.empty((a.shape[0], b.shape[1]), np.float32)
+    out = np.full((a.shape[0], b.shape[1]), np.nan, np.float32)
     for i in range(0, a.shape[0], block[0]):
         for j in range(0, b.shape[1], block[1]):
             out[i : i + block[0], j : j + block[1]] = outer_products(a[i : i + block[0]], b[:, j : j + block[1]])
@@ -125,8 +125,8 @@ same("the library's contract, compiled by XLA", xla(a, b), reference)
 # ## The limit of this machine
 # The processor's data sheet would say: cores, times clock, times numbers per vector, times vector units, times 2 for
 # a multiplication and an addition. The clock changes while it runs, so the limit is measured here: the best rate that
-# any product reaches, of several sizes, by the two libraries that were tuned for years, XLA and the BLAS inside
-# NumPy.
+# any product reaches, of several sizes, by two libraries that were tuned for years: XLA, and the one that NumPy calls
+# for products (a *BLAS*, short for basic linear algebra subprograms).
 
 
 # %%
@@ -201,7 +201,9 @@ for (i, j), _ in np.ndenumerate(grid):
     shape = (max(heights[i], 128), widths[0] * 2, widths[-1])  # enough of a product to see it
     grid[i, j] = rate(partial(blocked, block=(heights[i], widths[j])), shape, repeats=2)
 best = np.unravel_index(grid.argmax(), grid.shape)
-print(f"best block here: {heights[best[0]]} x {widths[best[1]]}, {grid.max():.1f} GFLOP/s")
+print(f"best block here: {heights[best[0]]} x {widths[best[1]]}, {grid.max():.1f} GFLOP/s; "
+      f"the smallest reaches {grid[0, 0]:.1f}, the largest {grid[-1, -1]:.1f}")  # fmt: skip
+check_time("small blocks are slower than the best by a factor of two or more", grid[0, 0] < grid.max() / 2)
 
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(7, 4))
@@ -222,8 +224,8 @@ save(figure, "05_blocks")
 # %% [markdown]
 # ![GFLOP/s by the shape of a block](figures/05_blocks.png)
 #
-# *One core. Small blocks lose their time in the Python loop, large ones fall out of the cache. The best ones of
-# different shapes have about the same number of bytes.*
+# *One core. Small blocks lose their time in the Python loop. How much the largest lose is for this machine to say: a
+# block that no longer fits a cache is read from the next one, and that hurts only where the next one cannot keep up.*
 #
 # ## In the engine
 # - The library contains none of this. `nanollm_jax.ops.linear.contract` says what is to be summed, and XLA picks

@@ -110,8 +110,8 @@ table("Letters by kind", ["equation", "what it does", "batch", "rows", "columns"
 # queries with its own keys, and no product can be shared.
 #
 # ## On real values
-# The library can show every value inside the model (`nanollm_jax.glass.observe`). These are the values of attention in the
-# first layer, for a short text.
+# The library can show every value inside the model (`nanollm_jax.glass.observe`). These are the values of attention
+# in the first layer, for a short text.
 
 # %%
 model = nano.load(dtype="float32")
@@ -200,8 +200,10 @@ save(figure, "06_batches")
 # %% [markdown]
 # ![Time per text against batch size, and one slice of the attention weights](figures/06_batches.png)
 #
-# *Left: measured. A shared weight is read once for all texts, so each text pays less in a larger batch; own keys are
-# read by one text only. Right: what one pair of the batch letters K and G of `"BKGTS"` holds, a matrix `[T S]`.*
+# *Left: measured. A shared weight is read once for all texts, so each text pays less in a larger batch. Own keys are
+# read for one text only, so there is nothing to share. (Where their line rises before it is level, the keys of a few
+# texts probably still lay in the processor's cache from the run before, and those of many do not fit.) Right: what one
+# pair of the batch letters K and G of `"BKGTS"` holds, a matrix `[T S]`.*
 #
 # ## In the engine
 # - `nanollm_jax.ops.attention.scores` and `nanollm_jax.ops.attention.mix` are the two batched products of attention;

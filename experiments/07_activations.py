@@ -103,7 +103,7 @@ def relu(x):
 
 
 def gelu(x):
-    """x times the share of the bell curve to the left of x. erf is that share, for another width and from -1 to 1."""
+    """x times the share of the bell curve to the left of x: a half, and half of erf(x / sqrt(2)), the share from -x to x."""
     return x * 0.5 * (1 + math.erf(x / math.sqrt(2)))
 
 
@@ -142,6 +142,7 @@ for name, curve in curves.items():
 drawn = np.sort(random.normal(size=400_000))
 points = np.array([-2.0, -1.0, -0.3, 0.5, 1.5])
 counted = points * np.searchsorted(drawn, points) / drawn.size  # how many of them are below each point
+check("the two GELUs differ by less than one in a thousand", np.abs(curves["gelu_tanh"] - curves["gelu"]).max() < 1e-3)
 same("GELU, by counting", counted, [gelu(point) for point in points], tolerance=0.004)
 
 # %% [markdown]
@@ -173,6 +174,11 @@ arriving = np.stack(arriving)  # [L T F]
 low, high = np.percentile(arriving, [5, 95])
 print(f"{arriving.size:,} numbers arrive at SiLU: {np.mean(arriving < 0):.0%} are negative")
 print(f"nine in ten of them lie between {low:.2f} and {high:.2f}")
+apart = curves["relu"] - curves["silu"]  # [points]
+same("SiLU and ReLU differ as much at -x as at x", apart, apart[::-1], tolerance=1e-12)
+print(f"they differ most at {abs(grid[apart.argmax()]):.2f} to either side, by {apart.max():.2f}")
+check("most numbers arrive where the two differ by at least a quarter of that",
+      np.mean(np.interp(arriving, grid, apart) > apart.max() / 4) > 0.5)  # fmt: skip
 
 # %% tags=["figure"]
 COLOURS = {"relu": GREY, "gelu": RED, "gelu_tanh": ORANGE, "silu": BLUE}
@@ -201,8 +207,8 @@ save(figure, "07_activations")
 # %% [markdown]
 # ![Four activations, the distance of the two GELUs, and the inputs of SiLU in a real model](figures/07_activations.png)
 #
-# *Left: the curves. Middle: the two GELUs differ, by less than one in a thousand. Right: most numbers arrive in the
-# dip below zero, exactly where SiLU (blue) and ReLU (grey) differ.*
+# *Left: the curves. Middle: the two GELUs differ, by less than one in a thousand. Right: most numbers arrive within a
+# few units of zero, where SiLU (blue) and ReLU (grey) differ, to either side by the same.*
 #
 # ## The experiment: the wrong curve
 # How good is a model at a text? Read the text. At each place the model gives every possible next piece a probability;
@@ -237,22 +243,28 @@ table(
 )
 check("the activation it was trained with is the best", min(losses, key=losses.get) == "silu")
 check("none comes near to guessing", max(list(losses.values())[:-1]) < 0.5 * losses["blind guessing"])
+if not quick():
+    print("\nand what it writes, always taking the most probable piece:")
+    for name in ("silu", "gelu", "relu"):
+        other = dataclasses.replace(model, config=dataclasses.replace(config, activation=name))
+        answer = nano.generate(other, "Lily and her friend", max_new_tokens=30, sampling=nano.Sampling(temperature=0.0))
+        print(f"{name:5} Lily and her friend{answer.text!r}")
 
 # %% [markdown]
-# Only a little worse, and the text still reads well. That is what makes this mistake dangerous: nothing crashes, no
-# output looks broken, the model is just not as good as it was. It can only be found by comparing numbers with a
-# reference, which is what the checks of this series do.
+# Only a little worse, and what it writes is still made of sentences. That is what makes this mistake dangerous:
+# nothing crashes, no output looks broken, the model is just not as good as it was. It can only be found by comparing
+# numbers with a reference, which is what the checks of this series do.
 #
 # ## In the engine
-# - `nanollm_jax.ops.linear.linear` is the linear layer. Its weights have the outputs first, `[F D]` and not `[D F]`, and
-#   may have several axes of each kind; the shapes alone say what is summed. The sum is kept in float32 also when x
-#   and the weights are shorter (`nanollm_jax.ops.linear.contract`).
+# - `nanollm_jax.ops.linear.linear` is the linear layer. Its weights have the outputs first, `[F D]` and not `[D F]`,
+#   and may have several axes of each kind; the shapes alone say what is summed. The sum is kept in float32 also when
+#   x and the weights are shorter (`nanollm_jax.ops.linear.contract`).
 # - `nanollm_jax.ops.mlp.ACTIVATIONS` holds the four curves by name.
 # - Checkpoints name their curve in `config.json`, in the vocabulary of their authors: `"gelu"` is the exact form,
 #   `"gelu_new"` the tanh form, `"swish"` is SiLU. `nanollm_jax.families.reader.ACTIVATIONS` is the dictionary; an
 #   unknown name is an error, never a default.
-# - Elementwise steps cost almost nothing when they are compiled: XLA computes the curve while it writes the product,
-#   without another walk through memory.
+# - Elementwise steps cost little when they are compiled: XLA makes one loop of those that follow each other (chapter
+#   02). Whether that loop is part of the product before it or comes behind it depends on the device.
 #
 # ## Exercises
 # 1. A linear layer of a LLaMA has no bias. Show that a layer with a bias is the same as one without, if every input

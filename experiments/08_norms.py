@@ -155,7 +155,7 @@ save(figure, "08_sphere")
 # ## A real model
 # The vectors that run through a model from layer to layer are called the *residual stream* (chapter 14). In the
 # bundled model, read from inside with `nano.observe`, they grow with every layer. The two norms of each layer hand a
-# copy of the right size to attention and to the feed-forward part.
+# copy of the right size to the two halves of the layer, attention (chapter 10) and the feed-forward part (chapter 13).
 
 # %%
 model = nano.load(dtype="float32")
@@ -175,7 +175,7 @@ eps = model.config.norm_eps
 by_hand = [rms_norm_loops(vector, stored.astype(np.float64), eps) for vector in before]
 same("our loops reproduce a norm inside the real model", by_hand, entering, 1e-4)
 final_by_hand = [rms_norm_loops(vector, final.astype(np.float64), eps) for vector in stream[-1].astype(np.float64)]
-same("and the last one, before the logits", final_by_hand, values["final_norm"][0], 1e-4)
+same("and the last one, before the scores of the next piece", final_by_hand, values["final_norm"][0], 1e-4)
 size = np.sqrt(np.square(stream).mean(-1))  # [L+1 T]: the root mean square of every vector
 table("root mean square of the residual stream", ["after", "first token", "median token"], [
     ("embedding" if n == 0 else f"layer {n - 1}", f"{row[0]:.2f}", f"{np.median(row):.2f}") for n, row in enumerate(size)
@@ -186,7 +186,10 @@ check("the stream of every ordinary token is larger at the end than at the start
 # ## Why float32
 # A bfloat16 number has 8 significant bits (chapter 01), so each operation may be wrong by 1 part in 512. For a weight
 # that is good enough. A sum of squares is different: all terms are positive, so the errors of a long sum do not
-# cancel, and once the sum is 256 times as large as the next term, adding that term changes nothing at all.
+# cancel, and once the sum is more than 512 times as large as the next term, adding that term changes nothing at all.
+#
+# To see it, the sum has to be taken in order, with one rounding after each addition. `jax.lax.scan` is such a loop
+# inside one compiled program (a *scan*): it carries a value from step to step, and collects another.
 
 # %% tags=["question"]
 predict("4,096 squares with mean 1 are added one after the other in bfloat16. Is the sum near 4,096? And in float16?")
@@ -206,7 +209,12 @@ for name, sums in running.items():
 truth = np.float64(squares).sum()
 print(f"{'true':9} {truth:8.1f}")
 check("float32 is right to 6 digits", abs(running["float32"][-1] / truth - 1) < 1e-6)
-check("bfloat16 stops growing long before", running["bfloat16"][-1] < 0.5 * truth)
+check("1 is lost beside 513, in bfloat16", jnp.bfloat16(513) + jnp.bfloat16(1) == jnp.bfloat16(513))
+check("bfloat16 does not reach half of it", running["bfloat16"][-1] < 0.5 * truth)
+still = np.diff(running["bfloat16"]) == 0  # [4095]: which additions changed nothing
+lost = [still[:1000].mean(), still[-1000:].mean()]
+print(f"in bfloat16, {lost[0]:.0%} of the first thousand additions change nothing, and {lost[1]:.0%} of the last")
+check("at the end most additions are lost, and at the start few", still[-1000:].mean() > 0.5 > still[:100].mean())
 
 # %% [markdown]
 # float16 has 11 significant bits and does better here. Its trouble is at the other end: its largest number is 65,504,
@@ -257,10 +265,11 @@ check(
 check("bfloat16 inside: worse by far at the largest width", errors["sum in bfloat16, one by one"][-1] > 20 * 2**-9)
 
 # %% [markdown]
-# ![A sum in bfloat16 stalls; the error of the norm grows with the width](figures/08_float32.png)
+# ![A sum in bfloat16 falls behind; the error of the norm grows with the width](figures/08_float32.png)
 #
-# *Left: in bfloat16 the sum stalls. Right: with the sum in bfloat16 the error grows with the width until nothing is
-# right; with the sum in float32 and one rounding at the end it stays at the last bit.*
+# *Left: in bfloat16 the sum falls behind, and then only an unusually large square still counts. Right: with the sum in
+# bfloat16 the error grows with the width until nothing is right; with the sum in float32 and one rounding at the end it
+# stays at the last bit.*
 #
 # ## In the engine
 # - `nanollm_jax.ops.norm.rms_norm` and `nanollm_jax.ops.norm.layer_norm` are the two functions above, in float32

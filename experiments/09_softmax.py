@@ -8,9 +8,9 @@
 # score can be any number. How does a row of scores become a row of weights that are positive and sum to 1, and why do
 # the obvious three lines of code return "not a number" in a real model?
 #
-# Softmax runs twice in the life of every token: inside attention, for every head of every layer, and at the very end,
-# when the next piece is chosen. The way it is computed also decides how much memory attention needs. The last part of
-# this chapter is the idea behind *flash attention*.
+# A model needs it in two places: in every layer, where it decides how much each piece of the text takes from each other
+# (*attention*, chapter 10), and at the very end, where it decides which piece comes next. The way it is computed also
+# decides how much memory attention needs. The last part of this chapter is the idea behind *flash attention*.
 
 # %%
 from __future__ import annotations
@@ -31,7 +31,7 @@ random = np.random.default_rng(9)
 
 # %% [markdown]
 # ## The idea
-# Raise e to the power of each score, then divide by the sum:
+# *Softmax* raises e to the power of each score, then divides by the sum:
 #
 #     p[i] = e^x[i] / (sum over j of e^x[j])
 #
@@ -117,7 +117,7 @@ same("nor has jax.nn.softmax", jax.nn.softmax(scores + 100), softmax(scores))
 #
 # How large are the scores of a real model? The bundled one reads a story; `nano.observe` returns the *queries* and
 # *keys* of its attention, and the scores are their products (chapters 10 and 11). The *logits* are the scores of the
-# next piece.
+# next piece. Each layer has several sets of queries and keys, its *heads* (chapter 11).
 
 # %%
 STORY = "Once upon a time, there was a little girl named Lily. She had a red ball. One day, she went to the park with her mom."
@@ -314,14 +314,14 @@ save(figure, "09_online")
 # because it is measured against the best. Right: the table of all scores grows with the square of the text.*
 #
 # ## In the engine
-# - `nanollm_jax.ops.attention.scores` and `nanollm_jax.ops.attention.weights` compute scores and softmax in float32, also
-#   when the model runs in bfloat16; the first masks with the lowest float, the second subtracts the maximum.
+# - `nanollm_jax.ops.attention.scores` and `nanollm_jax.ops.attention.weights` compute scores and softmax in float32,
+#   also when the model runs in bfloat16; the first masks with the lowest float, the second subtracts the maximum.
 # - `nanollm_jax.ops.attention.mix` is the weighted mean. The engine keeps the weights of a query whole: while it
 #   writes text there is one query per row, T is 1, and the scores are S numbers for each head, little beside the S
 #   times H numbers of the keys. Of a prompt it takes `nanollm_jax.ops.blocks.BLOCK` queries at a time. The weights
 #   also stay visible under the name `layers.0.attention.weights`, which chapter 10 needs.
-# - `nanollm_jax.sampling.shape_logits` subtracts the best logit before it divides by the temperature, for the same
-#   reason as here: a tiny temperature would make large logits infinite.
+# - `nanollm_jax.sampling.shape_logits` subtracts the best logit before it divides all by a number that the user chooses
+#   (the temperature, chapter 18), for the same reason as here: divided by a tiny number, large logits become infinite.
 # - `nanollm_jax.sampling.draw` reports the logarithm of a probability as the logit minus `jax.nn.logsumexp` of all.
 #
 # ## Exercises

@@ -17,9 +17,9 @@
 # - the *key* of a position says what is to be found there;
 # - the *value* of a position is what it hands over.
 #
-# A query and a key match as well as their dot product is large. Softmax (chapter 09) turns the matches of one query
-# into weights that sum to 1, and the answer is the mean of the values with these weights. The weights that make
-# queries, keys and values were trained; the rest is arithmetic.
+# The larger the dot product of a query and a key, the better the two match. Softmax (chapter 09) turns the matches of
+# one query into weights that sum to 1, and the answer is the mean of the values with these weights. The matrices that
+# make queries, keys and values were trained; the rest is arithmetic.
 #
 # *Self*-attention means that queries, keys and values come from the same text. In a model that writes, a position may
 # look at itself and at what came before, never at what comes after: when it is written, that is not there yet. One
@@ -162,29 +162,59 @@ same("and its mixed values", out, seen(LAYER, "attention.mixed")[:, HEAD], toler
 
 # %% [markdown]
 # ## What the heads look for
-# Nobody told the model what a head should do. Three questions to all of its heads, on this text: which one takes most
-# from the piece just before, which one from the first piece, and which one from an earlier piece that was the same as
-# the one just read?
+# Nobody told the model what a head should do. Three questions to all of its heads, on this text and on four others:
+# which one takes most from the piece just before, which one from the first piece, and which one from earlier pieces
+# that are the same as the one just read?
 
 # %%
-every = {
-    (layer, head): seen(layer, "attention.weights").reshape(N, T, T)[head]  # [K G T S], G heads for each K
-    for layer in range(config.num_layers)
-    for head in range(N)
+OTHERS = [] if quick() else [
+    "Tom had a small boat. He put the boat in the water. The boat went far away and Tom was sad.",
+    "One day, a bird sat in a tree. The tree was tall. A cat saw the bird and the bird was scared.",
+    "The king had a big cake. The queen wanted the cake too. So the king gave the queen a piece of cake.",
+    "Mom said, do not open the box. But Ben wanted to see the box. He took the box and Mom was not happy.",
+]  # fmt: skip
+
+
+def weights_of_all(ids):
+    """One text -> the attention weights of every head in it, {(layer, head): [T S]}"""
+    room = nano.init_cache(config, batch=1, capacity=len(ids), dtype="float32")
+    _, values = nano.observe(nano.forward, model.params, jnp.asarray([ids]), room, config=config)
+    layers = [np.asarray(values[f"layers.{n}.attention.weights"][0]) for n in range(config.num_layers)]  # [K G T S]
+    return {(n, head): w for n, layer in enumerate(layers) for head, w in enumerate(layer.reshape(N, *layer.shape[2:]))}
+
+
+texts = [ids, *(model.tokenizer.encode(text) for text in OTHERS)]
+everywhere = [weights_of_all(text) for text in texts]
+every = everywhere[0]
+
+
+def on_same(ids, w):
+    """Of all pieces that stood in the text before: how much of their weight lies on those places, in the mean"""
+    same_piece = np.tril(np.equal.outer(ids, ids), -1)  # [T S]
+    again = same_piece.any(axis=1)  # [T]
+    return (w * same_piece).sum(axis=1)[again].mean()
+
+
+SCORES = {
+    "the piece before": lambda ids, w: np.mean(np.diagonal(w, -1)),
+    "the first piece": lambda ids, w: np.mean(w[1:, 0]),
+    "the same piece before": on_same,
 }
-first_ball, second_ball = (i for i, piece in enumerate(pieces) if piece == "ball")
-scores = {
-    "the piece before": lambda w: np.mean(np.diagonal(w, -1)),
-    "the first piece": lambda w: np.mean(w[1:, 0]),
-    "the same word before": lambda w: w[second_ball, first_ball],
-}
-found = {name: max(every, key=lambda at: score(every[at])) for name, score in scores.items()}
+measured = {name: {at: np.mean([score(text, maps[at]) for text, maps in zip(texts, everywhere, strict=True)]) for at in every}
+            for name, score in SCORES.items()}  # fmt: skip
+found = {name: max(means, key=means.get) for name, means in measured.items()}
 table(
-    f"Of {len(every)} heads, the one that looks most at",
+    f"Of {len(every)} heads, the one that looks most at (mean of {len(texts)} texts)",
     ["", "layer", "head", "its weight there", "mean of all heads"],
-    [(name, *found[name], f"{score(every[found[name]]):.2f}", f"{np.mean([score(w) for w in every.values()]):.2f}")
-     for name, score in scores.items()],
+    [(name, *found[name], f"{means[found[name]]:.2f}", f"{np.mean(list(means.values())):.2f}")
+     for name, means in measured.items()],
 )  # fmt: skip
+for name, means in measured.items():
+    check(
+        f"{name}: that head looks there at least twice as much as heads do in the mean",
+        means[found[name]] > 2 * np.mean(list(means.values())),
+    )
+
 
 # %% tags=["figure"]
 figure, axes = plt.subplots(1, 3, figsize=(11, 4.1))
@@ -194,7 +224,8 @@ for ax, (name, at) in zip(axes, found.items(), strict=True):
     ax.set_yticks(range(T), pieces, size=8)
     ax.set_title(f"{name}: layer {at[0]}, head {at[1]}", size=10)
     ax.tick_params(length=0)
-axes[2].add_patch(plt.Rectangle((first_ball - 0.5, second_ball - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2))
+for t, s in zip(*np.nonzero(np.tril(np.equal.outer(ids, ids), -1)), strict=True):
+    axes[2].add_patch(plt.Rectangle((s - 0.5, t - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2))
 axes[0].set_ylabel("this piece ...")
 axes[1].set_xlabel("... reads from these")
 save(figure, "10_heads")
@@ -202,8 +233,10 @@ save(figure, "10_heads")
 # %% [markdown]
 # ![Attention weights of three heads on a text](figures/10_heads.png)
 #
-# *Each row is one query: how its weights are spread over the pieces so far. The strongest colour is 1. Heads that
-# look at the first piece often have nothing to look for: weights must sum to 1, so they need a place to put them.*
+# *Each row is one query: how its weights are spread over the pieces so far. The strongest colour is 1. Orange, at the
+# right: places where the same piece stands again. No head does one thing only; these are the best of all for each
+# question. Why many look at the first piece is not shown here. The usual explanation: weights must sum to 1, and who
+# has found nothing needs a place to put them (Xiao et al. 2023, arXiv:2309.17453).*
 #
 # ## Why the square root
 # A dot product of two random vectors of H numbers has a spread of about the square root of H. Without the division,

@@ -164,9 +164,9 @@ save(figure, "11_heads")
 # %% [markdown]
 # ![Attention weights of all heads in all layers](figures/11_heads.png)
 #
-# *The attention weights of all heads, and how much the surprise at a longer story grows without each (above it). The
-# upper right triangle is always empty: the future. Some heads look one piece back, some at the beginning, some at few
-# pieces that fit.*
+# *The attention weights of all heads, and how much the surprise at a longer story grows without each (above it). Where
+# the number is negative, this story is predicted a little better without the head. The upper right triangle is always
+# empty: the future. Some heads look one piece back, some at the beginning, some at few pieces that fit.*
 #
 # ## Sharing keys and values
 # With G query heads for each head of keys and values, the library does not copy anything: G is one more axis of the
@@ -241,6 +241,11 @@ for window, changes in reaches.items():
     print(
         f"window {window}: changes arrive from up to {max(d for d, change in changes.items() if change > 0)} positions back"
     )
+for window, changes in reaches.items():
+    if window:
+        arrived = {d: c for d, c in changes.items() if c > 0}
+        check(f"window {window}: the farthest change that arrives is less than a hundredth of the largest",
+              arrived[max(arrived)] < max(arrived.values()) / 100)  # fmt: skip
 limit = L * (4 - 1)
 check(
     f"window 4: from {limit} = {L} x 3 positions back, and not one further",
@@ -271,27 +276,27 @@ save(figure, "11_reach")
 # ![A sliding window's mask, and how far back a change is felt](figures/11_reach.png)
 #
 # *Left: the strong colour is what a window of 4 leaves of the causal mask. Right: measured on the bundled model. Each
-# layer hands things on by up to w - 1 positions, so L layers reach L (w - 1); the dotted lines. What comes from far
-# arrives weakened.*
+# layer hands things on by up to w - 1 positions, so L layers reach L (w - 1); the dotted lines. With a window, what
+# comes from the end of that reach arrives hundreds of times weaker than what is near.*
 #
 # ## In the engine
 # - `nanollm_jax.ops.attention.visible` derives the mask from positions and nothing else. `nanollm_jax.model.attend`
 #   gives it the positions of the new pieces, and those of the keys as `nanollm_jax.cache.extend` returns them.
 # - `nanollm_jax.config.LayerConfig.window` says which window a layer has; models may mix layers with and without one.
-#   A layer with a window of w remembers w positions and no more: its cache is a ring, in which a new piece takes the
-#   place of the one that just left the window.
+#   A layer with a window of w remembers w positions and no more, in a ring: a new piece takes the place of the one that
+#   just left the window (chapter 20).
 # - Queries, keys and values are one product with a weight `[K Q H D]`. Q is G + 2: a group's query heads, its key, its
 #   value. `nanollm_jax.ops.attention.split_heads` takes them apart.
 # - `nanollm_jax.ops.attention.scores` groups the queries by reshaping N into K and G; keys and values stay as they
 #   are.
-# - The last line of `multi_head` is `nanollm_jax.ops.linear.linear_sum` with a weight `[D N H]`; heads and their numbers
-#   are summed together.
+# - The last line of `multi_head` is `nanollm_jax.ops.linear.linear_sum` with a weight `[D N H]`; heads and their
+#   numbers are summed together.
 #
 # ## Exercises
 # 1. Which entries of the mask are there for the *first* new piece when 100 are remembered, without a window and with
 #    one of 10?
-# 2. Two heads of one layer change places: their rows in the query, key and value matrices. What else must change so
-#    that the result stays the same?
+# 2. Two query heads that share one head of keys and values change places: their rows in the query matrix. What else
+#    must change so that the result stays the same? And what if they do not share one?
 # 3. A model of 32 layers has a window of 4096 in each. How far can a piece be felt in principle?
 
 # %% tags=["answer"]
@@ -304,7 +309,10 @@ w = stored["model.layers.0.self_attn.o_proj.weight"]  # [D N*H]
 heads = random.normal(size=(T, N, H)).astype(np.float32)
 swap = [1, 0, *range(2, N)]
 w_swapped = w.reshape(-1, N, H)[:, swap].reshape(w.shape)
-print("The columns of those heads in the output matrix:")
+print(
+    "The columns of those heads in the output matrix. Heads that do not share would need each other's keys and values:"
+)
+print("then whole groups have to change places, with their rows in the key and value matrices.")
 same("the same result", heads[:, swap].reshape(T, -1) @ w_swapped.T, heads.reshape(T, -1) @ w.T, tolerance=1e-4)
 
 # %% tags=["answer"]

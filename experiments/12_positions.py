@@ -173,6 +173,10 @@ left.set(title="cos(angle) of each pair", xlabel="position", ylabel="pair")
 figure.colorbar(image, ax=left, shrink=0.8)
 distance = np.arange(0, 512)
 match = np.cos(distance[:, None] * freqs[None]).mean(1)  # [distances]
+check("the best match is at distance 0", match.argmax() == 0)
+check(
+    "near ones match better than far ones, in the mean", match[:32].mean() > match[32:128].mean() > match[256:].mean()
+)
 right.plot(distance, match, color=BLUE)
 right.axhline(0, color=GREY, linewidth=0.5)
 right.set(title="a query against an equal key", xlabel="distance in positions", ylabel="product, 1 at distance 0")
@@ -182,8 +186,8 @@ save(figure, "12_rotary")
 # ![Angles of the pairs over positions, and the product of equal vectors over their distance](figures/12_rotary.png)
 #
 # *Left: each row is one pair. The first rows turn quickly, the last have hardly moved after 256 positions. Right: a
-# query and an equal key match best where they stand together, and less and less with distance: the fast pairs get out
-# of step first.*
+# query and an equal key match best where they stand together. With distance the pairs get out of step, the fast ones
+# first, and the product falls, in waves. (Of a vector that is as long in each pair. Those of a model are not.)*
 #
 # ## A real model
 # The bundled model was trained on texts of at most 512 tokens, with rope and theta 10,000. The file has the matrix
@@ -328,14 +332,16 @@ if not quick():
     early, late = ({name: loss[part].mean() for name, loss in losses.items()} for part in (np.s_[16:512], np.s_[1024:]))
     check("within the trained length plain rope is the best", min(early, key=early.get) == "plain")
     check("far behind it plain rope is the worst", max(late, key=late.get) == "plain")
+    behind = [losses["plain"][start:stop].mean() for start, stop in parts[1:]]
+    check("the loss of plain rope climbs from part to part behind the trained length", behind == sorted(behind))
     check("llama3 and yarn hardly lose anything there", max(late["llama3"], late["yarn"]) < early["plain"] + 0.5)
     check("linear scaling pays everywhere, also at the start", early["linear"] > early["plain"] + 0.3)
 
 # %% [markdown]
-# Behind the trained length the loss of plain rope climbs further and further. Linear scaling brings the angles back
-# into range, but the model has to read every distance on a scale that it never learned, from the first word on;
-# models that use it are trained a little more after the change. The two mixed forms keep the fast pairs, which carry
-# the order of neighbours, and cost almost nothing even without training.
+# Behind the trained length the loss of plain rope climbs. Linear scaling brings the angles back into range, but the
+# model has to read every distance on a scale that it never learned, from the first word on; models that use it are
+# trained a little more after the change. The two mixed forms keep the fast pairs, which tell neighbours apart, and lose
+# little even without training.
 
 # %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.9))

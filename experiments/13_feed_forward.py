@@ -8,8 +8,8 @@
 # word by itself, and where are most of its weights?
 #
 # In the *feed-forward network* of each layer, also called *MLP* (multi-layer perceptron). It holds two thirds of the
-# weights of a layer or more, so it is also where an engine spends most of its time when it writes text: each new word
-# reads all of these weights from memory once.
+# weights of a layer or more. Each new word reads all weights from memory once (chapter 04), so most of what an engine
+# reads while it writes are these.
 
 # %%
 from __future__ import annotations
@@ -37,8 +37,8 @@ random = np.random.default_rng(13)
 # of the F numbers in the middle is called a *unit*. A unit does two things:
 #
 # - it *reads*: its column of the first matrix is a pattern, and the unit is active when the vector fits the pattern;
-# - it *writes*: its row of the last matrix is a vector of D numbers, which is added to the result, as often as the
-#   unit is active.
+# - it *writes*: its row of the last matrix is a vector of D numbers. It is multiplied by how active the unit is, a
+#   number that may be negative, and added to the result.
 #
 # So an MLP is F rules of the form "if the word looks like this, add that". It treats each word alone. Two forms are
 # in use:
@@ -285,8 +285,8 @@ save(figure, "13_units")
 #
 # ## In the engine
 # - `nanollm_jax.ops.mlp.widen` is both forms in one, `nanollm_jax.ops.mlp.narrow` the way back. Gate and up are one
-#   array `[U F D]`, because one wide product is faster than two: U is 2 in a gated model and 1 in a plain one. Biases are
-#   used where the parameters have them: GPT-2 has them, LLaMA has none.
+#   array `[U F D]`, because one wide product is faster than two: U is 2 in a gated model and 1 in a plain one. Biases
+#   are used where the parameters have them: GPT-2 has them, LLaMA has none.
 # - All T words of a prompt go through in one matrix product, so each weight is read once for the whole prompt. While
 #   writing, T is 1 and each weight is read for one word alone: chapter 21 shows that this reading is what limits the
 #   speed.

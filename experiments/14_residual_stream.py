@@ -38,8 +38,9 @@ CHECKPOINT = Path(nano.__file__).parent / "assets/nano-stories/model.safetensors
 # addition is a *residual connection*. Everybody reads from the stream, through a norm, and writes to it by adding.
 # Nothing is ever erased, unless somebody adds its opposite.
 #
-# Two things follow. A layer that has nothing to say can write zeros, so adding layers can do no harm; that is why
-# deep networks can be trained at all. And at the end the stream is a plain sum:
+# Two things follow. A layer that has nothing to say can write zeros, so a deeper model can be at least as good as a
+# shallower one. (Whether training finds such weights is another question. It does so far better with these additions
+# than without: He et al. 2015, arXiv:1512.03385.) And at the end the stream is a plain sum:
 #
 #     x at the end = embedding + everything that any attention wrote + everything that any MLP wrote
 #
@@ -203,10 +204,14 @@ table(
     [(name, f"{size:.2f}", f"{part:.1%}") for name, size, part in zip(names, sizes.mean(-1), share, strict=True)],
 )
 same("the shares are everything", share.sum(), 1, 1e-12)
+rms = dict(zip(names, sizes.mean(-1), strict=True))
+check("the embedding is less than a tenth of what any part behind the first attention writes",
+      rms["embedding"] < 0.1 * min(size for name, size in rms.items() if name not in ("embedding", "attention 0")))  # fmt: skip
+check("the MLPs write more than the attentions, in sum", sum(rms[n] for n in names if n.startswith("MLP"))
+      > sum(rms[n] for n in names if n.startswith("attention")))  # fmt: skip
 
 # %% [markdown]
-# The embedding is a whisper compared with what follows. The MLPs write more than the attentions do; attention has
-# fetched the material.
+# The embedding is a whisper compared with what follows. The MLPs write more than the attentions do.
 #
 # ## The experiment: leaving one part out
 # `nano.observe` can replace values while the model runs. With zeros in the place of what one part writes, that part
@@ -253,8 +258,9 @@ check("no other part costs a fifth of that", ordered[1][1] < ordered[0][1] / 5)
 
 # %% [markdown]
 # Residual connections make a model robust: any other part can be left out, some of them without a visible loss on
-# this story, because what the others wrote is still there. The exception is the first layer's MLP. It turns the
-# embeddings, which are small and look alike, into what all later layers expect to read.
+# this story, because what the others wrote is still there. The exception is the first layer's MLP. The table above says
+# how small the embeddings are: what that MLP makes of them is most of what every later layer has ever read. (That this
+# is why it cannot be spared is a guess. Chapter 23 has the tools to test it.)
 
 # %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
@@ -280,14 +286,14 @@ save(figure, "14_parts")
 # the bar of the first MLP is cut off.*
 #
 # ## In the engine
-# - `nanollm_jax.model.block` is the block of this chapter, line for line. What differs between families of models is read
-#   from the parameters and the config. In some families both halves read the same stream.
+# - `nanollm_jax.model.block` is the block of this chapter, line for line. What differs between families of models is
+#   read from the parameters and the config. In some families both halves read the same stream.
 # - `nanollm_jax.model.attend` writes keys and values into a cache and reads all earlier ones from there, so that a
 #   token that was read is never computed again (chapter 20).
 # - The layers stand in a Python loop in `nanollm_jax.model.hidden_states`. When the program is compiled, the loop is
 #   unrolled.
-# - Every value of this chapter has its name in those functions. `nanollm_jax.glass.observe` runs the program equation by
-#   equation and collects or replaces them. In the compiled program the names are gone and cost nothing.
+# - Every value of this chapter has its name in those functions. `nanollm_jax.glass.observe` runs the program equation
+#   by equation and collects or replaces them. In the compiled program the names are gone and cost nothing.
 #
 # ## Exercises
 # 1. Some older models put the norm behind the addition: x = norm(x + attention(x)). Is the end of such a stream still

@@ -58,9 +58,10 @@ TEXTS = HARD + fuzz(100 if quick() else 1000)
 # that list.
 #
 # Whole words would make short lists, but there are too many words, and new ones every day. Single letters are few,
-# but a text becomes long, and every token costs one run of the model. *Byte-pair encoding*, BPE, lies between: begin
-# with single bytes, find the pair of neighbours that occurs most often, and make it a new piece. Repeat some thousand
-# times. Frequent words end as one piece, rare words as several, and anything at all can be spelled in bytes.
+# but a text becomes long, and every token that is written costs one run of the model. *Byte-pair encoding*, BPE, lies
+# between: begin with single bytes, find the pair of neighbours that occurs most often, and make it a new piece.
+# Repeat some thousand times. Frequent words end as one piece, rare words as several, and anything at all can be
+# spelled in bytes.
 #
 # Two forms are common. *Byte-level BPE* (GPT-2, LLaMA 3) works on the bytes of the text. *SentencePiece* (LLaMA 2,
 # Mistral, the bundled model) works on characters, and spells in bytes only what it has no piece for.

@@ -212,8 +212,8 @@ save(figure, "16_file")
 #
 # ## Names to parameters
 # The file has its authors' names and their order of the axes. The engine has its own. The linear layers in the file
-# are `[outputs inputs]`, and the outputs of all heads stand in one axis: `q_proj` is `[(N H) D]`, head after head.
-# In the engine heads have an axis of their own, so that each can be pointed at: `[N H D]`, or in full `[K Q H D]`, where
+# are `[outputs inputs]`, and the outputs of all heads stand in one axis: `q_proj` is `[(N H) D]`, head after head. In
+# the engine heads have an axis of their own, so that each can be pointed at: `[N H D]`, or in full `[K Q H D]`, where
 # a group of queries stands beside its key and its value (chapter 11). Written as loops, with what each number means:
 
 

@@ -38,7 +38,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, check, plt, predict, same, save, table
+from chapter import BLUE, GREEN, GREY, ORANGE, check, plt, predict, quick, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax.ops import embedding
@@ -93,9 +93,12 @@ for word in ("dog", "red", "she", "was"):
 
 # %% [markdown]
 # Now everything between. The settings of a family, and one function that reads them. It works in float64, on one
-# text, and takes the engine's weights: `wqkv` is `[K Q H D]`, where K key and value heads each come behind the G query
-# heads that they serve (Q = G + 2), and `up` is `[U F D]`: gate and up (U = 2) of an MLP that is F numbers wide, or up
-# alone (U = 1).
+# text, and takes the engine's weights. Two of them are several matrices of the file in one array:
+#
+# - `wqkv` `[K Q H D]` makes queries, keys and values. A model has K heads of keys and values, and each serves a group
+#   of G query heads (chapter 11). For each of the K there are Q = G + 2 matrices `[H D]`: the G of the queries, then
+#   that of the key, then that of the value.
+# - `up` `[U F D]` widens a vector to F numbers (chapter 13): gate and up where the MLP has a gate, U = 2, or up alone.
 
 
 # %%
@@ -273,6 +276,19 @@ table(
 )
 check("embeddings are smaller than this epsilon", np.square(weights["embedding"]["tokens"]).mean() < 0.01)
 same("the right loss is the library's", base, loss(np.asarray(theirs["LLaMA"]), ids), 1e-4)
+if not quick():  # some of the mistakes, made in the library's own config
+    layer, config = model.config.layers[0], model.config
+    every = lambda **change: {"layers": tuple(dataclasses.replace(one, **change) for one in config.layers)}  # noqa: E731
+    MISTAKES = {
+        "the right ones": {}, "epsilon 0.01": {"norm_eps": 0.01}, "GELU": {"activation": "gelu_tanh"},
+        "ReLU": {"activation": "relu"}, "theta 500,000": every(rope=dataclasses.replace(layer.rope, theta=500_000.0)),
+        "a window of 8": every(window=8), "no positions": every(rope=None),
+    }  # fmt: skip
+    print("\nwhat the model writes with some of them, always taking the most probable piece:")
+    for name, change in MISTAKES.items():
+        wrong = dataclasses.replace(model, config=dataclasses.replace(config, **change))
+        answer = nano.generate(wrong, "Lily and her friend", max_new_tokens=30, sampling=nano.Sampling(temperature=0.0))
+        print(f"{name:14} Lily and her friend{answer.text!r}")
 check("no other mistake costs as much as forgetting the positions", max(losses, key=losses.get) == "no positions")
 check("pairing the wrong numbers is not a small matter", losses["neighbours paired"] > base + 0.3)
 check("another activation or base is not the right one", min(losses["GELU"], losses["theta 500,000"]) > base)
@@ -292,9 +308,10 @@ save(figure, "17_wrong")
 # %% [markdown]
 # ![The loss of a story under nine wrong settings](figures/17_wrong.png)
 #
-# *Each bar is one wrong setting of the same weights. The short ones are dangerous: the model still writes good
-# sentences, and nobody notices. That is why an engine is compared with another one in numbers, and not by reading.
-# Epsilon is a surprise: it is added to the mean square of a vector, and those of the embedding are smaller than 0.01.*
+# *Each bar is one wrong setting of the same weights. The short ones are dangerous: the model still writes sentences
+# (some stand above), and a reader who does not know what it should write has nothing to hold on to. That is why an
+# engine is compared with another one in numbers, and not by reading. Epsilon is a surprise: it is added to the mean
+# square of a vector, and those of the embedding are smaller than 0.01.*
 #
 # ## Where the parameters are
 # The sizes of published models lie in `configs/`, and the shape of every parameter follows from them. Counting by hand
@@ -363,8 +380,8 @@ save(figure, "17_parameters")
 # %% [markdown]
 # ![Shares of embedding, attention and MLP in six models](figures/17_parameters.png)
 #
-# *Where a small model has a large vocabulary, as GPT-2 has, a good part of it is that table. Large models are mostly MLP,
-# the more so where queries share keys and values: Llama 2 7B does not, Mistral 7B and Llama 3.1 8B do.*
+# *Where a small model has a large vocabulary, as GPT-2 has, a good part of it is that table. Large models are mostly
+# MLP, the more so where queries share keys and values: Llama 2 7B does not, Mistral 7B and Llama 3.1 8B do.*
 #
 # ## In the engine
 # - `nanollm_jax.model.forward` is the function of this chapter for a batch of texts, and with a cache for keys and

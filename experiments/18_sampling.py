@@ -267,8 +267,8 @@ for name, tokens in drawn.items():
     )
 
 # %% [markdown]
-# The random numbers of the library come from two integers: the seed of the request, and the position of the token in
-# its text. So a request draws the same tokens alone, in a batch with others, today and tomorrow.
+# The random numbers of the library come from two integers: the *seed*, which the user may choose, and the position of
+# the token in its text. So a request draws the same tokens alone, in a batch with others, today and tomorrow.
 
 # %%
 settings = nano.Sampling(temperature=0.9, top_p=0.95)
@@ -306,6 +306,8 @@ for i, j in ((0, 0), (side // 2, side // 2), (side - 1, 1), (side - 1, side - 1)
     expected = math.exp(-sum(x * math.log(x) for x in p if x > 0))
     same(f"temperature {temperatures[i]:.2f}, top-p {top_ps[j]:.2f}: by hand", grid[i, j] / expected, 1, 1e-3)
 
+check("with high temperature and no cut, more than a hundred pieces", grid[-1, -1] > 100)
+
 figure, ax = plt.subplots(figsize=(7.5, 4))
 image = ax.pcolormesh(top_ps, temperatures, np.log10(grid), cmap="viridis", shading="nearest")
 lines = ax.contour(top_ps, temperatures, grid, levels=[2, 5, 10, 20, 50, 100, 200, 500], colors="white", linewidths=0.8)
@@ -319,7 +321,7 @@ save(figure, "18_grid")
 # ![Effective number of pieces over temperature and top-p](figures/18_grid.png)
 #
 # *Along a white line the choice is equally wide. A high temperature needs a strict top-p: at the upper right, more
-# than a hundred pieces may follow, nearly all of them wrong.*
+# than a hundred pieces may follow where a name is wanted.*
 #
 # ## What it does to a story
 # Six rows of one batch, each with its own settings and the same seed. Settings are arrays inside the compiled
@@ -348,13 +350,13 @@ if not quick():
 #   they are arrays, so changing one never compiles anything.
 # - `nanollm_jax.sampling.shape_logits` goes through the steps in a fixed order: bias, penalties, temperature, top-k,
 #   top-p, min-p. The order is part of the meaning (exercise 2).
-# - `nanollm_jax.sampling.cut` makes each of the three cuts a threshold on the logit, so pieces that tie with the last one
-#   kept are kept too. Sorting a vocabulary can take longer than the model's own work for a token. Instead
+# - `nanollm_jax.sampling.cut` makes each of the three cuts a threshold on the logit, so pieces that tie with the last
+#   one kept are kept too. Sorting a vocabulary can take longer than the model's own work for a token. Instead
 #   `nanollm_jax.sampling.kept_best` finds the thresholds of top-k and top-p bit by bit, in 31 passes over the logits.
 #   A cut that no row asks for is not computed.
 # - `nanollm_jax.sampling.draw` draws for a whole batch. `nanollm_jax.sampling.draw_one` is the line: first the block of
 #   128 pieces into which the random number falls, then the piece. `nanollm_jax.sampling.remember` counts tokens for
-#   the penalties. All of it stays on the device: the host sees tokens, never logits.
+#   the penalties. All of it is part of the compiled program: Python sees tokens, never logits.
 #
 # ## Exercises
 # 1. Which temperature is the same as always taking the best? What does the formula do there?

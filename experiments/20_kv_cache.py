@@ -60,7 +60,7 @@ def rotate(x, positions):
 
 def attend(q, keys, values, visible):
     """q [T N H], keys and values [S K H], visible [T S] -> [T N H]: chapters 10 and 11"""
-    out = np.empty_like(q)
+    out = np.full_like(q, np.nan)
     for n in range(N):
         scores = np.where(visible, q[:, n] @ keys[:, n // (N // K)].T / np.float32(math.sqrt(H)), -np.inf)  # [T S]
         powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -170,8 +170,8 @@ save(figure, "20_time")
 # %% [markdown]
 # ![Time per token and in all, with and without a cache](figures/20_time.png)
 #
-# *NumPy on this machine. Left: a line that climbs and one that hardly does. Right: their sums. One grows with the square
-# of the length, the other with the length.*
+# *NumPy on this machine. Left: a line that climbs and one that hardly does. Right: their sums. One grows with the
+# square of the length, the other with the length.*
 #
 # ## What it costs
 # For each token the cache holds a key and a value of H numbers, for K heads in each of L layers: 2·L·K·H numbers. Large
@@ -300,8 +300,8 @@ save(figure, "20_ring")
 # - Our `concatenate` copies the whole memory for every token. The engine has room from the start and writes one slot
 #   *in place*: the cache is *donated* to the compiled program, which may then reuse its memory
 #   (`nanollm_jax.decode.write_tokens`).
-# - Shapes are fixed inside a program, so the cache has a capacity. the engine begins with a small one and
-#   takes the next power of two when it is full: `nanollm_jax.engine.buckets.capacity`, `nanollm_jax.cache.resize`.
+# - Shapes are fixed inside a program, so the cache has a capacity. The engine begins with a small one and takes the
+#   next power of two when it is full: `nanollm_jax.engine.buckets.capacity`, `nanollm_jax.cache.resize`.
 # - Layers with a window are rings as soon as the capacity exceeds it.
 #
 # ## Exercises

@@ -76,7 +76,7 @@ def run(x, keys, values, clock):
         with clock("attention, products with weights"):
             heads = (h @ w["attention"]["wqkv"].reshape(-1, D).T).reshape(len(x), K, N // K + 2, H)
         with clock("attention, scores and mixing"):
-            mixed = np.empty((len(x), N, H), np.float32)
+            mixed = np.full((len(x), N, H), np.nan, np.float32)
             for n in range(N):
                 scores = heads[:, n // (N // K), n % (N // K)] @ keys[:, n // (N // K)].T / np.float32(math.sqrt(H))
                 powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -249,9 +249,10 @@ save(figure, "21_limits")
 # %% [markdown]
 # ![Tokens per second against the roofline](figures/21_limits.png)
 #
-# *The slanted line is the limit of memory, the level one that of arithmetic. With few texts this model can be faster
-# than the roofline: it is so small that its weights stay in the processor's cache, which is faster than the memory
-# that was measured. With many, each product is still small, and what stands between the products is not free.*
+# *The slanted line is the limit of memory, the level one that of arithmetic. Where the measured line stays below
+# both, something else takes time: products too small to keep all cores busy, and what stands between them; the table
+# of shares above says how much that is. A point above the limit of memory is possible too: this model is so small
+# that a large cache holds its weights, and the limit is that of the memory behind.*
 #
 # ## Quantisation: eight bits by hand
 # If bytes are the limit, use fewer. A float32 weight has 4 bytes. *Quantised* to int8 it has one: an integer from -127
@@ -391,19 +392,19 @@ save(figure, "21_bits")
 # %% [markdown]
 # ![Perplexity against the size of the quantised model](figures/21_bits.png)
 #
-# *The numbers at the points are bits for each weight. Eight cost nothing that could be noticed. With very few it matters
-# how the scales are chosen.*
+# *The numbers at the points are bits for each weight. Eight cost nothing that could be noticed. With very few it
+# matters how the scales are chosen.*
 #
 # ## In the engine
-# - `nanollm_jax.measure.trace.profile` is the profiler for compiled programs: it reads XLA's own record of a run and says for
-#   each part of the model what share it took. `nanollm profile` prints it, and `nanollm bench` the speeds with the
-#   share of the roofline that they reach.
+# - `nanollm_jax.measure.trace.profile` is the profiler for compiled programs: it reads XLA's own record of a run and
+#   says for each part of the model what share it took. `nanollm profile` prints it, and `nanollm bench` the speeds
+#   with the share of the roofline that they reach.
 # - `nanollm_jax.measure.roofline` has the two measured rates and the counts of this chapter.
 # - `nanollm_jax.generate` takes a list of prompts as one batch. `nanollm_jax.dtypes.resolve_dtype` says which weights
 #   are used: float32 on a CPU, 16 bits on a GPU.
 # - `nanollm_jax.load` with dtype "int8" keeps the matrices in 8 bits, with a scale a row. The vectors lose less than
-#   here: `nanollm_jax.ops.int8_product.digits` writes each as two integers, one for what the other leaves over, and the product
-#   of both with the matrix is still one of integers.
+#   here: `nanollm_jax.ops.int8_product.digits` writes each as two integers, one for what the other leaves over, and
+#   the product of both with the matrix is still one of integers.
 #
 # ## Exercises
 # 1. A GPU reads 2,000 GB/s. How many tokens per second can Llama 3.1 8B write for one text of 1,000 tokens, with 16

@@ -113,9 +113,10 @@ save(figure, "22_split")
 # part of the sum.*
 #
 # ## shard_map
-# `jax.shard_map` runs one function on every device of a *mesh*, a grid of devices whose axes have names. What goes in is
-# cut as a *partition spec* says: `P("data", None)` cuts the first axis along the mesh axis "data" and leaves the second
-# whole. Inside, each device sees its own part, and `jax.lax.psum(x, "tensor")` is the all-reduce along "tensor".
+# `jax.shard_map` runs one function on every device of a *mesh*, a grid of devices whose axes have names. What goes in
+# is cut as a *partition spec* says: `P("data", None)` cuts the first axis along the mesh axis "data" and leaves the
+# second whole. Inside, each device sees its own part, and `jax.lax.psum(x, "tensor")` is the all-reduce along
+# "tensor".
 #
 # So here is the whole forward pass of LLaMA for one device among many. It is chapter 17's, with three additions: a sum
 # behind attention, one behind the MLP, and one behind the embedding, whose V rows are dealt out too.
@@ -336,17 +337,18 @@ save(figure, "22_scaling")
 #
 # ## In the engine
 # - `nanollm_jax.make_mesh` makes a mesh with the axes "dp" (data parallel) and "tp" (tensor parallel), and
-#   `nanollm_jax.load` with this mesh reads each device's part of the weights from the file. All else is called as before:
-#   `nanollm_jax.generate` runs where the parameters are.
+#   `nanollm_jax.load` with this mesh reads each device's part of the weights from the file. All else is called as
+#   before: `nanollm_jax.generate` runs where the parameters are.
 # - `nanollm_jax.partition.RULE` is our `SPECS` for letters instead of names: B along "dp"; K, F and V along "tp". So
-#   `nanollm_jax.params.layout` says how each parameter is cut: `wqkv` along K, in whole groups of heads, and `up` along
-#   F, so that gate and up of a number stay together. `nanollm_jax.devices.programs.parallelize` has the only `shard_map`.
+#   `nanollm_jax.params.layout` says how each parameter is cut: `wqkv` along K, in whole groups of heads, and `up`
+#   along F, so that gate and up of a number stay together. `nanollm_jax.devices.programs.parallelize` has the only
+#   `shard_map`.
 # - The sums stand where ours do: `nanollm_jax.ops.linear.linear_sum` behind attention and MLP, which adds a bias after
 #   the sum, once, and `nanollm_jax.ops.embedding.embed`. They call `nanollm_jax.collectives.psum`, which without a mesh
 #   hands its argument back. So `nanollm_jax.model.forward` is one text for one device and for many. At the top the
 #   parts of the logits are put together, since sampling needs all of them.
-# - Each device keeps the keys and values of its own heads in a cache of its own (chapter 20). With more devices than key
-#   and value heads, `nanollm_jax.partition.arrange` repeats those, and each copy serves a part of its queries.
+# - Each device keeps the keys and values of its own heads in a cache of its own (chapter 20). With more devices than
+#   key and value heads, `nanollm_jax.partition.arrange` repeats those, and each copy serves a part of its queries.
 # - `nanollm mesh` shows who holds what, counts the exchanges in the compiled program, and compares with one device.
 #   `nanollm plan` does what our model of scaling does, for published sizes and devices.
 

@@ -15,7 +15,7 @@ prompt is not the others' is not timed.
                  1 s and 150 ms for each later one      first       ms to the first token      token       ms for each later one
     cpu          ms of processors that the server took for each token (the rest is the client's, and waiting)
     gap          ms between two chunks of an answer (nanollm sends 4 tokens in one)
-    prefix       ms to the first token of a prompt of 512 tokens, new (cold) and with another end (held)
+    prefix       ms to the first token of 512 tokens and an end of 8: new (cold), and the same with another end (held)
     stall        ms between two chunks of one who writes, at most, while three prompts of 512 tokens arrive; alone: before,
                  the mean
     others       answers of the load that are not those to the same requests alone
@@ -312,7 +312,7 @@ async def prefixes(server: Server, prompts: Prompts) -> dict[str, float]:
     """A long prompt that is new, and the same with another end."""
     cold, held = [], []
     for _ in range(2):
-        long = prompts.text(LONG - 8)
+        long = prompts.text(LONG)
         cold.append(await first(server, f"{long} {prompts.text(7)}"))
         held.append(await first(server, f"{long} {prompts.text(7)}"))
     return {"cold": statistics.median(cold), "held": statistics.median(held)}

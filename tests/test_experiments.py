@@ -17,6 +17,7 @@ import jupytext
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from glossary import TERMS
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -195,6 +196,57 @@ def test_chapter_links_to_its_neighbours(chapter):
         line += f" · [Next: {title(CHAPTERS[place + 1])}]({CHAPTERS[place + 1].name})"
     assert cells(chapter)[0].source.splitlines()[2] == line
     assert cells(chapter)[-1].source == line
+
+
+def paragraphs(path):
+    """What is read of a chapter, item by item: its text and its questions, without code, figures and captions."""
+    for cell in cells(path):
+        if cell.cell_type == "markdown":
+            for paragraph in re.split(r"\n\s*\n|\n(?=- |\d\. )", cell.source):
+                plain = re.sub(r"`[^`]*`|!\[[^\]]*\]\([^)]*\)|\[(Previous|Contents|Next)[^)]*\)", "", paragraph).strip()
+                if not re.fullmatch(r"\*[^*].*\*", plain, re.DOTALL):
+                    yield plain
+        elif "question" in tags(cell):
+            yield cell.source
+
+
+def chapters_named(paragraph):
+    """ "chapters 03 and 05 to 07" -> {3, 5, 6, 7}"""
+    named = set()
+    for numbers in re.findall(r"chapters? (\d\d(?:(?:, | and | to )\d\d)*)", paragraph.lower()):
+        for first, last in re.findall(r"(\d\d)(?: to (\d\d))?", numbers):
+            named |= set(range(int(first), int(last or first) + 1))
+    return named
+
+
+def early_words(chapters, terms):
+    """Where a word is used before the chapter that explains it, and neither explained there nor that chapter named."""
+    found = []
+    for term, (home, pattern) in terms.items():
+        uses = [
+            (number, p) for number, ps in chapters for p in ps if re.search(rf"\b(?:{pattern})\b", p, re.IGNORECASE)
+        ]
+        explained = {n for n, p in uses if re.search(rf"\*[^*\n]*\b(?:{pattern})\b[^*\n]*\*", p, re.IGNORECASE)}
+        for number in sorted({n for n, _ in uses if n < min(explained | {home})}):
+            first = next(p for n, p in uses if n == number)
+            if home not in chapters_named(first):
+                found.append(f"chapter {number:02} says {term!r} before chapter {home:02} explains it: {first[:80]!r}")
+        if home not in explained:
+            found.append(f"chapter {home:02} does not explain {term!r} in italics")
+    return found
+
+
+def test_words_are_explained_before_they_are_used():
+    assert not early_words([(int(path.name[:2]), list(paragraphs(path))) for path in CHAPTERS], TERMS)
+
+
+def test_a_word_that_comes_too_early_is_noticed():
+    words = {"cow": (3, r"cows?")}
+    assert not early_words([(1, ["grass"]), (3, ["A *cow* gives milk."])], words)
+    assert not early_words([(1, ["Cows (chapters 02 to 04) eat."]), (3, ["A *cow* gives milk."])], words)
+    assert not early_words([(1, ["The *cow* is an animal."]), (2, ["cow"]), (3, ["A *cow* gives milk."])], words)
+    assert len(early_words([(1, ["Cows eat. Chapter 02."]), (3, ["A *cow* gives milk."])], words)) == 1
+    assert len(early_words([(1, ["Cows (chapter 03) eat."]), (2, ["cows"]), (3, ["A cow gives milk."])], words)) == 2
 
 
 def test_the_table_of_chapters():
