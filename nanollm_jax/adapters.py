@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.shards import spread
+from nanollm_jax.errors import CheckpointError
 from nanollm_jax.layout import large_matrices, layout
 from nanollm_jax.letters import spec
 from nanollm_jax.ops.adapted import Adapted, added, gains
@@ -45,6 +46,13 @@ class Onto:
         def kept(path: str, array: jax.Array) -> Weight:
             if self.merge is not None:
                 array = self.merged(self.merge, path, letters[path], array)
+            for adapter in self.apart:
+                same = self.replaced(adapter, path, letters[path], array)
+                if same is not array and not jnp.array_equal(same.astype(array.dtype), array):
+                    raise CheckpointError(
+                        f"{adapter.folder}: this adapter has {path} whole, with other numbers than the model; load it with "
+                        "merge=, which puts them in its place."
+                    )
             weight, pieces = keep(path, array), [adapter.pieces.get(path) for adapter in self.apart]
             if not any(piece is not None for piece in pieces):
                 return weight
@@ -54,15 +62,7 @@ class Onto:
 
     def merged(self, adapter: Adapter, path: str, letters: str, array: jax.Array) -> jax.Array:
         """A parameter with all of an adapter in it, rounded once."""
-        sizes, replaced = self.config.sizes, adapter.replaced.get(path, ())
-        new: jax.Array = array.astype(jnp.float32)
-        if replaced:
-            shape = tuple(sizes[letter] for letter in letters.split())
-            values, there = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-            for row, tensor in replaced:
-                values[row.piece()] = rearrange(tensor[row.cut()], row.axes, sizes)
-                there[row.piece()] = 1
-            new = jnp.where(self.place(there, letters) > 0, self.place(values, letters), new)
+        new = self.replaced(adapter, path, letters, array)
         if (piece := adapter.pieces.get(path)) is not None:
             names, outputs = letters.split(), self.large[path]
             before, behind = " ".join(names[:outputs]), " ".join(names[outputs:])
@@ -73,6 +73,18 @@ class Onto:
                 whole *= gain.reshape(*gain.shape, *(1,) * (whole.ndim - gain.ndim))
             new = whole
         return array if new is array else jax.device_put(new.astype(array.dtype), array.sharding)
+
+    def replaced(self, adapter: Adapter, path: str, letters: str, array: jax.Array) -> jax.Array:
+        """A parameter, in float32 with what an adapter has whole of it in its place; itself where that is nothing."""
+        if not (replaced := adapter.replaced.get(path)):
+            return array
+        sizes = self.config.sizes
+        shape = tuple(sizes[letter] for letter in letters.split())
+        values, there = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        for row, tensor in replaced:
+            values[row.piece()] = rearrange(tensor[row.cut()], row.axes, sizes)
+            there[row.piece()] = 1
+        return jnp.where(self.place(there, letters) > 0, self.place(values, letters), array.astype(jnp.float32))
 
     def beside(
         self, weight: Weight, array: jax.Array, pieces: Sequence[Piece | None], letters: Sequence[str], outputs: int

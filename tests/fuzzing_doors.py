@@ -31,13 +31,14 @@ import tokenizers_like
 import typer
 from fuzzing_mutations import damage_bytes, damaged_json, nasty, other_letter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from lora import write_adapter
 from models import CONFIG_JSON, FURTHER
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from test_tokenizer_sentencepiece_model import train
 
 import nanollm_jax as nano
-from nanollm_jax import params
+from nanollm_jax import layout, params
 from nanollm_jax.chat import load_chat_template
 from nanollm_jax.chat.renderer import Renderer
 from nanollm_jax.cli.app import app
@@ -47,6 +48,7 @@ from nanollm_jax.families.keys import INERT
 from nanollm_jax.tokenizer import Tokenizer, load_tokenizer
 from nanollm_jax.tokenizer.protobuf import fields
 from nanollm_jax.weights import open_checkpoint
+from nanollm_jax.weights.adapters import Base, read_adapter
 from nanollm_jax.weights.checkpoint import FLOATS
 from nanollm_jax.weights.rows import source_shape
 from nanollm_jax.weights.source import read_json
@@ -532,9 +534,52 @@ def quantised(rng: random.Random, folder: Path) -> str:
     return "accepted"
 
 
+@functools.cache
+def small_base() -> tuple[Base, bytes]:
+    """A model as an adapter's reader knows it, and the tensors of an adapter to it."""
+    from test_loading import draw, in_their_names
+
+    found, family = nano.read_config(CONFIG_JSON["llama"])
+    large = layout.large_matrices(found)
+    base = Base(family.table(found), layout.layout(found), found.sizes, family.PREFIXES, large)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = in_their_names(CONFIG_JSON["llama"], draw(CONFIG_JSON["llama"]))
+        write_adapter(Path(folder), weights, "0.*(q_proj|v_proj|down_proj)", dora=True)
+        return base, Path(folder, "adapter_model.safetensors").read_bytes()
+
+
+SAID = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": False, "use_dora": True, "bias": "none",
+        "target_modules": ["q_proj", "v_proj", "down_proj"], "rank_pattern": {"q_proj": 4}, "lora_dropout": 0.1,
+        "alpha_pattern": {"layers.0.*q_proj": 3, "^model.v_proj": 2}, "init_lora_weights": True, "modules_to_save": None,
+        "layers_to_transform": [0], "task_type": "CAUSAL_LM"}  # fmt: skip
+
+
+def adapter(rng: random.Random, folder: Path) -> str:
+    """adapter_config.json and adapter_model.safetensors: pieces of the parameters' shapes, of numbers that are some."""
+    base, good = small_base()
+    data, said = good, json.dumps(SAID).encode()
+    if rng.random() < 0.5:
+        said = damaged_json(rng, SAID)
+    elif rng.random() < 0.7:
+        length = 8 + int.from_bytes(good[:8], "little")
+        header = damaged_json(rng, json.loads(good[8:length]))
+        data = len(header).to_bytes(8, "little") + header + good[length:]
+    else:
+        data = damage_bytes(rng, good)
+    (folder / "adapter_config.json").write_bytes(said)
+    (folder / "adapter_model.safetensors").write_bytes(data)
+    found = read_adapter(folder, base)
+    for path, (a, b, magnitude) in found.pieces.items():
+        count, shape = base.large[path], base.shape(path)
+        assert a.shape[1:] == shape[count:] and b.shape == (*shape[:count], len(a)), path
+        assert np.isfinite(a).all() and np.isfinite(b).all() and a.nbytes + b.nbytes < 20 * len(data)
+        assert magnitude is None or magnitude.shape == shape[:count]
+    return "accepted"
+
+
 DOORS: dict[str, Callable[[random.Random, Path], str]] = {
     "config": config, "safetensors": safetensors, "index": index, "tokenizer.json": tokenizer_json,
     "tokenizer.model": tokenizer_model, "vocab": vocab_files, "ranks": ranks, "tekken": tekken, "template": template,
     "generation_config": generation_config, "settings": settings,
-    "gguf": gguf, "quantised": quantised,
+    "gguf": gguf, "quantised": quantised, "adapter": adapter,
 }  # fmt: skip

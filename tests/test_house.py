@@ -52,7 +52,7 @@ ARROWS = {
     "grammar": {"checks", "errors", "files", "tokenizer", "worker"},
     "chat": {"errors", "files", "grammar", "tokenizer", "worker"},
     "defaults": {"checks", "config", "errors", "files", "settings", "weights"},
-    "adapters": {"config", "devices", "layout", "letters", "ops", "weights"},
+    "adapters": {"config", "devices", "errors", "layout", "letters", "ops", "weights"},
     # the five parts of a model, wherever it lies
     "sources": {"chat", "config", "defaults", "families", "tokenizer", "weights"},
     "loading": {

@@ -11,6 +11,7 @@ import typer
 
 from nanollm_jax.cli.devices import Devices, Tp, mesh_for
 from nanollm_jax.cli.options import (
+    Adapter,
     Dtype,
     Frequency,
     KeepCompiled,
@@ -26,11 +27,13 @@ from nanollm_jax.cli.options import (
     Temperature,
     TopK,
     TopP,
+    adapters_of,
     checkpoint,
     decoded,
     expanded,
     given_settings,
     keep_compiled,
+    the_adapter,
 )  # fmt: skip
 from nanollm_jax.cli.reading import Keyboard, Lines, Reader
 from nanollm_jax.cli.session import Session
@@ -52,6 +55,7 @@ def chat(
     model: Source = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
+    adapter: Adapter = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help=SYSTEM)] = None,
     template: Annotated[Path | None, typer.Option(metavar="FILE", help=TEMPLATE)] = None,
     max_new_tokens: MaxNewTokens = 512,
@@ -80,13 +84,15 @@ def chat(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
+    adapters = adapters_of(adapter)
+    own = the_adapter(adapters)
     written = None if template is None else decoded(expanded(template).read_bytes(), str(template))
     folder = checkpoint(model, revision)
     import nanollm_jax as nano
     from nanollm_jax.settings import with_settings
 
     keep_compiled(compile_cache)
-    loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(1, tp, devices))
+    loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(1, tp, devices), adapters=adapters)
     if template is not None and written is not None:
         loaded = with_template(loaded, template, written)
     conversation = nano.Conversation(
@@ -97,6 +103,7 @@ def chat(
         seed=secrets.randbelow(2**32) if seed is None else seed,
         stop=stop or (),
         stop_ids=stop_id or (),
+        adapter=own,
     )
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     reader: Reader = Keyboard(None if no_history else history) if interactive else Lines()

@@ -26,6 +26,7 @@ from nanollm_jax.cli.forms import Lark, Regex, Schema, form_given
 from nanollm_jax.cli.interrupts import INTERRUPTED, noted
 from nanollm_jax.cli.options import (
     STDIN,
+    Adapter,
     AsJson,
     Draft,
     Dtype,
@@ -44,12 +45,14 @@ from nanollm_jax.cli.options import (
     Temperature,
     TopK,
     TopP,
+    adapters_of,
     checkpoint,
     fitted,
     given_settings,
     guesses_of,
     keep_compiled,
     read_text,
+    the_adapter,
 )  # fmt: skip
 from nanollm_jax.cli.printing import plural, print_json, show, warn
 from nanollm_jax.cli.progress import compiling_shown
@@ -73,6 +76,7 @@ def generate(
     model: Source = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
+    adapter: Adapter = None,
     max_new_tokens: MaxNewTokens = 128,
     special: Annotated[bool, typer.Option("--special", help=SPECIAL)] = False,
     stop: Stop = None,
@@ -109,8 +113,9 @@ def generate(
 
     With --input each line of a file is an object of its own: "prompt" (a text, or ids) or "messages", and any of id,
     max_new_tokens, seed, stop, stop_ids, n, top_logprobs, special, truncate, tools, variables, schema (itself, not a file),
-    regex, lark and the settings of nanollm_jax.Sampling; the other options are for lines that do not say. A line that is wrong
-    is named before anything runs. After a run was stopped, in whatever way, the same command goes on where it was.
+    regex, lark, adapter (its name) and the settings of nanollm_jax.Sampling; the other options are for lines that do not say. A
+    line that is wrong is named before anything runs. After a run was stopped, in whatever way, the same command goes on where
+    it was.
 
     Sampling settings that are not given are the checkpoint's own, which nanollm info shows. Where these are greedy,
     --top-k, --top-p and --min-p bring --temperature 1 with them; beside --temperature 0 they are an error.
@@ -128,20 +133,22 @@ def generate(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
-    form, how = form_given(schema, regex, lark), (compile_cache, dp, tp, devices)
+    form, how, adapters = form_given(schema, regex, lark), (compile_cache, dp, tp, devices), adapters_of(adapter)
+    own = the_adapter(adapters) if lines is None or len(adapters) == 1 else None
     guesses = guesses_of(speculate, draft, lambda name: open_model(name, None, dtype, *how))
     if lines is not None:
         from nanollm_jax.cli.bulk import Bulk
         from nanollm_jax.cli.lines import Defaults
 
-        said = Defaults(max_new_tokens, seed, stop or [], stop_id or [], special, truncate, settings, form)
-        bulk = Bulk(lines, output, said, f"{model} {revision} {dtype}" + (f" {form.kind} {form.text}" if form else ""))
-        bulk_model = open_model(model, revision, dtype, compile_cache, dp, tp, devices)
+        said = Defaults(max_new_tokens, seed, stop or [], stop_id or [], special, truncate, settings, form, own)
+        run = f"{model} {revision} {dtype}" + (f" {adapters}" if adapters else "")
+        bulk = Bulk(lines, output, said, run + (f" {form.kind} {form.text}" if form else ""))
+        bulk_model = open_model(model, revision, dtype, *how, adapters)
         failed, interrupted = bulk.answer(bulk_model, rows, guesses)
         raise typer.Exit(INTERRUPTED if interrupted else 2 if failed else 0)
     # of several processes each has a standard input of its own, which is read where that was asked for
     text = ("" if prompt is None and distributed else read_text(prompt)) or ""
-    loaded = open_model(model, revision, dtype, compile_cache, dp, tp, devices)
+    loaded = open_model(model, revision, dtype, *how, adapters)
     import jax
 
     import nanollm_jax as nano
@@ -159,6 +166,7 @@ def generate(
         stop=stop or (),
         stop_ids=stop_id or (),
         grammar=form,
+        adapter=own,
         speculate=guesses,
     )
     first = jax.process_index() == 0  # of several processes, the one that prints
@@ -181,14 +189,21 @@ def generate(
 
 
 def open_model(
-    model: str | None, revision: str | None, dtype: str, compile_cache: bool, dp: int, tp: int, devices: int | None
+    model: str | None,
+    revision: str | None,
+    dtype: str,
+    compile_cache: bool,
+    dp: int,
+    tp: int,
+    devices: int | None,
+    adapters: dict[str, str] | None = None,
 ) -> Model:
     """The model that the options name."""
     folder = checkpoint(model, revision)
     import nanollm_jax as nano
 
     keep_compiled(compile_cache)
-    return nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices))
+    return nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices), adapters=adapters)
 
 
 def prompt_ids(model: Model, text: str, new: int, *, special: bool, truncate: bool) -> list[int]:

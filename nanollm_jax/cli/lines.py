@@ -31,7 +31,7 @@ LISTS = ("prompt", "messages", "tools", "stop", "stop_ids", "begin_suppress_toke
 OBJECTS = ("logit_bias", "variables", "schema")  # and those whose value is an object
 FLAGS = ("special", "truncate")
 OTHERS = (
-    "id", "tools", "variables", "max_new_tokens", "seed", "stop", "stop_ids", "n", "top_logprobs", *FORMS, *FLAGS,
+    "id", "tools", "variables", "max_new_tokens", "seed", "stop", "stop_ids", "n", "top_logprobs", "adapter", *FORMS, *FLAGS,
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ class Defaults:
     truncate: bool
     settings: dict[str, Any]
     form: Grammar | None = dataclasses.field(default=None, repr=False)
+    adapter: str | None = dataclasses.field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def requests_of(model: Model, line: Mapping[str, Any], defaults: Defaults) -> li
         model, [ids], new, with_settings(with_settings(model.defaults.sampling, defaults.settings), own),
         line.get("seed", defaults.seed), line.get("stop", defaults.stop), line.get("stop_ids", defaults.stop_ids),
         grammar=form_of(line) or defaults.form, top_logprobs=line.get("top_logprobs", 0), n=line.get("n", 1),
-        chat="messages" in line,
+        chat="messages" in line, adapter=line.get("adapter", defaults.adapter),
     )  # fmt: skip
 
 

@@ -50,6 +50,7 @@ DRAFT = (
     "Guess tokens ahead with this smaller model of the same tokenizer, found as --model is; it reads every prompt too. 4 a "
     "step, or N with --speculate draft:N."
 )
+ADAPTER = "A LoRA adapter in PEFT's form, found as --model is, under a name: NAME=SOURCE. May be repeated."
 
 Source = Annotated[str | None, typer.Option("--model", metavar="SOURCE", help=MODEL)]
 AnyModel = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=ANY_MODEL)]
@@ -70,6 +71,9 @@ Repetition = Annotated[float | None, typer.Option(metavar="R", help=REPETITION)]
 Presence = Annotated[float | None, typer.Option(metavar="R", help=PRESENCE)]
 Speculate = Annotated[str | None, typer.Option("--speculate", metavar="HOW", show_default=False, help=SPECULATE)]
 Draft = Annotated[str | None, typer.Option("--draft", metavar="SOURCE", show_default=False, help=DRAFT)]
+Adapter = Annotated[
+    list[str] | None, typer.Option("--adapter", metavar="NAME=SOURCE", show_default=False, help=ADAPTER)
+]
 Frequency = Annotated[float | None, typer.Option(metavar="R", help=FREQUENCY)]
 
 
@@ -82,6 +86,24 @@ def keep_compiled(wanted: bool) -> None:
     except RequestError as error:
         startup.keep_compiled(False)
         warn(str(error))
+
+
+def adapters_of(given: list[str] | None) -> dict[str, str]:
+    """What --adapter says: {name: source}. Raises RequestError for what is no such pair, or has a name twice."""
+    found: dict[str, str] = {}
+    for pair in given or ():
+        name, equals, source = pair.partition("=")
+        if not (name and equals and source) or name in found:
+            raise RequestError(f"--adapter {pair}: expected NAME=SOURCE, each name once.")
+        found[name] = source
+    return found
+
+
+def the_adapter(adapters: dict[str, str]) -> str | None:
+    """The one adapter with which there is an answer, None without any. Raises RequestError where there are several."""
+    if len(adapters) > 1:
+        raise RequestError(f"--adapter names {', '.join(adapters)}; one answer has one: leave the others out.")
+    return next(iter(adapters), None)
 
 
 def guesses_of(speculate: str | None, draft: str | None = None, load: Callable[[str], Model] | None = None) -> Guesses:

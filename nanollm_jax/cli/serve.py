@@ -29,12 +29,14 @@ from nanollm_jax.cli.devices import (
 )  # fmt: skip
 from nanollm_jax.cli.look_page import LOCAL
 from nanollm_jax.cli.options import (
+    Adapter,
     Draft,
     Dtype,
     KeepCompiled,
     Revision,
     Source,
     Speculate,
+    adapters_of,
     checkpoint,
     decoded,
     expanded,
@@ -82,6 +84,7 @@ def serve(
     model: Source = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
+    adapter: Adapter = None,
     template: Annotated[Path | None, typer.Option(metavar="FILE", help=TEMPLATE)] = None,
     host: Annotated[str, typer.Option(metavar="HOST", help=HOST)] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help=PORT)] = 8000,
@@ -115,7 +118,8 @@ def serve(
     """Answer over HTTP, as OpenAI's API does: http://127.0.0.1:8000/v1 for any of its clients.
 
     Chat completions, completions, embeddings, models, tokenize, health and metrics. An answer has the same bits whatever
-    else is asked at the same time; the header x-nanollm-seed says with which seed it can be had again.
+    else is asked at the same time; the header x-nanollm-seed says with which seed it can be had again. Adapters are models of
+    their own names, and answers of all of them are written at the same time.
 
     With --distributed every process runs this command. Process 0 listens, and tells the others what is asked over a
     connection of their own, which is not encrypted. Where one is lost, all of them end.
@@ -123,7 +127,7 @@ def serve(
     levels = ("debug", "info", "warning", "error")
     if log_level not in levels:
         raise RequestError(f"--log-level {log_level}: expected {', '.join(levels)}.")
-    local = host in LOCAL
+    local, adapters = host in LOCAL, adapters_of(adapter)
     if glass and not local and not api_key:
         raise RequestError(
             f"--glass with --host {host}: who reaches it sees what is inside; ask for a key with --api-key."
@@ -154,7 +158,7 @@ def serve(
 
         keep_compiled(compile_cache)
         guesses = guesses_of(speculate, draft, lambda name: nano.load(checkpoint(name, None), dtype=dtype, mesh=mesh))
-        loaded = nano.load(folder, dtype=dtype, mesh=mesh)
+        loaded = nano.load(folder, dtype=dtype, mesh=mesh, adapters=adapters)
         if template is not None and written is not None:
             loaded = with_template(loaded, template, written)
         rows, context = served(loaded, rows, context, guesses)

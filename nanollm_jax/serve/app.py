@@ -108,15 +108,17 @@ async def no_route(request: Request, error: Exception) -> Response:
 def described(request: Request, name: str) -> dict:
     """One model as clients read it."""
     service = service_of(request)
+    first, adapter = service.options.names[0], name in service.model.adapters
     return {
         "id": name, "object": "model", "created": request.app.state.created, "owned_by": "nanollm",
-        "root": service.options.names[0], "max_model_len": service.options.context,
-    }  # fmt: skip
+        "root": name if adapter else first, "max_model_len": service.options.context,
+    } | ({"parent": first} if adapter else {})  # fmt: skip
 
 
 async def models(request: Request) -> Response:
     """GET /v1/models"""
-    names = service_of(request).options.names
+    service = service_of(request)
+    names = (*service.options.names, *service.model.adapters)
     return Json({"object": "list", "data": [described(request, name) for name in names]})
 
 

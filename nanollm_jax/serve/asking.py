@@ -21,7 +21,7 @@ from nanollm_jax.engine.draws import TOPS
 from nanollm_jax.engine.request import Request, check_grammar, check_stops, encode_prompts, requests_of, words_of
 from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.loading import Model
-from nanollm_jax.serve.bodies import Chat, Completion, TokenizeChat, Writing
+from nanollm_jax.serve.bodies import Body, Chat, Completion, TokenizeChat, Writing
 from nanollm_jax.serve.forming import Choice, Form, choice_of, form_of_chat, form_of_text, made
 from nanollm_jax.serve.messages import read_messages, read_tools
 from nanollm_jax.serve.reading import Reading, reading_of
@@ -175,7 +175,13 @@ class Readers:
         texts = [self.text(one, ids) for one, ids in zip(given, prompts, strict=True)] if body.echo else []
         scores = [
             Request(
-                tuple(ids), 0, Sampling(temperature=0.0), top_logprobs=body.logprobs, given=1, root=root(world, body)
+                tuple(ids),
+                0,
+                Sampling(temperature=0.0),
+                top_logprobs=body.logprobs,
+                given=1,
+                root=root(world, body),
+                adapter=self.model.adapter(self.adapter(body)),
             )
             for ids in prompts
             if body.echo and body.logprobs is not None and len(ids) > 1
@@ -220,7 +226,7 @@ class Readers:
         sampling = with_settings(self.model.defaults.sampling, self.settings(body))
         requests = requests_of(
             self.model, prompts, new, sampling, seed, body.stop, body.stop_token_ids,
-            top_logprobs=tops, n=body.n, chat=chat, streamed=body.stream,
+            adapter=self.adapter(body), top_logprobs=tops, n=body.n, chat=chat, streamed=body.stream,
         )  # fmt: skip
         changed: dict[str, Any] = {"root": root(world, body), "grammar": form.grammar}
         if body.ignore_eos:
@@ -235,6 +241,10 @@ class Readers:
             made(partial(words_of(self.model).compile, grammar), place)
         for request in asked.requests[:1]:
             made(partial(check_grammar, self.model, request), asked.form.place)
+
+    def adapter(self, body: Body) -> str | None:
+        """The adapter that a body names as its model."""
+        return body.model if body.model in self.model.adapters else None
 
     def settings(self, body: Writing) -> dict[str, Any]:
         """The sampling settings that a body gives."""

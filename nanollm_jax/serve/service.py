@@ -13,6 +13,7 @@ from typing import Any
 
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
+from nanollm_jax.errors import RequestError
 from nanollm_jax.loading import Model
 from nanollm_jax.serve.asking import Readers, World
 from nanollm_jax.serve.calls import Call
@@ -88,6 +89,8 @@ class Service:
     tokens_under_way: int = 0
 
     def __post_init__(self) -> None:
+        if twice := sorted({*self.options.names} & {*self.model.adapters}):
+            raise RequestError(f"the model and an adapter are both called {twice[0]!r}; give one of them another name.")
         self.metrics = Metrics(self.options.names[0])
         options = self.options
         self.thread = EngineThread(self.engine, self.metrics, options.context, self.followers, options.step_limit)
@@ -109,9 +112,9 @@ class Service:
             self.watcher.begin(loop)
 
     def check_model(self, name: str | None) -> str:
-        """The name of the model that is asked for. Raises Refusal for another one."""
-        if name is not None and name not in self.options.names:
-            known = ", ".join(self.options.names)
+        """The name of the model that is asked for, or of an adapter to it. Raises Refusal for another one."""
+        if name is not None and name not in (*self.options.names, *self.model.adapters):
+            known = ", ".join((*self.options.names, *self.model.adapters))
             raise Refusal(404, f"there is no model {name[:200]!r}; there is {known}.", "model", "model_not_found")
         return name or self.options.names[0]
 

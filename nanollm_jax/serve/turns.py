@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nanollm_jax.engine.embed import embed
 from nanollm_jax.engine.engine import Engine
@@ -25,10 +26,12 @@ class Embed:
     ids: tuple[int, ...]
     pooling: str
     normalize: bool
+    adapter: str | None = None
 
     def run(self, model: Model) -> list[float]:
         """The vector."""
-        return embed(model, list(self.ids), pooling=self.pooling, normalize=self.normalize, batch=1).tolist()
+        how: dict[str, Any] = {"pooling": self.pooling, "normalize": self.normalize, "adapter": self.adapter}
+        return embed(model, list(self.ids), **how, batch=1).tolist()
 
 
 @dataclass(frozen=True)

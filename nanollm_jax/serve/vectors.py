@@ -26,7 +26,8 @@ async def embeddings(request: Request) -> Response:
     rows = await service.readers.read(ids_of, body)
 
     async def vectors() -> list[list[float]]:
-        return [await service.work(Embed(tuple(ids), body.pooling, body.normalize)) for ids in rows]
+        how = body.pooling, body.normalize, service.readers.adapter(body)
+        return [await service.work(Embed(tuple(ids), *how)) for ids in rows]
 
     found = await unless_gone(request, vectors())
     if found is None:

@@ -76,7 +76,7 @@ class Adapter:
     """An adapter: the piece of each parameter that it has one of, by path; and parameters that it has trained whole.
 
     replaced    {path: the rows that fill it, and their tensors}: biases, modules_to_save
-    merges      modules for which it has to be merged, in words; apart those for which it cannot be
+    merges      modules for which it has to be merged; apart those for which it cannot be
     """
 
     folder: Path
@@ -136,7 +136,9 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
         )
         raise CheckpointError(f"{folder / TENSORS}: {found}; check that the adapter belongs to this model.")
     parts: dict[str, list[Part]] = {}
-    tied, merges, apart = "unembedding.tokens" not in base.layout, [f"{name}, which it has whole" for name in full], []
+    tied = "unembedding.tokens" not in base.layout
+    merges: list[str] = []
+    apart: list[str] = []
     for module, tensors in modules.items():
         taking = named[f"{module}.weight"]
         looked_up = "lora_embedding_A" in tensors
