@@ -13,7 +13,7 @@ TESTS := $(PYTEST) -m "not parity and not laws and not clients and not ray"
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
-.PHONY: help demo serve look soak clients fuzz test test-portable test-ray native-check laws parity lint bench bench-peers bench-peers-avx2 bench-serve gpu experiments figures clean
+.PHONY: help demo serve look soak clients fuzz test test-portable test-ray native-check laws parity lint bench bench-peers bench-peers-avx2 bench-serve gpu gpu-compile tpu-compile experiments figures clean
 
 help: ## list these targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -97,6 +97,26 @@ bench-serve: .venv/installed-peers ## nanollm serve beside llama-server, which i
 
 gpu: $(if $(SMALL),.venv/installed-plot) ## measure the GPU of this machine with its own Python, below 5 minutes; SMALL=1 tries it on a CPU
 	PYTHONPATH=. $(if $(SMALL),$(BIN)/python,$(PYTHON)) experiments/on_a_gpu.py $(if $(SMALL),--small) --out gpu-results
+
+# Compilers of devices that are not there, each in a folder of its own: out of .venv JAX would load them whenever it starts
+COMPILERS := experiments/run/compilers
+COMPILER_gpu := jax-cuda12-pjrt jax-cuda12-plugin nvidia-cuda-nvcc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-cupti-cu12
+COMPILER_tpu := libtpu
+gpu-compile tpu-compile: export JAX_PLATFORMS = cpu
+gpu-compile tpu-compile: export TF_CPP_MIN_LOG_LEVEL = 2
+gpu-compile: export JAX_SKIP_CUDA_CONSTRAINTS_CHECK = 1
+gpu-compile: export XLA_FLAGS = --xla_gpu_cuda_data_dir=$(COMPILERS)/gpu/nvidia/cuda_nvcc --xla_gpu_autotune_level=0
+tpu-compile: export TPU_SKIP_MDS_QUERY = 1
+gpu-compile: $(COMPILERS)/gpu .venv/installed ## the engine's programs for an H100, compiled and read on a machine without one; downloads 600 MB
+	PYTHONPATH=$< $(BIN)/python tests/compile_for.py gpu $(ARGS)
+
+tpu-compile: $(COMPILERS)/tpu .venv/installed ## the same for a TPU v5p; downloads 200 MB
+	PYTHONPATH=$< $(BIN)/python tests/compile_for.py tpu $(ARGS)
+
+$(COMPILERS)/%: .venv/bin/python constraints.txt
+	@echo "installing the compiler for a $* into $@"
+	@rm -rf $@ && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --target $@ $(COMPILER_$*)
+	@touch $@
 
 experiments: .venv/installed-experiments ## run every chapter of experiments/ and build experiments/index.html
 	$(BIN)/python experiments/page/build.py

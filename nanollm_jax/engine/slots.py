@@ -228,19 +228,25 @@ def write_tokens(
 ) -> tuple[State, Drawn]:  # fmt: skip
     """Up to `steps` [B] steps for each live row, CHUNK at most; a row with none is nobody's any more.  -> state, [B CHUNK*T]
 
-    One lax.scan that carries the cache. When no row goes on, what is left of it costs next to nothing: so chunks of all lengths
-    are one program. A step writes T tokens at most, one and those that are guessed. allowed [B ceil(V/32)] says which tokens
-    each row may draw, in all steps: a row whose next token depends on the one before it has one step.
+    One loop that carries the cache, and ends when no row goes on: so chunks of all lengths are one program. (A scan that skips
+    its last steps by a cond does the same; XLA on a GPU then copies the cache in each, for the one branch and for the other.)
+    A step writes T tokens at most, one and those that are guessed. allowed [B ceil(V/32)] says which tokens each row may draw,
+    in all steps: a row whose next token depends on the one before it has one step.
     """
     state = dataclasses.replace(state, live=state.live & (steps > 0))
     T = 1 + drafts.spare(speculate)
+    none = jax.tree.map(lambda x: jnp.stack([jnp.stack([x] * T, axis=1)] * CHUNK), nothing(seats_of(state)))
 
-    def one(state: State, n: jax.Array) -> tuple[State, Drawn]:
-        goes = state.live & (n < steps)
-        idle = lambda: (state, jax.tree.map(lambda x: jnp.stack([x] * T, axis=1), nothing(seats_of(state))))  # noqa: E731
-        return jax.lax.cond(jnp.any(goes), lambda: step(params, state, goes, allowed, config, speculate, other), idle)
+    def goes_on(carry: tuple[jax.Array, State, Drawn]) -> jax.Array:
+        n, state, _ = carry
+        return (n < CHUNK) & jnp.any(state.live & (n < steps))
 
-    state, drawn = jax.lax.scan(one, state, jnp.arange(CHUNK))  # [n B T ..]
+    def one(carry: tuple[jax.Array, State, Drawn]) -> tuple[jax.Array, State, Drawn]:
+        n, state, drawn = carry
+        state, new = step(params, state, state.live & (n < steps), allowed, config, speculate, other)
+        return n + 1, state, jax.tree.map(lambda all_of_them, x: all_of_them.at[n].set(x), drawn, new)
+
+    _, state, drawn = jax.lax.while_loop(goes_on, one, (jnp.int32(0), state, none))  # [n B T ..]
     return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, CHUNK * T, *x.shape[3:]), drawn)
 
 

@@ -21,6 +21,7 @@ from nanollm_jax import collectives
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.programs import parallelize
 from nanollm_jax.engine import slots
+from nanollm_jax.engine.buckets import CHUNK
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.glass.edits import Edit, Shrink, edited
@@ -91,7 +92,7 @@ def harvested(
     change = {name: (partial(changed, edit, name), arrays[name]) for name, edit in asked.change}
     # the program's own function, compiled here: traced, its arguments no longer say which mesh they are on
     function = partial(getattr(slots, program).__wrapped__, config=config, **dict(static))
-    return harvest(parallelize(function, mesh, config), keep, change)(params, state, *rest)
+    return harvest(parallelize(function, mesh, config), keep, change, rounds=CHUNK)(params, state, *rest)
 
 
 @dataclass
