@@ -32,6 +32,7 @@ from nanollm_jax.devices.mesh import AXES
 from nanollm_jax.engine import slots
 from nanollm_jax.engine.buckets import PIECE
 from nanollm_jax.measure.hlo import FREE, Instruction, Program
+from nanollm_jax.ops.gpu import flash
 from nanollm_jax.partition import arrange, made_up
 from nanollm_jax.weights.source import read_json
 
@@ -105,10 +106,9 @@ def lower(case: Case, config: nano.ModelConfig, kind: str) -> tuple[jax.stages.L
     config = arrange(config, case.tp)
 
     def placed(tree: Any) -> Any:
-        one = SingleDeviceSharding(on[0])
-        where = jax.tree.map(
-            lambda spec: one if mesh is None else NamedSharding(mesh, spec), programs.specs(tree, config)
-        )
+        where = jax.tree.map(lambda _: SingleDeviceSharding(on[0]), tree)
+        if mesh is not None:
+            where = jax.tree.map(partial(NamedSharding, mesh), programs.specs(tree, config))
         return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, where)
 
     array = lambda *shape, dtype=jnp.int32: placed(jax.ShapeDtypeStruct(shape, dtype))  # noqa: E731
@@ -144,7 +144,8 @@ def whole(program: Program, weights: Any, state: Any) -> list[str]:
     leaves = [leaf for leaf in jax.tree.leaves([weights, cache.layers]) if leaf.ndim > 1]
     sizes = {size for leaf in leaves if (size := math.prod(leaf.sharding.shard_shape(leaf.shape))) > LARGE}
     runs = [one for found in kernels(program).values() for one in found]
-    made = [one for one in runs if math.prod(one.shape) in sizes and not program.in_place(one)]
+    numbers = [one for one in runs if one.type.startswith(("bf", "f", "s8", "s4"))]
+    made = [one for one in numbers if math.prod(one.shape) in sizes and not program.in_place(one)]
     return [f"{one.opcode} {one.type} in {one.computation}" for one in made]
 
 
@@ -190,10 +191,12 @@ def main() -> int:
     parser.add_argument("--layers", type=int, help="of the shape, instead of its own 32; then kernels are not bounded")
     parser.add_argument("--only", default="", help="programs with this in their names")
     parser.add_argument("--texts", type=Path, help="a folder for what was compiled")
+    parser.add_argument("--plain", action="store_true", help="without the kernels that are written for GPUs")
     asked = parser.parse_args()
     jax.devices()  # loads the plugins
     # what is traced is asked which device it is for, and no such device is there
     jax.default_backend = lambda: asked.kind
+    flash.wanted = lambda: asked.kind == "gpu" and not asked.plain
     values = read_json(ROOT / "configs" / "llama-3.1-8b.json")
     config, _ = nano.read_config(values | ({"num_hidden_layers": asked.layers} if asked.layers else {}))
     print("program dtype    rows  tp  kernels  weights    state  in place temporary  seconds  devices say")

@@ -248,7 +248,10 @@ def test_compiled_code_stands_in_one_place():
             "export/generate.py": {"jit"},
             "sampling.py": {"fori_loop"},
         }
-        assert loops <= ({"jit"} if room(name) == "ops" else allowed.get(name, set())), name
+        allowed["ops/gpu/kernels.py"] = {
+            "fori_loop"
+        }  # over the blocks of slots that a program of the grid goes through
+        assert loops <= (allowed.get(name, {"jit"} if room(name) == "ops" else set())), name
         # startup.py asks where a user's caches are, as the command line does, and identity.py for XLA's flags; library.py which
         # C compiler is wanted, if any; starts.py gives new processes a folder of caches
         asks = room(name) in ("cli", "startup", "identity") or name in ("ops/native/library.py", "measure/starts.py")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name as tag
 
-from nanollm_jax.ops import native
+from nanollm_jax.ops import gpu, native
 from nanollm_jax.ops.attention import mix, scores, visible, weights
 
 
@@ -33,8 +33,8 @@ def dot_product(
     """The mean of the values that each query may see, weighted by how well their keys match.
 
     q [B T N H], whose tokens stand at positions `at` [B T] -> [B T N H] float32. window, scale and cap as in attention.py; name
-    is that of the layer, for its tags. The few tokens of a step of decoding go through the filled slots alone, on a CPU: XLA
-    there reads the whole cache, and slowly.
+    is that of the layer, for its tags. On a CPU the few tokens of a step of decoding go through the filled slots alone: XLA
+    there reads the whole cache, and slowly. So do on an NVIDIA GPU all tokens, in 16 bits: XLA there writes down all scores.
     """
     keys, values, positions, filled, own = seen
 
@@ -46,7 +46,10 @@ def dot_product(
         return mix(tag(weights(found, own), f"{name}.weights"), values, own)  # of weights [B K G T S]
 
     arrays = q, keys, values, at, positions, filled
-    if own or keys.dtype != jnp.float32 or not native.wanted():
-        return plain(*arrays)
-    fused = partial(native.attention, window=window, scale=scale, cap=cap, plain=plain)
-    return jax.lax.platform_dependent(*arrays, cpu=fused, default=plain)
+    how: dict[str, Any] = {"window": window, "scale": scale, "cap": cap, "plain": plain}
+    faster: dict[str, Any] = {}
+    if not own and keys.dtype == jnp.float32 and native.wanted():
+        faster["cpu"] = partial(native.attention, **how)
+    if gpu.takes(q, keys):
+        faster["cuda"] = partial(gpu.attention, own=own, **how)
+    return jax.lax.platform_dependent(*arrays, **faster, default=plain) if faster else plain(*arrays)

@@ -2,7 +2,7 @@
 
 from nanollm_jax.identity import portable
 from nanollm_jax.ops.native.attention import attention
-from nanollm_jax.ops.native.library import Library, library, wanted
+from nanollm_jax.ops.native.library import Library, library, switched_off, wanted
 from nanollm_jax.ops.native.product import product, takes
 
-__all__ = ["Library", "attention", "library", "portable", "product", "takes", "wanted"]
+__all__ = ["Library", "attention", "library", "portable", "product", "switched_off", "takes", "wanted"]

@@ -51,6 +51,11 @@ def wanted() -> bool:
     return not portable.value and jax.default_backend() == "cpu" and bool(library().digest)
 
 
+def switched_off() -> bool:
+    """Has the user said that XLA is to compute everything?"""
+    return os.environ.get(SWITCH) == "0"
+
+
 @functools.cache
 def library() -> Library:
     """What there is on this machine, compiled and handed to XLA if it was not yet; says it in one line where there is none."""
