@@ -1,4 +1,4 @@
-"""How long the products of a layer take: a few rows times weights in 16 and 8 bits, in C and by XLA, beside XLA's float32.
+"""How long the products of a layer take: a few rows times weights in 16, 8 and 4 bits, in C and by XLA, beside XLA's float32.
 
     NANOLLM_NATIVE=avx2 python experiments/bench_products.py --rows 1 8 --width 2048 --seconds
 
@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nanollm_jax.ops import native
-from nanollm_jax.ops.int8 import quantize
+from nanollm_jax.ops import groupwise_making, int8, native
 from nanollm_jax.ops.linear import product
 
 
@@ -28,11 +27,13 @@ def ways(width: int) -> dict[str, tuple[list[object], str, bool]]:
     whole = [jnp.asarray(0.02 * rng.standard_normal(shape, np.float32)) for shape in shapes]
     kinds = {"float32": whole}
     kinds |= {name: [weight.astype(name) for weight in whole] for name in ("bfloat16", "float16")}
-    kinds["int8"] = [quantize(weight, 1) for weight in whole]
-    plain = {"int8": "float32"}
+    kinds["int8"] = [int8.quantize(weight, 1) for weight in whole]
+    for group in (32, 128):
+        kinds[f"int4/{group}"] = [groupwise_making.quantize(weight, bits=4, group=group) for weight in whole]
     made: dict[str, tuple[list[object], str, bool]] = {"float32": (whole, "float32", True)}
-    for name in ("bfloat16", "float16", "int8"):
-        made |= {f"{name} {where}": (kinds[name], plain.get(name, name), where == "XLA") for where in ("C", "XLA")}
+    for name in [name for name in kinds if name != "float32"]:
+        plain = name if name.endswith("16") else "float32"
+        made |= {f"{name} {where}": (kinds[name], plain, where == "XLA") for where in ("C", "XLA")}
     return made
 
 

@@ -56,22 +56,37 @@ static void expect(bool right, const char* path, Form form, Kind kind, int64_t R
 
 typedef struct {
   float *x, *y, *reference;
-  char* w;
-  uint16_t* scale;
-  int64_t R, O, I;
+  char *w, *scale, *offset;
+  Number scales, offsets;
+  int64_t R, O, I, group;
 } Case;
-static Case make(Form form, Kind kind, int64_t R, int64_t O, int64_t I) {
-  Case c = {malloc(R * I * 4), malloc(R * O * 4), malloc(R * O * 4), malloc(O * I * BITS[form] / 8), NULL, R, O, I};
+static char* floats(Kind kind, Number number, int64_t count) {
+  char* made = malloc(count * SIZE[number]);
+  for (int64_t g = 0; g < count; g++) {
+    const float value = kind == TINY ? normal() * 1e-6f : normal();
+    const uint16_t bits = number == HALF ? to_f16(value) : to_bf16(value);
+    memcpy(made + g * SIZE[number], number == FLOAT ? (const void*)&value : &bits, SIZE[number]);
+  }
+  return made;
+}
+static Case make(Form form, Kind kind, int64_t R, int64_t O, int64_t I, int64_t group) {
+  Case c = {malloc(R * I * 4), malloc(R * O * 4), malloc(R * O * 4), malloc(O * I * BITS[form] / 8), .R = R, .O = O, .I = I};
   for (int64_t r = 0; r < R; r++)
     for (int64_t i = 0; i < I; i++) c.x[r * I + i] = value_of(kind == LARGE && form == F16 ? NORMAL : kind, i);
   fill(form, kind, c.w, O * I);
-  if (form == S4) {
-    c.scale = malloc(O * I / GROUP * 2);
-    for (int64_t g = 0; g < O * I / GROUP; g++) c.scale[g] = to_f16(kind == TINY ? normal() * 1e-6f : normal());
+  if (form >= G8) {
+    c.group = group, c.scales = draw() % NUMBERS, c.offsets = draw() % NUMBERS;
+    c.scale = floats(kind, c.scales, O * I / group);
+    if (draw() % 2) c.offset = floats(kind, c.offsets, O * I / group);
   }
   return c;
 }
-static void end_case(Case* c) { free(c->x), free(c->y), free(c->reference), free(c->w), free(c->scale); }
+static void end_case(Case* c) { free(c->x), free(c->y), free(c->reference), free(c->w), free(c->scale), free(c->offset); }
+static Product of(const Case* c, int64_t R, float* y) {
+  Product p = {.w = c->w, .y = y, .R = R, .O = c->O, .I = c->I, .scale = {c->scale, c->scales}, .offset = {c->offset, c->offsets}};
+  if (c->group) p.group = c->group, p.groups = c->I / c->group;
+  return p;
+}
 
 // In place of XLA: a pool whose threads begin when they like; every fifth task is refused.
 static pthread_t begun[4096];
@@ -99,7 +114,7 @@ static const XLA_FFI_Api SINGLE = {.XLA_FFI_ThreadPool_NumThreads = one};
 
 static void run(const Path* path, Form form, const float* x, const Case* c, float* y, int64_t R, const XLA_FFI_Api* api) {
   XLA_FFI_CallFrame call = {.api = api};
-  if (!multiply(path, form, x, c->w, c->scale, y, R, c->O, c->I, &call)) abort();
+  if (!multiply(path, form, of(c, R, y), x, &call)) abort();
 }
 
 // How far a float32 sum of 8 lanes may be from the exact one: six deviations of its roundings, which walk at random.
@@ -109,11 +124,13 @@ static void compare(const Path* path, Form form, Kind kind, Case* c) {
   int16_t* rounded = malloc(c->I * 2);
   for (int64_t r = 0; r < c->R; r++) {
     const double unit = form < S8 ? 1 : round_row(c->x + r * c->I, rounded, c->I, c->I) / (double)MOST;
-    Product p = {.w = c->w, .scale = c->scale, .R = c->R, .O = c->O, .I = c->I};
+    const Product p = of(c, c->R, c->y);
     for (int64_t o = 0; o < c->O; o++) {
       double size = 0;
       for (int64_t i = 0; i < c->I; i++) {
         size += fabs(plain_weight(form, &p, o, i) * (form < S8 ? c->x[r * c->I + i] : rounded[i] * unit));
+        if (c->offset)  // which is added for all inputs of a group, and may leave little of scale * number
+          size += 2 * fabs(plain_each(p.offset, o * p.groups + i / p.group) * rounded[i] * unit);
         if (form >= S8 && o == 0 && kind != ZEROS)  // the nearest whole number
           expect(fabs(rounded[i] * unit - c->x[r * c->I + i]) <= unit * 0.51 + 1e-45, path->name, form, kind, c->R, c->O, c->I, "x");
       }
@@ -135,7 +152,9 @@ static void alone(const Path* path, Form form, Kind kind, Case* c) {
 }
 
 int main(void) {
-  static const int64_t inputs[] = {1, 2, 7, 31, 32, 33, 63, 64, 65, 200, 2047, 2048, 4129}, grouped[] = {32, 64, 96, 2048, 4128};
+  static const int64_t inputs[] = {1, 2, 7, 31, 32, 33, 63, 64, 65, 200, 2047, 2048, 4129};
+  static const int64_t grouped[][2] = {{32, 32}, {64, 32}, {96, 32}, {96, 96}, {2048, 32}, {2112, 32}, {4128, 32}, {4128, 96},
+                                       {256, 64}, {1408, 128}, {4224, 2112}, {6400, 6400}};
   const char* best = nanollm_choose(NULL);
   for (size_t at = 0; at + 1 < sizeof PATHS / sizeof *PATHS; at++) {
     const Path* path = PATHS[at];
@@ -143,17 +162,17 @@ int main(void) {
     printf("%s\n", path->name);
     for (Form form = BF16; form < FORMS; form++)
       for (Kind kind = 0; kind < KINDS; kind++) {
-        const int64_t* sizes = form == S4 ? grouped : inputs;
-        const size_t many = form == S4 ? sizeof grouped / sizeof *grouped : sizeof inputs / sizeof *inputs;
+        const size_t many = form >= G8 ? sizeof grouped / sizeof *grouped : sizeof inputs / sizeof *inputs;
         for (size_t n = 0; n < many; n++) {
-          Case c = make(form, kind, 1 + draw() % 9, 1 + draw() % 5, sizes[n]);
+          const int64_t I = form >= G8 ? grouped[n][0] : inputs[n], group = form >= G8 ? grouped[n][1] : 0;
+          Case c = make(form, kind, 1 + draw() % 9, 1 + draw() % 5, I, group);
           compare(path, form, kind, &c), alone(path, form, kind, &c), end_case(&c);
         }
       }
     // shared by threads, the same bits
     for (Form form = BF16; form < FORMS; form++)
       for (int64_t R = 1; R <= 3; R++) {
-        Case c = make(form, NORMAL, R, 601, 1024);
+        Case c = make(form, NORMAL, R, 601, 1024, 64);
         run(path, form, c.x, &c, c.y, R, &SINGLE);
         run(path, form, c.x, &c, c.reference, R, &MANY);
         expect(!memcmp(c.y, c.reference, R * c.O * 4), path->name, form, NORMAL, R, c.O, c.I, "other bits on threads");

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from nanollm_jax.errors import RequestError
 from nanollm_jax.ops import native
 from nanollm_jax.ops.dot_product import Seen, dot_product
+from nanollm_jax.ops.groupwise_making import groupwise
 from nanollm_jax.ops.linear import product
 from nanollm_jax.ops.native.library import compiler_at_hand
 from nanollm_jax.startup import own_folder
@@ -224,6 +225,37 @@ def test_product(dtype):
         assert (np.abs(found - exact) <= 1e-6 * size + (1.02 * steps if dtype == "int8" else 0) + smallest).all()
         for row in range(R):
             np.testing.assert_array_equal(native.product(jnp.asarray(x[row : row + 1]), weight)[0], found[row])
+
+
+@here
+@pytest.mark.parametrize("bits", [4, 8])
+def test_product_in_groups(bits):
+    """As test_product, of whole numbers with scales, and offsets, for groups; other sizes of a group are XLA's."""
+    for R, O, groups, group, kind, offsets in (  # noqa: E741
+        (1, 3, 1, 32, "float32", None), (5, 7, 3, 64, "float16", "float32"), (16, 301, 1, 1024, "bfloat16", "bfloat16"),
+        (3, 1500, 8, 32, "float16", None), (2, 9, 5, 96, "float32", "float16"),
+    ):  # fmt: skip
+        x, numbers = (
+            rng.standard_normal((R, groups * group)).astype(np.float32),
+            rng.integers(0, 16, (O, groups * group)) - 8,
+        )
+        scale = jnp.asarray(rng.standard_normal((O, groups)), kind)
+        offset = None if offsets is None else jnp.asarray(rng.standard_normal((O, groups)), offsets)
+        weight = groupwise(numbers, scale, offset, bits=bits, dtype="float32")
+        found = np.asarray(jax.jit(product)(jnp.asarray(x), weight))
+        exact, whole = x.astype(np.float64), np.asarray(weight.decoded(), np.float64)
+        size = np.abs(exact) @ np.abs(whole).T + (0 if offset is None else np.abs(exact).sum(1, keepdims=True))
+        # sums over a group are exact in whole numbers of 1/65534; an offset and a number that is -8 times it may cancel
+        steps = (
+            np.abs(x).max(1)[:, None] / 65534 * (np.abs(whole).sum(1)[None] + (0 if offset is None else groups * group))
+        )
+        assert (np.abs(found - exact @ whole.T) <= 2e-6 * size + 1.02 * steps).all()
+        for row in range(R):
+            np.testing.assert_array_equal(product(jnp.asarray(x[row : row + 1]), weight)[0], found[row])
+        like = lambda R, weight=weight, x=x: jax.jit(product).lower(jnp.ones((R, x.shape[1])), weight).as_text()  # noqa: E731
+        assert all((f"nanollm_g{bits}" in like(R)) is (R <= 16) for R in (1, 16, 17))
+    odd = groupwise(numbers[:, :48], scale[:, :3], bits=bits, dtype="float32")
+    assert "nanollm_g" not in jax.jit(product).lower(jnp.ones((1, 48)), odd).as_text()
 
 
 @here

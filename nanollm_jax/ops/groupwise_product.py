@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nanollm_jax.ops import native
 from nanollm_jax.ops.linear import by_blocks, contract
 
 FEW = 16  # rows, for which a GPU or TPU decodes numbers as it multiplies them, and keeps none
@@ -25,5 +26,12 @@ def product(x: jax.Array, weight: Any) -> jax.Array:
 
 
 def product_on_cpu(x: jax.Array, weight: Any) -> jax.Array:
-    """times, in float32.  x [R I], weight [O I] -> [R O] float32"""
-    return by_blocks(lambda x, part: contract("RI,OI->RO", x, part.decoded()), x.astype(jnp.float32), weight, BLOCK)
+    """times, in float32; of a few rows in C, where it could be compiled.  x [R I], weight [O I] -> [R O] float32"""
+    if native.takes_groups(x, weight):
+        return native.product_in_groups(x, weight, in_blocks)
+    return in_blocks(x.astype(jnp.float32), weight)
+
+
+def in_blocks(x: jax.Array, weight: Any) -> jax.Array:
+    """product, in blocks that a processor's cache holds.  x [R I] float32, weight [O I] -> [R O] float32"""
+    return by_blocks(lambda x, part: contract("RI,OI->RO", x, part.decoded()), x, weight, BLOCK)

@@ -3,6 +3,17 @@
 from nanollm_jax.identity import portable
 from nanollm_jax.ops.native.attention import attention
 from nanollm_jax.ops.native.library import Library, library, switched_off, wanted
-from nanollm_jax.ops.native.product import product, takes
+from nanollm_jax.ops.native.product import product, product_in_groups, takes, takes_groups
 
-__all__ = ["Library", "attention", "library", "portable", "product", "switched_off", "takes", "wanted"]
+__all__ = [
+    "Library",
+    "attention",
+    "library",
+    "portable",
+    "product",
+    "product_in_groups",
+    "switched_off",
+    "takes",
+    "takes_groups",
+    "wanted",
+]

@@ -22,20 +22,31 @@
 
 // 1. Forms ------------------------------------------------------------------------------------------------------------------
 
-// S8: whole numbers; their one scale per output comes later.  S4: GROUP inputs have a scale, a float16 of scale [O I/GROUP];
-// byte j of a group has the inputs j (low bits) and j + GROUP/2, each + 8.
-typedef enum { BF16, F16, S8, S4, FORMS } Form;
-enum { MOST = 32767, GROUP = 32, WHOLE = 64 * GROUP };  // so many products of 8 and 16 bits have a sum below 2^31 in each of four lanes
-static const int BITS[FORMS] = {16, 16, 8, 4};
+// S8: whole numbers; their one scale per output comes later.  G8 and G4: `group` inputs, a multiple of PACKED, have a scale, and
+// may have an offset: scale * number + offset.  Of 4 bits, byte j of PACKED numbers has the inputs j (low bits) and j + PACKED/2, each + 8.
+typedef enum { BF16, F16, S8, G8, G4, FORMS } Form;
+enum { MOST = 32767, PACKED = 32, WHOLE = 64 * PACKED };  // so many products of 8 and 16 bits have a sum below 2^31 in each of four lanes
+static const int BITS[FORMS] = {16, 16, 8, 8, 4};
 
-// A product. x is laid out: rows of `width` floats, or for whole numbers of int16, MOST of which are most[r].
+// Scales or offsets [O groups]; none where `at` is NULL.
+typedef enum { FLOAT, HALF, BRAIN, NUMBERS } Number;
+static const int SIZE[NUMBERS] = {4, 2, 2};
+typedef struct {
+  const char* at;
+  Number kind;
+} Each;
+
+// A product. x is laid out: rows of `width` floats, or for whole numbers of int16, MOST of which are most[r]; sums [R span] are
+// those of a group of these. CHUNK groups are looked at together, and span is a multiple of it.
+enum { CHUNK = 64 };
 typedef struct {
   const void* x;
-  const float* most;
+  const float *most, *sums;
   const char* w;
-  const uint16_t* scale;
   float* y;
   int64_t R, O, I, width;
+  Each scale, offset;
+  int64_t group, groups, span;
 } Product;
 
 // One instruction set: inputs in a step, whether the processor has it, x laid out for it, and the outputs from begin to end.
@@ -99,6 +110,12 @@ static void plain_lay_out(Form form, const float* x, void* to, float* most, int6
     else most[r] = round_row(x + r * I, (int16_t*)to + r * width, I, width);
 }
 
+static float plain_each(Each all, int64_t at) {
+  if (all.kind == FLOAT) return ((const float*)all.at)[at];
+  const uint16_t bits = ((const uint16_t*)all.at)[at];
+  return all.kind == HALF ? half(bits) : as_float((uint32_t)bits << 16);
+}
+
 static double plain_weight(Form form, const Product* p, int64_t o, int64_t i) {
   const char* w = p->w + o * p->I * BITS[form] / 8;
   switch (form) {
@@ -107,10 +124,10 @@ static double plain_weight(Form form, const Product* p, int64_t o, int64_t i) {
     case S8: return ((const int8_t*)w)[i];
     default: break;
   }
-  int64_t g = i / GROUP, j = i % GROUP;
-  double scale = half(p->scale[o * (p->I / GROUP) + g]);
-  uint8_t two = (uint8_t)w[g * (GROUP / 2) + j % (GROUP / 2)];
-  return scale * ((j < GROUP / 2 ? two & 15 : two >> 4) - 8);
+  const int64_t g = o * p->groups + i / p->group, j = i % PACKED;
+  const uint8_t two = form == G4 ? (uint8_t)w[i / PACKED * (PACKED / 2) + j % (PACKED / 2)] : 0;
+  const int number = form == G8 ? ((const int8_t*)w)[i] : (j < PACKED / 2 ? two & 15 : two >> 4) - 8;
+  return (double)plain_each(p->scale, g) * number + (p->offset.at ? plain_each(p->offset, g) : 0);
 }
 
 static void plain_run(Form form, const Product* p, int64_t begin, int64_t end) {
@@ -128,7 +145,7 @@ static const Path plain = {"plain", 16, always, plain_lay_out, plain_run};
 // 2. Instruction sets ---------------------------------------------------------------------------------------------------------
 
 // LANES numbers in a vector; FLOAT_ROWS and WHOLE_ROWS rows are multiplied with each weight that was read, as many as there are
-// registers for. wide: GROUP numbers of 16 bits.
+// registers for. wide: PACKED numbers of 16 bits.
 #define JOIN_(A, B) A##_##B
 #define JOIN(A, B) JOIN_(A, B)
 #define MY(NAME) JOIN(PATH, NAME)
@@ -153,7 +170,6 @@ typedef struct { __m256i low, high; } numbers2;
 static bool avx2_has(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
 INLINE vec avx2_multiply_add(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE vec avx2_halves(const void* w) { return (vec)_mm256_cvtph_ps(_mm_loadu_si128(w)); }
-INLINE vec avx2_scale(uint16_t h) { return (vec)_mm256_cvtph_ps(_mm_set1_epi16((short)h)); }
 INLINE float avx2_total(vec v) {
   __m128 sum = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
   sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
@@ -189,7 +205,6 @@ static bool avx512_has(void) {
 }
 INLINE vec avx512_multiply_add(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 INLINE vec avx512_halves(const void* w) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256(w)); }
-INLINE vec avx512_scale(uint16_t h) { return (vec)_mm512_cvtph_ps(_mm256_set1_epi16((short)h)); }
 INLINE float avx512_total(vec v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE wide avx512_bytes(const void* w) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256(w)); }
 INLINE wide avx512_nibbles(const void* w) {
@@ -218,7 +233,6 @@ INLINE vec avx512_as_floats(whole n) { return (vec)_mm512_cvtepi32_ps(n); }
 static bool vnni_has(void) { return avx512_has() && __builtin_cpu_supports("avx512vnni"); }
 INLINE vec vnni_multiply_add(vec a, vec b, vec c) { return avx512_multiply_add(a, b, c); }
 INLINE vec vnni_halves(const void* w) { return avx512_halves(w); }
-INLINE vec vnni_scale(uint16_t h) { return avx512_scale(h); }
 INLINE float vnni_total(vec v) { return avx512_total(v); }
 INLINE wide vnni_bytes(const void* w) { return avx512_bytes(w); }
 INLINE wide vnni_nibbles(const void* w) { return avx512_nibbles(w); }
@@ -244,7 +258,6 @@ typedef uint32_t words4 __attribute__((vector_size(16)));
 static bool neon_has(void) { return true; }
 INLINE vec neon_multiply_add(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 INLINE vec neon_halves(const void* w) { return (vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(w))); }
-INLINE vec neon_scale(uint16_t h) { return (vec)vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))); }
 INLINE float neon_total(vec v) { return vaddvq_f32((float32x4_t)v); }
 INLINE wide neon_both(int8x16_t a, int8x16_t b) {
   return (wide){{vmovl_s8(vget_low_s8(a)), vmovl_high_s8(a), vmovl_s8(vget_low_s8(b)), vmovl_high_s8(b)}};
@@ -336,29 +349,49 @@ static int64_t piece_of(int64_t R, int64_t O, int64_t row_bytes) {
   return outputs < 2 ? 2 : outputs;
 }
 
-// All of a product, on XLA's threads. false where there is no memory for it.
-static bool multiply(const Path* path, Form form, const float* x, const void* w, const void* scale, float* y, int64_t R, int64_t O,
-                     int64_t I, XLA_FFI_CallFrame* call) {
-  const int64_t width = (I + path->step - 1) / path->step * path->step, item = form < S8 ? sizeof(float) : sizeof(int16_t);
-  char* memory = malloc((size_t)(R * (width * item + (int64_t)sizeof(float))));
+// An offset counts as often as the sum of its group's inputs.
+static void sum_groups(const Product* p, const int16_t* x, float* sums) {
+  memset(sums, 0, (size_t)(p->R * p->span) * sizeof *sums);
+  for (int64_t r = 0; r < p->R; r++)
+    for (int64_t g = 0; g < p->groups; g++) {
+      int64_t sum = 0;
+      for (int64_t i = 0; i < p->group; i++) sum += x[r * p->width + g * p->group + i];
+      sums[r * p->span + g] = (float)sum;
+    }
+}
+
+// All of a product, on XLA's threads; p has its sizes, weight and result. false where there is no memory for it.
+static bool multiply(const Path* path, Form form, Product p, const float* x, XLA_FFI_CallFrame* call) {
+  const int64_t R = p.R, O = p.O, I = p.I, item = form < S8 ? sizeof(float) : sizeof(int16_t);
+  p.width = (I + path->step - 1) / path->step * path->step;
+  p.span = p.offset.at ? (p.groups + CHUNK - 1) / CHUNK * CHUNK : 0;
+  char* memory = malloc((size_t)(R * (p.width * item + (1 + p.span) * (int64_t)sizeof(float))));
   if (!memory) return false;
-  float* most = (float*)(memory + R * width * item);  // steps are of 16 numbers at least
+  float *sums = (float*)(memory + R * p.width * item), *most = sums + R * p.span;  // steps are of 16 numbers at least
   const uint64_t before = usual_rounding();
-  path->lay_out(form, x, memory, most, R, I, width);
+  path->lay_out(form, x, memory, most, R, I, p.width);
+  if (p.offset.at) sum_groups(&p, (const int16_t*)memory, sums);
   rounding_as(before);
+  p.x = memory, p.most = most, p.sums = sums;
   const int64_t row_bytes = I * BITS[form] / 8;
-  const Job job = {{memory, most, w, scale, y, R, O, I, width}, path, form, piece_of(R, O, row_bytes)};
+  const Job job = {p, path, form, piece_of(R, O, row_bytes)};
   in_pieces(call, of_outputs, &job, (O + job.outputs - 1) / job.outputs, O * row_bytes);
   free(memory);
   return true;
+}
+
+static Each each(const XLA_FFI_Buffer* all) {
+  return (Each){all->data, all->dtype == XLA_FFI_DataType_F32 ? FLOAT : all->dtype == XLA_FFI_DataType_F16 ? HALF : BRAIN};
 }
 
 static XLA_FFI_Error* product(XLA_FFI_CallFrame* call, Form form) {
   if (only_asked(call)) return NULL;
   XLA_FFI_Buffer** in = (XLA_FFI_Buffer**)call->args.args;
   const XLA_FFI_Buffer *x = in[0], *w = in[1], *y = call->rets.rets[0];
-  const void* scale = form == S4 ? in[2]->data : NULL;
-  if (multiply(chosen, form, x->data, w->data, scale, y->data, x->dims[0], w->dims[0], x->dims[1], call)) return NULL;
+  Product p = {.w = w->data, .y = y->data, .R = x->dims[0], .O = w->dims[0], .I = x->dims[1]};
+  if (form >= G8) p.scale = each(in[2]), p.groups = in[2]->dims[1], p.group = p.I / p.groups;
+  if (form >= G8 && call->args.size > 3) p.offset = each(in[3]);
+  if (multiply(chosen, form, p, x->data, call)) return NULL;
   XLA_FFI_Error_Create_Args error = {.struct_size = sizeof error, .message = "no memory for the rows of a product",
                                      .errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED};
   return call->api->XLA_FFI_Error_Create(&error);
@@ -367,12 +400,13 @@ static XLA_FFI_Error* product(XLA_FFI_CallFrame* call, Form form) {
 XLA_FFI_Error* nanollm_bf16(XLA_FFI_CallFrame* call) { return product(call, BF16); }
 XLA_FFI_Error* nanollm_f16(XLA_FFI_CallFrame* call) { return product(call, F16); }
 XLA_FFI_Error* nanollm_s8(XLA_FFI_CallFrame* call) { return product(call, S8); }
-XLA_FFI_Error* nanollm_s4(XLA_FFI_CallFrame* call) { return product(call, S4); }
+XLA_FFI_Error* nanollm_g8(XLA_FFI_CallFrame* call) { return product(call, G8); }
+XLA_FFI_Error* nanollm_g4(XLA_FFI_CallFrame* call) { return product(call, G4); }
 
 #else
 // 4. The product, in the words of one instruction set -------------------------------------------------------------------------
 
-enum { MY(STEP) = 2 * LANES > GROUP ? 2 * LANES : GROUP };  // inputs; a step of floats is 2 * LANES of them
+enum { MY(STEP) = 2 * LANES > PACKED ? 2 * LANES : PACKED };  // inputs; a step of floats is 2 * LANES of them
 
 // bfloat16 comes two to a word: the first after a shift, the second as it stands but for its lower bits. So x is parted alike.
 static __attribute__((target(TARGET))) void MY(lay_out)(Form form, const float* x, void* to, float* most, int64_t R, int64_t I,
@@ -464,50 +498,102 @@ INLINE void MY(float_tile)(const Form form, const int rows, const int outputs, c
     for (int n = 0; n < outputs; n++) p->y[(r + m) * p->O + o + n] = MY(total)(sum[m][n][0] + sum[m][n][1]);
 }
 
-// The same with whole numbers, a GROUP further in each step; sums are exact until they become floats.
+// The same with whole numbers, PACKED further in each step; sums are exact until they become floats.
 INLINE void MY(whole_step)(const Form form, const int rows, const int outputs, const int16_t* x, int64_t width, const char* w,
-                           int64_t stride, const uint16_t* scale, int64_t groups, whole exact[][2], vec sum[][2]) {
+                           int64_t stride, whole exact[][2]) {
 #pragma GCC unroll 8
   for (int n = 0; n < outputs; n++) {
-    const wide weight = form == S4 ? MY(nibbles)(w + n * stride) : MY(bytes)(w + n * stride);
-    vec step = {0};
-    if (form == S4) step = MY(scale)(scale[n * groups]);
+    const wide weight = form == G4 ? MY(nibbles)(w + n * stride) : MY(bytes)(w + n * stride);
 #pragma GCC unroll 8
-    for (int m = 0; m < rows; m++)
-      if (form == S4) sum[m][n] = MY(multiply_add)(MY(as_floats)(MY(dot)(MY(none)(), weight, x + m * width)), step, sum[m][n]);
-      else exact[m][n] = MY(dot)(exact[m][n], weight, x + m * width);
+    for (int m = 0; m < rows; m++) exact[m][n] = MY(dot)(exact[m][n], weight, x + m * width);
+  }
+}
+
+// The inputs from `begin` to `end`, not more than WHOLE of them; all steps are whole but the last one of S8.
+INLINE void MY(whole_span)(const Form form, const int rows, const int outputs, const Product* p, const int16_t* x, const char* w,
+                           int64_t begin, int64_t end, whole exact[][2]) {
+  const int64_t bits = BITS[form], stride = p->I * bits / 8;
+#pragma GCC unroll 8
+  for (int m = 0; m < rows; m++)
+#pragma GCC unroll 8
+    for (int n = 0; n < outputs; n++) exact[m][n] = MY(none)();
+  int64_t i = begin;
+  for (; i + PACKED <= end; i += PACKED) {
+#pragma GCC unroll 8
+    for (int n = 0; n < outputs; n++) MY(ahead)(w, outputs * stride, (outputs * i + n * PACKED) * bits / 8);
+    MY(whole_step)(form, rows, outputs, x + i, p->width, w + i * bits / 8, stride, exact);
+  }
+  if (form == S8 && i < end) {
+    char rest[2][PACKED] = {0};
+    for (int n = 0; n < outputs; n++) memcpy(rest[n], w + n * stride + i, end - i);
+    MY(whole_step)(form, rows, outputs, x + i, p->width, rest[0], sizeof rest[0], exact);
+  }
+}
+
+// What `count` groups of an output have, as floats; zeros up to CHUNK.
+INLINE void MY(floats_of)(Each all, int64_t first, int64_t count, float* to) {
+  const char* from = all.at + first * SIZE[all.kind];
+  char rest[CHUNK * sizeof(float)] = {0};
+  if (count < CHUNK) from = memcpy(rest, from, count * SIZE[all.kind]);  // what is behind the last may be nobody's
+  for (int64_t g = 0; g < count; g += LANES) {
+    vec found;
+    if (all.kind == FLOAT) found = MY(load)(from + g * 4);
+    else if (all.kind == HALF) found = MY(halves)(from + g * 2);
+    else
+      for (int lane = 0; lane < LANES; lane++) found[lane] = as_float((uint32_t)((const uint16_t*)from)[g + lane] << 16);
+    memcpy(to + g, &found, sizeof found);
+  }
+}
+
+// Sums over groups, each with its scale. `group` is a constant where it is PACKED, the most frequent size.
+INLINE void MY(scaled)(const Form form, const int rows, const int outputs, const Product* p, const int16_t* x, const char* w,
+                       int64_t r, int64_t o, const int64_t group, vec sum[][2]) {
+  for (int64_t chunk = 0; chunk < p->groups; chunk += CHUNK) {
+    const int64_t count = chunk + CHUNK < p->groups ? CHUNK : p->groups - chunk;
+    float scale[2][CHUNK], offset[2][CHUNK];
+    for (int n = 0; n < outputs; n++) {
+      MY(floats_of)(p->scale, (o + n) * p->groups + chunk, count, scale[n]);
+      if (p->offset.at) MY(floats_of)(p->offset, (o + n) * p->groups + chunk, count, offset[n]);
+    }
+    for (int64_t g = 0; g < count; g++)
+      for (int64_t i = (chunk + g) * group, last = i + group; i < last; i += WHOLE) {
+        whole exact[WHOLE_ROWS][2];
+        MY(whole_span)(form, rows, outputs, p, x, w, i, group > WHOLE && i + WHOLE < last ? i + WHOLE : last, exact);
+#pragma GCC unroll 8
+        for (int m = 0; m < rows; m++)
+#pragma GCC unroll 8
+          for (int n = 0; n < outputs; n++)
+            sum[m][n] = MY(multiply_add)(MY(as_floats)(exact[m][n]), (vec){0} + scale[n][g], sum[m][n]);
+      }
+    if (p->offset.at)
+      for (int64_t g = 0; g < count; g += LANES)
+#pragma GCC unroll 8
+        for (int m = 0; m < rows; m++)
+#pragma GCC unroll 8
+          for (int n = 0; n < outputs; n++)
+            sum[m][n] = MY(multiply_add)(MY(load)(p->sums + (r + m) * p->span + chunk + g), MY(load)(offset[n] + g), sum[m][n]);
   }
 }
 
 INLINE void MY(whole_tile)(const Form form, const int rows, const int outputs, const Product* p, int64_t r, int64_t o) {
-  const int64_t bits = BITS[form], stride = p->I * bits / 8, groups = p->I / GROUP;
   const int16_t* x = (const int16_t*)p->x + r * p->width;
-  const char* w = p->w + o * stride;
-  const uint16_t* scale = form == S4 ? p->scale + o * groups : NULL;
+  const char* w = p->w + o * p->I * BITS[form] / 8;
   vec sum[WHOLE_ROWS][2];
-  whole exact[WHOLE_ROWS][2];
 #pragma GCC unroll 8
   for (int m = 0; m < rows; m++)
 #pragma GCC unroll 8
-    for (int n = 0; n < outputs; n++) sum[m][n] = (vec){0}, exact[m][n] = MY(none)();
-  for (int64_t block = 0; block < p->I; block += WHOLE) {
-    const int64_t end = block + WHOLE < p->I ? block + WHOLE : p->I;
-    int64_t i = block;
-    for (; i + GROUP <= end; i += GROUP) {
-#pragma GCC unroll 8
-      for (int n = 0; n < outputs; n++) MY(ahead)(w, outputs * stride, (outputs * i + n * GROUP) * bits / 8);
-      MY(whole_step)(form, rows, outputs, x + i, p->width, w + i * bits / 8, stride, scale + i / GROUP, groups, exact, sum);
-    }
-    if (form != S4) {
-      if (i < end) {
-        char rest[2][GROUP] = {0};
-        for (int n = 0; n < outputs; n++) memcpy(rest[n], w + n * stride + i, end - i);
-        MY(whole_step)(form, rows, outputs, x + i, p->width, rest[0], sizeof rest[0], NULL, 0, exact, sum);
-      }
+    for (int n = 0; n < outputs; n++) sum[m][n] = (vec){0};
+  if (form != S8) {
+    if (p->group == PACKED) MY(scaled)(form, rows, outputs, p, x, w, r, o, PACKED, sum);
+    else MY(scaled)(form, rows, outputs, p, x, w, r, o, p->group, sum);
+  } else {
+    for (int64_t i = 0; i < p->I; i += WHOLE) {
+      whole exact[WHOLE_ROWS][2];
+      MY(whole_span)(form, rows, outputs, p, x, w, i, i + WHOLE < p->I ? i + WHOLE : p->I, exact);
 #pragma GCC unroll 8
       for (int m = 0; m < rows; m++)
 #pragma GCC unroll 8
-        for (int n = 0; n < outputs; n++) sum[m][n] += MY(as_floats)(exact[m][n]), exact[m][n] = MY(none)();
+        for (int n = 0; n < outputs; n++) sum[m][n] += MY(as_floats)(exact[m][n]);
     }
   }
 #pragma GCC unroll 8
@@ -545,10 +631,11 @@ ROWS_OF(float_tile, BF16, FLOAT_ROWS)
 ROWS_OF(float_tile, F16, FLOAT_ROWS)
 #endif
 ROWS_OF(whole_tile, S8, WHOLE_ROWS)
-ROWS_OF(whole_tile, S4, WHOLE_ROWS)
+ROWS_OF(whole_tile, G8, WHOLE_ROWS)
+ROWS_OF(whole_tile, G4, WHOLE_ROWS)
 
 static void MY(run)(Form form, const Product* p, int64_t begin, int64_t end) {
-  void (*const all[FORMS])(const Product*, int64_t, int64_t) = {JOIN(FLOATS, BF16), JOIN(FLOATS, F16), MY(S8), MY(S4)};
+  void (*const all[FORMS])(const Product*, int64_t, int64_t) = {JOIN(FLOATS, BF16), JOIN(FLOATS, F16), MY(S8), MY(G8), MY(G4)};
   all[form](p, begin, end);
 }
 #define TEXT_(NAME) #NAME

@@ -1,6 +1,9 @@
-"""Products of a few rows with a weight in 16 or 8 bits, in C."""
+"""Products of a few rows with a weight in 16, 8 or 4 bits, in C."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +11,18 @@ import jax.numpy as jnp
 from nanollm_jax.ops.native.library import wanted
 
 ROWS = 16  # from more on the conversion of a weight is shared by enough rows
+PACKED = 32  # inputs that a step reads together, all of one group
 FORMS = {"bfloat16": "bf16", "float16": "f16", "int8": "s8"}  # by a weight's dtype
 
 
 def takes(x: jax.Array, weight: jax.Array) -> bool:
     """Is there a product for them?  x [R I], weight [O I]"""
     return x.shape[0] <= ROWS and weight.dtype.name in FORMS and wanted()
+
+
+def takes_groups(x: jax.Array, weight: Any) -> bool:
+    """Is there a product for them?  x [R I], weight a Groupwise [O I]"""
+    return x.shape[0] <= ROWS and weight.group % PACKED == 0 and wanted()
 
 
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -41,3 +50,19 @@ def along(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.A
 def by_xla(x: jax.Array, weight: jax.Array) -> jax.Array:
     """multiply, in XLA's words."""
     return jnp.einsum("RI,OI->RO", x, weight.astype(jnp.float32), precision="highest")
+
+
+def product_in_groups(x: jax.Array, weight: Any, plain: Callable[[jax.Array, Any], jax.Array]) -> jax.Array:
+    """product, of a Groupwise. plain is a function of the same arguments, which is differentiated in place of this."""
+
+    @jax.custom_jvp
+    def multiplied(x: jax.Array, weight: Any) -> jax.Array:
+        like = jax.eval_shape(plain, x, weight)
+        call = jax.ffi.ffi_call(f"nanollm_g{weight.bits}", like, vmap_method="sequential")
+        return call(x, *jax.tree.leaves(weight))  # numbers, scales, and offsets where there are any
+
+    @multiplied.defjvp
+    def along(primals: tuple[jax.Array, Any], tangents: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
+        return multiplied(*primals), jax.jvp(plain, primals, tangents)[1]
+
+    return multiplied(x.astype(jnp.float32), weight)
