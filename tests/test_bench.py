@@ -15,12 +15,13 @@ import pytest
 import typer
 from agreement import agree
 from models import CONFIG_JSON, random_model
+from programs import known
 
 import nanollm_jax as nano
 from nanollm_jax import cli
 from nanollm_jax.decode import init_state, read_prompts
 from nanollm_jax.engine.timings import CompileWatch
-from nanollm_jax.measure import bench, roofline, starts
+from nanollm_jax.measure import bench, flags, roofline, starts
 
 ROOT = Path(__file__).parents[1]
 
@@ -361,3 +362,64 @@ def test_llama_cpp_s_rotation_is_that_of_neighbours(peers):
     neighbours = (converted["blk.0.attn_q.weight"] @ x).reshape(heads, half, 2)
     agree(turned(neighbours[..., 0], neighbours[..., 1]), turned(halves[:, 0], halves[:, 1]), 1e-12)
     np.testing.assert_array_equal(converted["blk.0.attn_v.weight"], weight)
+
+
+# flags of XLA
+
+
+def ran(monkeypatch, backend, rates):
+    """A machine with such a backend; bench gives these tokens/s by flags, or ends with a message."""
+    asked = []
+
+    def run(command, given=""):
+        asked.append((command[1:], given))
+        if command[0] == "-c":
+            return subprocess.CompletedProcess(command, 0, f"{backend}\nA {backend}\n", "")
+        rate = rates.get(given, 100.0)
+        if isinstance(rate, str):
+            return subprocess.CompletedProcess(command, 1, "", f"a warning\n{rate}\n")
+        speed = lambda factor: [{"rows": 1, "tokens_per_second": bench.summary([factor * rate])}]  # noqa: E731
+        return subprocess.CompletedProcess(
+            command, 0, json.dumps({"decode": speed(1), "prefill": speed(10), "rest": 0}), ""
+        )
+
+    monkeypatch.setattr(flags, "run", run)
+    return asked
+
+
+def test_flags_are_measured_one_at_a_time(run, monkeypatch):
+    few, triton = (flags.FLAGS[name] for name in ("command buffers for few kernels too", "products by cuBLAS alone"))
+    asked = ran(monkeypatch, "gpu", {few: 125.0, triton: "F1128 Unknown flag in XLA_FLAGS"})
+    code, out, err = run("bench", "llama-3.1-8b", "--try-flags", "--dtype", "int8", "--rows", "1", "--repeats", "2")
+    assert (code, err) == (0, "")
+    words = ["nanollm_jax", "bench", "llama-3.1-8b", "--prompt-tokens=128", "--new-tokens=64", "--repeats=2"]
+    assert asked[1:] == [
+        ([*words, "--dtype=int8", "--rows=1", "--starts", "0", "--json"], given) for given in ["", *flags.FLAGS.values(), ""]
+    ]  # fmt: skip
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "A gpu" in lines
+    assert "as it is 1 100 1.00 1000 1.00" in lines and "as it is, again 1 100 1.00 1000 1.00" in lines
+    assert "command buffers for few kernels too 1 125 1.25 1250 1.25" in lines
+    assert f"products by cuBLAS alone: {triton}, failed: F1128 Unknown flag in XLA_FLAGS" in lines
+    code, out, _ = run("bench", "--try-flags", "--json")
+    assert [one["flags"] for one in json.loads(out)["tried"]] == ["", *flags.FLAGS.values(), ""]
+
+
+def test_flags_need_a_gpu_and_a_model_that_runs(run, monkeypatch):
+    ran(monkeypatch, "cpu", {})
+    code, _, err = run("bench", "--try-flags")
+    assert code == 2 and "JAX has found cpu (A cpu); run it on a machine with an NVIDIA GPU" in " ".join(err.split())
+    ran(monkeypatch, "gpu", {"": "error: there is no such file"})
+    code, _, err = run("bench", "none", "--try-flags")
+    assert code == 2 and "nanollm bench failed without any flag: error: there is no such file" in " ".join(err.split())
+    for more in (["--plot", "picture.png"], ["--speculate", "lookup:2"], ["--repeats", "0"]):
+        code, _, err = run("bench", "--try-flags", *more)
+        assert code == 2 and "--try-flags measures prefill and decode" in " ".join(err.split())
+
+
+def test_flags_are_those_of_this_xla():
+    single = [words for words in flags.FLAGS.values() if "command_buffer" not in words]  # whose values are a list
+    assert len(single) > 2
+    for words in single:
+        name, value = words.removeprefix("--").split("=")
+        assert known(name, int(value) if value.isdigit() else value == "true"), words

@@ -15,6 +15,7 @@ from nanollm_jax.errors import RequestError
 ROWS = "A batch size of prefill and decode. May be repeated; not given: 1, 4, 8 and 32."
 SPECULATE = "Measure lookup:N too: decode behind a text that says the same over and over, with drafts and without."
 REPEATS = "Timed calls, after one thrown away; 0 leaves all but starting out."
+FLAGS = "Measure a few flags of XLA's compiler for GPUs instead, each in a process of its own, beside none of them."
 STARTS = "New processes with an empty folder of caches, and as many with a filled one; 0 leaves starting out."
 
 
@@ -28,6 +29,7 @@ def bench(
     repeats: Annotated[int, typer.Option(metavar="R", min=0, help=REPEATS)] = 5,
     starts: Annotated[int, typer.Option(metavar="P", min=0, help=STARTS)] = 3,
     speculate: Annotated[str | None, typer.Option(metavar="HOW", show_default=False, help=SPECULATE)] = None,
+    try_flags: Annotated[bool, typer.Option("--try-flags", help=FLAGS)] = False,
     plot: Plot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -41,6 +43,15 @@ def bench(
         if not repeats:
             raise RequestError("--plot draws prefill and decode, which --repeats 0 leaves out.")
     guesses = guesses_of(speculate)
+    if try_flags:
+        if plot is not None or speculate is not None or not repeats:
+            raise RequestError(
+                "--try-flags measures prefill and decode; leave out --plot, --speculate and --repeats 0."
+            )
+        counts = {"--prompt-tokens": prompt_tokens, "--new-tokens": new_tokens, "--repeats": repeats, "--dtype": dtype}
+        words = [*([] if model is None else [model]), *(f"{name}={value}" for name, value in counts.items())]
+        words += [] if revision is None else [f"--revision={revision}"]
+        return show_flags([*words, *(f"--rows={count}" for count in rows or (1, 32))], as_json)
     from nanollm_jax.measure.bench import bench as measure
 
     report = measure(
@@ -94,6 +105,24 @@ def bench(
         ),
     ]
     print_table(("", "", ""), others)
+
+
+def show_flags(words: list[str], as_json: bool) -> None:
+    """What flags of XLA make of prefill and decode."""
+    from nanollm_jax.measure import flags
+
+    report = flags.try_flags(words, show_progress)
+    if as_json:
+        return print_json(report)
+    print(harmless(report["device"]) + "\n")
+    print_table(
+        ("flags", "rows", "decode, tokens/s", "times", "prefill, tokens/s", "times"), flags.table(report), right=5
+    )
+    for one in report["tried"]:
+        print(
+            f"{one['name']}: {one['flags'] or 'no flag'}"
+            + harmless(f", failed: {one['error']}" if "error" in one else "")
+        )
 
 
 def show_progress(text: str) -> None:
