@@ -3,6 +3,7 @@
 An executable is a file in the folder that startup.py knows, under the name of all that it depends on (identity.py). It is
 written by the process that has compiled it: on CPU, one that was itself read from JAX's own cache cannot be written again. What
 is read there is executed, so a file that another user could have written is not read; one that is not whole is made anew.
+XLA reads without Python's lock, so threads read what is probably needed while a model is loaded (ahead.py).
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import io
 import os
 import pickle
 import stat
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextvars import ContextVar
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -29,10 +32,12 @@ from jax.extend.core import get_opaque_trace_state
 from jax.sharding import Mesh, NamedSharding
 
 from nanollm_jax import startup
+from nanollm_jax.ahead import Ahead
 from nanollm_jax.errors import NanoLLMWarning
-from nanollm_jax.identity import Spelling, Unknown, argument, machine, portable
+from nanollm_jax.identity import Spelling, Unknown, argument, cores, machine, portable
 
-ENDING = ".executable"
+ENDING = ".executable"  # of a file, and with an s of a list of them
+FORM = 2  # of a file; other ones have other names
 FETCHED = "/nanollm_jax/fetched"  # what jax.monitoring is told of each that was read, with the seconds that it took
 MOST = 2**30  # bytes of a folder; what was used longest ago makes room
 ABANDONED = 3600  # seconds: who began a file before then has ended without finishing it
@@ -47,6 +52,20 @@ WATCHED = attrgetter("jax_disable_jit", "jax_debug_nans", "jax_debug_infs", "jax
 
 with jax.core.eval_context():
     EAGER = get_opaque_trace_state()
+# arrays that stand for results, by shape and place, where programs are not run
+BLANK: ContextVar[dict[Hashable, jax.Array] | None] = ContextVar("blank", default=None)
+
+
+@contextlib.contextmanager
+def only_made_ready() -> Iterator[None]:
+    """Inside, programs are fetched or compiled and not run: results have the right shapes and places, and all are zeros that
+    they share, so that none of them may be handed to a program that runs.
+    """
+    token = BLANK.set({})
+    try:
+        yield
+    finally:
+        BLANK.reset(token)
 
 
 class Persistent:
@@ -65,11 +84,15 @@ class Persistent:
         if folder is None or not are_values(leaves):
             return self.jitted(*args, **static)
         mesh = static.get("mesh")
-        like = (tree, *static.items(), CONTEXT(jax.config), placement(leaves, mesh), *map(kind, leaves))
+        place = placement(leaves, mesh)
+        like = (tree, *static.items(), CONTEXT(jax.config), place, *map(kind, leaves))
         found = self.held.get(like)
         if found is None:
             found = self.held[like] = self.executable(folder, args, static)
-        return found(*args)
+        blank = BLANK.get()
+        if blank is None or not isinstance(found, jax.stages.Compiled):
+            return found(*args)
+        return jax.tree.map(lambda leaf: stand_in(blank, leaf, place is not None), found.out_info)
 
     def lower(self, *args: Any, **static: Any) -> jax.stages.Lowered:
         """As a function under jit has it."""
@@ -87,7 +110,7 @@ class Persistent:
             file = folder / f"{self.__wrapped__.__name__}-{identity(self.__wrapped__, args, static)}{ENDING}"
         except Unknown:
             return lambda *args: self.jitted(*args, **static)
-        found = read(file, args)
+        found = AHEAD.take(file) or read(file)
         if found is not None:
             monitoring.record_event_duration_secs(FETCHED, time.perf_counter() - begun)
             return found
@@ -122,6 +145,15 @@ def placement(leaves: Sequence[Any], mesh: Mesh | None) -> Hashable:
     return tuple(getattr(leaf, "sharding", None) for leaf in leaves)
 
 
+def stand_in(blank: dict[Hashable, jax.Array], leaf: jax.ShapeDtypeStruct, committed: bool) -> jax.Array:
+    """Zeros in place of a result."""
+    sharding = leaf.sharding if committed else None
+    like = leaf.shape, leaf.dtype, sharding
+    if like not in blank:
+        blank[like] = jax.device_put(np.zeros(leaf.shape, leaf.dtype), sharding)
+    return blank[like]
+
+
 def identity(function: Callable[..., Any], args: tuple[Any, ...], static: dict[str, Any]) -> str:
     """All that an executable depends on, as a part of a file's name. Raises Unknown."""
     if jax.process_count() > 1 and jax.default_backend() != "cpu":
@@ -130,7 +162,7 @@ def identity(function: Callable[..., Any], args: tuple[Any, ...], static: dict[s
     if static.get("mesh") is None and len(devices) > 1:
         raise Unknown("spread over devices in a way that is not ours")
     spelling = Spelling()
-    spelling.value([function, static, jax.tree.map(argument, args), machine()])
+    spelling.value([function, static, jax.tree.map(argument, args), machine(), FORM])
     return spelling.digest[:40]
 
 
@@ -153,8 +185,8 @@ class Reader(pickle.Unpickler):
         return next(device for device in jax.devices() if device.id == number)
 
 
-def read(file: Path, args: tuple[Any, ...]) -> Callable[..., Any] | None:
-    """The executable of a file, for arguments like these; None where there is none, or one that is not ours or not whole."""
+def read(file: Path) -> Callable[..., Any] | None:
+    """The executable of a file; None where there is none, or one that is not ours or not whole."""
     try:
         with open(
             os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)), "rb"
@@ -165,8 +197,7 @@ def read(file: Path, args: tuple[Any, ...]) -> Callable[..., Any] | None:
             digest, data = opened.read(32), opened.read()
         if hashlib.sha256(file.name.encode() + data).digest() != digest:
             return None
-        text, out_tree, devices = Reader(io.BytesIO(data)).load()
-        in_tree = jax.tree.structure((args, {}))
+        text, in_tree, out_tree, devices = Reader(io.BytesIO(data)).load()
         found = serialize_executable.deserialize_and_load(text, in_tree, out_tree, devices[0].client, devices)
         os.utime(file)
         return found
@@ -178,8 +209,7 @@ def write(file: Path, compiled: jax.stages.Compiled) -> None:
     """Put an executable into a file, whole or not at all. Where it cannot be, there will be none."""
     data = io.BytesIO()
     try:
-        text, _, out_tree = serialize_executable.serialize(compiled)
-        Writer(data).dump((text, out_tree, devices_of(compiled)))
+        Writer(data).dump((*serialize_executable.serialize(compiled), devices_of(compiled)))
     except Exception:  # a backend that has no text for it, or a constant
         return
     try:
@@ -192,6 +222,20 @@ def write(file: Path, compiled: jax.stages.Compiled) -> None:
             os.unlink(opened.name)
         startup.keep_compiled(False)
         warnings.warn(f"compiled programs are not kept: {error}.", NanoLLMWarning, stacklevel=2)
+
+
+AHEAD = Ahead(read, cores() or 1)
+
+
+def read_ahead(*words: Any) -> None:
+    """Begin to read, in threads, what the last process asked for that was called by the same command with these words.
+
+    What executables call has to be known to XLA by then.
+    """
+    if (folder := startup.folder()) is not None:
+        spelling = Spelling()
+        spelling.value([sys.argv[:2], words, machine()])
+        AHEAD.begin(folder / f"{spelling.digest[:40]}{ENDING}s")
 
 
 def devices_of(compiled: jax.stages.Compiled) -> list[jax.Device]:

@@ -27,6 +27,8 @@ from nanollm_jax.devices.mesh import mesh_of
 from nanollm_jax.devices.shards import shard_params, spread
 from nanollm_jax.dtypes import Dtype, resolve_weights
 from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMWarning, RequestError, TokenizerError, shown
+from nanollm_jax.executables import read_ahead
+from nanollm_jax.ops.native import wanted
 from nanollm_jax.params import Params
 from nanollm_jax.partition import arrange, stored_sizes
 from nanollm_jax.sources import source_at
@@ -159,6 +161,8 @@ def load(
     chat_template = None if tokenizer is None else found.template(tokenizer)
     defaults = found.defaults(config, None if tokenizer is None else tokenizer.eos_id)
     check_tied(checkpoint, config, family)
+    wanted()  # what executables call is there before they are read
+    read_ahead(config, kept.name, mesh)
     base = Base(
         family.table(config),
         parameters.layout(config),

@@ -19,6 +19,7 @@ from models import random_model
 
 import nanollm_jax as nano
 from nanollm_jax import executables, model, params, sampling, startup
+from nanollm_jax.ahead import Ahead
 from nanollm_jax.decode import init_state, read_prompts, read_states, write_tokens
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.executables import ENDING, Persistent
@@ -330,3 +331,69 @@ def test_many_at_once(folder):
         thread.join()
     assert len(set(found)) == 1 and len(found) == 6 and len(files(folder)) == 1
     assert draw(anew()) == (found[0], 1, 1)
+
+
+# before anybody asks
+
+
+def test_what_the_last_process_asked_for_is_read_ahead(folder, monkeypatch):
+    """By its list, in threads; the next process finds it read, writes a list of its own, and gets the same bits."""
+    read = []
+    names = folder / "list"
+
+    def process():
+        ahead = Ahead(lambda path: read.append(path.name) or executables.read(path), 2)
+        monkeypatch.setattr(executables, "AHEAD", ahead)
+        ahead.begin(names)
+        return ahead
+
+    process()
+    bits = draw(anew())[0]
+    other = draw(anew(), shape=(2, 2))[0]
+    assert not read and len(names.read_text().split()) == 2
+    listed = names.read_text().split()
+    names.write_text("\n".join([*listed, "../elsewhere", "/etc/passwd", "gone.executable", ""]))
+    ahead = process()
+    assert draw(anew()) == (bits, 1, 1)
+    found = [reading.result() for reading in ahead.begun.values()]  # of those that nobody has asked for yet
+    assert sorted(read) == sorted([*listed, "gone.executable"]) and found[1:] == [None]
+    assert names.read_text().split() == listed[:1]  # what this one asked for
+    read.clear()
+    ahead.begin(names)  # it has begun long ago
+    assert draw(anew(), shape=(2, 2)) == (other, 1, 1) and not read
+    ahead = process()
+    (folder / listed[0]).write_bytes(b"spoilt")
+    names.write_bytes(b"\xff")
+    process()
+    assert draw(anew())[:2] == (bits, 1)
+
+
+def test_who_comes_before_a_thread_reads_alone(tmp_path):
+    """One thread is busy with the first file; the second is not waited for."""
+    busy, free = threading.Event(), threading.Event()
+
+    def read(path):
+        busy.set()
+        assert free.wait(60)
+        return path.name
+
+    (tmp_path / "list").write_text("a\nb\n")
+    ahead = Ahead(read, 1)
+    ahead.begin(tmp_path / "list")
+    assert busy.wait(60) and ahead.take(tmp_path / "b") is None
+    free.set()
+    assert ahead.take(tmp_path / "a") == "a" and ahead.take(tmp_path / "a") is None
+
+
+def test_what_is_only_made_ready_does_not_run_and_is_ready(folder):
+    kept, weight = Persistent(jax.jit(quantize.__wrapped__, static_argnames="outputs")), jnp.ones((4, 6))
+    with CompileWatch() as watch, executables.only_made_ready():
+        found = kept(weight, outputs=1)
+    assert watch.programs == 1 and not found.values.any() and not found.scale.any()
+    with CompileWatch() as watch:
+        real = kept(weight, outputs=1)
+    assert watch.programs == 0 and real.values.all()
+    assert jax.tree.map(jax.typeof, found) == jax.tree.map(jax.typeof, real)
+    assert jax.tree.map(lambda leaf: (leaf.sharding, leaf.committed), found) == jax.tree.map(
+        lambda leaf: (leaf.sharding, leaf.committed), real
+    )

@@ -63,7 +63,9 @@ ARROWS = {
         "devices",
         "dtypes",
         "errors",
+        "executables",
         "files",
+        "ops",  # whether there are operations in C, which executables call
         "params",
         "partition",
         "sources",
@@ -73,7 +75,8 @@ ARROWS = {
     "saving": {"dtypes", "errors", "families", "files", "loading", "params", "tokenizer", "weights"},
     "startup": {"errors"},
     "identity": set(),
-    "executables": {"errors", "identity", "startup"},
+    "ahead": set(),
+    "executables": {"ahead", "errors", "identity", "startup"},
     # from requests to answers
     "engine": {
         "cache",

@@ -1,9 +1,10 @@
-"""Ready before the first request: every program that requests will need, compiled ahead by running it on nobody's rows."""
+"""Ready before the first request: every program that requests will need, asked for ahead as for nobody's rows."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from nanollm_jax.engine.request import Request, check_room
 from nanollm_jax.engine.rows import asked_of
 from nanollm_jax.engine.shared import rows_for
 from nanollm_jax.engine.timings import CompileWatch
+from nanollm_jax.executables import only_made_ready
 from nanollm_jax.loading import Model
 
 
@@ -59,20 +61,27 @@ def warm(
     """warmup of one engine, that nobody uses yet. Returns how many programs were compiled. scores: texts are scored, too."""
     with CompileWatch() as watch:
         found = list(programs(engine, prompt, positions, scores))
-        for n, (name, run) in enumerate(found, 1):
-            begun = time.perf_counter()
-            run()
-            jax.block_until_ready(engine.state)
-            progress(f"[{n}/{len(found)}] {name}: {time.perf_counter() - begun:.1f} s")
+        with made_ready():
+            for n, (name, run) in enumerate(found, 1):
+                begun = time.perf_counter()
+                run()
+                jax.block_until_ready(engine.state)
+                progress(f"[{n}/{len(found)}] {name}: {time.perf_counter() - begun:.1f} s")
         engine.state = engine.empty()
+        engine.forget()
     return watch.programs
+
+
+def made_ready() -> AbstractContextManager[None]:
+    """Inside, programs are not run but where the first run of one has more to do: a GPU's driver loads it then."""
+    return only_made_ready() if jax.default_backend() == "cpu" else nullcontext()
 
 
 def warm_embed(model: Model, context: int, progress: Callable[[str], None] = lambda _: None) -> int:
     """Compile what embeds one text of up to `context` tokens. Returns how many programs were compiled."""
     limit = model.config.max_positions
     sizes = sorted({buckets.text(2**n, limit) for n in range(1, (context - 1).bit_length() + 1)})
-    with CompileWatch() as watch:
+    with CompileWatch() as watch, made_ready():
         for T in sizes:
             begun = time.perf_counter()
             embed(model, [[0] * T], batch=1)
