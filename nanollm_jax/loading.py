@@ -24,8 +24,8 @@ from nanollm_jax.chat import ChatTemplate
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.defaults import Defaults
 from nanollm_jax.devices.mesh import mesh_of
-from nanollm_jax.devices.shards import shard_params, spread
-from nanollm_jax.dtypes import Dtype, resolve_weights
+from nanollm_jax.devices.shards import shard_params, shard_weight, spread
+from nanollm_jax.dtypes import Dtype, is_auto, resolve_weights
 from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMWarning, RequestError, TokenizerError, shown
 from nanollm_jax.executables import read_ahead
 from nanollm_jax.ops.native import wanted
@@ -36,6 +36,7 @@ from nanollm_jax.tokenizer import Tokenizer
 from nanollm_jax.weights import Checkpoint, resolve
 from nanollm_jax.weights.adapters import Adapter, Base, read_adapter
 from nanollm_jax.weights.load import load_params
+from nanollm_jax.weights.quantised.groups import Groups
 from nanollm_jax.weights.source import find
 
 # What trainers leave in a model's folder, or alone
@@ -119,9 +120,10 @@ class Model:
 
     def __repr__(self) -> str:
         config, mesh = self.unpadded or self.config, "" if self.mesh is None else f", on {dict(self.mesh.shape)}"
+        kinds = " and ".join(parameters.names(self.params, self.config))
         return (
             f"Model({config.num_layers} layers of width {config.hidden_size}, vocabulary {config.vocab_size}, "
-            f"{self.num_parameters:,} parameters in {self.nbytes:,} bytes of {self.dtype.name}{mesh}, "
+            f"{self.num_parameters:,} parameters in {self.nbytes:,} bytes of {kinds}{mesh}, "
             f"tokenizer={self.tokenizer})"
         )
 
@@ -138,7 +140,8 @@ def load(
     """Load a model: the bundled one, a folder in checkpoint form, a GGUF file, or a hub id such as "openai-community/gpt2".
 
     dtype: of weights and activations: "auto" (float32 on CPU, bfloat16 on GPU and TPU), "float32", "bfloat16" or "float16";
-    or "int8" or "int4": matrices in 8 or 4 bits, everything else as "auto" has it.
+    or "int8" or "int4": matrices in 8 or 4 bits, everything else as "auto" has it. With "auto" weights that are published in
+    few bits stay in these, where they can and no adapter is loaded onto them; with another they are decoded to it once.
     revision: a branch, tag or commit of a hub id.
     mesh: from make_mesh, the devices that share the model; each reads its own part of the files.
     adapters: {name: folder or hub id} of LoRA adapters in PEFT's form (DoRA and rsLoRA too), kept beside the weights: generate
@@ -153,7 +156,8 @@ def load(
     config, family = found.config()
     checkpoint = found.tensors()
     check_claims(checkpoint, config)
-    if mesh is None:
+    few = is_auto(dtype) and not adapters and any(checkpoint.few().values())
+    if mesh is None and not few:
         check_memory(found.path, sum(parameters.nbytes(config, kept).values()))
     tokenizer = found.tokenizer()
     if tokenizer is not None:
@@ -177,9 +181,17 @@ def load(
     flat = load_params(
         checkpoint, base.rows, base.layout, config.sizes, kept.activations,
         ignore=family.ignored(config), prefixes=family.PREFIXES, spread=onto, finish=keep,
+        few={path: partial(keep_few, path, kept.activations, config, mesh) for path in base.large} if few else {},
     )  # fmt: skip
     names = () if merge is not None else tuple(adapters or {})
     return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config, found.folder, names)
+
+
+def keep_few(path: str, dtype: Any, config: ModelConfig, mesh: Mesh | None, groups: Groups) -> Any:
+    """A weight in the bits that its file has, for activations in dtype."""
+    table = None if groups.table is None else tuple(map(float, groups.table))
+    weight = parameters.few(groups.values, groups.scale, groups.offset, bits=groups.bits, table=table, dtype=dtype)
+    return weight if mesh is None else shard_weight(weight, parameters.layout(config)[path], config, mesh)
 
 
 def read_adapters(

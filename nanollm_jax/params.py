@@ -30,6 +30,7 @@ from nanollm_jax.ops.adapted import Adapted
 from nanollm_jax.ops.kept import Weight, name_of
 
 per_output, per_group = Persistent(int8.quantize), Persistent(groupwise_making.quantize)
+as_published = Persistent(groupwise_making.groupwise)
 
 
 def int4(array: jax.Array, outputs: int) -> Weight:
@@ -74,10 +75,22 @@ def keeper(config: ModelConfig, dtype: Dtype) -> Callable[[str, jax.Array], Weig
     return keep
 
 
+def few(numbers: Any, scale: Any, offset: Any, *, bits: int, table: tuple[float, ...] | None, dtype: Any) -> Weight:
+    """A weight in the few bits that it was published in: see groupwise_making.groupwise."""
+    return jax.block_until_ready(as_published(numbers, scale, offset, bits=bits, dtype=np.dtype(dtype), table=table))
+
+
 def dtype_of(params: Params) -> Dtype:
     """The dtype that parameters are in, as the table of tokens has it."""
     table = params["embedding"]["tokens"]
-    return resolve_weights(name_of(table), auto=np.dtype(table.dtype).name)
+    plain = np.dtype(table.dtype).name
+    return resolve_weights(name if (name := name_of(table)) in DTYPES else plain, auto=plain)
+
+
+def names(params: Params, config: ModelConfig) -> list[str]:
+    """How the large matrices are kept, each way once: "float32", "int4"."""
+    flat = flatten(params)
+    return sorted({name_of(flat[path]) for path in large_matrices(config)})
 
 
 def for_rows(params: Any, which: jax.Array) -> Any:

@@ -43,9 +43,9 @@ def save(model: Model, folder: str | os.PathLike[str]) -> Path:
         raise RequestError(f"the first argument is {type(model).__name__}; expected a model, as load gives.")
     if model.mesh is not None:
         raise RequestError(f"this model is on a mesh of {dict(model.mesh.shape)}; load it without one to save it.")
-    if model.dtype.name not in PLAIN:
+    if few := [name for name in parameters.names(model.params, model.config) if name not in PLAIN]:
         raise RequestError(
-            f"this model's matrices are in {model.dtype.name}, which no checkpoint has; load it in {', '.join(PLAIN)}."
+            f"this model's matrices are in {' and '.join(few)}, in which none is written; load it in {', '.join(PLAIN)}."
         )
     if model.folder is None:
         raise RequestError(

@@ -159,7 +159,7 @@ def gpt_oss(rng, name, shape):
 def bnb4(kind="nf4", size=64, nested=0):
     def form(rng, name, shape):
         count = int(np.prod(shape))
-        table = np.sort(rng.uniform(-1, 1, 16)).astype(np.float32)
+        table = np.sort(np.random.default_rng(0).uniform(-1, 1, 16)).astype(np.float32)  # of all weights
         places, blocks = rng.integers(0, 16, count), -(-count // size)
         said = {"quant_type": kind, "blocksize": size, "dtype": "float16", "shape": list(shape)}
         if nested:

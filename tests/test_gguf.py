@@ -25,7 +25,9 @@ from nanollm_jax.ops.rope import frequencies
 from nanollm_jax.tokenizer import load_tokenizer
 from nanollm_jax.tokenizer.gguf import from_metadata
 from nanollm_jax.weights import gguf as weights_gguf
-from nanollm_jax.weights.gguf import GGUFCheckpoint, open_gguf
+from nanollm_jax.weights import gguf_tensors
+from nanollm_jax.weights.gguf import open_gguf
+from nanollm_jax.weights.gguf_tensors import GGUFCheckpoint
 from nanollm_jax.weights.source import find
 
 # what a GGUF file cannot say is left out: a window of llama's, Qwen's and StarCoder's
@@ -112,22 +114,43 @@ def test_blocks_are_decoded_some_rows_at_a_time(tmp_path, monkeypatch):
         assert whole[name].shape == (7, 3 * count) and np.std(whole[name]) > 0
     writer.add_tensor("BF16", rng.integers(0, 100, (4, 6), np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
     file = open_gguf(gguf_files.close(writer))
-    monkeypatch.setattr(weights_gguf, "CHUNK", 1600)
+    monkeypatch.setattr(gguf_tensors, "CHUNK", 1600)
     checkpoint = GGUFCheckpoint(file.path, dict(file.tensors), file.tensors)
     assert set(whole) == {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL"}
     for name, numbers in whole.items():
         np.testing.assert_array_equal(checkpoint.read(name), numbers)
-    assert checkpoint.read("BF16").dtype == weights_gguf.FLOATS["BF16"] and checkpoint.read("BF16").shape == (4, 3)
+        if name not in ("Q2_K", "Q3_K"):  # which are decoded alone
+            agree(checkpoint.groups(name).weight(), numbers, 1e-6)
+    assert checkpoint.read("BF16").dtype == gguf_tensors.FLOATS["BF16"] and checkpoint.read("BF16").shape == (4, 3)
 
 
 @pytest.mark.parametrize(("kind", "apart"), [("F16", 1e-3), ("BF16", 4e-3), ("Q8_0", 8e-3), ("Q4_0", 0.2)])
 def test_fewer_bits_are_near(kind, apart, tmp_path):
     values = FAMILIES["qwen3"] | {"intermediate_size": 64, "head_dim": 16}
     named = in_their_names(values, draw(values))
-    model = nano.load(gguf_files.convert(tmp_path / "x.gguf", values, named, kind))
+    model = nano.load(gguf_files.convert(tmp_path / "x.gguf", values, named, kind), dtype="float32")
     exact = draw(values)["layers.1.mlp.down"]
     found = np.asarray(model.params["layers"][1]["mlp"]["down"])
     assert 1e-5 < difference(found, exact) < apart
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_blocks_stay_as_they_are(family, tmp_path):
+    """Rows of heads in the family's order, inputs first or not; with a dtype that is named they are decoded."""
+    values = FAMILIES[family] | (
+        {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96}
+        if family == "llama"
+        else {"n_embd": 64, "n_head": 4, "n_inner": 96}
+    )
+    file = gguf_files.convert(tmp_path / "x.gguf", values, in_their_names(values, draw(values)), "Q8_0")
+    ours, expected = nano.load(file), nano.load(file, dtype="float32")
+    assert ours.nbytes < 0.45 * expected.nbytes and "bytes of int8," in repr(ours)
+    tokens = np.arange(12)[None]
+    logits = [
+        nano.forward(one.params, tokens, nano.init_cache(one.config, 1, 16, "float32"), config=one.config)[0]
+        for one in (ours, expected)
+    ]
+    agree(np.asarray(logits[0]), np.asarray(logits[1]), 1e-4)
 
 
 def spelled(text):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from quantised_files import BNB, FP8, GPTQ, KINDS, MLX, WIDE, compressed, publis
 from test_loading import draw, in_their_names, write
 
 import nanollm_jax as nano
+from nanollm_jax import cli, params
 from nanollm_jax.errors import CheckpointError, ConfigError
 from nanollm_jax.sources import source_at
 from nanollm_jax.weights.quantised import groups
@@ -35,6 +38,18 @@ MOE = SHARED | {
 GPT2 = GPT2 | {"n_embd": 64, "n_inner": 96, "n_head": 4, "n_layer": 1}
 
 
+# of which some part stays in few bits, and in which; the others are decoded
+KEPT = {
+    "fp8 with one scale": "fp8", "fp8 in blocks": "fp8", "fp8 e5m2": "fp8", "fbgemm_fp8": "fp8", "gptq": "int4",
+    "gptq v2, 8 bits, one group": "int8", "gptq, 3 bits": "int4", "gptq, 2 bits, a short group": "int4", "awq": "int4",
+    "awq, 8 bits": "int8", "compressed W4A16": "int4", "compressed W4A16, zeros": "int4", "compressed W8A16": "int8",
+    "compressed W8A8": "int8", "compressed W8A8, zeros": "int8", "compressed fp8": "fp8", "compressed fp8 in blocks": "fp8",
+    "compressed nvfp4": "fp4", "compressed mxfp4": "fp4", "modelopt nvfp4": "fp4", "modelopt fp8": "fp8",
+    "bitsandbytes nf4": "fp4", "bitsandbytes nf4, nested": "fp4", "bitsandbytes, 8 bits": "int8", "mlx": "int4",
+    "mlx, 8 bits": "int8", "mlx, 3 bits": "int4", "mlx, 6 bits": "int8", "mlx mxfp4": "fp4", "mlx nvfp4": "fp4",
+}  # fmt: skip
+
+
 def agreed(few, plain):
     ours, expected = nano.load(few, dtype="float32"), nano.load(plain, dtype="float32")
     for one, other in zip(jax.tree.leaves(ours.params), jax.tree.leaves(expected.params), strict=True):
@@ -44,6 +59,64 @@ def agreed(few, plain):
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_what_they_stand_for(tmp_path, kind):
     agreed(*published(tmp_path, WIDE, *KINDS[kind]))
+
+
+def multiplied(numbers, scale, offset, *, bits, table, dtype):
+    """In place of the kind that keeps them: the numbers that it would stand for, and how it would be called."""
+    whole = table is None and numbers.dtype == np.int8
+    multiplied.names.add(f"{'int' if whole else 'fp'}{bits}")
+    assert not whole or (-(1 << bits - 1) <= numbers.min() and numbers.max() < 1 << bits - 1)
+    values = numbers.astype(np.float32) if table is None else np.array(table)[numbers.astype(int) + 8]
+    group = numbers.shape[-1] // scale.shape[-1]
+    weight = values * np.repeat(scale.astype(np.float32), group, -1)
+    return jnp.asarray(weight + (0 if offset is None else np.repeat(offset, group, -1)), dtype)
+
+
+def in_bits(monkeypatch, few, plain):
+    """In which bits weights stay; put together they are what the plain model has."""
+    monkeypatch.setattr(params, "few", multiplied)
+    multiplied.names = set()
+    ours, expected = nano.load(few), nano.load(plain)
+    for one, other in zip(jax.tree.leaves(ours.params), jax.tree.leaves(expected.params), strict=True):
+        agree(np.asarray(one), np.asarray(other), 1e-6)
+    return multiplied.names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_stay_in_their_bits(tmp_path, monkeypatch, kind):
+    found = in_bits(monkeypatch, *published(tmp_path, WIDE, *KINDS[kind]))
+    assert found == ({KEPT[kind]} if kind in KEPT else set())
+
+
+def test_pieces_of_several_kinds_become_one_that_has_room_for_all(tmp_path, monkeypatch):
+    """Queries in 8 bits and the rest in 4 are together in 8; beside floats they are decoded."""
+    rng, whole = np.random.default_rng(4), MLX | {"model.layers.0.self_attn.q_proj": {"bits": 8, "group_size": 64}}
+    form = lambda rng, name, shape: (forms.mlx(8, 64) if "q_proj" in name else forms.mlx())(rng, name, shape)  # noqa: E731
+    assert in_bits(monkeypatch, *published(tmp_path / "whole", WIDE, whole, form)) == {"int4", "int8"}
+    floats = lambda rng, name, shape: (forms.mlx(mode="mxfp4") if "q_proj" in name else forms.mlx())(rng, name, shape)  # noqa: E731
+    said = MLX | {"model.layers.0.self_attn.q_proj": {"mode": "mxfp4"}}
+    assert in_bits(monkeypatch, *published(tmp_path / "floats", WIDE, said, floats)) == {"int4"}
+    del rng
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jnp.asarray(np.random.default_rng(1).integers(0, 32, (2, 9)))
+
+
+def logits(model, tokens):
+    cache = nano.init_cache(model.config, len(tokens), 16, jnp.float32)
+    return np.asarray(nano.forward(model.params, tokens, cache, config=model.config)[0])
+
+
+@pytest.mark.parametrize("kind", ["gptq", "compressed W8A8", "fp8 in blocks", "compressed nvfp4"])
+def test_a_model_in_few_bits_computes_what_its_weights_stand_for(tmp_path, tokens, kind):
+    few, plain = published(tmp_path, WIDE, *KINDS[kind])
+    ours, expected = nano.load(few), nano.load(plain)
+    assert ours.nbytes < 0.6 * expected.nbytes and f"bytes of float32 and {KEPT[kind]}," in repr(ours)
+    agree(logits(ours, tokens), logits(expected, tokens), 1e-4)
+    with pytest.raises(nano.RequestError, match=f"matrices are in {KEPT[kind]}, in which none is written"):
+        nano.save(ours, tmp_path / "saved")
 
 
 @pytest.mark.parametrize("kind", ["gptq", "awq", "bitsandbytes nf4", "compressed W4A16", "mlx", "fp8 in blocks"])
@@ -199,6 +272,7 @@ def nowhere(array):
         ("fp8 e5m2", put("weight", lambda x: x.astype(ml_dtypes.float8_e4m3fn)), "is F8_E4M3, config.json says F8_E5M2"),
         ("fp8 e5m2", put("weight", lambda x: (x.astype(np.float32) * np.inf).astype(x.dtype)), NONE),
         ("compressed W4A16", put("weight_shape", lambda x: x * 2), r"weight_packed' is I32 .*, expected \[192, 128\] numbers"),
+        ("compressed W4A16", put("weight_packed", lambda x: x.reshape(-1)), "expected words of two axes"),
         ("compressed W4A16", put("weight_shape", lambda x: -x), "a weight's shape is .*, expected lengths above 0"),
         ("compressed W4A16", put("weight_scale", lambda x: x[:, :1]), r"4\] bits, scales \[96, 1\] for a row or a group"),
         ("compressed W4A16, zeros", put("weight_zero_point", lambda x: x[:, 1:]), r"weight_zero_point' is I32"),
@@ -228,6 +302,32 @@ def test_a_module_that_was_left_alone_has_no_scales(tmp_path):
     few, _ = published(tmp_path, WIDE, FP8 | {"modules_to_not_convert": ["lm_head", UP[:-1]]}, forms.eight())
     with pytest.raises(CheckpointError, match=r"says that model.*up_proj was not quantised, but there are scales"):
         nano.load(few)
+
+
+def test_what_becomes_of_them_is_said(tmp_path, capsys):
+    """Of those in another order, of experts, and of what stays as it is."""
+    few, _ = published(tmp_path / "x", WIDE, *KINDS["bitsandbytes nf4"])
+    assert cli.run(["info", str(few), "--json"]) in (0, None)
+    said = json.loads(capsys.readouterr().out)["checkpoint"]["weights"]
+    assert said["kept in their bits"] == ["bitsandbytes, nf4 (6)"] and said["decoded once"] == ["bitsandbytes, nf4 (1)"]
+    few, _ = published(tmp_path / "y", MOE, *KINDS["gptq with an order"])
+    assert cli.run(["info", str(few)]) in (0, None)
+    text = capsys.readouterr().out
+    assert re.search(r"weights\.kept in their bits +none", text) and re.search(
+        r"weights\.decoded once +gptq, 4 bits \(13\)", text
+    )
+
+
+@pytest.mark.parametrize("kind", ["gptq", "fp8 in blocks", "bitsandbytes nf4, nested"])
+def test_on_a_mesh(tmp_path, kind):
+    """The same weights, where groups lie whole on a device and where they are divided."""
+    few, plain = published(tmp_path, WIDE, *KINDS[kind])
+    ours, expected = (params.flatten(nano.load(one, mesh=nano.make_mesh(1, 2)).params) for one in (few, plain))
+    kept = {path: weight for path, weight in ours.items() if not isinstance(weight, jax.Array)}
+    assert len(kept) > 2
+    for path, weight in kept.items():
+        assert {len(part.devices()) for part in jax.tree.leaves(weight)} == {2}
+        agree(np.asarray(jax.jit(lambda one: one.decoded())(weight)), np.asarray(expected[path]), 1e-6)
 
 
 def test_what_is_in_the_files_is_said(tmp_path):

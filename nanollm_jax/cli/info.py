@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
@@ -172,13 +173,25 @@ def show_device(found: dict[str, Any]) -> None:
 
 def describe_files(source: Source, config: ModelConfig) -> dict[str, Any]:
     """What a model's source has beside the config, each part by itself: {"error": ...} where it cannot be read."""
+    from nanollm_jax import layout
     from nanollm_jax.settings import Sampling
 
     def weights() -> dict[str, Any]:
-        tensors = source.tensors().tensors.values()
-        files = {tensor.file for tensor in tensors}
-        dtypes = sorted({tensor.dtype for tensor in tensors})
-        return {"files": len(files), "bytes": sum(file.stat().st_size for file in files), "dtypes": dtypes}
+        checkpoint = source.tensors()
+        tensors = checkpoint.tensors
+        files = {tensor.file for tensor in tensors.values()}
+        found: dict[str, Any] = {"files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+        found["dtypes"] = sorted({tensor.dtype for tensor in tensors.values()})
+        if not (few := checkpoint.few()):
+            return found
+        _, family = source.config()
+        large = [row for row in family.table(config) if row.path in layout.large_matrices(config)]
+        names = {name for row in large for prefix in family.PREFIXES for name in row.names(prefix)}
+        kept = {name for name, may in few.items() if may and name in names}
+        for said, which in (("kept in their bits", kept), ("decoded once", few.keys() - kept)):
+            counts = Counter(tensors[name].dtype for name in which)
+            found[said] = [f"{form} ({count})" for form, count in sorted(counts.items())]
+        return found
 
     def tokenizer() -> dict[str, Any] | None:
         if (loaded := source.tokenizer()) is None:

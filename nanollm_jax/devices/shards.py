@@ -104,15 +104,18 @@ def shard_params(whole: Params, config: ModelConfig, mesh: Mesh) -> tuple[ModelC
     """
     arranged = arrange(config, mesh.shape["tp"])
     params.check_params(whole, config)
-    letters, flat, sizes = params.layout(config), params.flatten(whole), stored_sizes(arranged, mesh.shape["tp"])
+    letters, flat = params.layout(config), params.flatten(whole)
+    return arranged, params.nest({path: shard_weight(flat[path], letters[path], config, mesh) for path in letters})
+
+
+def shard_weight(weight: Any, letters: str, config: ModelConfig, mesh: Mesh) -> Any:
+    """One weight that is in one place, of any kind, onto the devices of a mesh."""
+    tp = mesh.shape["tp"]
 
     def placed(array: Any, axes: str) -> jax.Array:
         array = np.asarray(array)
         return spread(lambda index: array[index], axes, array.dtype, config, mesh, array.shape)
 
-    def weight(path: str) -> Any:
-        last = letters[path].split()[-1]
-        found = parted(flat[path], sizes[last] // (mesh.shape["tp"] if RULE.get(last) == "tp" else 1))
-        return jax.tree.map(placed, found, letters_of(found, letters[path]))
-
-    return arranged, params.nest({path: weight(path) for path in letters})
+    last, sizes = letters.split()[-1], stored_sizes(arrange(config, tp), tp)
+    found = parted(weight, sizes[last] // (tp if RULE.get(last) == "tp" else 1))
+    return jax.tree.map(placed, found, letters_of(found, letters))

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from nanollm_jax.errors import ConfigError, shown
-from nanollm_jax.weights.gguf import GGUF, Change, GGUFCheckpoint
+from nanollm_jax.weights.gguf import GGUF
+from nanollm_jax.weights.gguf_tensors import Change, GGUFCheckpoint
 
 # llama.cpp's names -> those of checkpoints; "{}" is the layer
 LLAMA = {

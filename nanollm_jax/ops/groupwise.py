@@ -1,7 +1,8 @@
-"""Weights as whole numbers in groups: a few inputs of an output share a scale, and where they are not centred an offset.
+"""Weights as numbers in groups: a few inputs of an output share a scale, and where they are not centred an offset.
 
-A weight is scale * number + offset, the number from -8 to 7 or from -128 to 127. That is what int4 keeps here, and the
-sum in which published formats differ: with a zero point z, scale * (n - z) is scale * n with the offset -scale * z.
+A weight is scale * number + offset, the number whole, from -8 to 7 or from -128 to 127, a float of 8 bits, or one of
+16 in a table. The first is what int4 keeps here, and the sum in which published formats differ: with a zero point z,
+scale * (n - z) is scale * n with the offset -scale * z.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from nanollm_jax.ops.groupwise_product import times
 from nanollm_jax.ops.nibbles import pack, unpack
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("values", "scale", "offset"), meta_fields=("bits", "dtype"))
+@partial(
+    jax.tree_util.register_dataclass, data_fields=("values", "scale", "offset"), meta_fields=("bits", "dtype", "table")
+)
 @dataclass(frozen=True)
 class Groupwise:
     """In place of a weight [*O *I] for activations in dtype. groupwise_making.py makes them.
 
     values  8 bits: int8 [*O *I]. 4 bits: uint8, the last axis halved, numbers + 8 as nibbles.py puts them
+            or floats of 8 bits
     scale   [*O *I] in any float dtype, the last axis divided by the size of a group; offset  None, or an array like it
+    table   what the numbers from -8 to 7 stand for, where they are places in one
     """
 
     values: jax.Array
@@ -35,11 +40,13 @@ class Groupwise:
     offset: jax.Array | None
     bits: int
     dtype: np.dtype
+    table: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
-        """Of its row in dtypes.py."""
-        return f"int{self.bits}"
+        """Of its row in dtypes.py, or of a form that only checkpoints have."""
+        whole = self.table is None and self.values.dtype in (jnp.int8, jnp.uint8)
+        return f"{'int' if whole else 'fp'}{self.bits}"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,6 +84,8 @@ class Groupwise:
     def decoded(self) -> jax.Array:
         """The weight that it stands for, in float32."""
         numbers = unpack(self.values, self.group) if self.bits == 4 else self.values
+        if self.table is not None:
+            numbers = jnp.asarray(self.table, jnp.float32)[numbers.astype(jnp.int32) + 8]
         wide = numbers.reshape(*self.scale.shape, self.group).astype(jnp.float32)
         found = wide * self.scale[..., None].astype(jnp.float32)
         if self.offset is not None:
@@ -90,7 +99,7 @@ class Groupwise:
     def like(self, values: Any, change: Callable[[jax.Array], Any]) -> Groupwise:
         """The same kind with other numbers, and what becomes of scales and offsets."""
         offset = None if self.offset is None else change(self.offset)
-        return Groupwise(values, change(self.scale), offset, self.bits, self.dtype)
+        return dataclasses.replace(self, values=values, scale=change(self.scale), offset=offset)
 
     def parted(self, inputs: int) -> Groupwise:
         """The same weight in smaller groups where need be: so many inputs of the last axis are whole groups."""

@@ -15,10 +15,13 @@ from nanollm_jax.ops.groupwise import Groupwise, packed
 TRIES = 9  # scales of a group
 
 
-def groupwise(numbers: Any, scale: Any, offset: Any = None, *, bits: int, dtype: Any) -> Groupwise:
+@partial(jax.jit, static_argnames=("bits", "dtype", "table"))
+def groupwise(
+    numbers: Any, scale: Any, offset: Any = None, *, bits: int, dtype: Any, table: tuple[float, ...] | None = None
+) -> Groupwise:
     """A weight of plain numbers: exactly scale * number + offset in float32, for activations in dtype.
 
-    numbers [*O *I], in any dtype of whole numbers: from -8 to 7 for 4 bits, from -128 to 127 for 8
+    numbers [*O *I], in any dtype of whole numbers: from -8 to 7 for 4 bits, from -128 to 127 for 8; or floats of 8 bits
     scale, offset [*O n], each in any float dtype, in which it is kept: n groups of equal size are all inputs of an output in
     their order. What is published as scale * (number - zero) has offset = -scale * zero, exact in float32.
 
@@ -32,7 +35,8 @@ def groupwise(numbers: Any, scale: Any, offset: Any = None, *, bits: int, dtype:
         return jnp.repeat(jnp.asarray(part), size // group, axis=-1).reshape(*numbers.shape[:-1], last // group)
 
     offset = None if offset is None else divided(offset)
-    return packed(Groupwise(jnp.asarray(numbers, jnp.int8), divided(scale), offset, bits, np.dtype(dtype)), group)
+    values = jnp.asarray(numbers, None if jnp.issubdtype(numbers.dtype, jnp.floating) else jnp.int8)
+    return packed(Groupwise(values, divided(scale), offset, bits, np.dtype(dtype), table), group)
 
 
 @partial(jax.jit, static_argnames=("bits", "group"))

@@ -16,13 +16,16 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 
 from nanollm_jax import files
 from nanollm_jax.errors import UNQUANTISED, CheckpointError, NanoLLMWarning, shown
+
+if TYPE_CHECKING:
+    from nanollm_jax.weights.quantised.groups import Groups
 
 FLOATS = {
     "F32": np.dtype(np.float32),
@@ -100,6 +103,14 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder}: has no tensor {name!r}; it has {listed(sorted(self.tensors))}.")
         self.dtype(name)
         return mapped(self.tensors[name])
+
+    def few(self) -> dict[str, bool]:
+        """The names of tensors in few bits, and whether they can be kept so."""
+        return {}
+
+    def groups(self, name: str) -> Groups | None:
+        """The numbers of a tensor that is in few bits, where they can be kept so. None for others."""
+        return None
 
 
 def mapped(info: TensorInfo) -> np.ndarray:

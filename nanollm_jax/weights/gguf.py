@@ -4,9 +4,6 @@ The format (github.com/ggml-org/ggml, docs/gguf.md), all numbers little-endian: 
 how many metadata entries there are (u64 each); the entries, each a name (u64 length, UTF-8), a type (u32) and a value; the
 tensors, each a name, its number of axes (u32), their lengths, the fastest first (u64), a type (u32) and its first byte (u64),
 counted from the end of all this, rounded up to a multiple of general.alignment.
-
-Blocks of few bits are decoded by the gguf package, some rows at a time; nothing else of it is used, as its reader trusts
-the lengths that it reads.
 """
 
 from __future__ import annotations
@@ -15,8 +12,8 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ import numpy as np
 
 from nanollm_jax import files
 from nanollm_jax.errors import CheckpointError, shown
-from nanollm_jax.weights.checkpoint import AGAIN, FLOATS, Checkpoint, TensorInfo, listed
+from nanollm_jax.weights.checkpoint import AGAIN, TensorInfo, listed
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # 1 had lengths of 32 bits
@@ -52,12 +49,9 @@ BLOCKS = {name: (kind, count, nbytes) for kind, (name, count, nbytes) in TYPES.i
 MOST_AXES = 4
 MOST_NAME = 65_535  # bytes of a key; a tensor's has 64
 MOST_ALIGNMENT = 1 << 20
-CHUNK = 1 << 22  # numbers that are decoded at a time
 MOST_PARTS = 1000
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 METADATA_BYTES = 1 << 28  # of one file; a vocabulary of 262,144 tokens with merges takes 16 million
-
-Change = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -67,75 +61,6 @@ class GGUF:
     path: Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
-
-
-@dataclass(frozen=True)
-class GGUFCheckpoint(Checkpoint):
-    """The tensors under the names that a family publishes them by.  folder: the file, which errors name
-
-    stored: how each lies in the file, where that has another shape.
-    changes: what undoes, by name, what the program that wrote the file did to a tensor's numbers.
-    """
-
-    stored: Mapping[str, TensorInfo] = field(default_factory=dict)
-    changes: Mapping[str, Change] = field(default_factory=dict)
-
-    def dtype(self, name: str) -> np.dtype:
-        """A tensor's NumPy dtype as read gives it: float32 where it is stored in blocks. Raises CheckpointError for others."""
-        info = self.tensors[name]
-        if info.dtype in FLOATS:
-            return FLOATS[info.dtype]
-        if info.dtype not in BLOCKS:
-            known = ", ".join(kind for kind, *_ in TYPES.values())
-            raise CheckpointError(
-                f"{info.file}: tensor {name!r} is of type {info.dtype}, which is not read; known: {known}. Take another of "
-                "the model's files, such as Q4_K_M or Q8_0."
-            )
-        dequantize()  # a package that is missing is missed before anything is read
-        return FLOATS["F32"]
-
-    def quantised(self) -> list[str]:
-        """None: what is in blocks is decoded."""
-        return []
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor: mapped read-only where it is stored as it is, otherwise decoded into float32.
-
-        Raises CheckpointError as Checkpoint.read does, and for a block with a scale that is no number.
-        """
-        if name not in self.tensors or self.tensors[name].dtype in FLOATS:
-            tensor = Checkpoint(self.folder, dict(self.stored)).read(name)
-        else:
-            tensor = self.decode(name)
-        return self.changes[name](tensor) if name in self.changes else tensor
-
-    def decode(self, name: str) -> np.ndarray:
-        """A tensor in blocks -> float32, some rows at a time."""
-        info = self.stored[name]
-        kind, count, nbytes = BLOCKS[info.dtype]
-        tensor = np.empty(info.shape, np.float32)
-        rows = tensor.reshape(-1, info.shape[-1])
-        width = info.shape[-1] // count * nbytes
-        stored = np.memmap(info.file, np.uint8, "r", info.offset, (len(rows), width))
-        step = max(1, CHUNK // max(1, info.shape[-1]))
-        with np.errstate(all="ignore"):  # looked for here
-            for at in range(0, len(rows), step):
-                rows[at : at + step] = dequantize()(stored[at : at + step], kind)
-                if not np.isfinite(rows[at : at + step]).all():
-                    raise CheckpointError(f"{info.file}: tensor {name!r} has a block that is no number; {AGAIN}.")
-        return tensor
-
-
-def dequantize() -> Callable[[np.ndarray, int], np.ndarray]:
-    """What decodes blocks: bytes [rows bytes] and their type -> numbers. Raises CheckpointError without the gguf package."""
-    try:
-        from gguf import GGMLQuantizationType, quants
-    except ImportError:
-        raise CheckpointError(
-            "blocks of a GGUF file are decoded by the gguf package, which is not installed: "
-            "pip install 'nanollm-jax[gguf]'."
-        ) from None
-    return lambda data, kind: quants.dequantize(data, GGMLQuantizationType(kind))
 
 
 def is_gguf(path: Path) -> bool:

@@ -11,8 +11,9 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ import numpy as np
 
 from nanollm_jax.errors import UNQUANTISED, CheckpointError
 from nanollm_jax.weights.checkpoint import FLOATS, Checkpoint, listed
+from nanollm_jax.weights.quantised.groups import Groups
+from nanollm_jax.weights.quantised.together import together
 from nanollm_jax.weights.rows import Row, rearrange, stored_shape
 
 HELD = [dtype for dtype in FLOATS.values() if dtype.itemsize < 8]  # what parameters can be
@@ -39,6 +42,7 @@ def load_params(
     progress: bool | None = None,
     spread: Callable[[Callable[[tuple[slice, ...]], np.ndarray], str], jax.Array] | None = None,
     finish: Callable[[str, jax.Array], Any] = lambda path, array: array,
+    few: Mapping[str, Callable[[Groups], Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Tensors -> {path: array} for every path of `layout`, in `dtype`, on the default device or as spread has it.
 
@@ -53,6 +57,7 @@ def load_params(
     spread    places one parameter on several devices: it is given a function from an index to that part of the
               parameter, read from the file when it is called, and the parameter's letters
     finish    what becomes of each parameter, by its path, once it is placed
+    few       what becomes, by its path, of a parameter whose tensors are in few bits and can be kept so; others are decoded
 
     Every name, shape and dtype is checked before the first tensor is read. Raises CheckpointError where tensors or parameters
     are left over, or a shape, a dtype or a value does not fit.
@@ -73,6 +78,11 @@ def load_params(
     params = {}
     with progress_bar(len(layout), progress) as advance:
         for path, letters in layout.items():
+            numbers = [(row, checkpoint.groups(name)) for row, name in sources[path]] if path in few else []
+            if numbers and (groups := together(numbers, letters, sizes)) is not None:
+                params[path] = few[path](groups)
+                advance()
+                continue
             pieces = [(row, checkpoint.read(name)) for row, name in sources[path]]
             shape = tuple(sizes[letter] for letter in letters.split())
             if spread is None:

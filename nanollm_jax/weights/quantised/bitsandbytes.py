@@ -81,6 +81,8 @@ def of_blocks(tensors: Tensors, name: str, state: str) -> Packed:
         need(tensors, parts["nested"], FLOATS, (-(-blocks // said.nested),), beside=name)
         need(tensors, parts["nested table"], FLOATS, (256,), beside=name)
 
+    whole = said.shape[-1] % said.size == 0
+
     def groups(part: Part) -> Groups:
         scale = part("scale")
         if said.nested:
@@ -89,13 +91,12 @@ def of_blocks(tensors: Tensors, name: str, state: str) -> Packed:
         data = np.ascontiguousarray(part("values")).view(np.uint8).reshape(-1)
         # of a byte the larger half is first
         values = unpack(np.ascontiguousarray(data >> 4 | data << 4), 4, 2 * len(data))
-        whole = said.shape[-1] % said.size == 0
         rows, width = said.shape if whole else (blocks, said.size)
         values = values if len(values) == rows * width else np.pad(values, (0, rows * width - len(values)))
         scale = scale.astype(np.float32).reshape(rows, -1)
-        return Groups(values.reshape(rows, width), scale, said.size, table=part("table").astype(np.float32))
+        return Groups(values.reshape(rows, width), scale, said.size, table=part("table").astype(np.float32), bits=4)
 
-    return Packed(f"bitsandbytes, {said.kind}", said.shape, parts, groups)
+    return Packed(f"bitsandbytes, {said.kind}", said.shape, parts, groups, in_rows=lambda part: whole)
 
 
 class State:

@@ -12,7 +12,8 @@ import numpy as np
 
 from nanollm_jax.errors import CheckpointError
 from nanollm_jax.weights.checkpoint import AGAIN, FLOATS, Checkpoint, listed, mapped
-from nanollm_jax.weights.quantised.packed import Method, Packed
+from nanollm_jax.weights.quantised.groups import Groups
+from nanollm_jax.weights.quantised.packed import Method, Packed, Part
 
 # scales of activations and of a cache in 8 bits, which are not computed here
 SPARE = re.compile(
@@ -48,13 +49,35 @@ class Decoded(Checkpoint):
             return super().read(name)
         packed = self.packed[name]
         with np.errstate(all="ignore"):  # looked for here
-            weight = packed.groups(lambda part: mapped(self.stored.tensors[packed.parts[part]])).weight()
+            weight = self.numbers(name).weight()
         weight = weight.reshape(-1)[: math.prod(packed.shape)].reshape(packed.shape)
         if not np.isfinite(weight).all():
             raise CheckpointError(
                 f"{self.tensors[name].file}: tensor {name!r} has a weight that is no number; {AGAIN}."
             )
         return np.swapaxes(weight, -1, -2) if packed.inputs_first else weight
+
+    def few(self) -> dict[str, bool]:
+        """The names of weights in few bits, and whether they can be kept so."""
+        return {name: one.in_rows(self.part(name)) for name, one in self.packed.items()}
+
+    def part(self, name: str) -> Part:
+        """What gives the numbers of a weight's parts."""
+        return lambda part: mapped(self.stored.tensors[self.packed[name].parts[part]])
+
+    def numbers(self, name: str) -> Groups:
+        """The groups of a weight in few bits."""
+        return self.packed[name].groups(self.part(name))
+
+    def groups(self, name: str) -> Groups | None:
+        """The numbers of a weight in few bits; None where groups do not follow each other, or lie across rows."""
+        packed = self.packed.get(name)
+        if packed is None:
+            return None
+        with np.errstate(all="ignore"):  # looked for by who puts them together
+            found = self.numbers(name)
+        fits = found.order is None and found.values.shape == packed.shape
+        return dataclasses.replace(found, inputs_first=packed.inputs_first) if fits else None
 
 
 def decoded(checkpoint: Checkpoint, method: Method, inputs_first: str | None = None) -> Decoded:

@@ -71,6 +71,8 @@ class Compressed:
         info, scale = tensors[name], need(tensors, f"{weight}_scale", FLOATS, beside=name)
         parts = {"values": name, "scale": f"{weight}_scale", "shape": f"{weight}_shape"}
         shape = need(tensors, parts["shape"], ("I64", "I32"), (2,), (3,), beside=name)
+        if len(info.shape) < 2:
+            raise wrong(info, name, "words of two axes")
         said = numbers(shape)
         *experts, O, I = said if len(said) == len(info.shape) else (*info.shape[:-1], said[-1])  # noqa: E741
         bits = next((bits for bits in BITS if info.shape == (*experts, O, -(-I * bits // 32))), 0)
@@ -88,14 +90,18 @@ class Compressed:
             need(tensors, parts["order"], ("I32", "I64"), (I,), beside=name)
 
         def groups(part: Part) -> Groups:
-            scales = np.broadcast_to(part("scale").astype(np.float32), (*experts, O, scale.shape[-1]))
+            scales = np.broadcast_to(part("scale"), (*experts, O, scale.shape[-1]))
             zero = np.full(scale.shape[-1:], 1 << (bits - 1), np.float32)
             if "zeros" in parts:
                 zero = np.swapaxes(unpack(np.swapaxes(part("zeros"), -1, -2), bits, O), -1, -2).astype(np.float32)
             order = in_order(part("order"), scale.shape[-1], size, parts["order"]) if "order" in parts else None
-            return Groups(unpack(part("values"), bits, I), scales, size, -zero * scales, order=order)
+            offset = -zero * scales.astype(np.float32)
+            return Groups(unpack(part("values"), bits, I), scales, size, offset, order=order, bits=bits)
 
-        return Packed(f"compressed-tensors, {bits} bits", (*experts, O, I), parts, groups)
+        def in_rows(part: Part) -> bool:
+            return "order" not in parts or in_order(part("order"), scale.shape[-1], size, parts["order"]) is None
+
+        return Packed(f"compressed-tensors, {bits} bits", (*experts, O, I), parts, groups, in_rows=in_rows)
 
 
 def numbers(info: TensorInfo) -> tuple[int, ...]:
@@ -135,7 +141,7 @@ def floats(tensors: Tensors, weight: str, name: str) -> Packed:
             if key in parts:
                 whole = part(key).astype(np.float32)
                 scales = change(scales, whole.reshape(*whole.shape, *[1] * (scales.ndim - whole.ndim)))
-        return Groups(unpack(part("values"), 4, 2 * half), scales, size, table=E2M1)
+        return Groups(unpack(part("values"), 4, 2 * half), scales, size, table=E2M1, bits=4)
 
     return Packed("mxfp4" if power else "nvfp4", (*outputs, 2 * half), parts, groups)
 

@@ -68,7 +68,7 @@ class GPTQ:
             parts["g_idx"] = f"{name}g_idx"
 
         def groups(part: Part) -> Groups:
-            scale = part("scales").astype(np.float32).T
+            scale = part("scales").T
             zero = self.along_outputs(part("qzeros"), bits, O)
             values = (
                 self.along_outputs(part("qweight"), bits, O).T if self.awq else unpack(part("qweight").T, bits, inputs)
@@ -76,9 +76,14 @@ class GPTQ:
             # as the kernels of the first version have it: the largest of all stands for zero
             zero = (zero.astype(np.int32) + self.added) & ((1 << bits) - 1)
             order = in_order(part("g_idx"), G, size, parts["g_idx"]) if "g_idx" in parts else None
-            return Groups(values, scale, size, -zero.T.astype(np.float32) * scale, order=order)
+            offset = -zero.T.astype(np.float32) * scale.astype(np.float32)
+            return Groups(values, scale, size, offset, order=order, bits=bits)
 
-        return Packed(f"{'awq' if self.awq else 'gptq'}, {bits} bits", (O, inputs), parts, groups)
+        def in_rows(part: Part) -> bool:
+            return "g_idx" not in parts or in_order(part("g_idx"), G, size, parts["g_idx"]) is None
+
+        form = f"{'awq' if self.awq else 'gptq'}, {bits} bits"
+        return Packed(form, (O, inputs), parts, groups, in_rows=in_rows)
 
     def fits(
         self, groups: int, outputs: int, words: tuple[int, ...], zeros: tuple[int, ...]

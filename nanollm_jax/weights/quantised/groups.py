@@ -14,11 +14,13 @@ CHUNK = 1 << 22  # numbers that are worked on at a time
 class Groups:
     """A weight [*O I]: input i of a row is values[i] * scale[g] + offset[g], where g = i // size, or order[i].
 
-    values  [*O I] whole numbers or 8-bit floats; with a table, places in it
-    scale   [*O G] float32; the last group may be shorter than the others
+    values  [*O I] whole numbers, int8 or uint8, or 8-bit floats; with a table, places in it
+    scale   [*O G] of any float dtype; the last group may be shorter than the others
     offset  [*O G] float32
     table   [16] float32
     order   [I], which group each input is of, where they do not follow each other
+    bits    that a whole number has
+    inputs_first  the family's table has the last two axes the other way round
     """
 
     values: np.ndarray
@@ -27,6 +29,8 @@ class Groups:
     offset: np.ndarray | None = None
     table: np.ndarray | None = None
     order: np.ndarray | None = None
+    bits: int = 8
+    inputs_first: bool = False
 
     def weight(self) -> np.ndarray:
         """The numbers themselves, some rows at a time.  -> [*O I] float32"""
@@ -40,7 +44,7 @@ class Groups:
         for begin in range(0, len(rows), step):
             part = slice(begin, begin + step)
             rows[part] = values[part] if self.table is None else self.table[values[part]]
-            rows[part] *= scale[part][:, group]
+            rows[part] *= scale[part].astype(np.float32)[:, group]
             if offset is not None:
                 rows[part] += offset[part][:, group]
         return weight

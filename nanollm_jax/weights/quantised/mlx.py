@@ -64,11 +64,10 @@ def one(tensors: Tensors, module: str, scheme: Scheme) -> Packed:
     def groups(part: Part) -> Groups:
         values = unpack(part("values"), bits, inputs)
         if affine:
-            scale, offset = (part(name).astype(np.float32) for name in ("scale", "offset"))
-            return Groups(values, scale, size, offset)
+            return Groups(values, part("scale"), size, part("offset").astype(np.float32), bits=bits)
         if scheme.mode == "mxfp4":
-            return Groups(values, powers(part("scale")), size, table=E2M1)
-        return Groups(values, part("scale").view(ml_dtypes.float8_e4m3fn).astype(np.float32), size, table=E2M1)
+            return Groups(values, powers(part("scale")), size, table=E2M1, bits=4)
+        return Groups(values, part("scale").view(ml_dtypes.float8_e4m3fn).astype(np.float32), size, table=E2M1, bits=4)
 
     named = f"mlx, {bits} bits" if affine else f"mlx, {scheme.mode}"
     return Packed(named, (*outputs, inputs), parts, groups)

@@ -40,7 +40,9 @@ class MXFP4:
         need(tensors, parts["scale"], ("U8",), (E, O, G), beside=parts["values"])
 
         def groups(part: Part) -> Groups:
-            return Groups(unpack(part("values"), 4, 32).reshape(E, O, G * 32), powers(part("scale")), 32, table=E2M1)
+            return Groups(
+                unpack(part("values"), 4, 32).reshape(E, O, G * 32), powers(part("scale")), 32, table=E2M1, bits=4
+            )
 
         return Packed("mxfp4", (E, O, G * 32), parts, groups, inputs_first=True)
 

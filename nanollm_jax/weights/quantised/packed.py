@@ -29,6 +29,7 @@ class Packed:
     parts   {what it is here: the tensor's name}
     groups  its numbers, out of those of the parts, outputs first
     inputs_first  the family's table has it as [*O' I O]: the last two axes are turned
+    in_rows  what tells whether its groups lie in rows and follow each other; of most forms they do
     """
 
     form: str
@@ -36,6 +37,7 @@ class Packed:
     parts: Mapping[str, str]
     groups: Callable[[Part], Groups]
     inputs_first: bool = False
+    in_rows: Callable[[Part], bool] = lambda part: True
 
 
 class Method(Protocol):
