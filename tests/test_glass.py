@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from agreement import agree
 from models import CONFIG_JSON, FURTHER, RELATED, random_model
-from test_watch import KEEP, steered
+from test_watch import KEEP, steered, vector
 
 import nanollm_jax as nano
 from nanollm_jax import glass, layout
@@ -318,6 +318,30 @@ def test_tree(model):
     assert len(repr(found).splitlines()) == 1 + len(all_paths)
 
 
+def test_a_tree_has_the_changes_of_its_box(model, box):
+    """Its greedy path is what an edited generation writes, with the same chances; and the other rows of the box are plain."""
+    change = {"layers.0.out": (steered, vector(model, 3))}
+    asked = {"max_new_tokens": 3, "sampling": nano.Sampling(temperature=0.0), "rows": 2}
+    for since in ("prompt", "answer"):
+        answer = nano.watch(model, TEXT, change=change, since=since, **asked).answers[0]
+        branch, path = glass.tree(model, TEXT, width=2, depth=3, rows=2, change=change, since=since), []
+        while branch.children:
+            branch = branch.children[0]
+            path.append(branch.token)
+        assert path == answer.token_ids
+        agree(branch.total, math.exp(sum(answer.logprobs)), 1e-4)
+    logits = {"logits": lambda value, seen: value.at[:, :, 7].add(100.0)}
+    assert [child.token for child in glass.tree(model, TEXT, width=1, depth=2, change=logits).children] == [7]
+    rows = {"width": 2, "depth": 2, "rows": 2}
+    steered_row, plain_row = glass.tree(box, row=[0, 1], **rows)
+    own = {"layers.0.out": (steered, np.random.default_rng(0).normal(size=40).astype(np.float32))}
+    assert repr(steered_row) == repr(glass.tree(model, box.tokens[0], change=own, **rows))
+    assert repr(plain_row) == repr(glass.tree(model, box.tokens[1], **rows))
+    assert repr(steered_row) != repr(glass.tree(model, box.tokens[0], **rows))
+    with pytest.raises(nano.RequestError, match="a box has its changes already; leave change out"):
+        glass.tree(box, change=own)
+
+
 # sampling lab
 
 
@@ -373,7 +397,6 @@ def test_cache_view(model):
 @pytest.mark.parametrize(
     "call,said",
     [
-        (lambda m: glass.lens(m, [TEXT, TEXT]), r"text is .*; expected one text, or a list of its ids"),
         (lambda m: glass.lens(m, TEXT, places="layers.*.attention.weights"), "a lens reads vectors of the model's width"),
         (lambda m: glass.lens(m, TEXT, places="layers.7.out"), "no value is named layers.7.out"),
         (lambda m: glass.lens(m, TEXT, k=98), "k is 98; expected at most the 97 tokens"),
@@ -407,11 +430,106 @@ def test_what_cannot_be_honoured_is_refused(model, call, said):
         call(model)
 
 
-def test_on_a_mesh_they_say_so(model):
-    many = nano.shard(model, nano.make_mesh(2, 1))
-    for call in (glass.lens, glass.contributions, glass.ablate, glass.saliency, glass.tree):
-        with pytest.raises(nano.RequestError, match=r"this model is on a mesh of .* and this tool runs on one device"):
-            call(many, TEXT)
+# on a mesh
+
+
+def off(value, seen, gates):
+    return value * gates[:, None, :, None].astype(value.dtype)
+
+
+def edits_of(model):
+    """Of the last head of layer 0, and a direction behind layer 1."""
+    gates = np.ones(model.config.num_heads, np.float32)
+    gates[-1] = 0
+    return {"layers.0.attention.mixed": (off, gates), "layers.1.out": (steered, vector(model))}
+
+
+def on_mesh(one, many):
+    """What the quicker tools say of a model on a mesh is what they say of it on one device: of its own heads, and no others."""
+    texts = [TEXT, OTHER, TEXT]  # rows that dp does not divide
+    change = {"layers.0.attention.mixed": lambda x: x.at[:, :, 1].set(0)}
+    (logits, plain), (spread, found) = (nano.observe(of, texts, change=change) for of in (one, many))
+    agree(spread, logits, 1e-4)
+    assert list(plain) == list(found)
+    for name, value in plain.items():
+        assert found[name].shape == value.shape, name
+        agree(found[name], value, 1e-4)
+    a, b = (glass.contributions(of, TEXT, 7, 60) for of in (one, many))
+    size = np.abs(a.heads).sum() + np.abs(a.mlps).sum()
+    for of in ("heads", "mlps", "total", "logit", "bias"):
+        agree(getattr(b, of), getattr(a, of), 1e-4, size)
+    a, b = (glass.tree(of, TEXT, width=3, depth=2, rows=3, change=edits_of(one), since=4) for of in (one, many))
+    assert repr(a) == repr(b)
+
+
+def test_on_a_mesh():
+    """Two parts of the rows and four of the heads, of which the model has 6 over 2."""
+    one = random_model("llama")
+    on_mesh(one, nano.shard(one, nano.make_mesh(2, 4)))
+
+
+MESHES = [("llama", 2, 2), ("mistral", 1, 8), ("gpt2", 2, 4), ("olmo2", 1, 8), ("qwen3_moe", 4, 2), ("gemma2", 8, 1)]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("family", "dp", "tp"), MESHES)
+def test_all_tools_on_meshes(family, dp, tp):
+    one = random_model(family)
+    many = nano.shard(one, nano.make_mesh(dp, tp))
+    on_mesh(one, many)
+    both = lambda tool, *args, **how: (tool(of, *args, **how) for of in (one, many))  # noqa: E731
+    a, b = both(glass.lens, TEXT, places=["layers.*.out", "final_norm"])
+    agree(b.logprobs, a.logprobs, 1e-4)
+    for how in ({}, {"parts": "layers", "instead": "mean"}, {"instead": OTHER}):
+        a, b = both(glass.ablate, TEXT, token=8, **how)
+        agree(b.values, a.values, 1e-4)
+    heads = {"places": "layers.*.attention.mixed", "over": "N"}
+    for how in ({}, heads, {"places": "layers.*.attention.k", "over": "K"}, heads | {"approximate": True}):
+        a, b = both(glass.patch, TEXT, OTHER, token=8, against=60, **how)
+        agree(b.values, a.values, 1e-3)
+    a, b = both(glass.saliency, TEXT, token=8, method="integrated", steps=5)
+    agree(b.scores, a.scores, 1e-3)
+    a, b = both(glass.steer, [(TEXT, OTHER[:5]), (TEXT[:7], OTHER)], "layers.0.out")
+    agree(b.vector, a.vector, 1e-4)
+    settings = [nano.Sampling(temperature=0.5, top_k=5), nano.Sampling(temperature=2.0, min_p=0.3)]
+    a, b = both(glass.sampling_lab, TEXT, settings, seeds=[5], max_new_tokens=5)
+    for n in (0, 1):
+        assert a.answers[n][0].token_ids == b.answers[n][0].token_ids
+        agree(b.mass[n][0], a.mass[n][0], 1e-4)
+    keep = {"layers.*.attention.{q,k,v,weights,scores,mixed}": None, "layers.1.out": lambda x, seen: jnp.abs(x).max(-1)}
+    asked = {"keep": keep, "since": "answer", "max_new_tokens": 6, "sampling": WARM, "seed": 3, "rows": 2}
+    boxes = [*both(nano.watch, [TEXT, OTHER[:5]], change=[edits_of(one), None], **asked)]
+    assert boxes[0].tokens == boxes[1].tokens
+    for name in boxes[0].names:
+        for n in (0, 1):
+            assert boxes[1][name][n].shape == boxes[0][name][n].shape, name
+            agree(boxes[1][name][n], boxes[0][name][n], 1e-4)
+    a, b = (glass.tree(box, width=2, depth=2) for box in boxes)
+    assert repr(a) == repr(b)
+    a, b = (glass.story(box, row=1) for box in boxes)
+    for name in ("lens.chances", "shares.heads", "heads.weights"):
+        agree(b.arrays[name][1].astype(np.float32), a.arrays[name][1].astype(np.float32), 1e-2)
+
+
+# several texts
+
+
+def test_of_several_texts_there_are_several_answers(model):
+    """Each is what the tool gives of that text alone; what is a list has an entry for each."""
+    texts = [TEXT, OTHER[:6]]
+    for n, found in enumerate(glass.lens(model, texts, k=2)):
+        np.testing.assert_array_equal(found.logprobs, glass.lens(model, texts[n], k=2).logprobs)
+    pairs = glass.contributions(model, texts, [7, 8], against=60, at=[4, -1])
+    alone = glass.contributions(model, texts[1], 8, 60)
+    assert len(pairs) == 2 and pairs[1].said == alone.said
+    agree(pairs[1].heads, alone.heads)
+    first, second = glass.ablate(model, [TEXT, OTHER], "mlps", token=8, instead=OTHER)
+    agree(second.values, [second.plain] * 2, 1e-4)
+    assert np.abs(first.effect).min() > 0
+    with pytest.raises(nano.RequestError, match="token has 3 entries, and text 2; give one, or one for each"):
+        glass.contributions(model, texts, [7, 8, 9])
+    with pytest.raises(nano.RequestError, match=r"the texts have 6 and 9 tokens; expected texts of the same length"):
+        nano.observe(model, texts)
 
 
 def test_tokens_by_their_text():

@@ -150,6 +150,7 @@ ARROWS = {
         "model",
         "ops",
         "params",
+        "partition",
         "sampling",
         "settings",
     },

@@ -143,7 +143,11 @@ def test_a_model_and_a_text(model):
     agree(logits, expected, 1e-4)
     assert values.keys() == others.keys()
     agree(values["layers.1.middle"], values["layers.0.out"] + values["layers.1.attention.out"], 1e-5)
-    for wrong, said in (("text", "no tokenizer"), ([[1], [2]], "expected one text"), ([1] * 300, "256 positions")):
+    for wrong, said in (
+        ("text", "no tokenizer"),
+        ([[1], [2, 3]], "texts of the same length"),
+        ([1] * 300, "256 positions"),
+    ):
         with pytest.raises(nano.RequestError, match=said):
             nano.observe(model, wrong)
 

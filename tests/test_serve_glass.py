@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import jax.numpy as jnp
@@ -19,8 +20,11 @@ from starlette.testclient import TestClient
 
 import nanollm_jax as nano
 from nanollm_jax.cli import run as cli
+from nanollm_jax.engine.rows import Event
 from nanollm_jax.glass.changes import Edits
+from nanollm_jax.glass.costs import bytes_of
 from nanollm_jax.glass.runs import Run, runs_of, seen
+from nanollm_jax.measure import roofline
 from nanollm_jax.model import hidden_states
 from nanollm_jax.serve.app import make_app
 from nanollm_jax.serve.looking import Looking
@@ -234,6 +238,8 @@ def test_one_at_a_time_and_so_many_wait(http, service, monkeypatch):
         ("tree", {"prompt": "One", "width": 100}, "width is 100"),
         ("tree", {"prompt": "One", "depth": 0}, "depth is 0"),
         ("tree", {"prompt": [99999]}, "token 99999"),
+        ("tree", {"prompt": "One", "given": -1}, "given is -1"),
+        ("tree", {"prompt": "One", "edits": {"heads": [[0, 9]]}}, "a head is 9"),
         ("patch", {"clean": "a dog", "corrupted": "a dog"}, "the same tokens"),
         ("patch", {"clean": "a dog", "corrupted": "a"}, "tokens"),
     ],
@@ -265,6 +271,15 @@ def test_tools(http):
         assert [child["token"] for child in found["children"]] == [child.token for child in root.children]
         agree([child["total"] for child in found["children"]], [child.total for child in root.children], 1e-5)
         found, root = found["children"][0], root.children[0]
+    edits = {"steer": STEER | {"since": "answer"}, "heads": [[0, 2]]}
+    with followed(http, edits=edits, temperature=0) as run:
+        written, given = [token["id"] for token in tokens(run, 1)], run["begin"][0]["ids"]
+        assert written != [token["id"] for token in tokens(run, 0)]
+    asked = {"prompt": given + written[:2], "width": 1, "depth": 3, "edits": edits, "given": len(given)}
+    found = http.post("/glass/tree", json=asked).json()
+    for token in written[2:5]:
+        (found,) = found["children"]
+        assert found["token"] == token
     found = http.post("/glass/patch", json={"clean": "One day a dog", "corrupted": "One day a girl"}).json()
     assert found["places"] == ["layers.0.out"]
     agree(found["recovered"], nano.glass.patch(model, "One day a dog", "One day a girl").recovered, 1e-4)
@@ -286,10 +301,16 @@ def test_what_the_serving_engine_does(http):
     assert [what for what, *_ in events if what != "chunk"] == ["admitted", "piece", "piece", "piece", "freed"]
     assert sum(amount for what, *_, amount in events if what == "piece") == 36
     assert all(step["from"] <= step["to"] for step in told["steps"])
-    timeline = Timeline(2)
+    model, slots = random_model("mistral"), [SimpleNamespace(ticket=1, filled=n) for n in (5, 5, 40)]
+    timeline = Timeline(SimpleNamespace(rows=3, model=model, slots=slots))  # its rings see 7 positions
     for n in range(STEPS + 5):
-        timeline.note(0.0, [("chunk", -1, 1, n)])
-    assert [step["events"][0][3] for step in timeline.since(STEPS + 3)["steps"]] == [STEPS + 3, STEPS + 4]
+        timeline.note(0.0, [Event("piece", 1, 0, 5), Event("chunk", -1, 2, n)])
+    steps = timeline.since(STEPS + 3)["steps"]
+    assert [step["events"][1][3] for step in steps] == [STEPS + 3, STEPS + 4]
+    assert steps[0]["read"] == (STEPS + 3) * roofline.step_bytes(model.config, 2, 5, "float32")
+    del slots[:2]
+    one = roofline.step_bytes(model.config, 1, 40, "float32")
+    assert bytes_of(timeline.engine, [Event("chunk", -1, 1, 3)]) == 3 * one
     assert len(timeline.since(0)["steps"]) == STEPS and len(timeline.since(10**9)["steps"]) == STEPS
 
 

@@ -175,7 +175,7 @@ def test_watching_takes_what_is_kept_and_no_more(model):
     engine, config = Engine(model, 2, prefix_bytes=0), model.config
     steps, allowed = np.zeros(2, np.int32), engine.anything
     asked = Asked((("layers.1.attention.weights", None), ("layers.0.out", norms)), ())
-    how = {"program": "write_tokens", "asked": asked, "config": config, "mesh": None, "static": ()}
+    how = {"program": "write_tokens", "asked": asked, "config": config, "unpadded": None, "mesh": None, "static": ()}
     watched = harvested.lower(model.params, engine.state, (steps, allowed), {}, **how)
     kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(watched.out_info[1]))
     assert kept >= 16 * 2 * config.num_heads * 7 * 4  # steps, rows, heads, slots

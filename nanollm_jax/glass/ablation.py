@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.glass import passes
-from nanollm_jax.glass.passes import Source, Target
+from nanollm_jax.glass.passes import Target
+from nanollm_jax.glass.texts import Source, Text, of_each, same_length, text_of
 from nanollm_jax.params import Params
 
 # part -> the values of a layer in which it is replaced
@@ -48,6 +50,7 @@ class Ablation:
         return f"Ablation({self.said}: {self.plain:.2f}, of {self.parts} [{where}] brings {self.effect[most]:+.2f})"
 
 
+@of_each("text", "instead")
 def ablate(
     source: Source,
     text: Any = None,
@@ -67,13 +70,14 @@ def ablate(
              logit is above that one's. token None is the one that follows, behind the last one the most probable
     instead  of what the part gives, at all positions: "zero"; "mean", of what it gives over the text; or what it gives over
              another text of as many tokens
+    Of several texts, or a list of rows, a list; token, against, at and instead may have an entry for each then.
     Raises RequestError naming what cannot be honoured.
     """
     if not isinstance(parts, str) or parts not in PARTS:
         raise RequestError(f"parts is {shown(parts)}; expected {', '.join(PARTS)}.")
-    asked = passes.text_of(source, text, row)
+    asked = text_of(source, text, row)
     target, plain = passes.aim(asked, token, against, at)
-    config = asked.model.config
+    config = asked.config
     other = others(asked, parts, instead)
     L, units = config.num_layers, config.num_heads if parts == "heads" else 1
     layer, unit = (index.ravel().astype(np.int32) for index in np.indices((L, units)))
@@ -82,22 +86,23 @@ def ablate(
         lambda *off: passes.run(measure_without, asked.model, tokens, count, target, other, *off, parts=parts),
         (layer, unit),
         tokens.shape[1],
+        asked.model.dp,
     )
     shape = (L, units) if parts == "heads" else (L,)
     return Ablation(values.reshape(shape), plain, parts, passes.said(asked, target))
 
 
-def others(text: passes.Text, parts: str, instead: Any) -> dict[str, np.ndarray]:
+def others(text: Text, parts: str, instead: Any) -> dict[str, np.ndarray]:
     """What stands in the place of each value, {name: [1 T ..]} or {name: [1 1 ..]} for all positions."""
-    model, size = text.model, len(text.ids)
-    names = [f"layers.{index}.{value}" for index in range(model.config.num_layers) for value in PARTS[parts]]
+    model, config, size = text.model, text.config, len(text.ids)
+    names = [f"layers.{index}.{value}" for index in range(config.num_layers) for value in PARTS[parts]]
     if isinstance(instead, str) and instead == "zero":
-        tail = {"attention.mixed": (model.config.num_heads, model.config.head_dim)}.get(PARTS[parts][0])
-        return {name: np.zeros((1, 1, *(tail or (model.config.hidden_size,))), np.float32) for name in names}
-    there = text if isinstance(instead, str) and instead == "mean" else passes.text_of(model, instead)
-    passes.same_length(text, there, "instead")
+        tail = {"attention.mixed": (config.num_heads, config.head_dim)}.get(PARTS[parts][0])
+        return {name: np.zeros((1, 1, *(tail or (config.hidden_size,))), np.float32) for name in names}
+    there = text if isinstance(instead, str) and instead == "mean" else text_of(model, instead)
+    same_length(text, there, "instead")
     keep = tuple((name, None) for name in names)
-    values = jax.device_get(passes.run(passes.keep_values, model, *there.padded, keep=keep))
+    values = passes.fetched(passes.run(passes.keep_values, model, *there.padded, keep=keep))
     if there is text:
         values = {name: value[:, :size].mean(1, keepdims=True, dtype=np.float32) for name, value in values.items()}
     return values
@@ -105,7 +110,7 @@ def others(text: passes.Text, parts: str, instead: Any) -> dict[str, np.ndarray]
 
 def measure_without(
     params: Params, tokens: jax.Array, count: jax.Array, target: Target, other: dict[str, jax.Array],
-    layer: jax.Array, unit: jax.Array, *, config: ModelConfig, parts: str,
+    layer: jax.Array, unit: jax.Array, *, config: ModelConfig, mesh: Mesh | None, parts: str,
 ) -> jax.Array:  # fmt: skip
     """What is measured of rows that each lack one part.  tokens [1 T], count [1], layer and unit [B] -> [B] float32"""
     change = {}
@@ -116,4 +121,4 @@ def measure_without(
             change[name] = (passes.replace, (mask[:, None, :, None], value))
         else:
             change[name] = (passes.replace, (off[:, :, None], value))
-    return passes.read_rows(params, tokens, count, target, layer.shape[0], change, config)
+    return passes.read_rows(params, tokens, count, target, layer.shape[0], change, config, mesh)

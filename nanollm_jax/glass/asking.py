@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -86,17 +86,6 @@ def changes_of(
     return edits, rows
 
 
-def check_mesh(model: Model, names: Iterable[str]) -> None:
-    """Raise RequestError for values whose heads or channels a mesh has made up (partition.py)."""
-    own, held = (model.unpadded or model.config).sizes, model.config.sizes
-    for name in names:
-        if [letter for letter in letters(name) or () if own.get(letter) != held.get(letter)]:
-            raise RequestError(
-                f"{name} has heads or channels that this mesh made up, because it does not divide the model's own; "
-                "take a mesh whose tp divides them."
-            )
-
-
 def check_plan(model: Model, asked: Asked, requests: list[Request], limit: Any, spare: int = 0) -> int:
     """How many bytes will be kept at most, of answers for each token of which `spare` are guessed beside.
 
@@ -109,7 +98,10 @@ def check_plan(model: Model, asked: Asked, requests: list[Request], limit: Any, 
     dtype = model.params["embedding"]["tokens"].dtype
     cache = init_cache(config, B, T, dtype, model.mesh)
     _, kept = jax.eval_shape(
-        harvest(partial(forward, config=config), dict(asked.keep)), model.params, np.zeros((B, T), np.int32), cache
+        harvest(partial(forward, config=config), dict(asked.keep), unpadded=model.unpadded),
+        model.params,
+        np.zeros((B, T), np.int32),
+        cache,
     )
     planned: dict[str, int] = {}
     for name, shrink in asked.keep:

@@ -9,21 +9,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.glass import passes
-from nanollm_jax.glass.harvest import harvest
-from nanollm_jax.glass.passes import Source
+from nanollm_jax.glass.texts import Source, of_each, text_of
 from nanollm_jax.glass.walk import Kept
 from nanollm_jax.ops.embedding import look_up
 from nanollm_jax.ops.linear import contract, multiply
 from nanollm_jax.params import Params
+from nanollm_jax.partition import sources
 
 # what a kind of norm does to a vector before it divides it by its size
 CENTRED: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -65,6 +65,7 @@ class Contributions:
         )
 
 
+@of_each("text")
 def contributions(
     source: Source, text: Any = None, token: Any = None, against: Any = None, *, at: int = -1, row: int = 0
 ) -> Contributions:
@@ -75,28 +76,36 @@ def contributions(
     against  another one, whose logit is subtracted: most of what moves all logits alike is gone then
     at       behind which token of the text
     The factor of each norm is held at what it is, so parts add up exactly whatever norms, scales and residuals a family has.
-    Indirect effects, through later layers, are not in here: see ablate and patch. Raises RequestError as harvest does.
+    Indirect effects, through later layers, are not in here: see ablate and patch. Of several texts, or a list of rows, a list;
+    token, against and at may be lists then. Raises RequestError as harvest does.
     """
-    asked = passes.text_of(source, text, row)
+    asked = text_of(source, text, row)
     target, _ = passes.aim(asked, token, against, at)
-    heads, mlps, embedding, bias, logit = jax.device_get(passes.run(parts_of, asked.model, *asked.padded, target))
+    heads, mlps, embedding, bias, logit = passes.fetched(passes.run(parts_of, asked.model, *asked.padded, target))
     what = passes.said(asked, target).replace("log-probability", "logit")
     return Contributions(heads, mlps, float(embedding), float(bias), float(logit), what)
 
 
 def parts_of(
-    params: Params, tokens: jax.Array, count: jax.Array, target: passes.Target, *, config: ModelConfig
+    params: Params,
+    tokens: jax.Array,
+    count: jax.Array,
+    target: passes.Target,
+    *,
+    config: ModelConfig,
+    mesh: Mesh | None,
 ) -> tuple[jax.Array, ...]:
     """tokens [1 T], count [1] -> contributions of heads [L N], MLPs [L], embedding, biases, and the logit []"""
     uncapped = dataclasses.replace(config, logit_softcap=None)
-    logits, kept = harvest(partial(passes.read, config=uncapped), summed(config))(
-        params, tokens, count, target.at[None]
+    keep = dict.fromkeys(summed(config))
+    logits, kept = passes.passed(
+        params, tokens, count, jnp.asarray(target.at)[None], config=uncapped, mesh=mesh, keep=keep
     )
     there = {name: value[0, target.at] for name, value in kept.items()}
     pair = jnp.stack([target.token, jnp.maximum(target.against, 0)])
     sign = jnp.stack([jnp.float32(1), jnp.where(target.against < 0, 0.0, -1.0)])
     direction, constant = direction_of(params, pair, sign, config)
-    heads, mlps, stream, bias = summands(params, there, direction, config)
+    heads, mlps, stream, bias = summands(params, there, direction, config, mesh)
     return heads, mlps, stream, bias + constant, jnp.sum(sign * logits[0, pair])
 
 
@@ -117,17 +126,23 @@ def direction_of(params: Params, ids: jax.Array, signs: jax.Array, config: Model
     return config.logit_scale * jnp.sum(signs[:, None] * rows, axis=0), config.logit_scale * jnp.sum(signs * bias)
 
 
-def summands(params: Params, values: Kept, direction: jax.Array, config: ModelConfig) -> tuple[jax.Array, ...]:
+def summands(
+    params: Params, values: Kept, direction: jax.Array, config: ModelConfig, mesh: Mesh | None
+) -> tuple[jax.Array, ...]:
     """The named values at one token, {name: [D] or [N H]} -> contributions of heads [L N], MLPs [L], embedding, biases"""
     there = lambda name: values[name].astype(jnp.float32)  # noqa: E731
     norm, shift = held(params, "final_norm", there(f"layers.{config.num_layers - 1}.out"), config)
     write = lambda y: contract("...D,D->...", norm(y), direction)  # noqa: E731
 
     heads, mlps, bias = [], [], contract("D,D->", shift, direction)
+    # a mesh may hold heads of zeros between the model's own
+    kept = np.arange(config.num_heads) if mesh is None else sources(config, mesh.shape["tp"])["N"]
+    own = np.flatnonzero(kept >= 0)
     for index, p in enumerate(params["layers"]):
         mixed = values[f"layers.{index}.attention.mixed"]  # [N H]
+        mixed = jnp.where((kept >= 0)[:, None], mixed[np.maximum(kept, 0)], 0)
         alone = jnp.eye(mixed.shape[0], dtype=mixed.dtype)[:, None, :, None] * mixed[None, None]  # [N 1 N H]
-        given = multiply(alone, p["attention"]["wo"])[:, 0]  # [N D]
+        given = multiply(alone, p["attention"]["wo"])[own, 0]  # [N D]
         bo = p["attention"].get("bo", jnp.zeros(given.shape[1])).astype(jnp.float32)
         after, shift = held(p, "attention_post_norm", given.sum(0) + bo, config)
         heads.append(config.residual_scale * write(after(given)))

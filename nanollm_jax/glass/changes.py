@@ -19,6 +19,7 @@ from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.glass import passes
 from nanollm_jax.glass.edits import Change
 from nanollm_jax.glass.steering import differences
+from nanollm_jax.glass.texts import own_config, text_of
 from nanollm_jax.loading import Model
 
 
@@ -55,7 +56,7 @@ class Edits:
 
     def check(self, model: Model) -> None:
         """Raise RequestError for what this model does not have."""
-        config = model.config
+        config = own_config(model)
         for pair in self.heads:
             if len(pair) != 2:
                 raise RequestError(f"heads has {shown(list(pair))}; expected pairs [layer, head].")
@@ -70,15 +71,15 @@ class Edits:
             if self.steer.since not in ("prompt", "answer"):
                 raise RequestError(f"steer.since is {shown(self.steer.since)}; expected 'prompt' or 'answer'.")
             for text in (self.steer.toward, self.steer.away):
-                passes.text_of(model, text)
+                text_of(model, text)
         if self.patch is not None:
             check_below("patch.layer", self.patch.layer, config.num_layers)
-            other = len(passes.text_of(model, self.patch.text).ids)
+            other = len(text_of(model, self.patch.text).ids)
             check_below("patch.position", self.patch.position, other)
 
     def change(self, model: Model, prompt: int) -> dict[str, Change]:
         """What watch takes as `change`, of a prompt of so many tokens: the same edits whatever is asked for."""
-        config = model.config
+        config = own_config(model)
         L, N, D = config.num_layers, config.num_heads, config.hidden_size
         gates = np.ones((L, N), np.float32)
         for layer, head in self.heads:
@@ -123,9 +124,9 @@ def redirect(value: jax.Array, seen: Mapping[str, jax.Array], arrays: tuple[jax.
 
 def streams(model: Model, text: str) -> np.ndarray:
     """The stream behind each layer at each token of a text.  -> [L T D] float32"""
-    asked = passes.text_of(model, text)
+    asked = text_of(model, text)
     names = [f"layers.{layer}.out" for layer in range(model.config.num_layers)]
-    values = jax.device_get(
+    values = passes.fetched(
         passes.run(passes.keep_values, model, *asked.padded, keep=tuple((name, None) for name in names))
     )
     return np.stack([values[name][0, : len(asked.ids)] for name in names]).astype(np.float32)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import RequestError
 from nanollm_jax.glass.edits import Change, Shrink, kept_by
 from nanollm_jax.glass.names import check_found
@@ -26,6 +27,7 @@ def harvest(
     change: Mapping[str, Change] | None = None,
     *,
     rounds: int | None = None,
+    unpadded: ModelConfig | None = None,
 ) -> Callable[..., tuple[Any, Kept]]:
     """A function of the same arguments that returns the function's result and the kept values, {name: value} in order.
 
@@ -33,6 +35,7 @@ def harvest(
     change   {pattern: edit} or {pattern: (edit, arrays)}: edit(value, seen) or edit(value, seen, arrays), in the same shape and
              dtype, is used instead from there on, and is what is kept
     rounds   of while loops, how many there are at most; where there are more, nothing is kept (NaN, and -1 of whole numbers)
+    unpadded that of a model on a mesh: values have the heads and channels that it has itself, and none that the mesh made up
     seen     the named values of the same pass until there, the value itself as it was: seen["positions"] [B T]
 
         logits = harvest(forward, change={"layers.2.out": (lambda x, seen, v: x + v, vector)})
@@ -45,7 +48,7 @@ def harvest(
         raise RequestError("a program that was lowered has no names any more; pass the function that it was made of.")
     if not callable(function):
         raise RequestError(f"the first argument is {type(function).__name__}; expected a function, such as forward.")
-    walk = Walk(kept_by(keep), dict(change or {}), rounds)
+    walk = Walk(kept_by(keep), dict(change or {}), rounds, unpadded)
 
     def harvested(*args: Any, **static: Any) -> tuple[Any, Kept]:
         for leaf in jax.tree.leaves(args):

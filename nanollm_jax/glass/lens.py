@@ -6,19 +6,22 @@ import html
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from nanollm_jax import model as transformer
 from nanollm_jax.checks import check_counts
 from nanollm_jax.config import ModelConfig
+from nanollm_jax.devices.programs import parallelize
 from nanollm_jax.errors import RequestError
 from nanollm_jax.glass import passes
 from nanollm_jax.glass.names import letters
-from nanollm_jax.glass.passes import Source
+from nanollm_jax.glass.texts import Source, check_box, of_each, pieces_of, text_of
 from nanollm_jax.glass.watch import Watched
 from nanollm_jax.params import Params
 
@@ -62,6 +65,7 @@ class Lens:
         return f"<table>{''.join(rows)}<tr><th></th>{text}</tr></table>"
 
 
+@of_each("text")
 def lens(
     source: Source, text: Any = None, *, k: int = 5, places: str | Iterable[str] = "layers.*.out", row: int = 0
 ) -> Lens:
@@ -72,23 +76,23 @@ def lens(
     k       tokens that are named for each
     places  patterns of names with axes [B T D]: the stream behind layers ("layers.*.out", "embedding"), what is added to it
             ("layers.*.mlp.out"); "final_norm" is scored as it is, with which the lens gives the model's own answer
-    Raises RequestError for places that are no such vectors, and for a model on a mesh.
+    Of several texts, or a list of rows, a list of lenses. Raises RequestError for places that are no such vectors.
     """
     (k,) = check_counts(k=k)
     if isinstance(source, Watched):
-        passes.check_box(source, text, row)
-        model, ids = passes.on_one_device(source.model), source.tokens[row]
+        check_box(source, text, row)
+        model, ids = source.model, source.tokens[row]
         names = list(passes.places_of(model, places))
         check_vectors(names)
         found = [source[name][row] for name in names]
         ids, following = ids[:-1], ids[1:]
     else:
-        asked = passes.text_of(source, text)
+        asked = text_of(source, text)
         model, ids = asked.model, asked.ids
         names = list(passes.places_of(model, places))
         check_vectors(names)
         keep = tuple((name, None) for name in names)
-        values = jax.device_get(passes.run(passes.keep_values, model, *asked.padded, keep=keep))
+        values = passes.fetched(passes.run(passes.keep_values, model, *asked.padded, keep=keep))
         found = [values[name][0, : len(ids)] for name in names]
         following = [*ids[1:], -1]
     if k > model.config.vocab_size:
@@ -98,12 +102,15 @@ def lens(
     after = np.tile(np.array(following, np.int32), P)
     normed = np.repeat([name == "final_norm" for name in names], T)
     best, logprobs, own, ranks = passes.in_rows(
-        lambda *arrays: passes.run(score, model, *arrays, k=k), (vectors, after, normed), passes.TOKENS // ROWS
+        lambda *arrays: passes.run(score, model, *arrays, k=k),
+        (vectors, after, normed),
+        passes.TOKENS // ROWS,
+        model.dp,
     )
-    words = [[passes.pieces_of(model, map(int, token)) for token in place] for place in best.reshape(P, T, k)]
+    words = [[pieces_of(model, map(int, token)) for token in place] for place in best.reshape(P, T, k)]
     return Lens(
         names,
-        passes.pieces_of(model, ids),
+        pieces_of(model, ids),
         words,
         best.reshape(P, T, k),
         logprobs.reshape(P, T, k),
@@ -123,6 +130,21 @@ def check_vectors(names: list[str]) -> None:
 
 
 def score(
+    params: Params,
+    x: jax.Array,
+    following: jax.Array,
+    normed: jax.Array,
+    *,
+    config: ModelConfig,
+    mesh: Mesh | None,
+    k: int,
+) -> tuple[jax.Array, ...]:
+    """scored, on all members of a mesh, which divides R."""
+    config = passes.held(config, mesh)
+    return parallelize(partial(scored, config=config, k=k), mesh, config)(params, x, following, normed)
+
+
+def scored(
     params: Params, x: jax.Array, following: jax.Array, normed: jax.Array, *, config: ModelConfig, k: int
 ) -> tuple[jax.Array, ...]:
     """x [R D], following [R], normed [R] bool -> the best ids and logprobs [R k], logprob and rank of following [R]"""

@@ -11,7 +11,7 @@ import numpy as np
 from nanollm_jax.cache import init_cache
 from nanollm_jax.devices.programs import forward
 from nanollm_jax.engine.request import check_room, encode_prompts
-from nanollm_jax.errors import RequestError, shown
+from nanollm_jax.errors import RequestError
 from nanollm_jax.glass.edits import check_function
 from nanollm_jax.glass.harvest import harvest
 from nanollm_jax.loading import Model
@@ -25,7 +25,8 @@ def observe(
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Run function(*args, **static) and return its result and every value that was tagged, {name: value}, in order.
 
-    Of a model and a text, or its ids, the result is the logits behind each token [1 T V].
+    Of a model and a text or its ids, or several of the same length, the result is the logits behind each token [B T V], and on
+    a mesh values have the model's own heads, all of them, and rows.
 
     `change` maps patterns of names to functions of the value: what they return, in the same shape and dtype, is used instead
     from there on.
@@ -38,23 +39,27 @@ def observe(
     In a loop each value has a first axis, of steps; on a mesh it is spread as the model is. args are pytrees of arrays, static
     is passed on as it is. Raises RequestError as harvest does, which keeps only some values and runs under jit.
     """
-    if isinstance(function, Model):
-        (logits, _), values = observe(
-            forward, *reading(function, *args), change=change, config=function.config, **static
-        )
-        return logits, values
     for name, edit in (change or {}).items():
         check_function(f"the change of {name}", edit, ("value",))
     edits = {name: (lambda value, _, edit=edit: edit(value)) for name, edit in (change or {}).items()}
-    return harvest(function, ["**"], edits)(*args, **static)
+    if not isinstance(function, Model):
+        return harvest(function, ["**"], edits)(*args, **static)
+    tokens = read_texts(function, *args)
+    rows = np.arange(len(tokens) + -len(tokens) % function.dp) % len(tokens)  # a mesh divides them
+    dtype = function.params["embedding"]["tokens"].dtype
+    cache = init_cache(function.config, len(rows), tokens.shape[1], dtype, function.mesh)
+    inside = harvest(forward, ["**"], edits, unpadded=function.unpadded)
+    (logits, _), values = inside(function.params, tokens[rows], cache, config=function.config, **static)
+    return jax.tree.map(lambda x: x[: len(tokens)], (logits, values))
 
 
-def reading(model: Model, text: Any) -> tuple[Any, ...]:
-    """What forward takes to read one text with a model: parameters, tokens [1 T] and an empty cache."""
-    ids, single = encode_prompts(model, text)
-    if not single:
-        raise RequestError(f"text is {shown(text)}; expected one text, or a list of its ids: call this for each.")
+def read_texts(model: Model, text: Any) -> np.ndarray:
+    """One text, or several of as many tokens -> ids [B T]. Raises RequestError for others."""
+    ids, _ = encode_prompts(model, text)
+    if len(lengths := {len(row) for row in ids}) != 1:
+        raise RequestError(
+            f"the texts have {' and '.join(map(str, sorted(lengths))) or 'no'} tokens; expected texts of the same length, as "
+            "their values are rows of one array: call this for each."
+        )
     check_room(model, len(ids[0]), 0)
-    tokens = np.array(ids, np.int32)
-    dtype = model.params["embedding"]["tokens"].dtype
-    return model.params, tokens, init_cache(model.config, 1, tokens.shape[1], dtype, model.mesh)
+    return np.array(ids, np.int32)

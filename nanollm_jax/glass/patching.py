@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.glass import passes
 from nanollm_jax.glass.passes import Target
+from nanollm_jax.glass.texts import of_each, same_length, text_of
 from nanollm_jax.loading import Model
 from nanollm_jax.params import Params
 
@@ -50,6 +52,7 @@ class Patching:
         )
 
 
+@of_each("clean", "corrupted")
 def patch(
     model: Model,
     clean: Any,
@@ -71,10 +74,11 @@ def patch(
     over         along which of their axes, one at a time: "T" positions, "N" heads (of q and mixed, at all positions at once),
                  "K" heads of keys and values
     approximate  estimate all of them from one gradient, which is right where the model is straight between the two texts
+    Of several clean texts a list; corrupted, token, against and at may have an entry for each then.
     Raises RequestError naming what cannot be honoured.
     """
-    good, bad = passes.text_of(model, clean), passes.text_of(model, corrupted)
-    passes.same_length(good, bad, "corrupted")
+    good, bad = text_of(model, clean), text_of(model, corrupted)
+    same_length(good, bad, "corrupted")
     if good.ids == bad.ids:
         raise RequestError("clean and corrupted are the same tokens; expected two texts that differ.")
     target, right = passes.aim(good, token, against, at)
@@ -91,23 +95,24 @@ def patch(
     keep = tuple((name, None) for name in names)
     tokens, count = bad.padded
     values = passes.run(passes.keep_values, model, *good.padded, keep=keep)
-    X = len(good.ids) if over == "T" else model.config.sizes[over]
+    X = len(good.ids) if over == "T" else good.config.sizes[over]
     how = {"axes": tuple(axes.items())}
     if approximate:
-        found = np.asarray(passes.run(estimate, model, tokens, count, target, values, **how))[:, :X] + wrong
+        found = passes.fetched(passes.run(estimate, model, tokens, count, target, values, **how))[:, :X] + wrong
     else:
         place, where = (index.ravel().astype(np.int32) for index in np.indices((len(names), X)))
         found = passes.in_rows(
             lambda *index: passes.run(measure_patched, model, tokens, count, target, values, *index, **how),
             (place, where),
             tokens.shape[1],
+            model.dp,
         ).reshape(len(names), X)
     return Patching(found, right, wrong, list(names), good.pieces, passes.said(good, target))
 
 
 def measure_patched(
     params: Params, tokens: jax.Array, count: jax.Array, target: Target, values: dict[str, jax.Array],
-    place: jax.Array, where: jax.Array, *, config: ModelConfig, axes: tuple[tuple[str, int], ...],
+    place: jax.Array, where: jax.Array, *, config: ModelConfig, mesh: Mesh | None, axes: tuple[tuple[str, int], ...],
 ) -> jax.Array:  # fmt: skip
     """What is measured of rows with one piece each.  tokens [1 T], count [1], place and where [B] -> [B] float32"""
     B, change = place.shape[0], {}
@@ -116,19 +121,21 @@ def measure_patched(
         mask = (place == index)[:, None] & (where[:, None] == jnp.arange(value.shape[axis])[None])  # [B X]
         shape = [B, *(size if at == axis else 1 for at, size in enumerate(value.shape[1:], 1))]
         change[name] = (passes.replace, (mask.reshape(shape), value))
-    return passes.read_rows(params, tokens, count, target, B, change, config)
+    return passes.read_rows(params, tokens, count, target, B, change, config, mesh)
 
 
 def estimate(
     params: Params, tokens: jax.Array, count: jax.Array, target: Target, values: dict[str, jax.Array],
-    *, config: ModelConfig, axes: tuple[tuple[str, int], ...],
+    *, config: ModelConfig, mesh: Mesh | None, axes: tuple[tuple[str, int], ...],
 ) -> jax.Array:  # fmt: skip
     """How much each piece would change, by the gradient where nothing is put in.  tokens [1 T], count [1] -> [P X] float32"""
-    own = passes.keep_values(params, tokens, count, config=config, keep=tuple((name, None) for name, _ in axes))
+    own = passes.keep_values(
+        params, tokens, count, config=config, mesh=mesh, keep=tuple((name, None) for name, _ in axes)
+    )
 
     def measured(added: dict[str, jax.Array]) -> jax.Array:
         change = {name: (lambda value, seen, x: value + x, x) for name, x in added.items()}
-        return passes.read_rows(params, tokens, count, target, 1, change, config)[0]
+        return passes.read_rows(params, tokens, count, target, 1, change, config, mesh)[0]
 
     slopes = jax.grad(measured)(jax.tree.map(jnp.zeros_like, own))
     rows = []

@@ -2,7 +2,7 @@
 
 begin    the prompt's tokens, the rows, what is kept
 token    what an answer grew by, with what else could have been said
-event    what the engine did in one step, and from when to when in its own seconds
+event    what the engine did in one step, from when to when in its own seconds, and how many bytes that had to read
 cache    which position stands in which slot of each layer
 summary  of a row, the head of its story and the arrays that values() gives; now and then, and at the end
 end      how the answers ended
@@ -24,13 +24,14 @@ from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import encode_prompts, requests_of
 from nanollm_jax.engine.rows import Spent, Ticket
 from nanollm_jax.errors import RequestError, shown
-from nanollm_jax.glass import passes
 from nanollm_jax.glass.asking import check_plan, expanded, model_names
 from nanollm_jax.glass.cache_view import cache_view
 from nanollm_jax.glass.changes import Edits, Steer
+from nanollm_jax.glass.costs import bytes_of, limit
 from nanollm_jax.glass.edits import Shrink
 from nanollm_jax.glass.names import letters
 from nanollm_jax.glass.story import Story, for_report, story, word_of
+from nanollm_jax.glass.texts import own_config
 from nanollm_jax.glass.watch import LIMIT, Watched, watch_stream
 from nanollm_jax.glass.watched_programs import Asked
 from nanollm_jax.loading import Model
@@ -77,7 +78,7 @@ class Run:
         edits are for a second row, of the same prompt and seed; without any there is one row.
         Raises RequestError for what cannot be honoured.
         """
-        self.model, self.edits = passes.on_one_device(model), edits
+        self.model, self.edits = model, edits
         ids, single = encode_prompts(model, prompt)
         if not single:
             raise RequestError(f"prompt is {shown(prompt)}; expected one text, or a list of its ids.")
@@ -104,13 +105,14 @@ class Run:
     def write(self) -> Generator[Item, None, None]:
         """Run it. Left before its end, the engine is stopped."""
         begun = time.perf_counter()
-        config, plain = self.model.config, Edits()
+        config, plain = own_config(self.model), Edits()
         spellers = [Speller(self.model) for _ in self.rows]
         given, *_ = [[speller.push(token) for token in self.ids] for speller in spellers]
         yield "begin", {
             "ids": self.ids, "tokens": [text for text, _ in given], "names": [name for _, name in given],
             "rows": self.rows, "layers": config.num_layers, "heads": config.num_heads, "seed": self.seed,
             "edits": None if self.edits is None else dataclasses.asdict(self.edits), "bytes": self.bytes,
+            "limit": limit(self.model),
         }  # fmt: skip
         change = [(edits or plain).change(self.model, len(self.ids)) for edits in (None, self.edits)[: len(self.rows)]]
         shown, told, cost, spent = [0] * len(self.rows), begun, 0.0, Spent()
@@ -211,7 +213,7 @@ class Speller:
 
 def kept(model: Model, positions: int) -> dict[str, Shrink | None]:
     """What to keep of a text of so many tokens: what a story is made of, and of attention whole rows where these are few."""
-    config, found = model.config, expanded(model_names(model), for_report(model))
+    config, found = own_config(model), expanded(model_names(model), for_report(model))
     if 2 * config.num_layers * config.num_heads * positions**2 * model.dtype.activations.itemsize > WHOLE:
         return found
     return {name: None if name.endswith(".attention.weights") else shrink for name, shrink in found.items()}
@@ -223,7 +225,8 @@ def stepped(engine: Engine, before: Spent) -> dict[str, Any]:
     engine.events.clear()
     begun, ended = (spent.seconds - spent.compile_seconds for spent in (before, now))
     compiling = now.compile_seconds - before.compile_seconds
-    return {"from": begun, "to": ended, "compiling": compiling, "rows": engine.rows, "events": events}
+    read = bytes_of(engine, events)
+    return {"from": begun, "to": ended, "compiling": compiling, "rows": engine.rows, "read": read, "events": events}
 
 
 def seen(cache: KVCache) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from nanollm_jax.checks import check_counts
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.glass import passes
-from nanollm_jax.glass.passes import Source, Target
+from nanollm_jax.glass.passes import Target
+from nanollm_jax.glass.texts import Source, Text, of_each, same_length, text_of
 from nanollm_jax.params import Params
 
 METHODS = ("gradient", "integrated")
@@ -47,6 +49,7 @@ class Saliency:
         return f"Saliency({self.said}: {self.plain:.2f}; {found} ..)"
 
 
+@of_each("text", "baseline")
 def saliency(
     source: Source,
     text: Any = None,
@@ -70,6 +73,7 @@ def saliency(
     baseline what integrated gradients begin from: another text of as many tokens, or None for the mean of this text's vectors
              at every position. (From zero vectors on, norms make a jump of nearly the whole way.)
     steps    points of the integral, by the rule of Gauss and Legendre
+    Of several texts, or a list of rows, a list; token, against, at and baseline may have an entry for each then.
     Raises RequestError naming what cannot be honoured.
     """
     if method not in METHODS:
@@ -77,11 +81,11 @@ def saliency(
     if baseline is not None and method != "integrated":
         raise RequestError("baseline is for integrated gradients; add method='integrated', or leave it out.")
     (steps,) = check_counts(steps=steps)
-    asked = passes.text_of(source, text, row)
+    asked = text_of(source, text, row)
     target, plain = passes.aim(asked, token, against, at)
     vectors = vectors_of(asked)
-    other = asked if baseline is None else passes.text_of(asked.model, baseline)
-    passes.same_length(asked, other, "baseline")
+    other = asked if baseline is None else text_of(asked.model, baseline)
+    same_length(asked, other, "baseline")
     start, alphas, weights = np.zeros_like(vectors), np.ones(1), np.ones(1)
     if method == "integrated":
         size = len(asked.ids)
@@ -93,21 +97,22 @@ def saliency(
         lambda alpha: passes.run(slope, asked.model, tokens, count, target, start, vectors, alpha),
         (alphas.astype(np.float32),),
         tokens.shape[1],
+        asked.model.dp,
     )
     scores = np.einsum("S,ST->T", weights, slopes.astype(np.float64))[: len(asked.ids)]
     base = float(values[-1]) if method == "integrated" else np.nan
     return Saliency(scores.astype(np.float32), asked.pieces, plain, base, passes.said(asked, target))
 
 
-def vectors_of(text: passes.Text) -> np.ndarray:
+def vectors_of(text: Text) -> np.ndarray:
     """The vectors with which a pass over a text begins.  -> [1 T D] float32"""
     values = passes.run(passes.keep_values, text.model, *text.padded, keep=(("embedding", None),))
-    return np.asarray(values["embedding"]).astype(np.float32)
+    return passes.fetched(values["embedding"]).astype(np.float32)
 
 
 def slope(
     params: Params, tokens: jax.Array, count: jax.Array, target: Target, start: jax.Array, end: jax.Array, alpha: jax.Array,
-    *, config: ModelConfig,
+    *, config: ModelConfig, mesh: Mesh | None,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """What is measured on the way from start to end [1 T D], at alpha [B], and how steep it is there along the way of each
     token.  -> [B] float32, [B T] float32
@@ -117,7 +122,7 @@ def slope(
     def measured(added: jax.Array) -> tuple[jax.Array, jax.Array]:
         vectors = start + alpha[:, None, None] * way + added
         change = {"embedding": (lambda value, seen, x: x.astype(value.dtype), vectors)}
-        values = passes.read_rows(params, tokens, count, target, B, change, config)
+        values = passes.read_rows(params, tokens, count, target, B, change, config, mesh)
         return jnp.sum(values), values
 
     gradient, values = jax.grad(measured, has_aux=True)(jnp.zeros((B, *way.shape[1:])))

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from nanollm_jax import cache as kv
 from nanollm_jax import sampling as smp
@@ -19,12 +20,14 @@ from nanollm_jax.cache import init_cache
 from nanollm_jax.checks import check_counts, listed
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.decode import State, init_state, read_prompts, write_tokens
+from nanollm_jax.devices.programs import parallelize
 from nanollm_jax.engine import buckets
 from nanollm_jax.engine.answer import Answer, Generation
 from nanollm_jax.engine.request import check_room, check_seeds, settings_of
 from nanollm_jax.errors import RequestError
 from nanollm_jax.glass import passes
 from nanollm_jax.glass.harvest import harvest
+from nanollm_jax.glass.texts import of_each, own_config, text_of
 from nanollm_jax.loading import Model
 from nanollm_jax.params import Params
 from nanollm_jax.settings import Sampling
@@ -55,6 +58,7 @@ class Lab:
         return f"Lab({n} settings x {m} seeds, {sum(len(one.token_ids) for row in self.answers for one in row)} tokens)"
 
 
+@of_each("prompt")
 def sampling_lab(
     model: Model, prompt: Any, settings: Sequence[Sampling], *, seeds: Any = (0, 1, 2, 3), max_new_tokens: int = 32
 ) -> Lab:
@@ -63,10 +67,10 @@ def sampling_lab(
     settings  a list of Samplings; seeds a list of numbers, the same for each
     An answer is the one that generate gives with this sampling and seed, but for ties in the last bits. Beside it stands what
     temperature and each cut leave of the model's own distribution at every place, penalties aside; of a greedy row nothing
-    is cut. Raises RequestError as generate does, and for a model on a mesh.
+    is cut. Of several prompts a list of labs. Raises RequestError as generate does.
     """
     (steps,) = check_counts(max_new_tokens=max_new_tokens)
-    text, config = passes.text_of(model, prompt), model.config
+    text, config = text_of(model, prompt), own_config(model)
     check_room(model, len(text.ids), steps)
     passes.check_switch(model, len(text.ids), steps)
     own, given = listed(settings), listed(seeds)
@@ -80,12 +84,13 @@ def sampling_lab(
         raise RequestError(f"{n} settings and {m} seeds are {n * m} answers; expected at most {ROWS} at once.")
     ends = tuple(token for token in model.defaults.eos_ids if token < config.vocab_size)
     rows = [one.rows(1, config.vocab_size, ends=ends, max_new_tokens=steps) for one in chosen for _ in numbers]
+    rows += rows[-1:] * (-len(rows) % model.dp)  # a mesh divides them
+    seeds_of_rows = np.resize(np.array(numbers, np.uint32), len(rows))
     sampling = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
     capacity = buckets.capacity(len(text.ids) + steps, config.max_positions)
-    tokens, logprobs, (left, mass) = jax.device_get(
-        passes.run(
-            write, model, *text.padded, sampling, np.array(numbers * n, np.uint32), capacity=capacity, steps=steps
-        )
+    how = {"capacity": capacity, "steps": steps}
+    tokens, logprobs, (left, mass) = passes.fetched(
+        passes.run(everywhere, model, *text.padded, sampling, seeds_of_rows, **how)
     )
     answers = []
     for row in range(n * m):
@@ -94,18 +99,29 @@ def sampling_lab(
             answer.push(token, logprob)
         answers.append(answer.result(numbers[row % m]))
     rowed = lambda found: [found[at : at + m] for at in range(0, n * m, m)]  # noqa: E731
-    of_rows = lambda x: [x[: len(one.token_ids), row] for row, one in enumerate(answers)]  # noqa: E731
+    of_rows = lambda x: [x[row, : len(one.token_ids)] for row, one in enumerate(answers)]  # noqa: E731
     stages = ["temperature", *CUTS]
     return Lab(chosen, numbers, rowed(answers), stages, rowed(of_rows(left)), rowed(of_rows(mass)))
 
 
-def write(
+def everywhere(
     params: Params, tokens: jax.Array, count: jax.Array, sampling: Sampling, seeds: jax.Array,
-    *, config: ModelConfig, capacity: int, steps: int,
+    *, config: ModelConfig, mesh: Mesh | None, capacity: int, steps: int,
+) -> Any:  # fmt: skip
+    """write, on all members of a mesh, each of which reads the prompt for its rows.  tokens [1 T], count [1]"""
+    config, dp = passes.held(config, mesh), 1 if mesh is None else mesh.shape["dp"]
+    copies = lambda x: jnp.concatenate([x] * dp)  # noqa: E731
+    state = init_state(init_cache(config, dp, capacity, params["embedding"]["tokens"].dtype), config)
+    program = parallelize(partial(write, config=config, steps=steps), mesh, config)
+    return program(params, copies(tokens), copies(count), state, sampling, seeds)
+
+
+def write(
+    params: Params, tokens: jax.Array, count: jax.Array, state: State, sampling: Sampling, seeds: jax.Array,
+    *, config: ModelConfig, steps: int,
 ) -> tuple[jax.Array, jax.Array, Any]:  # fmt: skip
-    """Read a prompt and answer it in B rows.  tokens [1 T], count [1], seeds [B] -> tokens, logprobs [B n], stages [n B C]"""
-    cache = init_cache(config, 1, capacity, params["embedding"]["tokens"].dtype)
-    state = unwrap(read_prompts)(params, tokens, count, init_state(cache, config), config=config)
+    """Read a prompt and answer it in B rows.  tokens [1 T], count [1], seeds [B] -> tokens, logprobs [B n], stages [B n C]"""
+    state = unwrap(read_prompts)(params, tokens, count, state, config=config)
     rows = jnp.zeros(seeds.shape[0], jnp.int32)
     past = jax.tree.map(lambda x: x[rows], state.past)
     state = State(state.logits[rows], kv.repeat(state.cache, rows), past)
@@ -113,7 +129,8 @@ def write(
     loop = harvest(partial(unwrap(write_tokens), config=config, steps=steps), keep)
     (answers, logprobs, _), kept = loop(params, state, sampling, seeds)
     first = stages_of(state.logits, sampling)  # a step draws from the logits of the one before
-    return answers, logprobs, jax.tree.map(lambda x, y: jnp.concatenate([x[None], y[:-1]]), first, kept["logits"])
+    stages = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y[:-1]]).swapaxes(0, 1), first, kept["logits"])
+    return answers, logprobs, stages
 
 
 def stages_of(logits: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:

@@ -18,6 +18,7 @@ from nanollm_jax.engine.request import encode_prompts
 from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.glass import passes
 from nanollm_jax.glass.edits import Change
+from nanollm_jax.glass.texts import text_of
 from nanollm_jax.loading import Model
 
 
@@ -54,7 +55,7 @@ def steer(model: Model, pairs: Sequence[tuple[Any, Any]], place: str) -> Steerin
     place  one name with axes [B T D], such as "layers.2.out"
     Raises RequestError for what is no pair and for a place that is no vector.
     """
-    names = passes.places_of(passes.on_one_device(model), place)
+    names = passes.places_of(model, place)
     if len(names) != 1 or [*names.values()] != [["B", "T", "D"]]:
         raise RequestError(f"place is {shown(place)}; expected one name with axes B T D, such as layers.2.out.")
     (name,) = names
@@ -69,7 +70,7 @@ def differences(model: Model, pairs: Sequence[tuple[Any, Any]], names: Sequence[
     rows = [encode_prompts(model, list(pair)) for pair in given]
     if any(single for _, single in rows):
         raise RequestError(f"pairs is {shown(pairs)}; expected pairs of texts, or of lists of ids.")
-    texts = [passes.text_of(model, ids) for pair, _ in rows for ids in pair]
+    texts = [text_of(model, ids) for pair, _ in rows for ids in pair]
     longest = max(texts, key=lambda text: len(text.ids))
     tokens = np.zeros((len(texts), longest.padded[0].shape[1]), np.int32)
     count = np.array([len(text.ids) for text in texts], np.int32)
@@ -77,7 +78,10 @@ def differences(model: Model, pairs: Sequence[tuple[Any, Any]], names: Sequence[
         tokens[n, : len(text.ids)] = text.ids
     keep = tuple((name, at_last) for name in names)
     vectors = passes.in_rows(
-        lambda *arrays: passes.run(passes.keep_values, model, *arrays, keep=keep), (tokens, count), tokens.shape[1]
+        lambda *arrays: passes.run(passes.keep_values, model, *arrays, keep=keep),
+        (tokens, count),
+        tokens.shape[1],
+        model.dp,
     )
     return {name: (x[0::2].astype(np.float32) - x[1::2].astype(np.float32)).mean(0) for name, x in vectors.items()}
 

@@ -42,6 +42,7 @@ from nanollm_jax.glass.story_arrays import (
     strongest,
     thinned,
 )
+from nanollm_jax.glass.texts import check_box, own_config, text_of
 from nanollm_jax.glass.watch import Watched, aligned
 from nanollm_jax.loading import Model
 from nanollm_jax.measure.roofline import part_bytes
@@ -101,8 +102,8 @@ def story(box: Watched, *, row: int = 0, name: str | None = None, times: dict[st
     Raises RequestError for a row that is not there, for one that has not written anything, and, where something was not kept
     that for_report names, for one that was written with changes: another pass would not be what happened.
     """
-    passes.check_box(box, None, row)
-    ticket, model = box.tickets[row], passes.on_one_device(box.model)
+    check_box(box, None, row)
+    ticket, model = box.tickets[row], box.model
     ids, answer = box.tokens[row], box.answers[row]
     if not answer.token_ids:
         raise RequestError("this row has written nothing yet; wait for its first chunk.")
@@ -133,7 +134,7 @@ def story(box: Watched, *, row: int = 0, name: str | None = None, times: dict[st
     }
     arrays |= heads_of(model, values, first, left, rows_of)
     arrays |= shares_of(model, values, shown_ids, found, number, left)
-    config = model.unpadded or model.config
+    config = own_config(model)
     texts, names = spelled(model, ids, first)
     head = {
         "form": 1,
@@ -170,13 +171,13 @@ def values_of(box: Watched, row: int) -> tuple[dict[str, Any], list[str], int | 
     again = [name for name in wanted if not has(name)]
     values = {name: box.row(name, box.tickets[row]) for name in wanted if has(name)}
     if again:
-        text = passes.text_of(box, None, row)
+        text = text_of(box, None, row)
         keep = [(name, wanted[name]) for name in again]
         keep += [
             (name.replace("weights", "slots"), None) for name in again if wanted[name] is None and "weights" in name
         ]
         size = len(text.ids) - 1
-        for name, value in jax.device_get(
+        for name, value in passes.fetched(
             passes.run(passes.keep_values, model, *text.padded, keep=tuple(keep))
         ).items():
             values[name] = value if name.endswith("slots") else jax.tree.map(lambda x: x[0], value)

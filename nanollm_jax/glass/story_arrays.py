@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.glass import attribution, passes
 from nanollm_jax.glass.asking import expanded, model_names
 from nanollm_jax.glass.lens import Lens, score
+from nanollm_jax.glass.texts import own_config
 from nanollm_jax.loading import Model
 from nanollm_jax.params import Params
 
@@ -47,7 +49,7 @@ def lens_of(model: Model, depths: list[str], values: dict[str, Any], ids: list[i
     normed = np.repeat([name == "final_norm" for name in depths], W)
     vectors = np.concatenate([values[name] for name in depths])
     call = lambda *arrays: passes.run(score, model, *arrays, k=k)  # noqa: E731
-    best, logprobs, own, ranks = passes.in_rows(call, (vectors, after, normed), passes.TOKENS // 256)
+    best, logprobs, own, ranks = passes.in_rows(call, (vectors, after, normed), passes.TOKENS // 256, model.dp)
     pair = lambda x: x.reshape(P, W)  # noqa: E731
     return Lens(depths, [], [], best.reshape(P, W, k), logprobs.reshape(P, W, k), pair(own), pair(ranks))
 
@@ -99,14 +101,14 @@ def shares_of(
     left: list[str],
 ) -> Arrays:
     """shares of a story: of each token against the best other one."""
-    config = model.config
+    config = own_config(model)
     own = np.array(ids[1:], np.int32)
     other = np.where(found.ids[-1, :, 0] == own, found.ids[-1, :, min(1, found.ids.shape[-1] - 1)], found.ids[-1, :, 0])
     names = [*expanded(model_names(model), dict.fromkeys(attribution.summed(config))), "final_norm"]
     names = list(dict.fromkeys(names))
     arrays = (own, other.astype(np.int32), *(values[name] for name in names))
     call = lambda *rows: passes.run(split, model, *rows, names=tuple(names))  # noqa: E731
-    heads, mlps, embedding, bias, rest = passes.in_rows(call, arrays, passes.TOKENS // 64)
+    heads, mlps, embedding, bias, rest = passes.in_rows(call, arrays, passes.TOKENS // 64, model.dp)
     if 2 * heads.size > LIMITS["shares"]:
         left.append("What each layer's heads wrote is told of all of them together.")
         heads = heads.sum(axis=-1, keepdims=True)
@@ -119,14 +121,20 @@ def shares_of(
 
 
 def split(
-    params: Params, own: jax.Array, other: jax.Array, *values: jax.Array, config: ModelConfig, names: tuple[str, ...]
+    params: Params,
+    own: jax.Array,
+    other: jax.Array,
+    *values: jax.Array,
+    config: ModelConfig,
+    mesh: Mesh | None,
+    names: tuple[str, ...],
 ) -> tuple[jax.Array, ...]:
     """How far the logits of own are above those of other [R], by who wrote that, before any cap; values are [R ..] by name."""
 
     def one(own: jax.Array, other: jax.Array, *values: jax.Array) -> tuple[jax.Array, ...]:
         named = dict(zip(names, values, strict=True))
         direction, constant = attribution.direction_of(params, jnp.stack([own, other]), jnp.array([1.0, -1.0]), config)
-        heads, mlps, stream, bias = attribution.summands(params, named, direction, config)
+        heads, mlps, stream, bias = attribution.summands(params, named, direction, config, mesh)
         parts = heads, mlps, stream, bias + constant
         said = jnp.sum(direction * named["final_norm"].astype(jnp.float32)) + constant
         return *parts, said - sum(jnp.sum(part) for part in parts)

@@ -6,7 +6,8 @@
                 of branches for kinds of devices the one for all others, if it has the names
     scan        a kept value gets a first axis, of steps
     while       the same, where `rounds` bounds their number
-    shard_map   edits and shrinks get all heads and channels of the rows that a device has; what is kept stays where it is
+    shard_map   edits and shrinks get all heads and channels of the rows that a device has (members.py); what is kept stays
+                where it is
 
 Anything else that has a wanted name inside is refused.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,7 +25,9 @@ from jax.extend import core
 from jax.sharding import PartitionSpec
 
 from nanollm_jax import collectives
+from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import RequestError
+from nanollm_jax.glass import members
 from nanollm_jax.glass.edits import Change, Shrink, check_change, edited, shrunk
 from nanollm_jax.glass.names import SPLIT, expression, letters
 
@@ -44,6 +47,7 @@ class Walk:
     keep: dict[str, Shrink | None]
     change: dict[str, Change]
     rounds: int | None
+    own: ModelConfig | None = None  # of the model that a mesh makes heads up for
     met: dict[str, int] = dataclasses.field(default_factory=dict)  # and in how many loops
     loops: int = 0
 
@@ -100,20 +104,22 @@ class Walk:
     def named(self, name: str, value: Any, seen: dict[str, Any], kept: Kept) -> Any:
         """A value that has a name, or what is made of it."""
         self.met[name] = self.loops
-        axes = split_axes(name, value)
         seen[name] = value
         for pattern in self.chosen(self.change, name):
             change = self.change[pattern]
             edit, *arrays = change if isinstance(change, tuple) else (change,)
-            whole = gather(value, axes)
-            new = edited(name, edit, whole, Seen(seen), arrays)
-            seen[name] = value = part(new, axes)
+            new = edited(name, edit, members.gather(name, value, self.own), Seen(seen, self.own), arrays)
+            seen[name] = value = members.part(name, new, value, self.own)
         asked = self.chosen(self.keep, name)
+        if asked and collectives.split():
+            members.split_axes(name, value)
         shrinks = {self.keep[pattern] for pattern in asked}
         if len(shrinks) > 1:
             raise RequestError(f"{name} is to be kept in two ways, by {' and by '.join(asked)}; ask for one of them.")
         for shrink in shrinks:
-            made = value if shrink is None else shrunk(name, shrink, gather(value, axes), Seen(seen))
+            made = value
+            if shrink is not None:
+                made = shrunk(name, shrink, members.gather(name, value, self.own), Seen(seen, self.own))
             if collectives.split() and any(jnp.shape(leaf)[:1] != value.shape[:1] for leaf in jax.tree.leaves(made)):
                 raise RequestError(
                     f"on a mesh what is kept of {name} needs its rows, {value.shape[0]}, as its first axis."
@@ -203,8 +209,7 @@ class Walk:
             outputs = self.run(params["jaxpr"], [], list(args), {}, new)
             for name, value in new.items():
                 loops = (None,) * self.met[name]
-                whole = any(self.keep[pattern] for pattern in self.chosen(self.keep, name))
-                axes = ["B"] if whole else letters(name) or []
+                axes = ["B"] if self.shrinks(name) else letters(name) or []
                 spec = PartitionSpec(*loops, *(SPLIT.get(letter) for letter in axes))
                 specs[name] = jax.tree.map(lambda _, spec=spec: spec, value)
             return outputs, new
@@ -214,23 +219,27 @@ class Walk:
         jax.eval_shape(traced, *inputs)
         program = jax.shard_map(inside, **where, out_specs=(list(params["out_specs"]), dict(specs)))
         outputs, new = jax.jit(program)(*inputs)
-        kept |= new
+        tp = params["mesh"].shape[collectives.AXIS]
+        kept |= {name: x if self.shrinks(name) else members.owned(name, x, self.own, tp) for name, x in new.items()}
         return outputs
+
+    def shrinks(self, name: str) -> bool:
+        """Is something made of a value where it is kept?"""
+        return any(self.keep[pattern] for pattern in self.chosen(self.keep, name))
 
 
 class Seen(Mapping[str, jax.Array]):
     """The named values of a pass until now; on a mesh, whole."""
 
-    def __init__(self, values: Mapping[str, jax.Array]) -> None:
+    def __init__(self, values: Mapping[str, jax.Array], own: ModelConfig | None) -> None:
         """Those of this member."""
-        self.values_ = values
+        self.values_, self.own = values, own
 
     def __getitem__(self, name: str) -> jax.Array:
         """One of them. Raises RequestError where there is none yet."""
         if name not in self.values_:
             raise RequestError(f"{name} was not computed before; what was is {', '.join(self.values_) or 'nothing'}.")
-        value = self.values_[name]
-        return gather(value, split_axes(name, value))
+        return members.gather(name, self.values_[name], self.own)
 
     def __iter__(self) -> Iterator[str]:
         """Their names, in order."""
@@ -246,28 +255,6 @@ def put(kept: Kept, name: str, value: Any) -> None:
     if name in kept:
         raise RequestError(f"{name} is computed in two places of this function; take one of its parts alone.")
     kept[name] = value
-
-
-def split_axes(name: str, value: Any) -> list[int]:
-    """The axes along which a member has only its part of the heads or channels of a value; none without a mesh."""
-    if not collectives.split():
-        return []
-    axes = letters(name)
-    if axes is None or len(axes) != value.ndim:
-        raise RequestError(
-            f"{name} is not one of the model's values, and on a mesh nobody knows which part a device has."
-        )
-    return [at for at, letter in enumerate(axes) if SPLIT.get(letter) == collectives.AXIS]
-
-
-def gather(value: Any, axes: list[int]) -> Any:
-    """All heads and channels of a value, on every member."""
-    return reduce(collectives.all_gather, axes, value)
-
-
-def part(value: Any, axes: list[int]) -> Any:
-    """This member's part of them."""
-    return reduce(collectives.part, axes, value)
 
 
 def nothing(shape: Any, *first: int) -> jax.Array:

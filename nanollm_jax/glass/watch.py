@@ -27,7 +27,7 @@ from nanollm_jax.engine.request import Request, encode_prompts, longest, request
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.shared import Shared, failed
 from nanollm_jax.errors import NumericsError, RequestError
-from nanollm_jax.glass.asking import changes_of, check_mesh, check_plan, expanded, model_names
+from nanollm_jax.glass.asking import changes_of, check_plan, expanded, model_names
 from nanollm_jax.glass.edits import Change, Shrink, kept_by
 from nanollm_jax.glass.names import letters
 from nanollm_jax.glass.watched_programs import Asked, Watching
@@ -113,7 +113,6 @@ def watching(
     shrinks = kept_by(keep)
     edits, changes = changes_of(names, change, since, texts, n)
     wanted = Asked(tuple(expanded(names, shrinks).items()), tuple(edits.items()))
-    check_mesh(model, [name for name, _ in (*wanted.keep, *wanted.change)])
     check_plan(model, wanted, requests, limit, spare(guesses))
     if rows is None:
         rows = memory.fitting(model, buckets.rows(len(requests), model.dp), longest(requests), guesses)

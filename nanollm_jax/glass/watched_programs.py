@@ -79,10 +79,10 @@ def changed(
     return jnp.where(begun, edited(name, edit, value, seen, own), value)
 
 
-@partial(jax.jit, static_argnames=("program", "asked", "config", "mesh", "static"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("program", "asked", "config", "unpadded", "mesh", "static"), donate_argnames="state")
 def harvested(
     params: Params, state: Any, rest: tuple[Any, ...], arrays: Kept, *, program: str, asked: Asked,
-    config: ModelConfig, mesh: Mesh | None, static: tuple[tuple[str, Any], ...],
+    config: ModelConfig, unpadded: ModelConfig | None, mesh: Mesh | None, static: tuple[tuple[str, Any], ...],
 ) -> tuple[Any, Kept]:  # fmt: skip
     """A program of slots.py and what is kept of it. arrays are those of `changed`, by name."""
     keep: dict[str, Shrink | None] = dict(asked.keep)
@@ -92,7 +92,8 @@ def harvested(
     change = {name: (partial(changed, edit, name), arrays[name]) for name, edit in asked.change}
     # the program's own function, compiled here: traced, its arguments no longer say which mesh they are on
     function = partial(getattr(slots, program).__wrapped__, config=config, **dict(static))
-    return harvest(parallelize(function, mesh, config), keep, change, rounds=CHUNK)(params, state, *rest)
+    members = parallelize(function, mesh, config)
+    return harvest(members, keep, change, rounds=CHUNK, unpadded=unpadded)(params, state, *rest)
 
 
 @dataclass
@@ -160,6 +161,7 @@ class Watching:
             program=program,
             asked=asked,
             config=config,
+            unpadded=self.engine.model.unpadded,
             mesh=self.engine.model.mesh,
             static=static,
         )

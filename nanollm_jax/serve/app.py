@@ -18,7 +18,7 @@ from starlette.routing import Route
 from nanollm_jax.serve import watching
 from nanollm_jax.serve.guards import Guards, Json, refused, service_of
 from nanollm_jax.serve.looking import Looking
-from nanollm_jax.serve.pages import CHAT, GLASS, page_of
+from nanollm_jax.serve.pages import CHAT, GLASS, page_of, with_link
 from nanollm_jax.serve.refusals import Refusal
 from nanollm_jax.serve.service import Service
 from nanollm_jax.serve.tokens import detokenize, tokenize, tokenizer_info
@@ -35,8 +35,9 @@ def make_app(service: Service | Looking, ended: Callable[[], None] = lambda: Non
         yield
 
     options = service.options
-    routes = openai_routes() if isinstance(service, Service) else [Route("/", page_of(GLASS))]
-    routes += glass_routes() if service.watcher is not None else []
+    looks = service.watcher is not None
+    routes = openai_routes(looks) if isinstance(service, Service) else [Route("/", page_of(GLASS))]
+    routes += glass_routes() if looks else []
     cors = Middleware(
         CORSMiddleware, allow_origins=options.origins, allow_methods=["GET", "POST"], allow_headers=["*"],
         expose_headers=["x-nanollm-seed", "x-request-id", "retry-after"],
@@ -53,8 +54,8 @@ def make_app(service: Service | Looking, ended: Callable[[], None] = lambda: Non
     return app
 
 
-def openai_routes() -> list[Route]:
-    """Those of OpenAI's API and what goes with them, and the page that chats."""
+def openai_routes(looks: bool) -> list[Route]:
+    """Those of OpenAI's API and what goes with them, and the page that chats; looks: there is the glass box to link to."""
     get = {
         "/models": models, "/models/{name:path}": one_model, "/tokenizer_info": tokenizer_info, "/health": health,
         "/metrics": metrics, "/rows": rows, "/version": version,
@@ -69,7 +70,7 @@ def openai_routes() -> list[Route]:
         for path, endpoint in paths.items()
         for prefix in ("/v1", "")
     ]
-    chat = page_of(CHAT)
+    chat = page_of(with_link(CHAT) if looks else CHAT)
     return [*routes, Route("/", chat), Route("/page/{name}", chat)]
 
 

@@ -55,7 +55,7 @@ class EngineThread(threading.Thread):
         """
         super().__init__(name="engine", daemon=True)
         self.engine, self.metrics, self.context, self.followers = engine, metrics, context, followers
-        self.timeline = Timeline(engine.rows)
+        self.timeline = Timeline(engine)
         self.watchdog = Watchdog(limit, lambda: self.fail(Stuck(f"a step has not ended within {limit:g} s")))
         self.wake = threading.Condition()
         self.notes: deque[Callable[[], None]] = deque()

@@ -35,6 +35,11 @@ CHAT = files(Path(__file__).with_name("page"))
 GLASS = files(Path(str(glass.__file__)).with_name("page"))
 
 
+def with_link(chat: dict[str, bytes]) -> dict[str, bytes]:
+    """The page that chats, with its link to the glass box shown."""
+    return chat | {"index.html": chat["index.html"].replace(b'href="glass" hidden', b'href="glass"')}
+
+
 def page_of(files: dict[str, bytes]) -> Callable[[Request], Awaitable[Response]]:
     """What answers for a page: its index.html, and the files that this asks for, {name}."""
 

@@ -8,25 +8,29 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.rows import Event
+from nanollm_jax.glass.costs import bytes_of
 
 STEPS = 1000  # that are remembered
 
 
 class Timeline:
-    """The last steps of an engine of so many rows. One thread notes, others read."""
+    """The last steps of an engine. One thread notes, others read."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, engine: Engine) -> None:
         """Nothing has happened."""
-        self.rows, self.begun, self.count = rows, time.perf_counter(), 0
+        self.engine, self.begun, self.count = engine, time.perf_counter(), 0
         self.steps: deque[dict[str, Any]] = deque(maxlen=STEPS)
         self.lock = threading.Lock()
 
     def note(self, began: float, events: Sequence[Event]) -> None:
         """A step that began then, by perf_counter, has ended now."""
-        now = time.perf_counter()
+        now, read = time.perf_counter(), bytes_of(self.engine, events)
         with self.lock:
-            self.steps.append({"from": began - self.begun, "to": now - self.begun, "events": list(events)})
+            self.steps.append(
+                {"from": began - self.begun, "to": now - self.begun, "read": read, "events": list(events)}
+            )
             self.count += 1
 
     def since(self, number: int) -> dict[str, Any]:
@@ -34,4 +38,4 @@ class Timeline:
         with self.lock:
             steps, count = list(self.steps), self.count
         kept = steps[max(0, number - (count - len(steps))) :] if number <= count else steps
-        return {"rows": self.rows, "next": count, "now": time.perf_counter() - self.begun, "steps": kept}
+        return {"rows": self.engine.rows, "next": count, "now": time.perf_counter() - self.begun, "steps": kept}

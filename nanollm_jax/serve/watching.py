@@ -82,11 +82,16 @@ class Watch(Body, kw_only=True):
 
 
 class Grow(Body, kw_only=True):
-    """POST /glass/tree: what may follow a prompt."""
+    """POST /glass/tree: what may follow a prompt.
+
+    edits: of the model that says it; given: how many of the tokens it was given, all where it is left out.
+    """
 
     prompt: str | list[int]
     width: int = 3
     depth: int = 4
+    edits: Changes | None = None
+    given: int | None = None
 
 
 class Compare(Body, kw_only=True):
@@ -104,7 +109,7 @@ def watcher_of(request: Request) -> Watcher:
 async def about(request: Request) -> Response:
     """GET /glass/about: which model this is."""
     model, options = watcher_of(request).model, request.app.state.options
-    config = model.config
+    config = model.unpadded or model.config
     return Json({
         "name": options.names[0], "layers": config.num_layers, "heads": config.num_heads, "width": config.hidden_size,
         "parameters": model.num_parameters, "context": min(options.context, config.max_positions),
@@ -180,8 +185,17 @@ async def tree(request: Request) -> Response:
         )
     (ids,), _ = await checked(encode_prompts, watcher.model, body.prompt)
     check_context(len(ids) + body.depth, request.app.state.options.context)
-    model = watcher.model
-    return await worked(request, lambda: branch(model, glass.tree(model, ids, width=body.width, depth=body.depth)))
+    if body.given is not None and body.given < 0:
+        raise Refusal(400, f"given is {body.given}; expected a number of tokens.", "given")
+    given = len(ids) if body.given is None else min(body.given, len(ids))
+    model, edits = watcher.model, Edits() if body.edits is None else body.edits.edits()
+    await checked(edits.check, model)
+
+    def work() -> dict[str, Any]:
+        change = edits.change(model, given)
+        return branch(model, glass.tree(model, ids, width=body.width, depth=body.depth, change=change))
+
+    return await worked(request, work)
 
 
 def branch(model: Model, found: Branch) -> dict[str, Any]:

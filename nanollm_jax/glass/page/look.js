@@ -283,6 +283,7 @@ async function begin() {
   document.title = `${about.name}, from inside`;
   at("about").textContent = `${about.name}: ${about.layers} layers of ${about.heads} heads, ${about.parameters.toLocaleString("en")} parameters. Every number is of the generation itself.`;
   at("max_tokens").max = about.context - 1;
+  at("chat").hidden = !about.engine; // where one serves, the page that chats stands beside this one
   await write(true);
 }
 await begin();

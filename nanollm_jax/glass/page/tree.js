@@ -71,11 +71,12 @@ export function treeView({ ask, ongo }) {
       says.textContent = "Looking ...";
       try {
         const ids = tokens.slice(0, t + 1).map(({ id }) => id);
-        const found = await ask("tree", { prompt: ids, width: WIDTH, depth: DEPTH }, stop.signal);
+        const edits = row && now.begin.edits ? { edits: now.begin.edits, given: now.begin.tokens.length } : {};
+        const found = await ask("tree", { prompt: ids, width: WIDTH, depth: DEPTH, ...edits }, stop.signal);
         if (key !== asked) return;
         root = { ...found, text: tokens[t].text };
         begun = tokens.slice(0, t + 1).map(({ text }) => text).join("").replace(/^ /, "");
-        says.textContent = `How likely each is behind what is before it${row ? ", without the changes: the tree is the plain model's" : ""}. Pick one, and the text goes on from there.`;
+        says.textContent = `How likely each is behind what is before it${row ? ", with what was changed" : ""}. Pick one, and the text goes on from there.`;
         again();
       } catch (error) {
         if (error.name !== "AbortError") says.textContent = error.message;

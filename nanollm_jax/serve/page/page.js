@@ -171,5 +171,6 @@ async function list() {
 }
 
 at("key").onchange = list;
+at("glass").onclick = () => at("key").value && sessionStorage.setItem("nanollm.key", at("key").value); // that page asks for it too
 await list();
 at("text").focus();

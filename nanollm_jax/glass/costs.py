@@ -1,0 +1,60 @@
+"""What an engine had to read to write, and how fast this machine reads: how near a step is to the limit that memory sets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+import jax
+
+from nanollm_jax.config import ModelConfig
+from nanollm_jax.engine.engine import Engine
+from nanollm_jax.engine.rows import Event
+from nanollm_jax.glass.texts import own_config
+from nanollm_jax.loading import Model
+from nanollm_jax.measure.roofline import part_bytes, read_rate
+
+
+def bytes_of(engine: Engine, events: Sequence[Event]) -> int:
+    """Bytes that the chunks among the events of a step had to read: weights once for each of their steps, and what is in sight.
+
+    Of rows that ended in it what they held is not counted, nor what pieces of prompts read: those compute rather than read.
+    """
+    read, model = 0.0, engine.model
+    for _, _, rows, steps in (event for event in events if event.what == "chunk"):
+        held = [slot.filled for slot in engine.slots if slot.ticket is not None][:rows]
+        read += steps * step_bytes(own_config(model), model.dtype.name, rows, tuple(held))
+    return round(read)
+
+
+def step_bytes(config: ModelConfig, dtype: str, rows: int, held: tuple[int, ...]) -> float:
+    """roofline.step_bytes of rows that hold so many positions each."""
+    weights, cached, windows = fixed_bytes(config, dtype, rows)
+    seen = sum(count * min(positions + 1, window) for positions in held for window, count in windows)
+    return weights + cached * (seen + rows * config.num_layers)
+
+
+@cache
+def fixed_bytes(config: ModelConfig, dtype: str, rows: int) -> tuple[float, float, tuple[tuple[int, int], ...]]:
+    """Of a step of so many rows: bytes of weights, those of one position in the cache of one layer; and how many layers see how
+    many positions.
+    """
+    parts = part_bytes(config, rows, 0, dtype)
+    cached = parts.pop("cache")
+    windows = Counter(layer.window or config.max_positions for layer in config.layers)
+    return sum(parts.values()), cached / (2 * rows * config.num_layers), tuple(windows.items())
+
+
+def limit(model: Model) -> float | None:
+    """Bytes per second that the devices of a model read; None where there is no room to measure it."""
+    return read_limit(1 if model.mesh is None or jax.default_backend() == "cpu" else model.mesh.size)
+
+
+@cache
+def read_limit(devices: int) -> float | None:
+    """The rate of so many devices, of one that is measured once."""
+    try:
+        return devices * read_rate()
+    except (jax.errors.JaxRuntimeError, MemoryError):
+        return None
