@@ -20,7 +20,7 @@ from nanollm_jax.kinds import LayerConfig, LongRopeScaling, told
 NORMS = {"rms_norm": ("scale",), "layer_norm": ("scale", "bias"), "centred_norm": ("scale",)}
 QK_NORMS = (None, "head", "width")
 ROPE_PAIRS = ("halves", "neighbours")
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu_squared", "silu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu_squared", "silu", "clamped_swish")
 MOST_LAYERS = 10_000  # the deepest model that was published has 126; each is a piece of the compiled program
 
 
@@ -38,6 +38,8 @@ class ModelConfig:
     norm_behind_rope does so when they have been rotated.
     counted_heads is how many query and key heads a norm of all together counts, where a mesh holds more; None means all.
     norm_offset is added to every norm's scale. A cap c makes c * tanh(x / c) of x.
+    attention_sinks is one more score for each query head, which takes its part and gives nothing. expert_bias is one in the
+    router and two in every expert.
     num_experts 0 means that there are none; layers say which of them have some. shared_size is the width of an MLP beside
     them that every token goes through, 0 without one; shared_gate lets each token say how much of it counts.
     """
@@ -73,12 +75,14 @@ class ModelConfig:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     qkv_clip: float | None = None
+    attention_sinks: bool = False
     parallel_residual: bool = False
     shared_norm: bool = False
     head_bias: bool = False
     num_experts: int = 0  # E
     experts_per_token: int = 1
     expert_size: int = 1  # M
+    expert_bias: bool = False
     shared_size: int = 0  # W
     shared_gate: bool = False
 
@@ -107,6 +111,8 @@ class ModelConfig:
             raise ConfigError(f"norm {self.norm!r} is not supported; known: {', '.join(NORMS)}.")
         if self.activation not in ACTIVATIONS:
             raise ConfigError(f"activation {self.activation!r} is not supported; known: {', '.join(ACTIVATIONS)}.")
+        if self.activation == "clamped_swish" and not self.gated_mlp:
+            raise ConfigError("activation 'clamped_swish' is of a gate and what it lets through; gated_mlp is False.")
         self.own("norm_eps", check_positive)
         if self.head_dim % 2 and any(layer.rope for layer in layers):
             raise ConfigError(f"head_dim {self.head_dim} is odd; rope rotates pairs, so it has to be even.")
@@ -142,7 +148,7 @@ class ModelConfig:
             raise ConfigError("a layer has experts, and num_experts is 0; say how many there are.")
         for name in ("gated_mlp", "learned_positions", "qkv_bias", "attention_out_bias", "mlp_bias", "tie_embeddings",
                      "pre_norm", "post_norm", "norm_behind_rope", "parallel_residual", "shared_norm", "head_bias",
-                     "shared_gate"):  # fmt: skip
+                     "shared_gate", "attention_sinks", "expert_bias"):  # fmt: skip
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False.")
 

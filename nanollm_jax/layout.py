@@ -39,10 +39,14 @@ def layout(config: ModelConfig) -> dict[str, str]:
     if config.qk_norm is not None:
         whole = config.qk_norm == "width"
         attention |= {"q_norm": {"scale": "N H" if whole else "H"}, "k_norm": {"scale": "K H" if whole else "H"}}
+    if config.attention_sinks:
+        attention |= {"sinks": "N"}
     mlp = {"up": "U F D", "down": "D F"}
     if config.mlp_bias:
         mlp |= {"up_bias": "U F", "down_bias": "D"}
     experts: dict[str, Any] = {"router": "E D", "up": "E U M D", "down": "E D M"}
+    if config.expert_bias:
+        experts |= {"router_bias": "E", "up_bias": "E U M", "down_bias": "E D"}
     if config.shared_size:
         shared = {name: axes.replace("F", "W") for name, axes in mlp.items()}
         experts |= {"shared": shared | ({"gate": "D"} if config.shared_gate else {})}

@@ -115,11 +115,12 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
         q, k = (rope.ROTATIONS[config.rope_pairs](x, *turns) for x in (q, k))
     if config.norm_behind_rope:
         q, k = norm.heads(p, q, k, config.norm_eps, config.norm_offset, config.counted_heads)
-    q = attention.sharpen(q, new.positions, layer.sharpening)
+    q = rope.sharpen(q, new.positions, layer.sharpening)
     q, k, v = tag(q, f"{name}.q"), tag(k, f"{name}.k"), tag(v, f"{name}.v")
 
     cache, seen = kv.extend(cache, index, k, v, new.real)
-    mixed = dot_product(q, seen, new.positions, layer.window, layer.attention_scale, config.attention_softcap, name)
+    mask = new.positions, layer.window, layer.attention_scale, config.attention_softcap
+    mixed = dot_product(q, seen, *mask, name, p.get("sinks"))
     mixed = tag(mixed.astype(h.dtype), f"{name}.mixed")  # [B T N H]
     return linear_sum(mixed, p["wo"], p.get("bo")), cache
 
@@ -132,7 +133,7 @@ def feed_forward(p: Params, h: jax.Array, index: int, config: ModelConfig) -> ja
     chances = tag(moe.chances(p, h, router), f"{name}.router")  # [B T E]
     given = moe.moe(p, h, chances, config.activation, config.experts_per_token, router)
     if config.shared_size:
-        given = given + tag(moe.shared(p["shared"], h, config.activation), f"{name}.shared")
+        given = given + tag(mlp.shared(p["shared"], h, config.activation), f"{name}.shared")
     return given
 
 

@@ -59,6 +59,7 @@ FURTHER = {
     "ministral3": {"head_dim": 10, "rope_parameters": {
         "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16,
         "llama_4_scaling_beta": 0.3}},
+    "gpt_oss": {"head_dim": 10, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 6},
     "glm4_moe": {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "n_shared_experts": 2,
                  "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7, "use_qk_norm": True, "attention_bias": True},
 }  # fmt: skip

@@ -96,10 +96,11 @@ def test_flags_are_true_or_false(name, value):
     [
         (dict(num_kv_heads=4), "num_heads 6 is not a multiple of num_kv_heads 4"),
         (dict(num_kv_heads=12), "num_heads 6 is not a multiple of num_kv_heads 12"),
-        (dict(norm="batch_norm"), "norm 'batch_norm' is not supported; known: rms_norm, layer_norm, centred_norm"),
+        (dict(norm="batch_norm"), "norm .batch_norm. is not supported; known: rms_norm, layer_norm, centred_norm"),
         (dict(norm=None), "norm None is not supported"),
-        (dict(activation="tanh"), "activation 'tanh' is not supported; known: gelu, gelu_tanh, relu, relu_squared, silu"),
+        (dict(activation="tanh"), "activation .tanh. is not supported; known: gelu, gelu_tanh, relu, relu_squared, silu"),
         (dict(activation=[]), r"activation \[\] is not supported"),
+        (dict(activation="clamped_swish", gated_mlp=False), "clamped_swish.* is of a gate"),
         (dict(shared_norm=True), "shared_norm needs a parallel_residual and a pre_norm"),
         (dict(norm_behind_rope=True), "norm_behind_rope is True, and qk_norm None"),
         (dict(head_bias=1), "head_bias is 1; expected True or False"),

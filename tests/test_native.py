@@ -35,7 +35,7 @@ def some(B, T, N, K, S, H, longest=None):
     return random(B, T, N, H), random(B, K, S, H), random(B, K, S, H), at, positions, filled
 
 
-def exact(q, keys, values, at, positions, filled, window, scale, cap):
+def exact(q, keys, values, at, positions, filled, window, scale, cap, sinks=None):
     """In float64, a query at a time."""
     q, keys, values = (np.asarray(x, float) for x in (q, keys, values))
     made, group = np.zeros(q.shape), q.shape[2] // keys.shape[1]
@@ -43,14 +43,15 @@ def exact(q, keys, values, at, positions, filled, window, scale, cap):
         seen = (positions[b] >= 0) & (positions[b] <= at[b, t]) & (at[b, t] - positions[b] < (window or 10**9))
         found = keys[b, n // group, seen] @ q[b, t, n] * (q.shape[-1] ** -0.5 if scale is None else scale)
         found = np.exp(found if cap is None else cap * np.tanh(found / cap))
-        made[b, t, n] = found / found.sum() @ values[b, n // group, seen]
+        sink = 0 if sinks is None else np.exp(sinks[n])
+        made[b, t, n] = found / (found.sum() + sink) @ values[b, n // group, seen]
     return made
 
 
-def fast(q, keys, values, at, positions, filled, window=None, scale=None, cap=None):
+def fast(q, keys, values, at, positions, filled, window=None, scale=None, cap=None, sinks=None):
     """The operation as a model asks for it."""
     arrays = map(jnp.asarray, (keys, values, positions, filled))
-    return jax.jit(lambda q, *seen: dot_product(q, Seen(*seen, 0), jnp.asarray(at), window, scale, cap, "x"))(
+    return jax.jit(lambda q, *seen: dot_product(q, Seen(*seen, 0), jnp.asarray(at), window, scale, cap, "x", sinks))(
         q, *arrays
     )
 
@@ -71,6 +72,15 @@ def test_attention(shape, window, scale, cap):
     given = some(*shape)
     assert "nanollm_attention" in jax.jit(fast).lower(*given).as_text()
     agree(fast(*given, window, scale, cap), exact(*given, window, scale, cap), 1e-5)
+
+
+@here
+def test_attention_with_sinks():
+    """Large ones, which nearly all goes to, and small ones; over several blocks, and where a query sees one slot."""
+    given = some(2, 3, 8, 2, 600, 24)
+    sinks = jnp.linspace(-6, 12, 8)
+    for window in (None, 1):
+        agree(fast(*given, window, None, None, sinks), exact(*given, window, None, None, np.asarray(sinks)), 1e-5)
 
 
 @here

@@ -78,7 +78,7 @@ def test_activations():
         "relu_squared": np.maximum(x, 0) ** 2,
         "silu": x / (1 + np.exp(-x.astype(float))),
     }
-    assert set(mlp.ACTIVATIONS) == set(expected) == set(ACTIVATIONS)
+    assert set(mlp.ACTIVATIONS) == set(expected) == set(ACTIVATIONS) - {"clamped_swish"}
     for name, function in mlp.ACTIVATIONS.items():
         agree(function(x), expected[name])
 
@@ -270,19 +270,46 @@ def test_experts_from_the_best_groups_by_corrected_chances():
         agree(weight[row], 1.7 * own[row, taken] / max(own[row, taken].sum(), 0.9))
 
 
+def test_experts_with_biases():
+    """One in the router, one in each matrix: the definition, and by groups."""
+    p, x = experts(5, 7, 6), 3 * random(20, 6)
+    p |= {"router_bias": random(5), "up_bias": random(5, 2, 7), "down_bias": random(5, 6)}
+    chances = moe.chances(p, x[None], Router())
+    agree(chances[0], np.asarray(jax.nn.softmax(x @ p["router"].T + p["router_bias"])))
+    weight, expert = moe.chosen(chances[0], 2, Router())
+    expected = np.zeros(x.shape)
+    for row, (shares, chosen) in enumerate(zip(weight, expert, strict=True)):
+        for share, e in zip(shares, chosen, strict=True):
+            gate, up = p["up"][e] @ x[row] + p["up_bias"][e]
+            gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
+            hidden = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+            expected[row] += float(share) * (p["down"][e] @ hidden + p["down_bias"][e])
+    agree(moe.moe(p, x[None], chances, "clamped_swish", 2, Router())[0], expected)
+    last = np.einsum("rk,rkd->rd", weight, p["down_bias"][np.asarray(expert)])
+    agree(moe.dense(p, x, weight, expert, "clamped_swish") + last, expected)
+
+
+def test_a_sink_takes_its_part():
+    scores, sinks = 3 * random(2, 2, 3, 5, 300), random(6) * 3
+    taken = np.exp(scores) / (np.exp(scores).sum(-1, keepdims=True) + np.exp(sinks).reshape(1, 2, 3, 1, 1))
+    agree(attention.weights(scores, 0, sinks), taken)
+    sinks[:] = 200  # and where it is more than any score
+    assert not np.asarray(attention.weights(scores, 0, sinks)).any()
+
+
 def test_an_mlp_that_all_tokens_share():
     p, x = {"up": random(2, 7, 6), "down": random(6, 7), "gate": random(6)}, random(2, 3, 6)
     gate, up = np.einsum("btd,ufd->ubtf", x, p["up"])
     expected = (gate / (1 + np.exp(-gate)) * up) @ p["down"].T
-    agree(moe.shared(p, x, "silu"), expected / (1 + np.exp(-x @ p["gate"]))[..., None])
-    agree(moe.shared({name: p[name] for name in ("up", "down")}, x, "silu"), expected)
+    agree(mlp.shared(p, x, "silu"), expected / (1 + np.exp(-x @ p["gate"]))[..., None])
+    agree(mlp.shared({name: p[name] for name in ("up", "down")}, x, "silu"), expected)
 
 
 def test_queries_that_grow_with_their_positions():
     q, at = random(2, 4, 3, 5), np.array([[0, 7, 8, 15], [16, 23, 24, 1000]], np.int32)
-    grown = attention.sharpen(q, at, Sharpening(0.3, 8))
+    grown = rope.sharpen(q, at, Sharpening(0.3, 8))
     agree(grown, q * (1 + 0.3 * np.log(1 + np.floor(at / 8)))[:, :, None, None])
-    assert attention.sharpen(q, at, None) is q
+    assert rope.sharpen(q, at, None) is q
 
 
 @pytest.mark.parametrize("way", [moe.dense, moe.grouped])

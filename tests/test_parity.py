@@ -78,7 +78,7 @@ MINISTRAL3 = LLAMA | dict(model_type="ministral3", head_dim=14, rope_parameters=
     llama_4_scaling_beta=0.3, original_max_position_embeddings=16))  # fmt: skip
 HUNYUAN = LLAMA | dict(model_type="hunyuan_v1_dense", head_dim=14)
 COHERE = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"} | dict(
-    model_type="cohere", pad_token_id=0
+    model_type="cohere", pad_token_id=0, logit_scale=0.4
 )
 COHERE2 = COHERE | dict(model_type="cohere2", sliding_window=9, sliding_window_pattern=2)
 PHI = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"} | dict(
@@ -94,6 +94,9 @@ ERNIE4_5_MOE = LLAMA | dict(model_type="ernie4_5_moe", moe_num_experts=7, moe_k=
                             moe_num_shared_experts=2, use_bias=True)  # fmt: skip
 MINIMAX_M2 = LLAMA | dict(model_type="minimax_m2", head_dim=16, num_local_experts=7, num_experts_per_tok=3,
                           intermediate_size=24, rotary_dim=8)  # fmt: skip
+
+GPT_OSS = LLAMA | dict(model_type="gpt_oss", head_dim=14, num_local_experts=5, num_experts_per_tok=3, sliding_window=9,
+                       intermediate_size=24, pad_token_id=0)  # fmt: skip
 
 EYES = dict(depth=1, hidden_size=32, intermediate_size=37, num_heads=2, out_hidden_size=48)
 SEEN = dict(image_token_id=901, video_token_id=902, vision_start_token_id=903, vision_end_token_id=904)
@@ -259,6 +262,9 @@ CASES = {
                                                 moe_num_shared_experts=0, moe_norm_min=0.5),
     "minimax_m2": MINIMAX_M2,
     "minimax_m2-whole-heads": MINIMAX_M2 | dict(rotary_dim=None, tie_word_embeddings=True, num_experts_per_tok=1),
+    "gpt_oss": GPT_OSS,
+    "gpt_oss-yarn": GPT_OSS | dict(attention_bias=False, tie_word_embeddings=True, rope_parameters=YARN | dict(truncate=False),
+                                   layer_types=["full_attention", "sliding_attention", "sliding_attention"]),
     "gpt2": GPT2,
     "gpt2-untied": GPT2 | dict(tie_word_embeddings=False),
     "gpt2-inner": GPT2 | dict(n_inner=71, n_head=3, vocab_size=130),

@@ -26,7 +26,8 @@ REFUSED = {
 # file: what the warning names, unknown to the reference too
 NAMED = {
     "mlc__gemma2_9b": "sliding_window_size = 4096", "ome__gemma_2_9b": "sliding_window_size = 4096",
-    "mlc__phi-4": "full_attn_mod = 1",
+    "mlc__phi-4": "full_attn_mod = 1", "openai__gpt-oss-20b": "experts_per_token = 4",
+    "ome__gpt_oss_20b": "experts_per_token = 4", "ome__gpt_oss_120b": "experts_per_token = 4",
     "MiniMaxAI__MiniMax-M2.7": "attn_type_list = ", "nvidia__MiniMax-M2.7-NVFP4": "attn_type_list = ",
     "x__Qwen2.5-14B-Instruct-1M-like": "dual_chunk_attention_config = ",
 }  # fmt: skip

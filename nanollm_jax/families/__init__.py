@@ -33,6 +33,7 @@ from nanollm_jax.families import (
     glm4_moe,
     gpt2,
     gpt_neox,
+    gpt_oss,
     granite,
     granitemoe,
     granitemoehybrid,
@@ -74,7 +75,7 @@ FAMILIES: dict[str, ModuleType] = {
     "ernie4_5": ernie4_5, "mistral3": mistral3, "qwen2_vl": qwen2_5_vl, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl,
     "arcee": arcee, "nemotron": nemotron, "ministral3": ministral3, "hunyuan_v1_dense": hunyuan_v1_dense, "cohere": cohere,
     "cohere2": cohere2, "phi": phi, "qwen2_moe": qwen2_moe, "glm4_moe": glm4_moe, "dots1": dots1,
-    "ernie4_5_moe": ernie4_5_moe, "minimax_m2": minimax_m2,
+    "ernie4_5_moe": ernie4_5_moe, "minimax_m2": minimax_m2, "gpt_oss": gpt_oss,
 }  # fmt: skip
 
 

@@ -131,6 +131,10 @@ LISTED = {
     },
     "glm4_moe": {"scoring_func": "a sigmoid is what is computed", "topk_method": "experts are always corrected"},
     "dots1": {"scoring_func": "a sigmoid is what is computed", "topk_method": "experts are always corrected"},
+    "gpt_oss": {
+        "experts_per_token": "num_experts_per_tok is used",
+        "initial_context_length": "what rope_scaling says is used",
+    },
     "minimax_m2": {
         "attn_type_list": "every layer's attention is softmax",
         "mtp_transformer_layers": "layers that guess further tokens",

@@ -27,6 +27,7 @@ from nanollm_jax.dtypes import resolve_weights
 SIZES = {"cpu": (2**28, 2048)}
 LARGE = (2**31, 8192)
 CALLS = 4
+CHOOSING = ("router", "router_bias", "correction")  # of experts
 
 
 def step_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> int:
@@ -90,8 +91,8 @@ def used_weights(config: ModelConfig, experts: float, sizes: dict[str, int] | No
     whole = config.sizes if sizes is None else sizes
     chosen: dict[str, float] = {**whole, "E": experts}
     looked_up = {"embedding.positions"} | (set() if config.tie_embeddings else {"embedding.tokens"})
-    return {  # a router, which has no M, is used whole
-        path: math.prod((chosen if "M" in axes else whole)[letter] for letter in axes.split())
+    return {  # what chooses is used whole
+        path: math.prod((whole if path.rpartition(".")[2] in CHOOSING else chosen)[letter] for letter in axes.split())
         for path, axes in layout.layout(config).items()
         if path not in looked_up
     }

@@ -5,7 +5,6 @@ match.  Vaswani et al. 2017, section 3.2; grouped queries: Ainslie et al. 2023, 
 from __future__ import annotations
 
 from functools import partial, reduce
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,15 +61,22 @@ def scores(
 
 @jax.named_scope("scores")
 @partial(jax.jit, static_argnames="own")
-def weights(scores: jax.Array, own: int = 0) -> jax.Array:
-    """How much each query takes from each key: a softmax, with its sum taken as mix takes its own.  [B K G T S] -> the same"""
-    (T, S), rows = scores.shape[3:], []
+def weights(scores: jax.Array, own: int = 0, sinks: jax.Array | None = None) -> jax.Array:
+    """How much each query takes from each key: a softmax, with its sum taken as mix takes its own.  [B K G T S] -> the same
+
+    sinks [N] is one more score for each query head, of nothing: what it takes is missing from the others, which then sum to
+    less than 1.  OpenAI 2025, arXiv:2508.10925; Xiao et al. 2023, arXiv:2309.17453.
+    """
+    (K, G, T, S), rows = scores.shape[1:], []
     before = S - own
+    sink = None if sinks is None else sinks.astype(jnp.float32).reshape(1, K, G, 1)
     for begin, end in blocks(T):
         stop = before + end if own else S
         block = scores[:, :, :, begin:end, :stop]
-        exponents = jnp.exp(block - jnp.max(block, axis=-1, keepdims=True))
+        most = jnp.max(block, axis=-1) if sink is None else jnp.maximum(jnp.max(block, axis=-1), sink)
+        exponents = jnp.exp(block - most[..., None])
         total = reduce(jnp.add, (jnp.sum(part, axis=(4, 5)) for part in in_blocks(exponents, 4, before)))
+        total = total if sink is None else total + jnp.exp(sink - most)
         rows.append(jnp.pad(exponents / total[..., None], ((0, 0),) * 4 + ((0, S - stop),)))
     return jnp.concatenate(rows, axis=3)
 
@@ -90,18 +96,6 @@ def mix(weight: jax.Array, v: jax.Array, own: int = 0) -> jax.Array:
         block = reduce(jnp.add, (jnp.sum(contract("BKGTCS,BKCSH->BKCGTH", *part), axis=2) for part in parts))
         means.append(block.transpose(0, 3, 1, 2, 4).reshape(B, end - begin, K * G, H))
     return jnp.concatenate(means, axis=1)
-
-
-def sharpen(q: jax.Array, positions: jax.Array, sharpening: Any) -> jax.Array:
-    """Queries that grow with where they stand, or as they are without that.  q [B T N H], positions [B T] -> [B T N H]
-
-    sharpening is config.py's record: 1 + beta ln(1 + floor(position / every)), so that far positions look as sharply at a
-    few of many keys as near ones at a few of few.  Nakanishi 2025, arXiv:2501.19399.
-    """
-    if sharpening is None:
-        return q
-    steps = (positions // sharpening.every).astype(jnp.float32)[:, :, None, None]
-    return (q * (1 + sharpening.beta * jnp.log1p(steps))).astype(q.dtype)
 
 
 def clip(x: jax.Array, limit: float | None) -> jax.Array:

@@ -28,28 +28,42 @@ class Seen(NamedTuple):
 
 @jax.named_scope("scores")
 def dot_product(
-    q: jax.Array, seen: Seen, at: jax.Array, window: int | None, scale: float | None, cap: float | None, name: str
+    q: jax.Array,
+    seen: Seen,
+    at: jax.Array,
+    window: int | None,
+    scale: float | None,
+    cap: float | None,
+    name: str,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """The mean of the values that each query may see, weighted by how well their keys match.
 
-    q [B T N H], whose tokens stand at positions `at` [B T] -> [B T N H] float32. window, scale and cap as in attention.py; name
-    is that of the layer, for its tags. On a CPU the few tokens of a step of decoding go through the filled slots alone: XLA
-    there reads the whole cache, and slowly. So do on an NVIDIA GPU all tokens, in 16 bits: XLA there writes down all scores.
+    q [B T N H], whose tokens stand at positions `at` [B T] -> [B T N H] float32. window, scale, cap and sinks [N] as in
+    attention.py; name is that of the layer, for its tags. On a CPU the few tokens of a step of decoding go through the filled
+    slots alone: XLA there reads the whole cache, and slowly. So do on an NVIDIA GPU all tokens, in 16 bits: XLA there writes
+    down all scores. The kernel there has no sinks.
     """
     keys, values, positions, filled, own = seen
 
     def plain(
-        q: jax.Array, keys: jax.Array, values: jax.Array, at: jax.Array, positions: jax.Array, filled: jax.Array
+        q: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        at: jax.Array,
+        positions: jax.Array,
+        filled: jax.Array,
+        sinks: jax.Array | None = None,
     ) -> jax.Array:
         mask = visible(at, tag(positions, f"{name}.slots"), window)  # [B T S]
         found = tag(scores(q, keys, mask, scale, own, cap), f"{name}.scores")
-        return mix(tag(weights(found, own), f"{name}.weights"), values, own)  # of weights [B K G T S]
+        return mix(tag(weights(found, own, sinks), f"{name}.weights"), values, own)  # of weights [B K G T S]
 
-    arrays = q, keys, values, at, positions, filled
+    arrays = (q, keys, values, at, positions, filled) + (() if sinks is None else (sinks,))
     how: dict[str, Any] = {"window": window, "scale": scale, "cap": cap, "plain": plain}
     faster: dict[str, Any] = {}
     if not own and keys.dtype == jnp.float32 and native.wanted():
         faster["cpu"] = partial(native.attention, **how)
-    if gpu.takes(q, keys):
+    if sinks is None and gpu.takes(q, keys):
         faster["cuda"] = partial(gpu.attention, own=own, **how)
     return jax.lax.platform_dependent(*arrays, **faster, default=plain) if faster else plain(*arrays)

@@ -8,7 +8,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from nanollm_jax.ops.linear import linear, linear_sum
+from nanollm_jax.ops.linear import contract, linear, linear_sum
+
+ALPHA, LIMIT = 1.702, 7.0  # of clamped_swish
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -36,7 +38,29 @@ def narrow(p: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:
     return linear_sum(hidden, p["down"], p.get("down_bias"))
 
 
+@jax.named_scope("mlp")
+def shared(p: dict[str, jax.Array], x: jax.Array, activation: str) -> jax.Array:
+    """The MLP beside the experts, which every token goes through.  x [B T D] -> [B T D]
+
+    p is that of an MLP; with a gate [D] in it, each token says by a sigmoid how much of it counts.
+    """
+    given = narrow(p, widen(p, x, activation))
+    if "gate" in p:
+        given = (jax.nn.sigmoid(contract("BTD,D->BT", x, p["gate"]))[..., None] * given).astype(x.dtype)
+    return given
+
+
 def bend(wide: jax.Array, activation: str) -> jax.Array:
     """The activation, or the gate's times up.  [... U F] -> [... F]"""
-    act = ACTIVATIONS[activation]
-    return act(wide[..., 0, :]) if wide.shape[-2] == 1 else act(wide[..., 0, :]) * wide[..., 1, :]
+    gate = wide[..., 0, :]
+    if wide.shape[-2] == 1:
+        return ACTIVATIONS[activation](gate)
+    if activation == "clamped_swish":
+        return clamped_swish(gate, wide[..., 1, :])
+    return ACTIVATIONS[activation](gate) * wide[..., 1, :]
+
+
+def clamped_swish(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """gate * sigmoid(ALPHA gate) * (up + 1), of both no more than LIMIT.  [... F] twice -> [... F].  arXiv:2508.10925"""
+    gate, up = jnp.minimum(gate, LIMIT), jnp.clip(up, -LIMIT, LIMIT)
+    return gate * jax.nn.sigmoid(ALPHA * gate) * (up + 1)

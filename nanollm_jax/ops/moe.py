@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from nanollm_jax import collectives
-from nanollm_jax.ops.linear import contract, product
-from nanollm_jax.ops.mlp import bend, narrow, widen
+from nanollm_jax.ops.linear import add, contract, product
+from nanollm_jax.ops.mlp import bend
 
-Experts = dict[str, jax.Array]  # router [E D], up [E U M D], down [E D M]; and correction [E] where there is one
+# router [E D], up [E U M D], down [E D M]; where there are, correction [E], router_bias [E], up_bias [E U M], down_bias [E D]
+Experts = dict[str, jax.Array]
 SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
 
@@ -29,7 +30,8 @@ def chances(p: Experts, x: jax.Array, router: Any) -> jax.Array:
     router is config.py's record: a softmax over all experts, or a sigmoid of each.
     """
     (B, T, D), E = x.shape, p["router"].shape[0]
-    return SCORES[router.scores](product(x.reshape(B * T, D), p["router"])).reshape(B, T, E)
+    found = product(x.reshape(B * T, D), p["router"]).reshape(B, T, E)
+    return SCORES[router.scores](add(found, p.get("router_bias")))
 
 
 @jax.named_scope("mlp")
@@ -38,19 +40,9 @@ def moe(p: Experts, x: jax.Array, chances: jax.Array, activation: str, top_k: in
     (B, T, D), E = x.shape, chances.shape[2]
     weight, expert = chosen(chances.reshape(B * T, E), top_k, router, p.get("correction"))
     given = collectives.psum(grouped(p, x.reshape(B * T, D), weight, expert, activation))
+    if "down_bias" in p:  # once, where a mesh splits the widths
+        given = given + jnp.sum(weight[:, :, None] * p["down_bias"][expert].astype(jnp.float32), axis=1)
     return given.reshape(B, T, D).astype(x.dtype)
-
-
-@jax.named_scope("mlp")
-def shared(p: dict[str, jax.Array], x: jax.Array, activation: str) -> jax.Array:
-    """The MLP beside the experts, which every token goes through.  x [B T D] -> [B T D]
-
-    p is that of an MLP; with a gate [D] in it, each token says by a sigmoid how much of it counts.
-    """
-    given = narrow(p, widen(p, x, activation))
-    if "gate" in p:
-        given = (jax.nn.sigmoid(contract("BTD,D->BT", x, p["gate"]))[..., None] * given).astype(x.dtype)
-    return given
 
 
 def chosen(
@@ -84,9 +76,13 @@ def in_best_groups(judged: jax.Array, router: Any) -> jax.Array:
 
 
 def dense(p: Experts, x: jax.Array, weight: jax.Array, expert: jax.Array, activation: str) -> jax.Array:
-    """Every expert for every row, and most of it times zero.  x [R D], weight and expert [R k] -> [R D] float32"""
+    """Every expert for every row, and most of it times zero, but for the biases of down.
+
+    x [R D], weight and expert [R k] -> [R D] float32
+    """
     E = p["up"].shape[0]
-    wide = contract("RD,EUMD->REUM", x, p["up"]).astype(x.dtype)
+    wide = contract("RD,EUMD->REUM", x, p["up"])
+    wide = (wide if "up_bias" not in p else wide + p["up_bias"].astype(jnp.float32)[None]).astype(x.dtype)
     share = jnp.sum(weight[:, :, None] * jax.nn.one_hot(expert, E), axis=1)  # [R E]
     given = contract("REM,EDM->RED", bend(wide, activation), p["down"])
     return contract("RE,RED->RD", share, given)
@@ -100,8 +96,10 @@ def grouped(p: Experts, x: jax.Array, weight: jax.Array, expert: jax.Array, acti
     (R, k), (E, U, M, D) = expert.shape, p["up"].shape
     order = jnp.argsort(expert.reshape(R * k), stable=True)
     sizes = jnp.bincount(expert.reshape(R * k), length=E).astype(jnp.int32)
-    wide = by_group(x[order // k], p["up"].reshape(E, U * M, D), sizes).astype(x.dtype)
-    given = by_group(bend(wide.reshape(R * k, U, M), activation), p["down"], sizes)
+    wide = by_group(x[order // k], p["up"].reshape(E, U * M, D), sizes).reshape(R * k, U, M)
+    if "up_bias" in p:
+        wide = wide + p["up_bias"].astype(jnp.float32)[expert.reshape(R * k)[order]]
+    given = by_group(bend(wide.astype(x.dtype), activation), p["down"], sizes)
     given = given * weight.reshape(R * k)[order][:, None]
     return jnp.zeros((R, D), jnp.float32).at[order // k].add(given)
 

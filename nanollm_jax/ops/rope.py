@@ -104,4 +104,16 @@ def rotate_neighbours(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array
     return jnp.concatenate([turned.reshape(*x.shape[:-1], R).astype(x.dtype), x[..., R:]], axis=-1)
 
 
+def sharpen(q: jax.Array, positions: jax.Array, sharpening: Any) -> jax.Array:
+    """Queries that grow with where they stand, or as they are without that.  q [B T N H], positions [B T] -> [B T N H]
+
+    sharpening is config.py's record: 1 + beta ln(1 + floor(position / every)), so that far positions look as sharply at a
+    few of many keys as near ones at a few of few.  Nakanishi 2025, arXiv:2501.19399.
+    """
+    if sharpening is None:
+        return q
+    steps = (positions // sharpening.every).astype(jnp.float32)[:, :, None, None]
+    return (q * (1 + sharpening.beta * jnp.log1p(steps))).astype(q.dtype)
+
+
 ROTATIONS = {"halves": rotate, "neighbours": rotate_neighbours}  # by which channels of a head are a pair

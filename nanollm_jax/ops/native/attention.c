@@ -21,6 +21,7 @@ typedef int32_t ints __attribute__((vector_size(4 * L)));
 typedef struct {
   const float *q, *keys, *values;            // [B T N H], [B K S H] twice
   const int32_t *at, *positions, *filled;    // [B T], [B S], [B]
+  const float* sinks;                        // [N], -inf for none
   float* mixed;                              // [B T N H]
   int64_t B, T, N, K, S, H;
   int64_t window;                            // 0 for none
@@ -115,11 +116,12 @@ static inline void add_weighted(float* sum, const float* weight, const float* va
   }
 }
 
-// One query [H] at a position over the first `filled` slots of its row and head -> mixed [H], zeros where it may see nothing
+// One query [H] at a position over the first `filled` slots of its row and head -> mixed [H], zeros where it may see nothing.
+// What a sink takes is missing from the slots: it is the first score, of a value of zeros.
 static void query(const Attention* a, const float* q, const float* keys, const float* values, const int32_t* positions,
-                  int64_t filled, int32_t at, float* mixed) {
+                  int64_t filled, int32_t at, float sink, float* mixed) {
   const int64_t H = a->H;
-  float weight[BLOCK], most = -INFINITY, sum = 0;
+  float weight[BLOCK], most = sink, sum = sink > -INFINITY;
   memset(mixed, 0, H * sizeof *mixed);
   for (int64_t begin = 0; begin < filled; begin += BLOCK) {
     const int64_t n = filled - begin < BLOCK ? filled - begin : BLOCK;
@@ -162,7 +164,7 @@ static void of_head(const void* job, int64_t piece) {
     for (int64_t g = 0; g < G; g++) {
       const int64_t one = ((row * a->T + t) * a->N + head * G + g) * a->H;
       query(a, a->q + one, a->keys + vectors * a->H, a->values + vectors * a->H, a->positions + row * a->S, a->filled[row],
-            a->at[row * a->T + t], a->mixed + one);
+            a->at[row * a->T + t], a->sinks[head * G + g], a->mixed + one);
     }
 }
 
@@ -170,10 +172,10 @@ XLA_FFI_Error* nanollm_attention(XLA_FFI_CallFrame* call) {
   if (only_asked(call)) return NULL;
   XLA_FFI_Buffer** in = (XLA_FFI_Buffer**)call->args.args;
   const XLA_FFI_Buffer *q = in[0], *keys = in[1], *out = call->rets.rets[0];
-  const float* how = in[6]->data;  // scale, cap, window
+  const float* how = in[7]->data;  // scale, cap, window
   const Attention a = {
       .q = q->data, .keys = keys->data, .values = in[2]->data, .at = in[3]->data, .positions = in[4]->data,
-      .filled = in[5]->data, .mixed = out->data, .B = q->dims[0], .T = q->dims[1], .N = q->dims[2], .H = q->dims[3],
+      .filled = in[5]->data, .sinks = in[6]->data, .mixed = out->data, .B = q->dims[0], .T = q->dims[1], .N = q->dims[2], .H = q->dims[3],
       .K = keys->dims[1], .S = keys->dims[2], .scale = how[0], .cap = how[1], .window = (int64_t)how[2],
   };
   int64_t slots = 0;
