@@ -58,7 +58,7 @@ soak: .venv/installed-test ## ten minutes of 64 clients against the server, of w
 clients: .venv/installed-clients ## other people's clients against a real server: openai, LangChain, LiteLLM, the AI SDK, lm-evaluation-harness, a browser
 	mkdir -p experiments/run/clients && npm install --silent --no-audit --no-fund --prefix experiments/run/clients ai@6 @ai-sdk/openai-compatible@2
 	$(BIN)/python -m pytest -m clients -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
-		tests/test_serve_clients.py tests/test_serve_page.py tests/test_glass_page.py tests/test_report.py
+		tests/test_serve_clients.py tests/test_serve_page.py tests/test_glass_page.py tests/test_report.py tests/test_course_pages.py
 
 laws: .venv/installed-test ## an answer has the same bits alone and beside others: 1,000 random schedules in each dtype, over all families; meshes; two processes; takes long
 	$(PYTEST) -m laws
@@ -118,14 +118,14 @@ $(COMPILERS)/%: .venv/bin/python constraints.txt
 	@rm -rf $@ && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --target $@ $(COMPILER_$*)
 	@touch $@
 
-experiments: .venv/installed-experiments ## run every chapter of experiments/ and build experiments/index.html
+experiments: .venv/installed-experiments ## run every chapter of experiments/ and build the pages, experiments/pages/index.html
 	$(BIN)/python experiments/page/build.py
 
 figures: .venv/installed-experiments ## the same, then renew the committed figures; on a machine with nothing else to do
 	$(BIN)/python experiments/page/build.py --renew
 
 clean: ## remove .venv and what tools left behind
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis experiments/run experiments/index.html
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis experiments/run experiments/pages
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14) and "nanollm_jax needs Python 3.11 to 3.13, found %d.%d; try make PYTHON=python3.12 ..." % v)'

@@ -29,7 +29,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREY, check, plt, predict, same, save, table
+from chapter import BLUE, GREY, check, outcome, plt, predict, same, save, table
 from safetensors import safe_open
 
 import nanollm_jax as nano
@@ -200,9 +200,7 @@ def bfloat16_to_float32(bits):
     return np.where(sign == 1, -size, size).astype(np.float32)
 
 
-embedding = weights[
-    "model.embed_tokens.weight"
-]  # [V D] bfloat16: D numbers for each of the V pieces that the model knows
+embedding = weights["model.embed_tokens.weight"]  # [V D] bfloat16, D numbers for each of the V pieces
 decoded = bfloat16_to_float32(embedding.view(np.uint16))  # [V D] float32
 same("all weights of the embedding, decoded bit by bit", decoded, embedding.astype(np.float32), tolerance=0)
 same("what the library loads", model.params["embedding"]["tokens"], decoded, tolerance=0)
@@ -211,7 +209,7 @@ same("what the library loads", model.params["embedding"]["tokens"], decoded, tol
 predict("in bfloat16, what is 256 + 1? And what is the smallest whole number n for which float32 gives n + 1 = n?")
 
 # %% tags=["answer"]
-print("bfloat16: 256 + 1 =", jnp.bfloat16(256) + jnp.bfloat16(1))
+outcome(jnp.bfloat16(256) + jnp.bfloat16(1), "is 256 + 1 in bfloat16")
 for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
     n = next(2**k for k in range(40) if dtype(2**k) + dtype(1) == dtype(2**k))
     print(

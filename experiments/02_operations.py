@@ -32,7 +32,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import check, plt, predict, same, save, table
+from chapter import check, outcome, plt, predict, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax.ops import linear
@@ -172,7 +172,7 @@ predict("twenty million float32 ones are added one after the other. What is the 
 # %% tags=["answer"]
 ones = np.ones(20_000_000, np.float32)  # [20000000]
 one_by_one = np.cumsum(ones)[-1]  # keeps every partial sum, so it has to add in order
-print(f"one after the other: {one_by_one:,.0f}")
+outcome(one_by_one, "one after the other")
 print(f"NumPy's sum:         {ones.sum():,.0f}   (halves are summed first, then added: the two are of one size)")
 check("the sum in order stops where n + 1 = n", one_by_one == 2.0**24)
 check("the sum by halves is exact", ones.sum() == ones.size)

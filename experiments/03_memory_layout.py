@@ -29,7 +29,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-from chapter import BLUE, GREY, ORANGE, check, check_time, plt, predict, quick, same, save, seconds, table
+from chapter import BLUE, GREY, ORANGE, check, check_time, outcome, plt, predict, quick, same, save, seconds, table
 
 import nanollm_jax as nano
 
@@ -109,6 +109,7 @@ print(f"all {large.size:,} numbers: {everything * 1e3:.1f} ms = {large.nbytes / 
 print(
     f"every 16th: {sixteenth * 1e3:.1f} ms, {everything / sixteenth:.1f} times faster and not 16: it fetches the same lines"
 )
+outcome(everything / sixteenth, "times faster")
 check_time("less than half of the sixteenfold was gained", everything / sixteenth < 8)
 
 # %% [markdown]

@@ -35,7 +35,22 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, check, check_time, plt, predict, quick, same, save, seconds, table
+from chapter import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    check,
+    check_time,
+    outcome,
+    plt,
+    predict,
+    quick,
+    same,
+    save,
+    seconds,
+    table,
+)
 from safetensors import safe_open
 
 import nanollm_jax as nano
@@ -211,6 +226,7 @@ table(
     [(T, f"{took[T] * 1e3:.2f}", f"{took[T] / took[1]:.1f}x", f"{intensity[T]:.1f}", f"{2 * T * size**2 / took[T] / 1e9:.1f}",
       f"{4 * size**2 / took[T] / 1e9:.1f}") for T in counts],
 )  # fmt: skip
+outcome(took[64] / took[1], "times as long")
 check_time("64 vectors take less than 40 times as long as one", took[64] < 40 * took[1])
 check_time("nothing is faster than the two limits allow, by more than a fifth",
            all(2 * T * size**2 / took[T] < 1.2 * min(bandwidth * intensity[T], peak) for T in counts))  # fmt: skip

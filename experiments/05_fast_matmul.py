@@ -35,7 +35,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, check_time, plt, predict, quick, same, save, seconds, table
+from chapter import BLUE, GREEN, GREY, ORANGE, check_time, outcome, plt, predict, quick, same, save, seconds, table
 
 from nanollm_jax.ops import linear
 
@@ -164,7 +164,7 @@ table(
         for name, r in rates.items()
     ],
 )
-print(f"The loops are {limit / rates['three loops in Python']:,.0f} times slower than the limit.")
+outcome(limit / rates["three loops in Python"], "times slower than the limit")
 check_time("vectors beat single numbers by more than 10", rates["sums of rows"] > 10 * rates["three loops in Python"])
 check_time("rows beat scattered columns", rates["row times row"] > rates["row times column"])
 check_time("blocking beats passing over everything", rates["blocked"] > rates["outer products"])

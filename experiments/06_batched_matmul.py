@@ -29,7 +29,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, ORANGE, check, check_time, plt, predict, quick, same, save, seconds, table
+from chapter import BLUE, ORANGE, check, check_time, outcome, plt, predict, quick, same, save, seconds, table
 from safetensors import safe_open
 
 import nanollm_jax as nano
@@ -168,6 +168,7 @@ table(
     [(name, *(f"{t * 1e3:.2f}" for t in times), f"{times[-1] / times[0]:.1f}x") for name, times in took.items()],
 )
 growth = {name: times[-1] / times[0] for name, times in took.items()}
+outcome(growth["shared weight"], "times as long with the shared weight")
 check_time(
     "the shared weight gains more from a batch than the own keys", 1.5 * growth["shared weight"] < growth["own keys"]
 )

@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, plt, predict, quick, same, save, table
+from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, outcome, plt, predict, quick, same, save, table
 from safetensors import safe_open
 
 import nanollm_jax as nano
@@ -208,6 +208,7 @@ for name, sums in running.items():
     print(f"{name:9} {sums[-1]:8.1f}")
 truth = np.float64(squares).sum()
 print(f"{'true':9} {truth:8.1f}")
+outcome(running["bfloat16"][-1], "in bfloat16")
 check("float32 is right to 6 digits", abs(running["float32"][-1] / truth - 1) < 1e-6)
 check("1 is lost beside 513, in bfloat16", jnp.bfloat16(513) + jnp.bfloat16(1) == jnp.bfloat16(513))
 check("bfloat16 does not reach half of it", running["bfloat16"][-1] < 0.5 * truth)

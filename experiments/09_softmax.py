@@ -22,7 +22,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREY, ORANGE, RED, check, plt, predict, same, save, table
+from chapter import BLUE, GREY, ORANGE, RED, check, outcome, plt, predict, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax.ops import attention
@@ -99,6 +99,7 @@ def first_overflow(dtype):
 limits = {name: first_overflow(jnp.dtype(name)) for name in ("float16", "bfloat16", "float32")}
 for name, limit in limits.items():
     print(f"{name:9} e^x is infinite from x = {limit:.2f}")
+outcome(limits["bfloat16"], "in bfloat16")
 print("The exponent bits decide: bfloat16 and float32 have 8 of them, float16 has 5.")
 check("bfloat16 is like float32", abs(limits["bfloat16"] - limits["float32"]) < 0.1 and limits["float16"] < 12)
 

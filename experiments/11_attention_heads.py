@@ -30,7 +30,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, ORANGE, check, plt, predict, quick, same, save, table
+from chapter import BLUE, GREEN, ORANGE, check, outcome, plt, predict, quick, same, save, table
 from safetensors import safe_open
 
 import nanollm_jax as nano
@@ -246,6 +246,7 @@ for window, changes in reaches.items():
         arrived = {d: c for d, c in changes.items() if c > 0}
         check(f"window {window}: the farthest change that arrives is less than a hundredth of the largest",
               arrived[max(arrived)] < max(arrived.values()) / 100)  # fmt: skip
+outcome(max(d for d, change in reaches[4].items() if change > 0), "positions back, with windows of 4")
 limit = L * (4 - 1)
 check(
     f"window 4: from {limit} = {L} x 3 positions back, and not one further",

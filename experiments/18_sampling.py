@@ -32,7 +32,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, ORANGE, check, plt, predict, quick, same, save, table
+from chapter import BLUE, GREEN, ORANGE, check, outcome, plt, predict, quick, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax import sampling as smp
@@ -119,6 +119,7 @@ for name, (scores, setting) in BY_HAND.items():
     same(f"{name}: the same probabilities", jax.nn.softmax(ours), softmax(scores))
     rows.append([name, np.isfinite(scores).sum(), *(f"{p:.1%}" for p in softmax(scores)[best])])
 table("what is left", ["setting", "pieces left", *(model.tokenizer.piece(int(i)) for i in best)], rows)
+outcome(np.isfinite(BY_HAND["top-p 0.9"][0]).sum(), "pieces with top-p 0.9")
 left_over = softmax(logits)[np.isfinite(BY_HAND["top-p 0.9"][0])]
 check(
     "top-p keeps at least 0.9, and would not without its last piece",

@@ -35,7 +35,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, ORANGE, check, check_time, plt, predict, quick, same, save, seconds, table
+from chapter import BLUE, ORANGE, check, check_time, outcome, plt, predict, quick, same, save, seconds, table
 
 import nanollm_jax as nano
 from nanollm_jax.engine.timings import CompileWatch
@@ -281,6 +281,7 @@ def repetitions(ids, length=8):
 share = {name: repetitions(answer.token_ids)[-LAST:].mean() for name, answer in rows.items()}
 for name, answer in rows.items():
     print(f"{name}: {share[name]:.0%} repetitions. ...{answer.text[-100:]!r}")
+outcome(LAST * share["greedy"], f"of the last {LAST} in the greedy text")
 check("nothing is a repetition in a text that never repeats", not repetitions(list(range(50))).any())
 check("a circle of five is one, after the first eight and five", repetitions([1, 2, 3, 4, 5] * 4).sum() == 20 - 12)
 check("greedy goes in circles", share["greedy"] > 0.3)

@@ -31,7 +31,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, check_time, plt, predict, quick, same, save, table
+from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, check_time, outcome, plt, predict, quick, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax import cache as kv
@@ -143,8 +143,8 @@ passes = LENGTH * (LENGTH + 1) // 2
 print(
     f"tokens that run through the model: {passes:,} without memory, {LENGTH:,} with it, {passes / LENGTH:.1f} times as many"
 )
-print(f"seconds in all: {without.sum():.1f} without, {with_memory.sum():.1f} with", end=", ")
-print(f"{without.sum() / with_memory.sum():.1f} times longer")
+print(f"seconds in all: {without.sum():.1f} without, {with_memory.sum():.1f} with")
+outcome(without.sum() / with_memory.sum(), "times as long")
 check("the sum of 1 to n", passes == sum(range(1, LENGTH + 1)))
 half = LENGTH // 2
 check_time("it takes several times longer without", without.sum() > 3 * with_memory.sum())

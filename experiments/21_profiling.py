@@ -39,7 +39,23 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, check_time, plt, predict, quick, same, save, seconds, table
+from chapter import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    check,
+    check_time,
+    outcome,
+    plt,
+    predict,
+    quick,
+    same,
+    save,
+    seconds,
+    table,
+)
 
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
@@ -222,6 +238,7 @@ table(
     ],
 )  # fmt: skip
 if not quick():
+    outcome(took[16] / took[1], "times as long for 16 texts")
     check_time("16 texts do not take 16 times as long", took[16] < 12 * took[1])
     check_time("64 texts write more tokens per second than 4", 64 / took[64] > 4 / took[4])
 

@@ -39,7 +39,7 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREY, ORANGE, check, plt, predict, quick, same, save, table
+from chapter import BLUE, GREY, ORANGE, check, outcome, plt, predict, quick, same, save, table
 
 import nanollm_jax as nano
 
@@ -184,6 +184,7 @@ table(
     ],
 )
 print(f"{len(big)} of {found.size} places bring back a tenth or more")
+outcome(len(big), "places")
 check("all of them are at the name or at the end", {int(t) for _, t in big} == {int(name_at), last})
 at_name, at_end = found[:, name_at], found[:, last]
 waits = int(np.flatnonzero(at_name > 0.9).max())  # the last layer behind which all of the name is where it was read

@@ -34,7 +34,7 @@ DRAWN = REPOSITORY / "experiments" / "run"
 # How the line of a claim about time begins that did not hold.
 SLOW = "SLOW"
 
-# Five colours that stay apart in print, for the colour-blind, and when a dark page inverts the figure's lightness.
+# Five colours that stay apart in print and for the colour-blind.
 BLUE, ORANGE, GREEN, RED, GREY = "#2b6cb0", "#dd7a1f", "#2f8f5b", "#c0392b", "#8a8f98"
 
 matplotlib.use("agg")
@@ -82,6 +82,13 @@ def predict(question: str) -> None:
     print(f"Predict: {question}")
     if sys.stdin is not None and sys.stdin.isatty() and not quick():
         input("(your guess, then Enter) ")
+
+
+def outcome(value: Any, what: str) -> None:
+    """Print the number that a prediction asked for. The page draws it beside the reader's guess."""
+    print(
+        f"The answer: {float(value):,.4g} {what}" if float(value) < 1e4 else f"The answer: {float(value):,.0f} {what}"
+    )
 
 
 def seconds(function: Callable[..., Any], *args: Any, repeats: int = 5) -> float:

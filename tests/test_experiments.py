@@ -269,11 +269,14 @@ def test_the_page(tmp_path, capsys):
     dot, other = ((EXPERIMENTS / f"figures/{name}.png").read_bytes() for name in ("01_views", "02_contraction"))
     for folder in ("figures", "run"):
         (tmp_path / folder).mkdir()
+    (tmp_path / "run/story.json").write_text("null")
     for name in ("01_dot", "02_dot"):
         (tmp_path / f"figures/{name}.png").write_bytes(dot)
     draw = "import base64; open('run/{}.png', 'wb').write(base64.b64decode({!r}))"
     (tmp_path / "01_small.py").write_text(
         "# %% [markdown]\n# # 01 · Small\n# [Next](02_broken.py) ![dot](figures/01_dot.png)\n"
+        "# ## The idea\n# Some words.\n# ## The idea\n# %%\n"
+        "from __future__ import annotations\n\nimport sys\n\nprint(sys.byteorder)\n"
         "# %% tags=['question']\nprint('Predict: 6 < 7?')\n# %% tags=['answer']\nprint(6 * 7, '<b>')\n"
         f"# %% tags=['figure']\n{draw.format('01_dot', base64.b64encode(other))}; print('drawn')\n"
     )
@@ -288,13 +291,14 @@ def test_the_page(tmp_path, capsys):
     assert "AssertionError: <7> is 6" in said and "take care" in said and "1 failed: 02_broken" in said
     assert "did not hold in this run, on this machine: lightning is slower" in said
 
-    first, second = (tmp_path / "index.html").read_text().split("<article ")[1:]
+    pages = tmp_path / "pages"
+    first, second = ((pages / f"{name}.html").read_text().partition("<main>")[2] for name in ("01_small", "02_broken"))
     png = [base64.b64encode(image).decode() for image in (dot, other)]
-    assert (
-        'id="01_small"' in first and 'href="#02_broken"' in first and f'src="data:image/png;base64,{png[1]}"' in first
-    )
+    assert 'href="02_broken.html"' in first and f'src="data:image/png;base64,{png[1]}"' in first
+    assert '<h2 id="the-idea">' in first and '<h2 id="the-idea-2">' in first
     assert "Predict: 6 &lt; 7?" in first and "print('Predict" not in first
-    answer, figure = first.split("<details>")[1:]
+    imports, answer, figure = first.split("<details>")[1:]
+    assert "annotations" in imports.partition("</details>")[0] and "byteorder" in imports.partition("</details>")[2]
     assert "42 &lt;b&gt;" in answer.partition("</details>")[0]
     assert "import" in figure.partition("</details>")[0] and "drawn" in figure.partition("</details>")[2]
     assert "failed" not in first and "This run of the chapter failed" in second and "lightning is slower." in second
@@ -306,8 +310,16 @@ def test_the_page(tmp_path, capsys):
     # run again alone, the chapter takes its place among the others
     (tmp_path / "02_broken.py").write_text("# %% [markdown]\n# # 02 · Mended\n")
     assert build["main"]([str(tmp_path / "02_broken.py")], tmp_path) == 0
-    page = (tmp_path / "index.html").read_text()
-    assert "Mended" in page and "42 &lt;b&gt;" in page and "failed" not in page
+    cover = (pages / "index.html").read_text()
+    assert (
+        "Mended" in cover
+        and 'href="01_small.html"' in cover
+        and '"text": "Some words."' in cover
+        and "failed" not in cover
+    )
+    assert "42 &lt;b&gt;" in (pages / "01_small.html").read_text()
+    for page in pages.iterdir():  # from disk, and without a network
+        assert not re.findall(r"""(?:src|href)=["'](?!data:|#|\w+\.html)""", page.read_text()), page.name
 
 
 @pytest.mark.parametrize("quick", [False, True])

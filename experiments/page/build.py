@@ -1,4 +1,4 @@
-"""Run chapters of the series and build one page that needs no network: experiments/index.html.
+"""Run chapters of the series and build their pages, which need no network: experiments/pages/index.html and one a chapter.
 
     python experiments/page/build.py [--renew] [CHAPTER ...]
 
@@ -7,8 +7,8 @@ wrong in one does not stop the others: a cell that fails ends its chapter, the p
 status is 1. So it is after a warning or anything else on the error stream. A claim about time that did not hold is
 named and fails nothing.
 
-All that a run makes is in experiments/run/, which git ignores: the figures, and each chapter as it stands on the page. The
-page is put together from there after every chapter, so running one again leaves the others as they are. --renew
+All that a run makes is in experiments/run/, which git ignores: the figures, and each chapter as it stands on its page. The
+pages are written from there after every chapter, so running one again leaves the others as they are. --renew
 (make figures) then copies the figures of the chapters in which everything held to experiments/figures/, where the text
 of the chapters and the READMEs show them.
 """
@@ -16,6 +16,9 @@ of the chapters and the READMEs show them.
 from __future__ import annotations
 
 import argparse
+import base64
+import html
+import io
 import json
 import re
 import shutil
@@ -23,6 +26,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import jupytext
@@ -30,12 +34,15 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
+from PIL import Image
 from pygments.formatters import HtmlFormatter
 from rich.progress import track
 from traitlets.config import Config
 
 HERE = Path(__file__).parent
 EXPERIMENTS = HERE.parent
+THUMBNAIL = (360, 200)  # pixels
+IMPORTS = re.compile(r"from __future__ import annotations\n+(?:(?:import|from) .*(?:\n(?:    .*|\)))*\n+)+")
 
 
 def run(path: Path) -> tuple[NotebookNode, list[str]]:
@@ -69,24 +76,53 @@ def slow(notebook: NotebookNode) -> list[str]:
     return re.findall(r"^SLOW (.*)$", "".join(printed(notebook, "stdout")), re.MULTILINE)
 
 
-def render(notebook: NotebookNode, path: Path) -> str:
-    """The HTML of one chapter, images embedded, links to other chapters turned into links inside the page.
+def figures(path: Path, notebook: NotebookNode) -> list[Path]:
+    """The figures that a chapter shows, in order: those of the run, and committed ones where it did not come that far."""
+    shown = [name for cell in notebook.cells for name in re.findall(r"\]\(figures/(\w+\.png)\)", cell.source)]
+    folders = [path.parent / "run", path.parent / "figures"]
+    return [next(folder / name for folder in folders if (folder / name).exists()) for name in shown]
 
-    Figures are those of the run where it drew them, and the committed ones where it did not come that far.
-    """
 
-    def newest(shown: re.Match[str]) -> str:
-        return f"](run/{shown[1]})" if (path.parent / "run" / shown[1]).exists() else shown[0]
-
+def render(notebook: NotebookNode, path: Path) -> dict[str, Any]:
+    """One chapter: its HTML with images embedded and an id for each section, and the sections [(id, title, text)]."""
+    newest = {file.name: file for file in figures(path, notebook)}
     for cell in notebook.cells:
+        if cell.cell_type == "code" and (
+            imports := IMPORTS.match(cell.source)
+        ):  # folded: each chapter begins with them
+            cell.metadata["imports"], cell.source = imports[0].strip(), cell.source[imports.end() :]
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\(figures/(\w+\.png)\)", newest, cell.source)
+            cell.source = re.sub(
+                r"\]\(figures/(\w+\.png)\)",
+                lambda shown: f"]({newest[shown[1]].relative_to(path.parent)})",
+                cell.source,
+            )
     exporter = HTMLExporter(template_name="chapter", extra_template_basedirs=[str(HERE)], embed_images=True)
     exporter.exclude_anchor_links = True
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(path.parent)}})
-    body = re.sub(r'(<h[1-6]) id="[^"]*"', r"\1", body)  # "The question" stands in each chapter, an id may only once
-    body = re.sub(r'href="(\d\d_\w+)\.py"', r'href="#\1"', body)
-    return body.replace('href="README.md"', 'href="#contents"')
+    body = re.sub(r'href="(\d\d_\w+)\.py"', r'href="\1.html"', body).replace('href="README.md"', 'href="index.html"')
+    found: list[tuple[str, str]] = []
+
+    def heading(shown: re.Match[str]) -> str:
+        title = re.sub("<[^>]+>", "", shown[2])
+        name = re.sub(r"\W+", "-", html.unescape(title).lower()).strip("-")
+        while name in [taken for taken, *_ in found]:
+            name += "-2"
+        found.append((name, title))
+        return f'<h{shown[1]} id="{name}"><a href="#{name}">{shown[2]}</a></h{shown[1]}>'
+
+    body = re.sub(r"<h([23])[^>]*>(.*?)</h\1>", heading, body)
+    parts = [part.partition("</h")[2].partition(">")[2] for part in re.split(r'<h[23] id="', body)[1:]]
+    plain = [re.sub(r"<pre.*?</pre>|<[^>]+>", " ", part, flags=re.DOTALL) for part in parts]
+    texts = [" ".join(html.unescape(part).split()) for part in plain]
+    sections = [(name, html.unescape(title), text) for (name, title), text in zip(found, texts, strict=True)]
+    return {"body": body, "sections": sections}
+
+
+def opening(body: str) -> str | None:
+    """The figure that opens a page: the first one, where it stands before the first question and gives no answer away."""
+    image = re.search(r"<img [^>]*>", body.partition('class="question"')[0])
+    return None if image is None else image[0]
 
 
 def title(notebook: NotebookNode) -> str:
@@ -94,15 +130,65 @@ def title(notebook: NotebookNode) -> str:
     return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
 
 
-def write_page(experiments: Path) -> Path:
-    """Put the chapters of experiments/run/ together, in their order, as experiments/index.html."""
-    chapters = [json.loads(path.read_text()) for path in sorted((experiments / "run").glob("*.json"))
+def thumbnail(files: list[Path]) -> str | None:
+    """A chapter's first figure, small, as the address of an image that is its own content."""
+    if not files:
+        return None
+    small, written = Image.open(files[0]).convert("RGB"), io.BytesIO()
+    small.thumbnail(THUMBNAIL)
+    small.quantize(64).save(written, format="png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
+
+
+def phases(experiments: Path) -> dict[str, str]:
+    """{chapter: its phase}, by the table of the README; a phase holds until the next one is named."""
+    readme, found, phase = experiments / "README.md", {}, ""
+    for named, chapter in re.findall(
+        r"^\| \d\d \| (.*?) ?\|.*\[(\d\d_\w+)\]", readme.read_text() if readme.exists() else "", re.M
+    ):
+        phase = named or phase
+        found[chapter] = phase
+    return found
+
+
+def write_pages(experiments: Path) -> Path:
+    """Put the chapters of experiments/run/ together, each on a page of its own, with a cover before them."""
+    chapters = [json.loads(path.read_text()) for path in sorted((experiments / "run").glob("[0-9][0-9]_*.json"))
                 if (experiments / f"{path.stem}.py").exists()]  # fmt: skip
     colours = {name: HtmlFormatter(style=style).get_style_defs(".highlight")
                for name, style in {"light": "xcode", "dark": "github-dark"}.items()}  # fmt: skip
-    page = jinja2.Template((HERE / "index.html.j2").read_text()).render(chapters=chapters, colours=colours)
-    (experiments / "index.html").write_text(page)
-    return experiments / "index.html"
+    story = experiments / "run" / "story.json"
+    common = {
+        "chapters": chapters, "phases": phases(experiments), "colours": colours,
+        "style": (HERE / "style.css").read_text(), "script": (HERE / "page.js").read_text(),
+        "story": story.read_text() if story.exists() else "null",
+    }  # fmt: skip
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True)
+    folder = experiments / "pages"
+    folder.mkdir(exist_ok=True)
+    for page in folder.glob("*.html"):
+        page.unlink()
+    for place, chapter in enumerate(chapters):
+        beside = {"before": chapters[place - 1] if place else None, "behind": [*chapters, None][place + 1]}
+        page = templates.get_template("chapter.html.j2").render(chapter=chapter, **beside, **common)
+        (folder / f"{chapter['name']}.html").write_text(page)
+    (folder / "index.html").write_text(templates.get_template("cover.html.j2").render(**common))
+    return folder / "index.html"
+
+
+def write_story(experiments: Path) -> None:
+    """What the bundled model writes on the cover, token by token, with what it would have written instead."""
+    import nanollm_jax as nano
+
+    model = nano.load(dtype="float32")
+    prompt, sampling = "Once upon a time", nano.Sampling(temperature=0.7, top_p=0.9)
+    answer = nano.generate(model, prompt, max_new_tokens=160, sampling=sampling, seed=4, top_logprobs=5)
+    decoder, tokens = model.tokenizer.decoder(), []
+    for token, logprob, best in zip(answer.token_ids, answer.logprobs, answer.top_logprobs, strict=True):
+        others = [(model.tokenizer.piece(other).replace("▁", " "), value) for other, value in best]
+        tokens.append({"text": decoder.push(token), "logprob": logprob, "others": others})
+    story = {"prompt": prompt, "tokens": tokens, "settings": "temperature 0.7, top-p 0.9, seed 4"}
+    (experiments / "run" / "story.json").write_text(json.dumps(story))
 
 
 def main(arguments: list[str], experiments: Path = EXPERIMENTS) -> int:
@@ -113,26 +199,30 @@ def main(arguments: list[str], experiments: Path = EXPERIMENTS) -> int:
     asked = parser.parse_args(arguments)
     drawn = experiments / "run"
     drawn.mkdir(exist_ok=True)
+    if not (drawn / "story.json").exists():
+        write_story(experiments)
     failed = {}
     for path in track(asked.chapters or sorted(experiments.glob("[0-9][0-9]_*.py")), "running chapters"):
-        begun, number = time.perf_counter(), path.stem[:2]
+        begun, number, path = time.perf_counter(), path.stem[:2], path.resolve()
         for left in drawn.glob(f"{number}_*"):
             left.unlink()
-        notebook, wrong = run(path.resolve())
+        notebook, wrong = run(path)
         if wrong:
             failed[path.stem] = wrong
         print(f"{path.stem}: {time.perf_counter() - begun:.0f} s" + " FAILED" * bool(wrong))
         for line in wrong + [f"did not hold in this run, on this machine: {claim}" for claim in slow(notebook)]:
             print(f"    {line}")
-        chapter = {"name": path.stem, "title": title(notebook), "body": render(notebook, path.resolve())}
-        (drawn / f"{path.stem}.json").write_text(json.dumps(chapter | {"wrong": wrong, "slow": slow(notebook)}))
-        page = write_page(experiments)
+        chapter = {"name": path.stem, "title": title(notebook), "small": thumbnail(figures(path, notebook))}
+        chapter |= render(notebook, path) | {"wrong": wrong, "slow": slow(notebook)}
+        chapter["opening"] = opening(chapter["body"])
+        (drawn / f"{path.stem}.json").write_text(json.dumps(chapter))
+        page = write_pages(experiments)
         if asked.renew and not wrong and not slow(notebook):
             for figure in drawn.glob(f"{number}_*.png"):
                 shutil.copy(figure, experiments / "figures" / figure.name)
         elif asked.renew:
             print("    its figures are not renewed")
-    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
+    print(f"{page}: {sum(file.stat().st_size for file in page.parent.iterdir()) / 1e6:.1f} MB with the pages beside it")
     if failed:
         print(
             f"{len(failed)} failed: {', '.join(failed)}. The page shows how far they came; run one alone for the place."
