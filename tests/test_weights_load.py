@@ -231,6 +231,17 @@ def test_a_wanted_tensor_of_another_dtype_is_refused(tmp_path, dtype):
         loaded(save(tmp_path, stored), ROWS, LAYOUT, SIZES, "float32")
 
 
+def test_threads_put_parameters_where_and_say_what_one_after_the_other_would(tmp_path):
+    """On the caller's device; of two tensors that cannot be, the first is named."""
+    device, stored = jax.devices()[1], tensors()
+    with jax.default_device(device):
+        params = loaded(save(tmp_path, stored), ROWS, LAYOUT, SIZES, "float32")
+    assert [array.devices() for array in params.values()] == [{device}] * 4
+    stored["q_proj.weight"][3, 2] = stored["o_proj.weight"][1, 1] = 70000
+    with pytest.raises(CheckpointError, match=r"'q_proj\.weight' has values"):
+        loaded(save(tmp_path, stored), ROWS, LAYOUT, SIZES, "float16")
+
+
 @pytest.mark.parametrize("dtype", ["float64", "int8"])
 def test_weights_are_not_loaded_as_what_cannot_hold_them(tmp_path, dtype):
     with pytest.raises(CheckpointError, match=f"cannot be loaded as {dtype}; expected float32"):

@@ -1,7 +1,7 @@
 """Tensors -> parameters: match names to a family's table, check every shape, then place them one by one.
 
 No second copy of the model exists at any time. On the host there are, beside the parameters that are already placed,
-the pages of one tensor and at most two copies of it.
+the pages of a tensor and at most two copies of it, for each of a few threads.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,7 @@ from nanollm_jax.weights.quantised.together import together
 from nanollm_jax.weights.rows import Row, rearrange, stored_shape
 
 HELD = [dtype for dtype in FLOATS.values() if dtype.itemsize < 8]  # what parameters can be
+THREADS = 2  # that read parameters: what each of them holds is memory, and the bus is soon busy
 BAR_AFTER = 2.0  # seconds; a load that is quicker shows no progress bar
 
 
@@ -75,22 +77,32 @@ def load_params(
     sources: dict[str, list[tuple[Row, str]]] = {}
     for row, name in pairs:
         sources.setdefault(row.path, []).append((row, name))
-    params = {}
-    with progress_bar(len(layout), progress) as advance:
-        for path, letters in layout.items():
+
+    def read(path: str) -> jax.Array:
+        pieces = [(row, checkpoint.read(name)) for row, name in sources[path]]
+        if spread is None:
+            return place(pieces, tuple(sizes[letter] for letter in layout[path].split()), sizes, dtype)
+        return jax.block_until_ready(spread(partial(assemble, pieces, sizes, dtype), layout[path]))
+
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # which may be a thread's own
+
+    def one(path: str) -> Any:
+        with jax.default_device(device):
             numbers = [(row, checkpoint.groups(name)) for row, name in sources[path]] if path in few else []
-            if numbers and (groups := together(numbers, letters, sizes)) is not None:
-                params[path] = few[path](groups)
+            if numbers and (groups := together(numbers, layout[path], sizes)) is not None:
+                return few[path](groups)
+            return finish(path, read(path))  # by now the pages of the file are free
+
+    # the processes of a mesh run the same in the same order
+    threads = THREADS if spread is None else 1
+    with progress_bar(len(layout), progress) as advance, ThreadPoolExecutor(threads) as pool:
+        try:
+            params = {}
+            for path, made in zip(layout, pool.map(one, layout), strict=True):
+                params[path] = made
                 advance()
-                continue
-            pieces = [(row, checkpoint.read(name)) for row, name in sources[path]]
-            shape = tuple(sizes[letter] for letter in letters.split())
-            if spread is None:
-                placed = place(pieces, shape, sizes, dtype)
-            else:
-                placed = jax.block_until_ready(spread(partial(assemble, pieces, sizes, dtype), letters))
-            params[path] = finish(path, placed)
-            advance()
+        finally:
+            pool.shutdown(cancel_futures=True)
     return params
 
 
