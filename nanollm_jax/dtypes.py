@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from nanollm_jax.errors import ConfigError
+from nanollm_jax.errors import ConfigError, shown
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,15 @@ class Dtype:
 LEAST = 8  # inputs of a group
 PLAIN = {name: Dtype(name, name, bits) for name, bits in (("float32", 32), ("bfloat16", 16), ("float16", 16))}
 DTYPES = {**PLAIN, "int8": Dtype("int8", "auto", 8, scales=4), "int4": Dtype("int4", "auto", 4, scales=2, group=32)}
+
+KEPT = ("auto", "int8")  # keys and values: in the dtype of the activations, or in 8 bits
+
+
+def check_kept(kept: Any) -> str:
+    """How keys and values are kept. Raises ConfigError for another way than there are."""
+    if not isinstance(kept, str) or kept not in KEPT:
+        raise ConfigError(f"cache is {shown(kept)}; expected {' or '.join(KEPT)}.")
+    return kept
 
 
 def resolve_weights(dtype: Any, auto: str | None = None) -> Dtype:

@@ -111,15 +111,18 @@ def cache_slots(config: ModelConfig, capacity: int, spare: int = 0) -> list[int]
     return [min(whole(size), whole(capacity)) for size in sizes]
 
 
-def row_nbytes(config: ModelConfig, context: int, itemsize: int, tp: int = 1, spare: int = 0) -> tuple[int, int]:
+def row_nbytes(
+    config: ModelConfig, context: int, itemsize: int, tp: int = 1, spare: int = 0, kept: str = "auto"
+) -> tuple[int, int]:
     """Bytes of one device for a row of so many positions: its keys and values; and what draws its tokens, with its settings.
 
-    spare is how many tokens of a step are guessed, each with logits of its own.
+    spare is how many tokens of a step are guessed, each with logits of its own; kept how keys and values are, see init_cache.
     """
+    vector = config.head_dim + 4 if kept == "int8" else itemsize * config.head_dim
     slots = sum(cache_slots(config, context, spare))
     # logits, two histories, the logit bias, two masks; and the text
     drawing = config.vocab_size * (4 * (1 + spare) + 1 + 4 + 4 + 1 + 1) + 4 * config.max_positions
-    return 2 * itemsize * (config.num_kv_heads // tp) * slots * config.head_dim, drawing
+    return 2 * vector * (config.num_kv_heads // tp) * slots, drawing
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -68,6 +68,6 @@ def nbytes(tree: Any) -> str:
 def named(field: dataclasses.Field[Any], value: Any) -> Any:
     """The letters of one field's value."""
     letters = field.metadata.get("letters")
-    if letters is None or value is None:
-        return of(value)
-    return tuple(letters for _ in value) if isinstance(value, tuple) else letters
+    if isinstance(value, tuple) and letters is not None:
+        return tuple(named(field, one) for one in value)
+    return of(value) if letters is None or value is None or dataclasses.is_dataclass(value) else letters

@@ -25,7 +25,7 @@ from nanollm_jax.config import ModelConfig
 from nanollm_jax.defaults import Defaults
 from nanollm_jax.devices.mesh import mesh_of
 from nanollm_jax.devices.shards import shard_params, shard_weight, spread
-from nanollm_jax.dtypes import Dtype, is_auto, resolve_weights
+from nanollm_jax.dtypes import Dtype, check_kept, is_auto, resolve_weights
 from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMWarning, RequestError, TokenizerError, shown
 from nanollm_jax.executables import read_ahead
 from nanollm_jax.ops.native import wanted
@@ -56,7 +56,7 @@ class Model:
     Model(config, params) makes one of any config and parameters. On a mesh the config is that of what the devices hold:
     its counts of heads and its MLP widths have the padding in them, and unpadded is the one that has none. folder is where
     its files are, None of a model that was made in memory or is from a GGUF file. adapters are the names of those that are kept
-    beside its weights, of which each row of a batch may take one.
+    beside its weights, of which each row of a batch may take one. cache is how its rows keep keys and values, see load.
     Raises CheckpointError where config and params do not match.
     """
 
@@ -68,6 +68,7 @@ class Model:
     unpadded: ModelConfig | None = None
     folder: Path | None = None
     adapters: tuple[str, ...] = ()
+    cache: str = "auto"
     engines: dict[Any, Any] = field(
         default_factory=dict, init=False, repr=False
     )  # by rows and by who guesses tokens; engine/ makes and keeps them here, one thread at a time
@@ -75,6 +76,7 @@ class Model:
     grammars: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # and here what compiles them
 
     def __post_init__(self) -> None:
+        check_kept(self.cache)
         tp = 1 if self.mesh is None else self.mesh.shape["tp"]
         parameters.check_params(self.params, self.config, stored_sizes(self.config, tp))
 
@@ -136,6 +138,7 @@ def load(
     mesh: Mesh | None = None,
     adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     merge: str | None = None,
+    cache: str = "auto",
 ) -> Model:
     """Load a model: the bundled one, a folder in checkpoint form, a GGUF file, or a hub id such as "openai-community/gpt2".
 
@@ -146,10 +149,12 @@ def load(
     mesh: from make_mesh, the devices that share the model; each reads its own part of the files.
     adapters: {name: folder or hub id} of LoRA adapters in PEFT's form (DoRA and rsLoRA too), kept beside the weights: generate
     and the others take one by its name, another in each row. merge: the name of a single one, added into the weights instead.
+    cache: how keys and values are kept while it writes: "auto", in the activations' dtype, or "int8", in 8 bits and a scale for
+    each token and head, which takes a quarter of float32's memory, or half of bfloat16's.
     A checkpoint without tokenizer files loads with tokenizer None. Nothing in a checkpoint is ever executed or unpickled.
     Raises ConfigError, CheckpointError or TokenizerError, each naming the file, what was found and what was expected.
     """
-    kept = resolve_weights(dtype)
+    kept, cache = resolve_weights(dtype), check_kept(cache)
     found = source_at(find(source, revision))
     if not adapters:
         name_adapters(found.path)
@@ -184,7 +189,7 @@ def load(
         few={path: partial(keep_few, path, kept.activations, config, mesh) for path in base.large} if few else {},
     )  # fmt: skip
     names = () if merge is not None else tuple(adapters or {})
-    return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config, found.folder, names)
+    return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config, found.folder, names, cache)
 
 
 def keep_few(path: str, dtype: Any, config: ModelConfig, mesh: Mesh | None, groups: Groups) -> Any:

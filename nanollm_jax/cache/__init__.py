@@ -30,3 +30,4 @@ from nanollm_jax.cache.cache import (
 from nanollm_jax.cache.layers import Plain as Plain
 from nanollm_jax.cache.layers import Ring as Ring
 from nanollm_jax.cache.layers import shapes as shapes
+from nanollm_jax.cache.rounded import Buffer as Buffer

@@ -11,10 +11,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from nanollm_jax import collectives
+from nanollm_jax.cache import rounded
 from nanollm_jax.cache.layers import Plain, kinds, shapes
 from nanollm_jax.checks import check_count
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.dtypes import resolve_dtype
+from nanollm_jax.dtypes import check_kept, resolve_dtype
 from nanollm_jax.errors import RequestError
 from nanollm_jax.layout import cache_slots
 from nanollm_jax.letters import axes, nbytes, pytree, spec, static
@@ -55,21 +56,29 @@ class KVCache:
         kinds = [type(layer).__name__.lower() for layer in self.layers]
         counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         return (
-            f"KVCache({self.batch} rows of {self.capacity} positions, {counted} layers, {self.layers[0].k.dtype}, "
+            f"KVCache({self.batch} rows of {self.capacity} positions, {counted} layers, {self.layers[0].kept}, "
             f"{nbytes(self.layers)})"
         )
 
 
 def init_cache(
-    config: ModelConfig, batch: int, capacity: int, dtype: Any = "auto", mesh: Mesh | None = None, *, spare: int = 0
+    config: ModelConfig,
+    batch: int,
+    capacity: int,
+    dtype: Any = "auto",
+    mesh: Mesh | None = None,
+    *,
+    spare: int = 0,
+    kept: str = "auto",
 ) -> KVCache:
     """An empty cache for `batch` rows of up to `capacity` tokens each.
 
     dtype is that of the weights; the cache has it too, but for bfloat16 on CPU, where it is float32: XLA there converts
     a whole 16-bit buffer to float32 and back for every token. On a mesh each device makes its own part. spare is how many
-    tokens of a block may be taken back (KVCache).
-    Raises ConfigError for a count below 1 or an unknown dtype, RequestError for more positions than the model has and
-    for rows that the mesh does not divide.
+    tokens of a block may be taken back (KVCache). kept "int8" keeps keys and values in 8 bits, with a scale for each token and
+    head.
+    Raises ConfigError for a count below 1, an unknown dtype or way to keep, RequestError for more positions than the model has
+    and for rows that the mesh does not divide.
     """
     check_count("batch", batch)
     check_count("capacity", capacity)
@@ -86,12 +95,13 @@ def init_cache(
     dtype = resolve_dtype(dtype)
     if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
         dtype = jnp.dtype(jnp.float32)
-    heads, rows = (None if mesh is None else NamedSharding(mesh, spec(letters)) for letters in ("B*K S H", "B"))
+    check_kept(kept)
+    placed = lambda letters: None if mesh is None else NamedSharding(mesh, spec(letters))  # noqa: E731
     layers = tuple(
-        kind(*(jnp.zeros(shape, dtype, device=heads) for _ in range(2)))
+        kind(*(rounded.empty(shape, dtype, kept, placed) for _ in range(2)))
         for kind, shape in zip(kinds(config, capacity, spare), shapes(config, batch, capacity, spare), strict=True)
     )
-    length = jnp.zeros(batch, jnp.int32, device=rows)
+    length = jnp.zeros(batch, jnp.int32, device=placed("B"))
     return KVCache(layers, length, capacity=capacity, fresh=True, spare=spare, mesh=mesh)
 
 
@@ -99,8 +109,10 @@ def resize(cache: KVCache, config: ModelConfig, capacity: int) -> KVCache:
     """The same cache with another capacity, which no row is longer than. Rings that stay what they are are handed through."""
     made, sizes = [], (config, capacity, cache.spare)
     for old, kind, S in zip(cache.layers, kinds(*sizes), cache_slots(*sizes), strict=True):
-        sized = lambda x, S=S: jnp.pad(x[:, :S], ((0, 0), (0, max(S - x.shape[1], 0)), (0, 0)))  # noqa: E731
-        made.append(kind(*((old.k, old.v) if old.slots == S else map(sized, (old.k, old.v)))))
+        wider = ((0, 0), (0, max(S - old.slots, 0)), (0, 0))
+        sized = lambda x, S=S, wider=wider: jnp.pad(x[:, :S], wider[: x.ndim])  # noqa: E731
+        both = old.k, old.v
+        made.append(kind(*(both if old.slots == S else jax.tree.map(sized, both))))
     return dataclasses.replace(cache, layers=tuple(made), capacity=capacity)
 
 
@@ -146,7 +158,8 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
     old = cache.layers[layer]
     positions = cache.length[:, None] + jnp.arange(T)[None]  # [B T]
     real = (jnp.arange(T)[None] < count[:, None]) & (positions < cache.capacity)
-    own = k.swapaxes(1, 2).astype(old.k.dtype), v.swapaxes(1, 2).astype(old.k.dtype)
+    # as they are kept: what a token sees does not depend on the piece in which it came
+    own = tuple(rounded.read(rounded.keep(buffer, new)).swapaxes(1, 2) for buffer, new in ((old.k, k), (old.v, v)))
     if 1 + cache.spare >= T or cache.fresh:
         new = old.write(cache.rows, k, v, positions, real)
         keys, values = own if cache.fresh else new.heads(cache.rows, B, K)

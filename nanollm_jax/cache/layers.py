@@ -1,7 +1,8 @@
 """How one layer keeps the keys and values of its rows: a plain buffer, or a ring where a window is shorter than the cache.
 
-Both are two buffers [B*K S H]: rows and heads share an axis because that is the layout that XLA on CPU updates in place at
-any batch size; with them apart, a batch of one is copied whole. Slots that hold nothing a query may see are never seen.
+Both are two buffers [B*K S H], as they are or in 8 bits (rounded.py): rows and heads share an axis because that is the layout
+that XLA on CPU updates in place at any batch size; with them apart, a batch of one is copied whole. Slots that hold nothing a
+query may see are never seen.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from nanollm_jax import collectives
+from nanollm_jax.cache.rounded import Buffer, keep, name, read
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.layout import cache_slots
 from nanollm_jax.letters import axes, pytree
@@ -22,8 +24,8 @@ from nanollm_jax.letters import axes, pytree
 class Plain:
     """Position p stands in slot p.  k and v [B*K S H]"""
 
-    k: jax.Array = axes("B*K S H")
-    v: jax.Array = axes("B*K S H")
+    k: Buffer = axes("B*K S H")
+    v: Buffer = axes("B*K S H")
 
     @property
     def slots(self) -> int:
@@ -34,6 +36,11 @@ class Plain:
     def nbytes(self) -> int:
         """Bytes of both buffers."""
         return self.k.nbytes + self.v.nbytes
+
+    @property
+    def kept(self) -> str:
+        """How its numbers are kept: a dtype's name."""
+        return name(self.k)
 
     def place(self, positions: jax.Array) -> jax.Array:
         """The slot of each position, of the same shape; S or more where there is none."""
@@ -50,25 +57,32 @@ class Plain:
 
     def heads(self, rows: jax.Array | None, B: int, K: int) -> tuple[jax.Array, jax.Array]:
         """Keys and values with rows and heads apart, of all rows or of the B named ones.  -> [B K S H] twice"""
-        S, H = self.k.shape[1:]
-        apart = lambda x: x.reshape(-1, K, S, H) if rows is None else x.reshape(-1, K, S, H).at[rows].get(mode="clip")  # noqa: E731
-        return apart(self.k), apart(self.v)
 
-    def at(self, rows: jax.Array, positions: jax.Array, K: int) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of these positions [R P] of these rows [R].  -> [R K P H] twice
+        def apart(x: jax.Array) -> jax.Array:
+            every = x.reshape(x.shape[0] // K, K, *x.shape[1:])
+            return every if rows is None else every.at[rows].get(mode="clip")
+
+        k, v = jax.tree.map(apart, (self.k, self.v))
+        return read(k), read(v)
+
+    def at(self, rows: jax.Array, positions: jax.Array, K: int) -> tuple[Buffer, Buffer]:
+        """Keys and values of these positions [R P] of these rows [R], as they are kept.  -> [R K P H] twice
 
         Of more positions than a ring has slots, only the last ones are what they were.
         """
         heads = rows[:, None, None] * K + jnp.arange(K)[None, :, None]
-        found = lambda x: x.at[heads, self.place(positions)[:, None, :]].get(mode="clip")  # noqa: E731
-        return found(self.k), found(self.v)
+        return jax.tree.map(lambda x: x.at[heads, self.place(positions)[:, None, :]].get(mode="clip"), (self.k, self.v))
 
     def write(self, rows: jax.Array | None, k: jax.Array, v: jax.Array, positions: jax.Array, real: jax.Array) -> Plain:
         """Put new tokens into their slots.  rows [B] or None for all, k and v [B T K H], positions and real [B T] -> the same
 
         A row past the last one and a position past the last slot are dropped.
         """
-        B, T, K, H = k.shape
+        return self.put(rows, keep(self.k, k), keep(self.v, v), positions, real)
+
+    def put(self, rows: jax.Array | None, k: Buffer, v: Buffer, positions: jax.Array, real: jax.Array) -> Plain:
+        """write of what is in the form of the buffers.  k and v [B T K H]"""
+        B, T, K, _ = k.shape
         place = jnp.arange(T)[None]
         # of more real tokens than a ring has slots, the last ones stay: no slot is written twice
         stays = real & (place >= jnp.sum(real, axis=1, keepdims=True) - self.slots)
@@ -80,12 +94,13 @@ class Plain:
         alone = B * K * T == 1
         slots = jnp.concatenate([slots, jnp.full((1, 1), self.slots)], axis=1) if alone else slots
 
-        def put(buffer: jax.Array, new: jax.Array) -> jax.Array:
-            new = new.swapaxes(1, 2).reshape(B * K, T, H).astype(buffer.dtype)
+        def written(buffer: jax.Array, new: jax.Array) -> jax.Array:
+            new = new.swapaxes(1, 2).reshape(B * K, T, *new.shape[3:])
             new = jnp.repeat(new, 2, axis=1) if alone else new
             return buffer.at[heads, slots].set(new, mode="drop", unique_indices=True)
 
-        return dataclasses.replace(self, k=put(self.k, k), v=put(self.v, v))
+        k, v = jax.tree.map(written, (self.k, self.v), (k, v))
+        return dataclasses.replace(self, k=k, v=v)
 
     def take(
         self, rows: jax.Array | None, k: jax.Array, v: jax.Array, positions: jax.Array, real: jax.Array
@@ -129,22 +144,24 @@ class Ring(Plain):
             return self.write(rows, k, v, positions, real), *self.heads(rows, B, K)
         begins = [row * K for row in rows]
 
-        def rows_from(begins: list[Any]) -> list[jax.Array]:
-            return [jnp.stack([jax.lax.dynamic_slice_in_dim(x, at, K) for at in begins]) for x in (self.k, self.v)]
+        def rows_from(begins: list[Any]) -> Any:
+            cut = lambda x: jnp.stack([jax.lax.dynamic_slice_in_dim(x, at, K) for at in begins])  # noqa: E731
+            return jax.tree.map(cut, (self.k, self.v))
 
         # in a cond of their own: XLA would slice again, wherever somebody looks at them, and keep that copy for it
         last = self.k.shape[0] - K  # nobody's row is the last one, put back as it was
         cut = jax.lax.cond(
             jnp.any(real), lambda: rows_from(begins), lambda: rows_from([jnp.minimum(at, last) for at in begins])
         )
-        flat = Ring(*(x.reshape(B * K, *x.shape[2:]) for x in cut)).write(None, k, v, positions, real)
+        flat = Ring(*jax.tree.map(lambda x: x.reshape(B * K, *x.shape[2:]), cut)).write(None, k, v, positions, real)
 
-        def put(buffer: jax.Array, new: jax.Array) -> jax.Array:
+        def back(buffer: jax.Array, new: jax.Array) -> jax.Array:
             for n, begin in reversed(list(enumerate(begins))):  # nobody's first: the last row may be somebody's too
                 buffer = jax.lax.dynamic_update_slice_in_dim(buffer, new[n * K : (n + 1) * K], begin, 0)
             return buffer
 
-        return Ring(put(self.k, flat.k), put(self.v, flat.v)), *cut
+        before = read(cut[0]), read(cut[1])
+        return Ring(*jax.tree.map(back, (self.k, self.v), (flat.k, flat.v))), *before
 
 
 def kinds(config: ModelConfig, capacity: int, spare: int = 0) -> list[type[Plain]]:

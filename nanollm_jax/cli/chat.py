@@ -12,6 +12,7 @@ import typer
 from nanollm_jax.cli.devices import Devices, Tp, mesh_for
 from nanollm_jax.cli.options import (
     Adapter,
+    Cache,
     Dtype,
     Frequency,
     KeepCompiled,
@@ -56,6 +57,7 @@ def chat(
     revision: Revision = None,
     dtype: Dtype = "auto",
     adapter: Adapter = None,
+    cache: Cache = "auto",
     system: Annotated[str | None, typer.Option(metavar="TEXT", help=SYSTEM)] = None,
     template: Annotated[Path | None, typer.Option(metavar="FILE", help=TEMPLATE)] = None,
     max_new_tokens: MaxNewTokens = 512,
@@ -92,7 +94,7 @@ def chat(
     from nanollm_jax.settings import with_settings
 
     keep_compiled(compile_cache)
-    loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(1, tp, devices), adapters=adapters)
+    loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(1, tp, devices), adapters=adapters, cache=cache)
     if template is not None and written is not None:
         loaded = with_template(loaded, template, written)
     conversation = nano.Conversation(

@@ -28,6 +28,7 @@ from nanollm_jax.cli.options import (
     STDIN,
     Adapter,
     AsJson,
+    Cache,
     Draft,
     Dtype,
     Frequency,
@@ -77,6 +78,7 @@ def generate(
     revision: Revision = None,
     dtype: Dtype = "auto",
     adapter: Adapter = None,
+    cache: Cache = "auto",
     max_new_tokens: MaxNewTokens = 128,
     special: Annotated[bool, typer.Option("--special", help=SPECIAL)] = False,
     stop: Stop = None,
@@ -133,7 +135,7 @@ def generate(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
-    form, how, adapters = form_given(schema, regex, lark), (compile_cache, dp, tp, devices), adapters_of(adapter)
+    form, how, adapters = form_given(schema, regex, lark), (compile_cache, dp, tp, devices, cache), adapters_of(adapter)
     own = the_adapter(adapters) if lines is None or len(adapters) == 1 else None
     guesses = guesses_of(speculate, draft, lambda name: open_model(name, None, dtype, *how))
     if lines is not None:
@@ -141,7 +143,11 @@ def generate(
         from nanollm_jax.cli.lines import Defaults
 
         said = Defaults(max_new_tokens, seed, stop or [], stop_id or [], special, truncate, settings, form, own)
-        run = f"{model} {revision} {dtype}" + (f" {adapters}" if adapters else "")
+        run = (
+            f"{model} {revision} {dtype}"
+            + (f" {adapters}" if adapters else "")
+            + (f" {cache}" if cache != "auto" else "")
+        )
         bulk = Bulk(lines, output, said, run + (f" {form.kind} {form.text}" if form else ""))
         bulk_model = open_model(model, revision, dtype, *how, adapters)
         failed, interrupted = bulk.answer(bulk_model, rows, guesses)
@@ -196,6 +202,7 @@ def open_model(
     dp: int,
     tp: int,
     devices: int | None,
+    cache: str = "auto",
     adapters: dict[str, str] | None = None,
 ) -> Model:
     """The model that the options name."""
@@ -203,7 +210,7 @@ def open_model(
     import nanollm_jax as nano
 
     keep_compiled(compile_cache)
-    return nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices), adapters=adapters)
+    return nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices), adapters=adapters, cache=cache)
 
 
 def prompt_ids(model: Model, text: str, new: int, *, special: bool, truncate: bool) -> list[int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanollm_jax.cli.options import AnyModel, AsJson, Revision, Speculate, guesses_of
+from nanollm_jax.cli.options import AnyModel, AsJson, Cache, Revision, Speculate, guesses_of
 from nanollm_jax.cli.printing import harmless, print_json, print_table, spelled
 from nanollm_jax.errors import NanoLLMError, RequestError
 
@@ -35,6 +35,7 @@ def info(
     dtype: Annotated[str | None, typer.Option(metavar="DTYPE", show_default=False, help=DTYPE)] = None,
     device: Annotated[bool, typer.Option("--device", help=DEVICE)] = False,
     speculate: Speculate = None,
+    cache: Cache = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Show a model's architecture, parameters and files.
@@ -44,12 +45,12 @@ def info(
     """
     from rich.filesize import decimal
 
-    if speculate is not None and not device:
-        raise RequestError("--speculate without --device; leave it out.")
+    if not device and (speculate is not None or cache != "auto"):
+        raise RequestError(f"--{'cache' if speculate is None else 'speculate'} without --device; leave it out.")
     guesses = guesses_of(speculate)
     report = describe(model, revision, dtype)
     if device:
-        report["device"] = describe_device(model, revision, dtype, guesses)
+        report["device"] = describe_device(model, revision, dtype, guesses, cache)
     if as_json:
         return print_json(report)
     count, nbytes = f"{report['count']:,}", decimal(report["bytes"])
@@ -114,13 +115,13 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
 
 
 def describe_device(
-    source: str | None, revision: str | None, dtype_name: str | None, speculate: Guesses
+    source: str | None, revision: str | None, dtype_name: str | None, speculate: Guesses, cache: str
 ) -> dict[str, Any]:
     """The device that a model would be loaded to, what rows take there, and every program that is compiled for them."""
     import jax
 
     from nanollm_jax import layout
-    from nanollm_jax.dtypes import resolve_weights
+    from nanollm_jax.dtypes import check_kept, resolve_weights
     from nanollm_jax.engine import buckets, drafts, memory
     from nanollm_jax.families import read_config
     from nanollm_jax.ops import native
@@ -132,7 +133,7 @@ def describe_device(
     kind, found = jax.default_backend(), native.library()
     size, spare = memory.cache_itemsize(resolve_weights(dtype_name or "auto").activations), drafts.spare(speculate)
     sizes = buckets.capacities(config.max_positions)
-    row = {S: sum(layout.row_nbytes(config, S, size, spare=spare)) for S in sizes}
+    row = {S: sum(layout.row_nbytes(config, S, size, spare=spare, kept=check_kept(cache))) for S in sizes}
     return {
         "kind": jax.devices()[0].device_kind,
         "devices": jax.device_count(),

@@ -51,6 +51,7 @@ DRAFT = (
     "step, or N with --speculate draft:N."
 )
 ADAPTER = "A LoRA adapter in PEFT's form, found as --model is, under a name: NAME=SOURCE. May be repeated."
+CACHE = "How keys and values are kept: auto, as the activations are, or int8, in 8 bits and a scale for each token and head."
 
 Source = Annotated[str | None, typer.Option("--model", metavar="SOURCE", help=MODEL)]
 AnyModel = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=ANY_MODEL)]
@@ -74,6 +75,7 @@ Draft = Annotated[str | None, typer.Option("--draft", metavar="SOURCE", show_def
 Adapter = Annotated[
     list[str] | None, typer.Option("--adapter", metavar="NAME=SOURCE", show_default=False, help=ADAPTER)
 ]
+Cache = Annotated[str, typer.Option("--cache", metavar="HOW", help=CACHE)]
 Frequency = Annotated[float | None, typer.Option(metavar="R", help=FREQUENCY)]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nanollm_jax.cli.devices import Dp, Tp
-from nanollm_jax.cli.options import AnyModel, AsJson, Revision, Speculate, guesses_of
+from nanollm_jax.cli.options import AnyModel, AsJson, Cache, Revision, Speculate, guesses_of
 from nanollm_jax.cli.printing import harmless, plural, print_json, print_table
 from nanollm_jax.errors import ConfigError
 
@@ -28,6 +28,7 @@ def plan(
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help=DTYPE)] = "bfloat16",
     device: Annotated[str | None, typer.Option(metavar="NAME", help=DEVICE)] = None,
     speculate: Speculate = None,
+    cache: Cache = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Show what each device of a mesh would hold, and the limits of decoding and of reading prompts.
@@ -48,7 +49,7 @@ def plan(
     path = find_config(model, revision)
     config, _ = read_config(config_json_at(path), str(path))
     drafts = 0 if guesses is None else guesses.tokens
-    made = make_plan(config, dp=dp, tp=tp, batch=batch, context=context, dtype=dtype, drafts=drafts)
+    made = make_plan(config, dp=dp, tp=tp, batch=batch, context=context, dtype=dtype, drafts=drafts, cache=cache)
     report: dict[str, Any] = dataclasses.asdict(made) | {"total": made.total, "padded": made_up(config, tp)}
     if limits is not None:
         report |= {

@@ -30,6 +30,7 @@ from nanollm_jax.cli.devices import (
 from nanollm_jax.cli.look_page import LOCAL
 from nanollm_jax.cli.options import (
     Adapter,
+    Cache,
     Draft,
     Dtype,
     KeepCompiled,
@@ -85,6 +86,7 @@ def serve(
     revision: Revision = None,
     dtype: Dtype = "auto",
     adapter: Adapter = None,
+    cache: Cache = "auto",
     template: Annotated[Path | None, typer.Option(metavar="FILE", help=TEMPLATE)] = None,
     host: Annotated[str, typer.Option(metavar="HOST", help=HOST)] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help=PORT)] = 8000,
@@ -158,7 +160,7 @@ def serve(
 
         keep_compiled(compile_cache)
         guesses = guesses_of(speculate, draft, lambda name: nano.load(checkpoint(name, None), dtype=dtype, mesh=mesh))
-        loaded = nano.load(folder, dtype=dtype, mesh=mesh, adapters=adapters)
+        loaded = nano.load(folder, dtype=dtype, mesh=mesh, adapters=adapters, cache=cache)
         if template is not None and written is not None:
             loaded = with_template(loaded, template, written)
         rows, context = served(loaded, rows, context, guesses)

@@ -27,8 +27,8 @@ def empty_rows(engine: Engine, capacity: int) -> State:
     """An engine's rows, of so many positions, nobody's: on one device made at once, on a mesh each array where it belongs."""
     dtype = lambda params: params["embedding"]["tokens"].dtype  # noqa: E731
     model, other = engine.model, engine.other
-    draft = None if other is None else (other.config, dtype(other.params))
-    how: dict[str, Any] = {"config": model.config, "dtype": dtype(model.params), "draft": draft}
+    draft = None if other is None else (other.config, dtype(other.params), model.cache)
+    how: dict[str, Any] = {"config": model.config, "dtype": dtype(model.params), "kept": model.cache, "draft": draft}
     how |= {"rows": engine.rows, "capacity": capacity, "spare": engine.spare}
     return slots.empty(**how) if model.mesh is None else slots.empty_state(**how, mesh=model.mesh)
 
@@ -39,7 +39,7 @@ def needed(model: Model, rows: int, capacity: int, speculate: drafts.Speculate =
 
     def row(one: Model) -> tuple[int, int]:
         size = cache_itemsize(one.params["embedding"]["tokens"].dtype)
-        return layout.row_nbytes(one.config, min(capacity, one.config.max_positions), size, tp, spare)
+        return layout.row_nbytes(one.config, min(capacity, one.config.max_positions), size, tp, spare, model.cache)
 
     other = row(speculate.model)[0] if isinstance(speculate, drafts.DraftModel) else 0
     return rows // model.dp * (sum(row(model)) + other)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from nanollm_jax.cache import KVCache
+from nanollm_jax.cache import Buffer, KVCache
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.programs import program
 from nanollm_jax.engine.slots import State
@@ -113,19 +113,20 @@ class Prefixes:
 
 @pytree
 class Pool:
-    """Blocks of P positions that were read once: keys and values of each layer, L x [B*K P H], B of them."""
+    """Blocks of P positions that were read once: keys and values of each layer as it keeps them, L x [B*K P H], B of them."""
 
-    k: tuple[jax.Array, ...] = axes("B*K P H")
-    v: tuple[jax.Array, ...] = axes("B*K P H")
+    k: tuple[Buffer, ...] = axes("B*K P H")
+    v: tuple[Buffer, ...] = axes("B*K P H")
 
 
 def empty_pool(cache: KVCache, blocks: int, size: int) -> Pool:
     """A pool of so many blocks of `size` positions each, beside this cache."""
     K = cache.layers[0].k.shape[0] // cache.batch
     # named, a device would bind every program that takes the pool to it, and compile it again
-    where = None if cache.mesh is None else NamedSharding(cache.mesh, spec("B*K P H"))
-    made = lambda x: jnp.zeros((blocks * K, size, x.shape[2]), x.dtype, device=where)  # noqa: E731
-    return Pool(tuple(made(layer.k) for layer in cache.layers), tuple(made(layer.v) for layer in cache.layers))
+    where = None if cache.mesh is None else NamedSharding(cache.mesh, spec("B*K"))
+    made = lambda x: jnp.zeros((blocks * K, size, *x.shape[2:]), x.dtype, device=where)  # noqa: E731
+    k, v = (tuple(getattr(layer, name) for layer in cache.layers) for name in ("k", "v"))
+    return Pool(*jax.tree.map(made, (k, v)))
 
 
 @program(donate=("pool",))
@@ -136,12 +137,9 @@ def keep(pool: Pool, state: State, row: jax.Array, at: jax.Array, block: jax.Arr
     found = [layer.at(row, positions, K) for layer in state.cache.layers]
     heads = (block[:, None] * K + jnp.arange(K)[None]).reshape(-1)
 
-    def put(blocks: tuple[jax.Array, ...], new: list[jax.Array]) -> tuple[jax.Array, ...]:
-        return tuple(
-            old.at[heads].set(x.reshape(-1, *x.shape[2:]), mode="drop") for old, x in zip(blocks, new, strict=True)
-        )
-
-    return Pool(put(pool.k, [k for k, _ in found]), put(pool.v, [v for _, v in found]))
+    put = lambda old, new: old.at[heads].set(new.reshape(heads.size, *new.shape[2:]), mode="drop")  # noqa: E731
+    k, v = zip(*found, strict=True)
+    return Pool(*jax.tree.map(put, (pool.k, pool.v), (k, v)))
 
 
 @program(donate=("state",))
@@ -150,9 +148,10 @@ def restore(state: State, pool: Pool, row: jax.Array, at: jax.Array, block: jax.
     P, K = pool.k[0].shape[1], state.cache.layers[0].k.shape[0] // state.cache.batch
     positions = at[:, None] + jnp.arange(P)[None]
     heads = block[:, None] * K + jnp.arange(K)[None]
-    taken = lambda buffer: buffer.at[heads].get(mode="clip").swapaxes(1, 2)  # noqa: E731  # [R P K H]
+    # [R P K H]
+    taken = lambda kept: jax.tree.map(lambda x: x.at[heads].get(mode="clip").swapaxes(1, 2), kept)  # noqa: E731
     layers = tuple(
-        layer.write(row, taken(k), taken(v), positions, jnp.ones_like(positions, bool))
+        layer.put(row, taken(k), taken(v), positions, jnp.ones_like(positions, bool))
         for layer, k, v in zip(state.cache.layers, pool.k, pool.v, strict=True)
     )
     length = state.cache.length.at[row].set(at + P, mode="drop")

@@ -87,13 +87,13 @@ class Scored:
 
 
 def empty_state(
-    *, config: ModelConfig, rows: int, capacity: int, dtype: Any, spare: int = 0,
-    draft: tuple[ModelConfig, Any] | None = None, mesh: Mesh | None = None,
+    *, config: ModelConfig, rows: int, capacity: int, dtype: Any, kept: str = "auto", spare: int = 0,
+    draft: tuple[ModelConfig, Any, str] | None = None, mesh: Mesh | None = None,
 ) -> State:  # fmt: skip
-    """Rows that are nobody's. dtype is that of the weights; draft has config and dtype of a model that guesses."""
+    """Rows that are nobody's. dtype is that of the weights, kept how keys and values are; draft has those of who guesses."""
 
-    def cache(config: ModelConfig, dtype: Any) -> KVCache:
-        made = kv.init_cache(config, rows, min(capacity, config.max_positions), dtype, mesh, spare=spare)
+    def cache(config: ModelConfig, dtype: Any, kept: str) -> KVCache:
+        made = kv.init_cache(config, rows, min(capacity, config.max_positions), dtype, mesh, spare=spare, kept=kept)
         return dataclasses.replace(made, fresh=False)
 
     V, zeros = config.vocab_size, partial(jnp.zeros, rows)  # a buffer each: all of them are donated
@@ -103,15 +103,16 @@ def empty_state(
     numbers |= {name: zeros(jnp.int32) for name in ("tops", "left", "adapter")}
     asked = Asked(history, sampling, **numbers)
     guesses = None if draft is None else cache(*draft)
-    return State(cache(config, dtype), asked, token=zeros(jnp.int32), live=zeros(bool), draft=guesses)
+    return State(cache(config, dtype, kept), asked, token=zeros(jnp.int32), live=zeros(bool), draft=guesses)
 
 
-@program(static=("rows", "capacity", "dtype", "spare", "draft"))
+@program(static=("rows", "capacity", "dtype", "kept", "spare", "draft"))
 def empty(
-    *, config: ModelConfig, rows: int, capacity: int, dtype: Any, spare: int, draft: tuple[ModelConfig, Any] | None
-) -> State:
+    *, config: ModelConfig, rows: int, capacity: int, dtype: Any, kept: str, spare: int,
+    draft: tuple[ModelConfig, Any, str] | None,
+) -> State:  # fmt: skip
     """empty_state of one device, made there at once. On a mesh each array is made where it belongs."""
-    return empty_state(config=config, rows=rows, capacity=capacity, dtype=dtype, spare=spare, draft=draft)
+    return empty_state(config=config, rows=rows, capacity=capacity, dtype=dtype, kept=kept, spare=spare, draft=draft)
 
 
 def seats_of(state: State) -> Seats:

@@ -68,7 +68,7 @@ def cache_view(cache: KVCache | State) -> CacheView:
     length, views = collectives.whole(found.length), []
     for layer in found.layers:
         held = np.asarray(layer.held(jnp.asarray(length)))
-        size = layer.k.nbytes + layer.v.nbytes
+        size = layer.nbytes
         used = int((held >= 0).sum()) * size // max(held.size, 1)
         views.append(LayerView(type(layer).__name__.lower(), held, size, used))
-    return CacheView(views, length, found.layers[0].k.dtype.name)
+    return CacheView(views, length, found.layers[0].kept)

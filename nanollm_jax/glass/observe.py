@@ -47,7 +47,7 @@ def observe(
     tokens = read_texts(function, *args)
     rows = np.arange(len(tokens) + -len(tokens) % function.dp) % len(tokens)  # a mesh divides them
     dtype = function.params["embedding"]["tokens"].dtype
-    cache = init_cache(function.config, len(rows), tokens.shape[1], dtype, function.mesh)
+    cache = init_cache(function.config, len(rows), tokens.shape[1], dtype, function.mesh, kept=function.cache)
     inside = harvest(forward, ["**"], edits, unpadded=function.unpadded)
     (logits, _), values = inside(function.params, tokens[rows], cache, config=function.config, **static)
     return jax.tree.map(lambda x: x[: len(tokens)], (logits, values))

@@ -15,7 +15,7 @@ import numpy as np
 from nanollm_jax import files, layout
 from nanollm_jax.checks import check_count
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.dtypes import resolve_weights
+from nanollm_jax.dtypes import check_kept, resolve_weights
 from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.measure import roofline
 from nanollm_jax.partition import RULE, arrange, stored_sizes
@@ -88,12 +88,14 @@ def make_plan(
     context: int | None = None,
     dtype: Any = "bfloat16",
     drafts: int = 0,
+    cache: str = "auto",
 ) -> Plan:
     """What one device of a dp x tp mesh holds and does for `batch` rows of up to `context` positions (None: the model's).
 
     dtype is that of weights and cache; "int8" and "int4" are matrices in 8 or 4 bits, the rest in bfloat16. drafts is how
-    many tokens of a step are guessed: it takes them all, and its limit counts none, as if no guess were right. Raises
-    ConfigError for an unknown dtype, RequestError for rows that dp does not divide and for more positions than the model has.
+    many tokens of a step are guessed: it takes them all, and its limit counts none, as if no guess were right. cache is how
+    keys and values are kept, as in load. Raises ConfigError for an unknown dtype or cache, RequestError for rows that dp
+    does not divide and for more positions than the model has.
     """
     context = config.max_positions if context is None else context
     dp, tp = check_count("dp", dp), check_count("tp", tp)
@@ -107,6 +109,7 @@ def make_plan(
         raise RequestError(f"context {context} is more than the model's {config.max_positions} positions.")
     model, config = config, arrange(config, tp)
     kept = resolve_weights(dtype, auto="bfloat16")
+    itemsize = kept.activations.itemsize
     sizes = stored_sizes(config, tp)
     own = {letter: length // (tp if RULE.get(letter) == "tp" else 1) for letter, length in sizes.items()}
     rows, V = batch // dp, config.vocab_size
@@ -115,7 +118,9 @@ def make_plan(
     shapes, stored = layout.shapes(config, own), layout.nbytes(config, kept, own)
     multiplied = sum(roofline.used_weights(config, config.experts_per_token, own).values())
     read = roofline.used_weights(config, roofline.experts_read(config, rows * T), own)
-    filled, state = (rows * part for part in layout.row_nbytes(config, context, kept.activations.itemsize, tp, drafts))
+    filled, state = (
+        rows * part for part in layout.row_nbytes(config, context, itemsize, tp, drafts, check_kept(cache))
+    )
     held, needed = (sum(layout.nbytes(of, kept, of_sizes).values()) for of, of_sizes in (
         (config, sizes), (model, model.sizes)))  # fmt: skip
     return Plan(

@@ -32,7 +32,7 @@ def setup_of(engine: Engine, context: int) -> dict[str, Any]:
     return versions | {
         "the model": zlib.crc32(f"{engine.config} {dtype}".encode()), "--rows": engine.rows, "--context": context,
         "--prefix-memory for blocks": engine.places, "--dp": engine.dp,
-        "--speculate": str(engine.speculate), "--adapter": ", ".join(engine.model.adapters),
+        "--speculate": str(engine.speculate), "--adapter": ", ".join(engine.model.adapters), "--cache": engine.model.cache,
     }  # fmt: skip
 
 

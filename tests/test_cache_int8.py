@@ -1,0 +1,107 @@
+"""Keys and values in 8 bits: off by what rounding costs, the same bits alone and beside others, a quarter of the memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from agreement import agree, difference
+from law import check_law, model_of
+from models import random_model
+
+import nanollm_jax as nano
+from nanollm_jax.cache import rounded
+from nanollm_jax.engine import buckets, memory
+from nanollm_jax.measure.plan import make_plan
+
+SHORT = 16
+forward = jax.jit(nano.forward, static_argnames="config")
+
+
+def in_8_bits(model):
+    return replace(model, cache="int8")
+
+
+def test_a_vector_is_off_by_half_a_step_at_most():
+    """Of each token and head by itself, zeros and large numbers beside each other; what was kept is kept again as it is."""
+    vectors = np.random.default_rng(0).normal(size=(2, 3, 4, 10)).astype(np.float32)
+    vectors *= np.array([1e-20, 1.0, 1e20], np.float32)[None, :, None, None]
+    vectors[0, 1, 2] = 0
+    buffer = rounded.empty((8, 3, 10), np.float32, "int8", lambda letters: None)
+    kept = rounded.keep(buffer, jnp.asarray(vectors))
+    found, step = np.asarray(rounded.read(kept)), np.abs(vectors).max(-1, keepdims=True) / 127
+    assert (np.abs(found - vectors) <= 0.5001 * step).all() and kept.values.dtype == np.int8
+    assert kept.scale.shape == (2, 3, 4) and kept.nbytes == vectors.size + 4 * vectors.size // 10
+    np.testing.assert_array_equal(rounded.keep(buffer, jnp.asarray(found)).values, kept.values)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_pieces_and_steps_give_what_one_pass_gives(family):
+    """Full layers and rings: what a token sees is rounded wherever it came from."""
+    model = random_model(family)
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 24)).astype(np.int32)
+    make = lambda kept: nano.init_cache(model.config, 2, 40, jnp.float32, kept=kept)  # noqa: E731
+    whole, _ = forward(model.params, tokens, make("int8"), config=model.config)
+    exact, _ = forward(model.params, tokens, make("auto"), config=model.config)
+    assert 1e-4 < difference(whole, exact) < 0.1
+    cache, found = make("int8"), []
+    for piece in (tokens[:, :9], tokens[:, 9:16], *np.split(tokens[:, 16:], 8, axis=1)):
+        logits, cache = forward(model.params, piece, cache, config=model.config)
+        found.append(logits)
+    # a sum of another order may round a number to its neighbour
+    agree(np.concatenate(found, axis=1), whole, 2e-2)
+    agree(np.concatenate(found, axis=1)[:, :9], whole[:, :9], 1e-4)
+    assert "int8" in repr(cache) and cache.nbytes < 0.6 * make("auto").nbytes
+
+
+@pytest.mark.parametrize("family", ["llama", pytest.param("gemma3_text", marks=pytest.mark.parity)])
+def test_the_law_of_load_holds_in_8_bits(family, monkeypatch):
+    """Blocks of prefixes are kept and restored as they are: ==, whatever is cached."""
+    model = in_8_bits(model_of(family))
+    monkeypatch.setitem(buckets.TOGETHER, "cpu", 2 * SHORT)
+    engine = check_law(model, 12, 2, piece=SHORT)
+    assert "hit" in {event.what for event in engine.events}
+    assert jax.tree.leaves(engine.pool)[0].dtype == np.int8
+
+
+def test_bytes_are_those_that_are_planned():
+    """Of a full layer and a ring; no row takes more than a third of what it takes in float32."""
+    model = model_of("gemma3_text")
+    for one in (model, in_8_bits(model)):
+        engine_bytes = memory.needed(one, 2, 256)
+        plan = make_plan(one.config, batch=2, context=256, dtype="float32", cache=one.cache)
+        cache = nano.init_cache(one.config, 2, 256, jnp.float32, kept=one.cache)
+        assert plan.cache == cache.nbytes and engine_bytes == plan.cache + plan.state
+    with pytest.raises(nano.ConfigError, match="cache is 'int3'; expected auto or int8"):
+        nano.load(cache="int3")
+
+
+def test_long_texts_lose_little():
+    """The bundled model on its own stories: as likely within half a percent, to the end of its context."""
+    model = nano.load(dtype="float32")
+    sampling = nano.Sampling(temperature=0.8)
+    stories = nano.generate(model, "Once upon a time", max_new_tokens=170, sampling=sampling, seed=3, n=4)
+    text = "\n".join(f"Once upon a time{story.text}" for story in stories)
+    plain, eight = (nano.score(one, text, rows=1) for one in (model, in_8_bits(model)))
+    assert len(plain.logprobs) > 300
+    assert plain.logprobs != eight.logprobs and abs(eight.perplexity / plain.perplexity - 1) < 5e-3
+    assert np.abs(np.subtract(plain.logprobs, eight.logprobs)).mean() < 0.02
+
+
+@pytest.mark.parity
+def test_on_a_mesh_with_guesses_and_watched():
+    """The tokens of one device, of every path to write them."""
+    one = in_8_bits(model_of("llama"))
+    prompts = [[5, 6, 7, 5, 6, 7], [9, 8]]
+    expected = nano.generate(one, prompts, max_new_tokens=20)
+    many = nano.shard(one, nano.make_mesh(2, 2))
+    for found in (
+        nano.generate(many, prompts, max_new_tokens=20),
+        nano.generate(one, prompts, max_new_tokens=20, speculate="lookup:3"),
+    ):
+        assert [row.token_ids for row in found] == [row.token_ids for row in expected]
+    box = nano.watch(one, prompts, keep=["layers.0.attention.weights"], max_new_tokens=20)
+    assert [row.token_ids for row in box.generations] == [row.token_ids for row in expected]
