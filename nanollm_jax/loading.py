@@ -35,6 +35,7 @@ from nanollm_jax.sources import source_at
 from nanollm_jax.tokenizer import Tokenizer
 from nanollm_jax.weights import Checkpoint, resolve
 from nanollm_jax.weights.adapters import Adapter, Base, read_adapter
+from nanollm_jax.weights.kept import load_kept
 from nanollm_jax.weights.load import load_params
 from nanollm_jax.weights.quantised.groups import Groups
 from nanollm_jax.weights.source import find
@@ -156,6 +157,8 @@ def load(
     """
     kept, cache = resolve_weights(dtype), check_kept(cache)
     found = source_at(find(source, revision))
+    if found.kept is not None:
+        kept = as_stored(found.path, found.kept, dtype, adapters)
     if not adapters:
         name_adapters(found.path)
     config, family = found.config()
@@ -169,6 +172,12 @@ def load(
         check_vocabulary(found.path, tokenizer, config)
     chat_template = None if tokenizer is None else found.template(tokenizer)
     defaults = found.defaults(config, None if tokenizer is None else tokenizer.eos_id)
+    if found.kept is not None:
+        forms = parameters.forms(config, kept)
+        arrays = load_kept(checkpoint, parameters.named(forms))
+        params = parameters.nest(jax.tree.unflatten(jax.tree.structure(forms), list(arrays.values())))
+        model = Model(config, params, tokenizer, defaults, chat_template, config, found.folder, (), cache)
+        return model if mesh is None else shard(model, mesh)
     check_tied(checkpoint, config, family)
     wanted()  # what executables call is there before they are read
     read_ahead(config, kept.name, mesh)
@@ -197,6 +206,21 @@ def keep_few(path: str, dtype: Any, config: ModelConfig, mesh: Mesh | None, grou
     table = None if groups.table is None else tuple(map(float, groups.table))
     weight = parameters.few(groups.values, groups.scale, groups.offset, bits=groups.bits, table=table, dtype=dtype)
     return weight if mesh is None else shard_weight(weight, parameters.layout(config)[path], config, mesh)
+
+
+def as_stored(folder: Path, stored: str, dtype: Any, adapters: Any) -> Dtype:
+    """The dtype of a checkpoint that has its parameters as they are kept. Raises CheckpointError where another is asked for."""
+    if not is_auto(dtype) and resolve_weights(dtype).name != stored:
+        raise CheckpointError(
+            f"{folder}: its matrices are in {stored}, and dtype is {dtype!r}; load it with dtype 'auto', or take the "
+            "checkpoint that it was converted from."
+        )
+    if adapters:
+        raise CheckpointError(
+            f"{folder}: its matrices are in {stored}, beside which no adapter is laid; load the checkpoint that it was "
+            f"converted from with dtype={stored!r}."
+        )
+    return resolve_weights(stored)
 
 
 def read_adapters(

@@ -35,7 +35,8 @@ as_published = Persistent(groupwise_making.groupwise)
 
 def int4(array: jax.Array, outputs: int) -> Weight:
     """In groups that each device of a mesh has whole."""
-    bits, group = DTYPES["int4"].groups(array.sharding.shard_shape(array.shape)[-1])
+    traced = isinstance(array, jax.core.Tracer)
+    bits, group = DTYPES["int4"].groups((array.shape if traced else array.sharding.shard_shape(array.shape))[-1])
     return per_group(array, bits=bits, group=group)
 
 
@@ -78,6 +79,23 @@ def keeper(config: ModelConfig, dtype: Dtype) -> Callable[[str, jax.Array], Weig
 def few(numbers: Any, scale: Any, offset: Any, *, bits: int, table: tuple[float, ...] | None, dtype: Any) -> Weight:
     """A weight in the few bits that it was published in: see groupwise_making.groupwise."""
     return jax.block_until_ready(as_published(numbers, scale, offset, bits=bits, dtype=np.dtype(dtype), table=table))
+
+
+def forms(config: ModelConfig, dtype: Dtype) -> dict[str, Any]:
+    """{path: what keeper makes of each parameter}, shapes and dtypes in place of arrays."""
+    make, large = MAKERS.get(dtype.name), large_matrices(config)
+
+    def form(path: str, shape: tuple[int, ...]) -> Any:
+        array = jax.ShapeDtypeStruct(shape, dtype.activations)
+        return array if make is None or path not in large else jax.eval_shape(partial(make, outputs=large[path]), array)
+
+    return {path: form(path, shape) for path, shape in shapes(config).items()}
+
+
+def named(flat: dict[str, Any]) -> dict[str, Any]:
+    """{path: weight} -> {name: array}: "layers.3.attention.wo", or of one that is no array "layers.3.attention.wo.values" .."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(flat)
+    return {jax.tree_util.keystr(keys, simple=True, separator="."): leaf for keys, leaf in leaves}
 
 
 def dtype_of(params: Params) -> Dtype:

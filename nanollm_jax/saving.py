@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from nanollm_jax import files
@@ -18,7 +19,9 @@ from nanollm_jax.errors import CheckpointError, RequestError
 from nanollm_jax.families import read_config
 from nanollm_jax.loading import Model
 from nanollm_jax.tokenizer.load import FILES, tiktoken_files
+from nanollm_jax.weights import quantised
 from nanollm_jax.weights.checkpoint import SINGLE
+from nanollm_jax.weights.kept import description
 from nanollm_jax.weights.rows import Row, rearrange, stored_shape
 from nanollm_jax.weights.source import read_json
 from nanollm_jax.weights.write import Stored, write_tensors
@@ -36,14 +39,16 @@ def save(model: Model, folder: str | os.PathLike[str]) -> Path:
     Parameters that were changed, by training them elsewhere, are what is written: save(dataclasses.replace(model,
     params=...), folder). config.json and the tokenizer's files are those of model.folder, where the model is from; tensors have
     the names that this family is published with. Of models that see images too, the text's alone are written.
-    Raises RequestError where the folder is there, cannot be written or has no room, for a model on a mesh, in 8 bits, or made
-    in memory, and where model.folder has another architecture's config.json.
+    One whose matrices are in few bits is written as it is in memory, which load alone reads, and in one step.
+    Raises RequestError where the folder is there, cannot be written or has no room, for a model on a mesh, or made in memory,
+    and where model.folder has another architecture's config.json.
     """
     if not isinstance(model, Model):
         raise RequestError(f"the first argument is {type(model).__name__}; expected a model, as load gives.")
     if model.mesh is not None:
         raise RequestError(f"this model is on a mesh of {dict(model.mesh.shape)}; load it without one to save it.")
-    if few := [name for name in parameters.names(model.params, model.config) if name not in PLAIN]:
+    few = [name for name in parameters.names(model.params, model.config) if name not in PLAIN]
+    if few and model.dtype.name in PLAIN:
         raise RequestError(
             f"this model's matrices are in {' and '.join(few)}, in which none is written; load it in {', '.join(PLAIN)}."
         )
@@ -56,17 +61,34 @@ def save(model: Model, folder: str | os.PathLike[str]) -> Path:
     config, family = read_config(config_json, str(model.folder / "config.json"))
     if config != model.config:
         raise RequestError(f"{model.folder}: config.json is of another architecture than this model's.")
-    rows = [row for row in family.table(config) if row.path in parameters.layout(config) and not row.instead]
-    tensors = tensors_of(model, rows, family.PREFIXES[0])
+    config_json = {key: value for key, value in config_json.items() if key not in quantised.KEYS}
+    if model.dtype.name in PLAIN:
+        rows = [row for row in family.table(config) if row.path in parameters.layout(config) and not row.instead]
+        tensors = tensors_of(model, rows, family.PREFIXES[0])
+    else:
+        tensors, config_json = as_kept(model), config_json | description(model.dtype.name)
     with files.new_folder(folder, RequestError, model.nbytes + 2**24) as part:
         write_tensors(part / SINGLE, tensors)
         for key in ("dtype", "torch_dtype"):
-            config_json |= {key: model.dtype.name} if key in config_json else {}
+            config_json |= {key: model.dtype.activations.name} if key in config_json else {}
         (part / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
         for path in (*(model.folder / name for name in BESIDE), *tiktoken_files(model.folder)):
             if files.present(path):
                 files.copy(path, part, CheckpointError)
     return Path(os.path.expanduser(folder))
+
+
+def as_kept(model: Model) -> dict[str, Stored]:
+    """{name: array} of all parameters, as they are in memory. Raises RequestError where a matrix is in another form."""
+    flat, forms = parameters.flatten(model.params), parameters.forms(model.config, model.dtype)
+    like = lambda found: [(leaf.shape, np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(found)]  # noqa: E731
+    trees: list[Any] = [jax.tree.structure(tree) for tree in (flat, forms)]
+    if trees[0] != trees[1] or like(flat) != like(forms):
+        raise RequestError(
+            f"this model's matrices are in few bits of another form than {model.dtype.name}; load it in float32 or bfloat16."
+        )
+    arrays = parameters.named(flat)
+    return {name: (leaf.dtype.name, leaf.shape, partial(np.asarray, leaf)) for name, leaf in arrays.items()}
 
 
 def tensors_of(model: Model, rows: list[Row], prefix: str) -> dict[str, Stored]:

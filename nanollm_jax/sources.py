@@ -12,12 +12,14 @@ from nanollm_jax.chat import ChatTemplate, load_chat_template
 from nanollm_jax.chat.load import template_in
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.defaults import Defaults, read_defaults
+from nanollm_jax.dtypes import DTYPES, PLAIN
 from nanollm_jax.families import FAMILIES, read_config
 from nanollm_jax.families.gguf import checkpoint_of, config_of
 from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from nanollm_jax.tokenizer.gguf import from_metadata
 from nanollm_jax.weights import Checkpoint, open_checkpoint, quantised
 from nanollm_jax.weights.gguf import GGUF, is_gguf, open_gguf
+from nanollm_jax.weights.kept import described
 from nanollm_jax.weights.source import read_json
 
 # what a GGUF file says of choosing tokens, in generation_config.json's words
@@ -42,6 +44,11 @@ class Folder:
         """What is in config.json, and what a file beside it says of quantised weights where it says nothing."""
         return config_json_at(self.path / "config.json")
 
+    @property
+    def kept(self) -> str | None:
+        """The dtype in which its tensors are parameters as they are kept in memory; None where they are a family's."""
+        return kept_in(self.config_json, str(self.path / "config.json"))
+
     def config(self) -> tuple[ModelConfig, ModuleType]:
         """Of config.json."""
         return read_config(self.config_json, str(self.path / "config.json"))
@@ -49,6 +56,8 @@ class Folder:
     def tensors(self) -> Checkpoint:
         """Of *.safetensors, those that make one weight in few bits together under its name."""
         checkpoint, where = open_checkpoint(self.path), str(self.path / "config.json")
+        if self.kept is not None:
+            return checkpoint
         if (method := quantised.describe(self.config_json, where)) is None:
             return checkpoint
         family = FAMILIES.get(str(self.config_json.get("model_type")))
@@ -73,7 +82,7 @@ class GGUFFile:
 
     path: Path
 
-    folder = None  # none has its parts as files
+    folder = kept = None  # none has its parts as files, or parameters as they are kept
 
     @cached_property
     def file(self) -> GGUF:
@@ -118,6 +127,11 @@ def source_at(path: Path) -> Source:
     Each part is read when it is asked for; ConfigError, CheckpointError or TokenizerError name the file.
     """
     return GGUFFile(path) if is_gguf(path) else Folder(path)
+
+
+def kept_in(config_json: dict[str, Any], where: str) -> str | None:
+    """The dtype in which a checkpoint has parameters as they are kept in memory; None for another. Raises ConfigError."""
+    return described(config_json, where, tuple(name for name in DTYPES if name not in PLAIN))
 
 
 def config_json_at(path: Path) -> dict[str, Any]:

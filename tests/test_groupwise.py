@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -185,3 +186,17 @@ def test_loading_onto_a_mesh_divides_what_is_loaded():
         ):  # of which each device has half a group more than whole ones; a sum may end otherwise
             equal = jax.tree.map(lambda a, b: np.mean(np.asarray(a) == np.asarray(b)), ours, theirs)
             assert min(jax.tree.leaves(equal)) > 0.99, path
+
+
+@pytest.mark.parametrize("kind", ["table", "float8"])
+def test_numbers_that_are_not_whole_are_multiplied_as_what_they_are(kind):
+    """Of few rows too, for which whole numbers have a product in C."""
+    numbers = rng.integers(-8, 8, (5, 64))
+    weight = groupwise(numbers, np.ones((5, 1), np.float32), bits=4, dtype="float32")
+    if kind == "table":
+        weight = dataclasses.replace(weight, table=tuple(0.5 + np.arange(16.0) ** 2))
+    else:
+        weight = dataclasses.replace(weight, values=jnp.asarray(numbers / 16, ml_dtypes.float8_e4m3fn), bits=8)
+    exact = 0.5 + (numbers + 8.0) ** 2 if kind == "table" else numbers / 16
+    x = rng.normal(size=(2, 64)).astype(np.float32)
+    agree(product(jnp.asarray(x), weight), x.astype(float) @ exact.T, 1e-5)

@@ -14,7 +14,8 @@ from nanollm_jax.cli.settings import read_settings
 
 # in the order of the list; each is the function of this name in the file of this name
 COMMANDS = (
-    "generate", "chat", "look", "serve", "top", "score", "tokenize", "info", "export", "bench", "profile", "plan", "mesh",
+    "generate", "chat", "look", "serve", "top", "score", "tokenize", "info", "convert", "export", "bench", "profile",
+    "plan", "mesh",
 )  # fmt: skip
 
 

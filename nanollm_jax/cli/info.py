@@ -75,7 +75,7 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
     from nanollm_jax.dtypes import PLAIN, resolve_weights
     from nanollm_jax.engine import buckets
     from nanollm_jax.families import read_config
-    from nanollm_jax.sources import config_json_at, source_at
+    from nanollm_jax.sources import config_json_at, kept_in, source_at
     from nanollm_jax.weights.gguf import is_gguf
     from nanollm_jax.weights.source import find_config, find_shape
 
@@ -86,7 +86,9 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
     config_json = config_json_at(path)
     config, _ = read_config(config_json, str(path))
     said = config_json.get("dtype", config_json.get("torch_dtype"))
-    dtype = resolve_weights(dtype_name or (said if said in tuple(PLAIN) else "float32"))
+    dtype = resolve_weights(
+        dtype_name or kept_in(config_json, str(path)) or (said if said in tuple(PLAIN) else "float32")
+    )
     fields = {"num_layers": config.num_layers} | dataclasses.asdict(config)
     for layer, said in zip(config.layers, fields["layers"], strict=True):
         if layer.rope is not None and layer.rope.scaling is not None:

@@ -65,6 +65,7 @@ from nanollm_jax.families import (
 )
 from nanollm_jax.families.reader import Reader
 from nanollm_jax.weights import quantised
+from nanollm_jax.weights.kept import is_kept
 
 FAMILIES: dict[str, ModuleType] = {
     "gpt2": gpt2, "llama": llama, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3, "phi3": phi3, "gemma": gemma,
@@ -96,7 +97,7 @@ def read_config(config_json: dict[str, Any], where: str = "config.json") -> tupl
             "A new family is one file under nanollm_jax/families; nanollm_jax/families/README.md shows how."
         )
     family = FAMILIES[model_type]
-    if quantised.describe(config_json, where) is not None:
+    if is_kept(config_json) or quantised.describe(config_json, where) is not None:
         reader.read |= set(quantised.KEYS)
     if reader.get("is_causal", True) is not True or reader.flag("is_encoder_decoder", False):
         raise reader.error("is_encoder_decoder" if reader.get("is_encoder_decoder") else "is_causal", "a decoder's")

@@ -29,8 +29,7 @@ from nanollm_jax.ops.nibbles import pack, unpack
 class Groupwise:
     """In place of a weight [*O *I] for activations in dtype. groupwise_making.py makes them.
 
-    values  8 bits: int8 [*O *I]. 4 bits: uint8, the last axis halved, numbers + 8 as nibbles.py puts them
-            or floats of 8 bits
+    values  8 bits: int8 or floats [*O *I]. 4 bits: uint8, the last axis halved, numbers + 8 as nibbles.py puts them
     scale   [*O *I] in any float dtype, the last axis divided by the size of a group; offset  None, or an array like it
     table   what the numbers from -8 to 7 stand for, where they are places in one
     """
@@ -45,8 +44,12 @@ class Groupwise:
     @property
     def name(self) -> str:
         """Of its row in dtypes.py, or of a form that only checkpoints have."""
-        whole = self.table is None and self.values.dtype in (jnp.int8, jnp.uint8)
-        return f"{'int' if whole else 'fp'}{self.bits}"
+        return f"{'int' if self.whole else 'fp'}{self.bits}"
+
+    @property
+    def whole(self) -> bool:
+        """Are its numbers whole ones, and none that stand for others?"""
+        return self.table is None and self.values.dtype in (jnp.int8, jnp.uint8)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,8 +73,8 @@ class Groupwise:
 
     def reshape(self, outputs: int, inputs: int) -> Groupwise:
         """[*O *I] -> [O I]."""
-        flat = self.values.reshape(outputs, inputs * self.bits // 8)
-        return self.like(flat, lambda part: part.reshape(outputs, inputs // self.group))
+        scales = lambda part: part.reshape(outputs, inputs // self.group)  # noqa: E731
+        return self.like(self.values.reshape(outputs, inputs * self.bits // 8), scales)
 
     def times(self, x: jax.Array) -> jax.Array:
         """Every row of x with every row of the weight.  x [R I], weight [O I] -> [R O] float32"""
@@ -106,14 +109,12 @@ class Groupwise:
         size = math.gcd(self.group, inputs)
         if size == self.group:
             return self
-        numbers = unpack(self.values, self.group) if self.bits == 4 else self.values
-        finer = self.like(numbers, lambda part: jnp.repeat(part, self.group // size, axis=-1))
-        return packed(finer, size)
+        finer = lambda part: jnp.repeat(part, self.group // size, axis=-1)  # noqa: E731
+        return packed(self.like(unpack(self.values, self.group) if self.bits == 4 else self.values, finer), size)
 
 
 def packed(weight: Groupwise, group: int) -> Groupwise:
     """Of one whose numbers are in int8 in either case, the one that has them as they are kept."""
-    values = weight.values
     if weight.bits == 4 and group % 2 == 0:
-        return dataclasses.replace(weight, values=pack(values, group))
+        return dataclasses.replace(weight, values=pack(weight.values, group))
     return dataclasses.replace(weight, bits=8)

@@ -15,7 +15,8 @@ import ml_dtypes
 import numpy as np
 
 NAMES = {
-    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8", "int32": "I32", "uint32": "U32", "bool": "BOOL",
+    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8", "uint8": "U8", "int32": "I32", "uint32": "U32",
+    "bool": "BOOL",
 }  # fmt: skip
 Stored = tuple[str, tuple[int, ...], Callable[[], np.ndarray]]  # a tensor: its dtype and shape, and what makes it
 

@@ -531,7 +531,7 @@ INLINE void MY(whole_span)(const Form form, const int rows, const int outputs, c
 }
 
 // What `count` groups of an output have, as floats; zeros up to CHUNK.
-INLINE void MY(floats_of)(Each all, int64_t first, int64_t count, float* to) {
+static __attribute__((target(TARGET), noinline)) void MY(floats_of)(Each all, int64_t first, int64_t count, float* to) {
   const char* from = all.at + first * SIZE[all.kind];
   char rest[CHUNK * sizeof(float)] = {0};
   if (count < CHUNK) from = memcpy(rest, from, count * SIZE[all.kind]);  // what is behind the last may be nobody's
@@ -545,9 +545,10 @@ INLINE void MY(floats_of)(Each all, int64_t first, int64_t count, float* to) {
   }
 }
 
-// Sums over groups, each with its scale. `group` is a constant where it is PACKED, the most frequent size.
+// Sums over groups, each with its scale.
 INLINE void MY(scaled)(const Form form, const int rows, const int outputs, const Product* p, const int16_t* x, const char* w,
-                       int64_t r, int64_t o, const int64_t group, vec sum[][2]) {
+                       int64_t r, int64_t o, vec sum[][2]) {
+  const int64_t group = p->group;
   for (int64_t chunk = 0; chunk < p->groups; chunk += CHUNK) {
     const int64_t count = chunk + CHUNK < p->groups ? CHUNK : p->groups - chunk;
     float scale[2][CHUNK], offset[2][CHUNK];
@@ -584,8 +585,7 @@ INLINE void MY(whole_tile)(const Form form, const int rows, const int outputs, c
 #pragma GCC unroll 8
     for (int n = 0; n < outputs; n++) sum[m][n] = (vec){0};
   if (form != S8) {
-    if (p->group == PACKED) MY(scaled)(form, rows, outputs, p, x, w, r, o, PACKED, sum);
-    else MY(scaled)(form, rows, outputs, p, x, w, r, o, p->group, sum);
+    MY(scaled)(form, rows, outputs, p, x, w, r, o, sum);
   } else {
     for (int64_t i = 0; i < p->I; i += WHOLE) {
       whole exact[WHOLE_ROWS][2];

@@ -22,7 +22,7 @@ def takes(x: jax.Array, weight: jax.Array) -> bool:
 
 def takes_groups(x: jax.Array, weight: Any) -> bool:
     """Is there a product for them?  x [R I], weight a Groupwise [O I]"""
-    return x.shape[0] <= ROWS and weight.group % PACKED == 0 and wanted()
+    return x.shape[0] <= ROWS and weight.whole and weight.group % PACKED == 0 and wanted()
 
 
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
