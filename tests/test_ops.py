@@ -13,6 +13,7 @@ from agreement import agree
 from nanollm_jax.config import ACTIVATIONS
 from nanollm_jax.kinds import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, Router, Sharpening, YarnScaling
 from nanollm_jax.ops import attention, embedding, mlp, moe, norm, rope
+from nanollm_jax.ops.dot_product import Seen, dot_product
 from nanollm_jax.ops.linear import MANY, linear, product
 
 rng = np.random.default_rng(0)
@@ -382,3 +383,28 @@ def test_longrope_has_its_own_factors_beyond_the_original_length():
         angle = np.asarray(positions)[row][:, None] / (100.0 ** np.array([0, 0.5]) * factors)
         agree(cos[row, :, 0], 1.25 * np.cos(angle))
         agree(sin[row, :, 0], 1.25 * np.sin(angle))
+
+
+@pytest.mark.parametrize("window", [None, 300])
+def test_a_piece_looks_at_what_is_in_use_of_a_cache(window, monkeypatch):
+    """Of 1,100 slots and 20 tokens of its own; the slots of the quarters behind are no numbers, and every bit is the same."""
+    B, T, N, K, H, S = 2, 20, 4, 2, 8, 1100
+    q, k, v = random(B, T, N, H), random(B, K, S + T, H), random(B, K, S + T, H)
+
+    def found(first, S, damaged):
+        """With so many slots, of which the first row has filled so many and the second three."""
+        filled = np.array([first, 3])
+        stand = np.where(np.arange(S)[None] < filled[:, None], np.arange(S)[None], -1)
+        at = filled[:, None] + np.arange(T)[None]
+        keys, values = (np.concatenate([x[:, :, :S], x[:, :, -T:]], axis=2) for x in (k, v))
+        for x in (keys, values):
+            x[:, :, damaged:S] = np.nan
+        stand = np.concatenate([stand, at], axis=1)
+        return jax.jit(lambda q, *seen: dot_product(q, Seen(*seen, T), jnp.asarray(at), window, None, None, "x"))(
+            q, keys, values, stand, filled
+        )
+
+    for first, view in ((0, 256), (256, 256), (257, 512), (700, 768), (1100, 1100)):
+        np.testing.assert_array_equal(found(first, S, view), found(first, view, view))
+    monkeypatch.setattr("nanollm_jax.ops.dot_product.views", lambda slots: [slots])  # as on other devices
+    np.testing.assert_array_equal(found(500, 600, 600), found(500, 512, 512))  # the last block is no whole one

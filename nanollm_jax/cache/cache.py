@@ -164,12 +164,14 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
         new = old.write(cache.rows, k, v, positions, real)
         keys, values = own if cache.fresh else new.heads(cache.rows, B, K)
         stand = positions if cache.fresh else new.held(cache.length + count)
+        filled = cache.length + count
     else:
         new, *before = old.take(cache.rows, k, v, positions, real)
         keys, values = (jnp.concatenate(both, axis=2) for both in zip(before, own, strict=True))
         stand = jnp.concatenate([old.held(cache.length), positions], axis=1)
+        filled = cache.length
     written = dataclasses.replace(cache, layers=(*cache.layers[:layer], new, *cache.layers[layer + 1 :]))
-    filled = jnp.where(count > 0, jnp.minimum(cache.length + count, old.slots), 0)
+    filled = jnp.where(count > 0, jnp.minimum(filled, old.slots), 0)
     return written, Seen(keys, values, stand, filled, T if 1 + cache.spare < T or cache.fresh else 0)
 
 

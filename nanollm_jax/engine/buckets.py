@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 ROWS = (1, 8, 16, 32)  # of engines; a mesh has as many in each part that it splits the rows into
-PIECE = 128  # tokens of a prompt that are read at once, and of a block of a prefix that is kept
+# Tokens of a prompt that are read at once, and of a block of a prefix that is kept. Longer ones save less than they are padded:
+# CPU time with 256 and 512 in place of 128, of prompts of 300, 400, 532 and 1,000 tokens, 110M in float32: 1.01, 1.25,
+# 1.00, 1.03, and 1.59, 1.13, 0.94, 0.95. And a model of 512 positions would keep one block of a prefix, or none.
+PIECE = 128
 SHORTEST = 16  # tokens that a shorter piece is padded to
 # tokens of several rows' short pieces that are read at once: where reading the weights is what costs, as many as of one long
 # piece; on a CPU, where each token costs, so few that who asks alone waits little longer

@@ -13,8 +13,8 @@ SLOTS = 256  # slots of a cache that are summed together
 def in_blocks(x: jax.Array, axis: int, before: int) -> list[jax.Array]:
     """The parts in which a sum over slots is taken.  [.. S ..] -> the cache's slots and the tokens' own, each [.. C S ..]
 
-    The first `before` slots are the cache's: in blocks of SLOTS where there are more. Blocks behind the last filled one add
-    exact zeros, so a sum has the same bits whatever the capacity is.
+    The first `before` slots are the cache's: in blocks of SLOTS, and what is left of them. Blocks behind the last filled one
+    add exact zeros, so a sum has the same bits whatever the capacity is.
     """
 
     def cut(begin: int, end: int) -> jax.Array:
@@ -23,8 +23,18 @@ def in_blocks(x: jax.Array, axis: int, before: int) -> list[jax.Array]:
         part = jax.lax.slice_in_dim(x, begin, end, axis=axis)
         return part.reshape(*x.shape[:axis], size // block, block, *x.shape[axis + 1 :])
 
-    ends = [0, min(before, x.shape[axis]), x.shape[axis]]
+    before = min(before, x.shape[axis])
+    ends = [0, before - before % SLOTS, before, x.shape[axis]]
     return [cut(begin, end) for begin, end in pairwise(ends) if begin < end]
+
+
+def views(slots: int) -> list[int]:
+    """How many of a cache's slots a piece of a prompt may look at, by how many are filled: quarters, in whole blocks of SLOTS.
+
+    1024: 256, 512, 768, 1024.  600: 256, 512, 600.
+    """
+    step = SLOTS * max(1, slots // SLOTS // 4)
+    return [*range(step, slots, step), slots]
 
 
 def blocks(T: int) -> list[tuple[int, int]]:

@@ -11,12 +11,13 @@ from jax.ad_checkpoint import checkpoint_name as tag
 
 from nanollm_jax.ops import gpu, native
 from nanollm_jax.ops.attention import mix, scores, visible, weights
+from nanollm_jax.ops.blocks import views
 
 
 class Seen(NamedTuple):
     """What new tokens may look at: keys and values [B K S H], the position each stands at [B S], negative where there is
-    none; behind how many of them [B] nothing stands that a row's new tokens look at; and how many of them, the last ones, are
-    the new tokens themselves, in their order.
+    none; how many of them, the last ones, are the new tokens themselves, in their order; and behind how many of the others
+    [B] nothing stands that a row's new tokens look at.
     """
 
     keys: jax.Array
@@ -41,10 +42,12 @@ def dot_product(
 
     q [B T N H], whose tokens stand at positions `at` [B T] -> [B T N H] float32. window, scale, cap and sinks [N] as in
     attention.py; name is that of the layer, for its tags. On a CPU the few tokens of a step of decoding go through the filled
-    slots alone: XLA there reads the whole cache, and slowly. So do on an NVIDIA GPU all tokens, in 16 bits: XLA there writes
-    down all scores. The kernel there has no sinks.
+    slots alone: XLA there reads the whole cache, and slowly; and a piece of a prompt looks at the quarters of the cache that
+    are in use. On an NVIDIA GPU all tokens go through the filled slots, in 16 bits: XLA there writes down all scores. The
+    kernel there has no sinks.
     """
     keys, values, positions, filled, own = seen
+    before = keys.shape[2] - own
 
     def plain(
         q: jax.Array,
@@ -59,9 +62,24 @@ def dot_product(
         found = tag(scores(q, keys, mask, scale, own, cap), f"{name}.scores")
         return mix(tag(weights(found, own, sinks), f"{name}.weights"), values, own)  # of weights [B K G T S]
 
+    def in_use(
+        q: jax.Array, keys: jax.Array, values: jax.Array, at: jax.Array, positions: jax.Array, *rest: jax.Array
+    ) -> jax.Array:
+        def within(view: int) -> jax.Array:
+            part = lambda x, axis: jnp.concatenate(  # noqa: E731
+                [jax.lax.slice_in_dim(x, 0, view, axis=axis), jax.lax.slice_in_dim(x, before, None, axis=axis)], axis
+            )
+            return plain(q, part(keys, 2), part(values, 2), at, part(positions, 1), *rest)
+
+        least = jnp.max(rest[0])
+        index = sum((least > view).astype(jnp.int32) for view in views(before)[:-1])
+        return jax.lax.switch(index, [partial(within, view) for view in views(before)])
+
     arrays = (q, keys, values, at, positions, filled) + (() if sinks is None else (sinks,))
     how: dict[str, Any] = {"window": window, "scale": scale, "cap": cap, "plain": plain}
     faster: dict[str, Any] = {}
+    if own and len(views(before)) > 1:
+        faster["cpu"] = in_use
     if not own and keys.dtype == jnp.float32 and native.wanted():
         faster["cpu"] = partial(native.attention, **how)
     if sinks is None and gpu.takes(q, keys):
