@@ -13,7 +13,7 @@ TESTS := $(PYTEST) -m "not parity and not laws and not clients and not ray"
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
-.PHONY: help demo serve look soak clients fuzz test test-portable test-ray native-check laws parity lint bench bench-peers bench-peers-avx2 bench-serve gpu gpu-compile tpu-compile experiments figures clean
+.PHONY: help demo serve look soak clients fuzz test test-portable test-ray native-check laws parity lint bench bench-peers bench-peers-avx2 bench-serve gpu gpu-compile tpu-compile experiments reference figures clean
 
 help: ## list these targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -118,8 +118,14 @@ $(COMPILERS)/%: .venv/bin/python constraints.txt
 	@rm -rf $@ && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --target $@ $(COMPILER_$*)
 	@touch $@
 
-experiments: .venv/installed-experiments ## run every chapter of experiments/ and build the pages, experiments/pages/index.html
+experiments: reference ## run every chapter of experiments/ and build the pages, experiments/pages/index.html
 	$(BIN)/python experiments/page/build.py
+
+# what the course speaks of, beside the public names
+ROOMS := $(addprefix nanollm_jax.,model params layout config sampling decode cache ops.attention ops.dot_product ops.embedding ops.linear \
+	ops.mlp ops.moe ops.norm ops.rope ops.int8 collectives partition engine.engine engine.slots engine.buckets weights.checkpoint weights.load)
+reference: .venv/installed-experiments ## the library's functions, from their docstrings, as pages: experiments/pages/reference/index.html
+	$(BIN)/pdoc --output-directory experiments/pages/reference --template-directory experiments/page/reference nanollm_jax $(ROOMS)
 
 figures: .venv/installed-experiments ## the same, then renew the committed figures; on a machine with nothing else to do
 	$(BIN)/python experiments/page/build.py --renew

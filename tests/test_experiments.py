@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
-import importlib
+import importlib.util
 import re
 import runpy
 import subprocess
@@ -320,6 +320,16 @@ def test_the_page(tmp_path, capsys):
     assert "42 &lt;b&gt;" in (pages / "01_small.html").read_text()
     for page in pages.iterdir():  # from disk, and without a network
         assert not re.findall(r"""(?:src|href)=["'](?!data:|#|\w+\.html)""", page.read_text()), page.name
+
+
+def test_the_rooms_of_the_reference_exist():
+    named = re.search(
+        r"^ROOMS := \$\(addprefix nanollm_jax\.,(.*?)\)$", (ROOT / "Makefile").read_text(), re.DOTALL | re.MULTILINE
+    )
+    rooms = named[1].replace("\\", " ").split()
+    assert len(rooms) > 10
+    for room in rooms:
+        assert importlib.util.find_spec(f"nanollm_jax.{room}"), room
 
 
 @pytest.mark.parametrize("quick", [False, True])

@@ -162,6 +162,7 @@ def write_pages(experiments: Path) -> Path:
         "chapters": chapters, "phases": phases(experiments), "colours": colours,
         "style": (HERE / "style.css").read_text(), "script": (HERE / "page.js").read_text(),
         "story": story.read_text() if story.exists() else "null",
+        "reference": (experiments / "pages" / "reference" / "index.html").exists(),
     }  # fmt: skip
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True)
     folder = experiments / "pages"
