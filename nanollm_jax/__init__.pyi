@@ -19,6 +19,7 @@ from nanollm_jax.engine.conversation import stream_chat as stream_chat
 from nanollm_jax.engine.drafts import DraftModel as DraftModel
 from nanollm_jax.engine.drafts import Lookup as Lookup
 from nanollm_jax.engine.embed import embed as embed
+from nanollm_jax.engine.embed import rerank as rerank
 from nanollm_jax.engine.generate import Stream as Stream
 from nanollm_jax.engine.generate import generate as generate
 from nanollm_jax.engine.generate import stream as stream

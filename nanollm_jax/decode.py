@@ -131,17 +131,20 @@ def write_tokens(
 
 @program()
 def read_states(
-    params: Params, tokens: jax.Array, count: jax.Array, adapter: jax.Array, *, config: ModelConfig
-) -> jax.Array:
-    """What the model makes of texts: the mean of its normalised last states, and the last of them.  [B T] -> [B 2 D] float32
+    params: Params, tokens: jax.Array, count: jax.Array, adapter: jax.Array, choices: jax.Array, *, config: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+    """What the model makes of texts: the mean of its normalised last states, and the last of them; and how it scores some
+    tokens as the next one.  tokens [B T], choices [B C] -> [B 2 D], [B C] float32
 
     count [B] says how many of each row's tokens are real, at least one; adapter [B] which one it takes.
     """
+    params = for_rows(params, adapter)
     B, T = tokens.shape
     cache = init_cache(config, B, T, params["embedding"]["tokens"].dtype)
-    x, _ = model.hidden_states(for_rows(params, adapter), tokens, count, cache, config=config)
+    x, _ = model.hidden_states(params, tokens, count, cache, config=config)
+    end = jnp.take_along_axis(x, count[:, None, None] - 1, axis=1)
+    scores = jnp.take_along_axis(model.logits(params, end, config)[:, 0], choices, axis=1)
     x = x.astype(jnp.float32)
     real = jnp.arange(T)[None, :, None] < count[:, None, None]
     mean = jnp.sum(jnp.where(real, x, 0), axis=1) / count[:, None]
-    last = jnp.take_along_axis(x, count[:, None, None] - 1, axis=1)[:, 0]
-    return jnp.stack([mean, last], axis=1)
+    return jnp.stack([mean, end[:, 0].astype(jnp.float32)], axis=1), scores

@@ -19,6 +19,7 @@ from nanollm_jax.serve import watching
 from nanollm_jax.serve.guards import Guards, Json, refused, service_of
 from nanollm_jax.serve.looking import Looking
 from nanollm_jax.serve.pages import CHAT, GLASS, page_of, with_link
+from nanollm_jax.serve.ranking import rerank
 from nanollm_jax.serve.refusals import Refusal
 from nanollm_jax.serve.service import Service
 from nanollm_jax.serve.tokens import detokenize, tokenize, tokenizer_info
@@ -61,7 +62,7 @@ def openai_routes(looks: bool) -> list[Route]:
         "/metrics": metrics, "/rows": rows, "/version": version,
     }  # fmt: skip
     post = {
-        "/chat/completions": chat_completions, "/completions": completions, "/embeddings": embeddings,
+        "/chat/completions": chat_completions, "/completions": completions, "/embeddings": embeddings, "/rerank": rerank,
         "/tokenize": tokenize, "/detokenize": detokenize,
     }  # fmt: skip
     routes = [

@@ -116,6 +116,16 @@ class Embedding(Body, kw_only=True):
     normalize: bool = True
 
 
+class Rerank(Body, kw_only=True):
+    """POST /v1/rerank, as Jina and Cohere have it. instruction: what is looked for, in words."""
+
+    query: str
+    documents: list[str | dict[str, Any]]
+    top_n: int | None = None
+    return_documents: bool = True
+    instruction: str | None = None
+
+
 B = TypeVar("B", bound=Body)
 
 
@@ -135,7 +145,7 @@ def read_object(data: bytes) -> dict[str, Any]:
 def read_body(given: dict[str, Any], kind: type[B]) -> B:
     """An object as the body of an endpoint. Raises Refusal that names the field."""
     try:
-        return msgspec.convert(without_tables(given), kind)
+        return msgspec.convert(without_tables(given, kind.__struct_fields__), kind)
     except msgspec.ValidationError as error:
         raise blamed(str(error)) from None
     except RecursionError:

@@ -26,7 +26,7 @@ from nanollm_jax.serve.followers import Followers
 from nanollm_jax.serve.metrics import Metrics
 from nanollm_jax.serve.refusals import Refusal, refusal_of
 from nanollm_jax.serve.timeline import Timeline
-from nanollm_jax.serve.turns import Embed, Turn, cancel, noted, ready
+from nanollm_jax.serve.turns import Job, Turn, cancel, noted, ready
 from nanollm_jax.serve.watchdog import Watchdog
 
 log = logging.getLogger("nanollm.serve")
@@ -59,7 +59,7 @@ class EngineThread(threading.Thread):
         self.watchdog = Watchdog(limit, lambda: self.fail(Stuck(f"a step has not ended within {limit:g} s")))
         self.wake = threading.Condition()
         self.notes: deque[Callable[[], None]] = deque()
-        self.jobs: deque[tuple[Embed, asyncio.Future[Any]]] = deque()
+        self.jobs: deque[tuple[Job, asyncio.Future[Any]]] = deque()
         self.new: list[Request] = []  # of the next turn, and numbers of tickets whose answers nobody wants
         self.cancelled: list[int] = []
         self.seen = 0
@@ -113,7 +113,7 @@ class EngineThread(threading.Thread):
 
         self.leave(self.notes, note)
 
-    async def run_job(self, job: Embed) -> Any:
+    async def run_job(self, job: Job) -> Any:
         """What comes of a job that needs the device, done between two steps. Raises what it raises."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.answers.add(answer)
@@ -160,7 +160,7 @@ class EngineThread(threading.Thread):
         if turn.steps:
             self.step()
 
-    def do(self, job: Embed, answer: asyncio.Future[Any]) -> None:
+    def do(self, job: Job, answer: asyncio.Future[Any]) -> None:
         """One job, for who waits for the answer."""
         found, error = None, None
         try:

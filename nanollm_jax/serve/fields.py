@@ -6,6 +6,7 @@ silence would be answered with something else than was asked for.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from nanollm_jax.errors import shown
@@ -50,13 +51,16 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }  # fmt: skip
 
 
-def without_tables(given: dict[str, Any]) -> dict[str, Any]:
-    """What is left of a body when the tables are through with it; null is absent everywhere. Raises Refusal."""
+def without_tables(given: dict[str, Any], declared: Container[str] = ()) -> dict[str, Any]:
+    """What is left of a body when the tables are through with it; null is absent everywhere. Raises Refusal.
+
+    declared: fields that this body honours, whatever the tables say of them elsewhere.
+    """
     left = {}
     for name, value in given.items():
         if value is None or name in WITHOUT_EFFECT:
             continue
-        if name not in REFUSED:
+        if name not in REFUSED or name in declared:
             left[name] = value
             continue
         harmless, instead = REFUSED[name]

@@ -21,7 +21,7 @@ from nanollm_jax.serve.engine_thread import BROKEN, EngineThread
 from nanollm_jax.serve.followers import Followers
 from nanollm_jax.serve.metrics import Metrics
 from nanollm_jax.serve.refusals import Refusal, busy
-from nanollm_jax.serve.turns import Embed
+from nanollm_jax.serve.turns import Job
 from nanollm_jax.serve.watcher import Watcher
 
 log = logging.getLogger("nanollm.serve")
@@ -152,7 +152,7 @@ class Service:
         for call in self.under_way.values():
             call.fail(BROKEN)
 
-    async def work(self, job: Embed) -> Any:
+    async def work(self, job: Job) -> Any:
         """What comes of a job that needs the device for a moment. Raises Refusal where too much waits already."""
         self.check_ready()
         if len(self.thread.jobs) >= self.most:

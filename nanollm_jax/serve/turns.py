@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanollm_jax.engine.embed import embed
+from nanollm_jax.engine.embed import chances, embed
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import Ticket
@@ -35,6 +35,22 @@ class Embed:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """A job: how much likelier one token follows a text than another."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, int]
+    adapter: str | None = None
+
+    def run(self, model: Model) -> float:
+        """From 0 to 1."""
+        return float(chances(model, [self.ids], self.labels, batch=1, adapter=self.adapter)[0])
+
+
+Job = Embed | Judge
+
+
+@dataclass(frozen=True)
 class Turn:
     """What comes between two steps, and whether there is a step.
 
@@ -48,7 +64,7 @@ class Turn:
 
     new: tuple[Request, ...] = ()
     cancelled: tuple[int, ...] = ()
-    job: Embed | None = None
+    job: Job | None = None
     steps: bool = False
     ends: bool = False
     seen: int = 0
