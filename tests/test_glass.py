@@ -16,7 +16,7 @@ from test_watch import KEEP, steered, vector
 import nanollm_jax as nano
 from nanollm_jax import glass, layout
 from nanollm_jax.engine.timings import CompileWatch
-from nanollm_jax.glass.passes import token_of
+from nanollm_jax.glass.texts import pieces_of, token_of
 
 TEXT = [3, 14, 15, 9, 26, 5, 35, 8, 9]  # longer than the rings of mistral
 OTHER = [3, 14, 21, 9, 26, 5, 35, 8, 9]
@@ -109,6 +109,16 @@ def test_lens_of_a_box(model, box):
     ):
         with pytest.raises(nano.RequestError, match=said):
             glass.lens(box, **wrong)
+
+
+def test_a_row_that_was_written_with_an_adapter_is_no_tools(box):
+    """They would read it with the model as it is, and say nothing of it."""
+    ticket = dataclasses.replace(box.tickets[1], request=dataclasses.replace(box.tickets[1].request, adapter=1))
+    model = dataclasses.replace(box.model, adapters=("pirate",))
+    adapted = nano.Watched(model, [ticket], box.programs)
+    for tool in (glass.lens, glass.contributions, glass.story, glass.tree):
+        with pytest.raises(nano.RequestError, match="row 0 of this box was written with the adapter 'pirate'"):
+            tool(adapted)
 
 
 # contributions
@@ -536,6 +546,7 @@ def test_tokens_by_their_text():
     model = nano.load()
     for text in (" girl", "girl"):
         assert model.tokenizer.token_bytes(token_of(model, "token", text)) == b" girl"
+    assert pieces_of(model, model.tokenizer.encode("a girl")) == ["<s>", " a", " girl"]
     with pytest.raises(nano.RequestError, match=r"against is ' girl and', which is .*; expected one token, or its id"):
         token_of(model, "against", " girl and")
     with pytest.raises(nano.RequestError, match="token is ''"):

@@ -50,7 +50,7 @@ def observe(
     cache = init_cache(function.config, len(rows), tokens.shape[1], dtype, function.mesh, kept=function.cache)
     inside = harvest(forward, ["**"], edits, unpadded=function.unpadded)
     (logits, _), values = inside(function.params, tokens[rows], cache, config=function.config, **static)
-    return jax.tree.map(lambda x: x[: len(tokens)], (logits, values))
+    return logits[: len(tokens)], {name: value[: len(tokens)] for name, value in values.items()}
 
 
 def read_texts(model: Model, text: Any) -> np.ndarray:

@@ -30,8 +30,8 @@ from nanollm_jax.glass.changes import Edits, Steer
 from nanollm_jax.glass.costs import bytes_of, limit
 from nanollm_jax.glass.edits import Shrink
 from nanollm_jax.glass.names import letters
-from nanollm_jax.glass.story import Story, for_report, story, word_of
-from nanollm_jax.glass.texts import own_config
+from nanollm_jax.glass.story import Story, for_report, story
+from nanollm_jax.glass.texts import own_config, word_of
 from nanollm_jax.glass.watch import LIMIT, Watched, watch_stream
 from nanollm_jax.glass.watched_programs import Asked
 from nanollm_jax.loading import Model

@@ -42,7 +42,7 @@ from nanollm_jax.glass.story_arrays import (
     strongest,
     thinned,
 )
-from nanollm_jax.glass.texts import check_box, own_config, text_of
+from nanollm_jax.glass.texts import check_box, own_config, text_of, word_of
 from nanollm_jax.glass.watch import Watched, aligned
 from nanollm_jax.loading import Model
 from nanollm_jax.measure.roofline import part_bytes
@@ -188,13 +188,6 @@ def values_of(box: Watched, row: int) -> tuple[dict[str, Any], list[str], int | 
                 values[name] = aligned(rows, np.repeat(slots, len(rows), axis=0), size)
             values[name] = jax.tree.map(lambda x: x[:size], values[name])
     return values, again, layer
-
-
-def word_of(model: Model, token: int) -> str:
-    """What a token prints, or its name where it prints nothing that can be read."""
-    if model.tokenizer is None:
-        return f"{token}"
-    return model.tokenizer.token_bytes(token).decode("utf-8", "replace") or model.tokenizer.piece(token) or f"{token}"
 
 
 def spelled(model: Model, ids: list[int], first: int) -> tuple[list[str], list[str]]:

@@ -113,16 +113,28 @@ def text_of(source: Source, text: Any, row: int = 0) -> Text:
 
 
 def check_box(box: Watched, text: Any, row: int) -> None:
-    """Raise RequestError unless a box has such a row, and nobody gave it another text."""
+    """Raise RequestError unless a box has such a row, without an adapter, and nobody gave it another text."""
     if text is not None:
         raise RequestError("a box has its texts already; leave text out, or give the model in place of the box.")
     if whole(row) is None or not 0 <= row < len(box.tickets):
         raise RequestError(f"row is {shown(row)}; expected one from 0 to {len(box.tickets) - 1}.")
+    if number := box.tickets[row].request.adapter:
+        raise RequestError(
+            f"row {row} of this box was written with the adapter {box.model.adapters[number - 1]!r}, and this tool reads with "
+            "the model as it is; watch a model that was loaded with merge=."
+        )
 
 
 def pieces_of(model: Model, ids: Iterable[int]) -> list[str]:
     """The text of each token; its number where the checkpoint has no tokenizer."""
-    return [str(token) if model.tokenizer is None else model.tokenizer.piece(token) for token in ids]
+    return [word_of(model, token) for token in ids]
+
+
+def word_of(model: Model, token: int) -> str:
+    """What a token prints, or its name where it prints nothing that can be read."""
+    if model.tokenizer is None:
+        return f"{token}"
+    return model.tokenizer.token_bytes(token).decode("utf-8", "replace") or model.tokenizer.piece(token) or f"{token}"
 
 
 def same_length(text: Text, other: Text, what: str) -> None:

@@ -16,7 +16,7 @@ from nanollm_jax.engine.request import encode_prompts
 from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.glass.changes import Edits, Patch, Steer
 from nanollm_jax.glass.runs import Run
-from nanollm_jax.glass.story import word_of
+from nanollm_jax.glass.texts import word_of
 from nanollm_jax.glass.tree import Branch
 from nanollm_jax.loading import Model
 from nanollm_jax.serve.bodies import Body, read_body

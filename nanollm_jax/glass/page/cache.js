@@ -4,11 +4,12 @@
 
 import { grid } from "./grid.js";
 import { element, size, word } from "./make.js";
+import { legend } from "./plot.js";
 
 export function cacheView() {
   const facts = element("dl", { className: "facts" });
   const box = element("div");
-  const key = element("p", { className: "legend" }, element("i", { className: "prompted" }), "the prompt", element("i", { className: "written" }), "what was written", element("i", { className: "empty" }), "a free slot");
+  const key = legend([["prompted", "the prompt"], ["written", "what was written"], ["empty", "a free slot"]]);
   const node = element("div", {}, facts, box, key);
   let map = null, shape = "", held = [], tokens = [], given = 0;
 

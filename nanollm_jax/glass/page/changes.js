@@ -89,7 +89,7 @@ export function changes({ onchange, ask }) {
       const name = (r) => `layer ${places[r].split(".")[1]}`;
       const map = grid({
         label: "How much of the difference each place brings back", rows: places.length, columns: told.pieces.length,
-        row: name, column: (c) => visible(told.pieces[c].replace(/^[▁Ġ]/, " ")), value: (r, c) => values[r][c], text: (r, c) => percent(Math.max(0, values[r][c])),
+        row: name, column: (c) => visible(told.pieces[c]), value: (r, c) => values[r][c], text: (r, c) => percent(Math.max(0, values[r][c])),
         says: (r, c) => (r === null ? "" : `${name(r)}, token ${c + 1} brings back ${percent(Math.max(0, values[r][c]))} of the difference; it is put in`),
         onpick: (r, c) => {
           patch = { text: other.value, layer: Number(places[r].split(".")[1]), position: c };

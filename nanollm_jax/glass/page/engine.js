@@ -4,6 +4,7 @@
 //   part.node     part.show(now, picked, about)     of this run, or of the engine that serves others
 
 import { element, fitted, percent, size, svg } from "./make.js";
+import { legend } from "./plot.js";
 
 const EVERY = 1000; // milliseconds between two looks at the engine that serves
 const LANE = 46, LEFT = 56, FOOT = 22, RATES = 76;
@@ -14,7 +15,7 @@ export function engineView({ ask }) {
   const drawing = element("div", { className: "plot lanes" });
   const scroller = element("div", { className: "scroller", tabIndex: 0, role: "region", ariaLabel: "Steps over time" }, drawing);
   const kinds = [["piece", "a piece of the prompt"], ["hit", "read before"], ["chunk", "tokens written"], ["right", "guessed right"], ["wrong", "guessed wrong"], ["rate", "bytes read a second, at least"]];
-  const key = element("p", { className: "legend" }, ...kinds.flatMap(([kind, words]) => [element("i", { className: kind }), words]));
+  const key = legend(kinds);
   const node = element("div", {}, which, facts, scroller, key);
   let steps = [], rows = 1, limit = null, serving = false, timer = 0, next = 0, served = [], servedRows = 1;
 

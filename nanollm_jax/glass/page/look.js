@@ -216,7 +216,8 @@ const HEARD = {
     written.begin(mine.rows, mine.begin.edits);
     written.pick(mine.rows, mine.picked.row, mine.picked.t);
     const count = mine.rows[0].tokens.filter(({ given }) => !given).length;
-    note(`${count} tokens in ${data.seconds.toFixed(1)} s, seed ${mine.begin.seed}; ${size(data.bytes)} kept of the inside, until this page is left.`);
+    const seconds = mine.steps.at(-1).to - mine.steps[0].from, rest = data.seconds - seconds;
+    note(`${count} tokens in ${seconds.toFixed(1)} s, ${rest.toFixed(1)} s to make programs ready and to read off the inside; seed ${mine.begin.seed}; ${size(data.bytes)} kept, until this page is left.`);
     await show();
     document.body.dataset.ended = mine.id;
   },

@@ -111,5 +111,5 @@ export function line(node, { label = "", height = 110, onpick } = {}) {
 
 /** What the series of a plot are: [[class, words]]. */
 export function legend(series) {
-  return element("p", { className: "legend" }, ...series.flatMap(([kind, words]) => [element("i", { className: kind }), words]));
+  return element("p", { className: "legend" }, ...series.map(([kind, words]) => element("span", {}, element("i", { className: kind }), words)));
 }

@@ -51,7 +51,7 @@ export function shares(story) {
   const alone = story.head.model.heads === N; // and not all heads of a layer together
   const node = element("div", { className: "shares" }, sentence,
     element("div", { className: "wide" }, drawing, series),
-    ...(alone ? [element("div", {}, element("h3", { textContent: "Each head, a row for each layer" }), map.node)] : []),
+    ...(alone ? [element("div", {}, element("h3", { textContent: "Each head, a row for each layer: blue toward it, orange away" }), map.node)] : []),
     element("div", {}, element("h3", { textContent: "The six that counted most" }), most));
   return { node, show };
 }

@@ -40,7 +40,7 @@ function textPart(story, pick) {
     if (found && !rows.some(({ strong }) => strong)) rows.push({ label: visible(token.text || token.name), value: token.chance, said: percent(token.chance), strong: true });
     plot(rows);
   }
-  const key = element("p", { className: "legend" }, element("i", { className: "scale" }), "expected to surprising", element("span", { className: "given", textContent: "in grey: the prompt" }));
+  const key = element("p", { className: "legend" }, element("span", {}, element("i", { className: "scale" }), "expected to surprising"), element("span", { className: "given", textContent: "in grey: the prompt" }));
   const part = section("The text", "Each chip is one token, the warmer the more it surprised the model. Pick one: everything below is about how it was chosen. Chances are the model's own, before temperature and cuts.",
     element("div", { className: "text" }, element("div", {}, text.node, key), element("aside", {}, sentence, list)),
     element("h3", { textContent: "Surprise: minus the logarithm of each token's probability" }), curve);

@@ -30,7 +30,7 @@ export function texts({ onpick }) {
   const word = element("p", { className: "picked" });
   const list = element("div", { className: "plot" });
   const plot = bars(list, { label: "The likeliest tokens in its place" });
-  const key = element("p", { className: "legend" }, element("i", { className: "scale" }), "expected to surprising", element("span", { className: "given", textContent: "the prompt" }));
+  const key = element("p", { className: "legend" }, element("span", {}, element("i", { className: "scale" }), "expected to surprising"), element("span", { className: "given", textContent: "the prompt" }));
   const node = element("div", { className: "text" }, element("div", {}, pair, key), element("aside", {}, word, list));
   let columns = [];
 

@@ -68,7 +68,7 @@ export function treeView({ ask, ongo }) {
       asked = key;
       stop?.abort();
       stop = new AbortController();
-      says.textContent = "Looking ...";
+      says.textContent = root ? "Looking ..." : "Looking ... The first time its programs are compiled.";
       try {
         const ids = tokens.slice(0, t + 1).map(({ id }) => id);
         const edits = row && now.begin.edits ? { edits: now.begin.edits, given: now.begin.tokens.length } : {};
