@@ -1,8 +1,7 @@
 """Weights as numbers in groups: a few inputs of an output share a scale, and where they are not centred an offset.
 
-A weight is scale * number + offset, the number whole, from -8 to 7 or from -128 to 127, a float of 8 bits, or one of
-16 in a table. The first is what int4 keeps here, and the sum in which published formats differ: with a zero point z,
-scale * (n - z) is scale * n with the offset -scale * z.
+A weight is scale * number + offset, the number whole, from -8 to 7 or from -128 to 127, a float of 8 bits, or one of 16 in a
+table. int4 keeps the first; with a zero point z, as others publish it, scale * (n - z) has the offset -scale * z.
 """
 
 from __future__ import annotations
@@ -82,7 +81,8 @@ class Groupwise:
 
     def rows(self, ids: jax.Array) -> jax.Array:
         """One row per id, the last for ids past it.  weight [V D], ids [B T] -> [B T D]"""
-        return jax.tree.map(lambda part: part.at[ids].get(mode="clip"), self).decoded().astype(self.dtype)
+        parts, ids = jax.lax.optimization_barrier((self, ids))  # as in embedding.look_up
+        return jax.tree.map(lambda part: part.at[ids].get(mode="clip"), parts).decoded().astype(self.dtype)
 
     def decoded(self) -> jax.Array:
         """The weight that it stands for, in float32."""
