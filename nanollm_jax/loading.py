@@ -202,9 +202,13 @@ def load(
 
 
 def keep_few(path: str, dtype: Any, config: ModelConfig, mesh: Mesh | None, groups: Groups) -> Any:
-    """A weight in the bits that its file has, for activations in dtype."""
-    table = None if groups.table is None else tuple(map(float, groups.table))
-    weight = parameters.few(groups.values, groups.scale, groups.offset, bits=groups.bits, table=table, dtype=dtype)
+    """A weight in the bits that its file has, for activations in dtype. None where a mesh cannot divide it."""
+    if mesh is not None and groups.order is not None:
+        return None
+    table, order = None if groups.table is None else tuple(map(float, groups.table)), groups.order
+    weight = parameters.few(
+        groups.values, groups.scale, groups.offset, order, bits=groups.bits, table=table, dtype=dtype
+    )
     return weight if mesh is None else shard_weight(weight, parameters.layout(config)[path], config, mesh)
 
 

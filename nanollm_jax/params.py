@@ -28,6 +28,7 @@ from nanollm_jax.layout import nbytes as nbytes
 from nanollm_jax.ops import groupwise_making, int8
 from nanollm_jax.ops.adapted import Adapted
 from nanollm_jax.ops.kept import Weight, name_of
+from nanollm_jax.ops.reordered import Reordered
 
 per_output, per_group = Persistent(int8.quantize), Persistent(groupwise_making.quantize)
 as_published = Persistent(groupwise_making.groupwise)
@@ -76,9 +77,10 @@ def keeper(config: ModelConfig, dtype: Dtype) -> Callable[[str, jax.Array], Weig
     return keep
 
 
-def few(numbers: Any, scale: Any, offset: Any, *, bits: int, table: tuple[float, ...] | None, dtype: Any) -> Weight:
-    """A weight in the few bits that it was published in: see groupwise_making.groupwise."""
-    return jax.block_until_ready(as_published(numbers, scale, offset, bits=bits, dtype=np.dtype(dtype), table=table))
+def few(numbers: Any, scale: Any, offset: Any, order: Any = None, *, bits: int, table: Any, dtype: Any) -> Weight:
+    """A weight in the few bits that it was published in: see groupwise_making.groupwise, and for an order reordered.py."""
+    made = as_published(numbers, scale, offset, bits=bits, dtype=np.dtype(dtype), table=table)
+    return jax.block_until_ready(made if order is None else Reordered(made, jnp.asarray(order)))
 
 
 def forms(config: ModelConfig, dtype: Dtype) -> dict[str, Any]:

@@ -36,6 +36,11 @@ def scales(rng, shape, dtype=np.float32):
     return rng.uniform(0.01, 0.1, shape).astype(dtype)
 
 
+def order(group):
+    """As the inputs of a layer have it, whichever of its weights they are multiplied by."""
+    return np.random.default_rng(len(group)).permutation(group)
+
+
 def multiplied(values, scale, zero, group):
     """(values - zero) * scale, scale and zero [*O G], group [I]."""
     return (values.astype(np.float64) - zero[..., group]) * scale.astype(np.float64)[..., group]
@@ -45,7 +50,7 @@ def gptq(bits=4, size=32, version=1, act_order=False):
     def form(rng, name, shape):
         O, I = shape  # noqa: E741
         groups = -(-I // size)
-        group = rng.permutation(np.arange(I) // size) if act_order else np.arange(I) // size
+        group = order(np.arange(I) // size) if act_order else np.arange(I) // size
         values, zeros = rng.integers(0, 1 << bits, (O, I)), rng.integers(0, 1 << bits, (O, groups))
         scale = scales(rng, (O, groups), np.float16)
         stem = name.removesuffix("weight")
@@ -104,7 +109,7 @@ def pack_quantized(bits=4, size=32, zeros=False, act_order=False):
         O, I = shape  # noqa: E741
         low = -(1 << (bits - 1))
         group = np.arange(I) // (size or I)
-        group = rng.permutation(group) if act_order else group
+        group = order(group) if act_order else group
         values = rng.integers(low, -low, (O, I))
         zero = rng.integers(low, -low, (O, group.max() + 1)) if zeros else np.zeros((O, group.max() + 1), int)
         scale = scales(rng, zero.shape, ml_dtypes.bfloat16)

@@ -419,7 +419,7 @@ def test_the_dtype_is_the_users_and_not_the_files(tmp_path, dtype, name):
     same(nano.load(folder, dtype=dtype), draw(LLAMA), name)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "int4", None, "best", 32])
+@pytest.mark.parametrize("dtype", ["float64", "int3", None, "best", 32])
 def test_an_unknown_dtype_is_refused_before_anything_is_looked_for(tmp_path, dtype):
     with pytest.raises(nano.ConfigError, match=r"dtype .* is not supported; known: auto, float32, bfloat16, float16"):
         nano.load(tmp_path / "none", dtype=dtype)

@@ -85,7 +85,7 @@ def shrunk(values):
         size = "hidden_size" if values["model_type"] == "qwen2_vl" else "out_hidden_size"
         eyes |= {} if "image_size" in eyes else {size: text["hidden_size"]}
         return values | {"text_config": text, "vision_config": eyes}
-    small = dict(values)
+    small = {key: value for key, value in values.items() if key != "quantization_config"}  # weights are drawn plain
     for key in values.keys() & WIDTHS.keys():
         small[key] = None if values[key] is None else min(values[key], WIDTHS[key])
     for key, token in (("bos_token_id", 1), ("eos_token_id", 2), ("pad_token_id", 0)):

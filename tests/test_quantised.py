@@ -46,6 +46,7 @@ KEPT = {
     "compressed W8A8": "int8", "compressed W8A8, zeros": "int8", "compressed fp8": "fp8", "compressed fp8 in blocks": "fp8",
     "compressed nvfp4": "fp4", "compressed mxfp4": "fp4", "modelopt nvfp4": "fp4", "modelopt fp8": "fp8",
     "bitsandbytes nf4": "fp4", "bitsandbytes nf4, nested": "fp4", "bitsandbytes, 8 bits": "int8", "mlx": "int4",
+    "gptq with an order": "int4", "compressed W4A16, an order": "int4",
     "mlx, 8 bits": "int8", "mlx, 3 bits": "int4", "mlx, 6 bits": "int8", "mlx mxfp4": "fp4", "mlx nvfp4": "fp4",
 }  # fmt: skip
 
@@ -61,7 +62,7 @@ def test_weights_are_what_they_stand_for(tmp_path, kind):
     agreed(*published(tmp_path, WIDE, *KINDS[kind]))
 
 
-def multiplied(numbers, scale, offset, *, bits, table, dtype):
+def multiplied(numbers, scale, offset, order=None, *, bits, table, dtype):
     """In place of the kind that keeps them: the numbers that it would stand for, and how it would be called."""
     whole = table is None and numbers.dtype == np.int8
     multiplied.names.add(f"{'int' if whole else 'fp'}{bits}")
@@ -69,7 +70,10 @@ def multiplied(numbers, scale, offset, *, bits, table, dtype):
     values = numbers.astype(np.float32) if table is None else np.array(table)[numbers.astype(int) + 8]
     group = numbers.shape[-1] // scale.shape[-1]
     weight = values * np.repeat(scale.astype(np.float32), group, -1)
-    return jnp.asarray(weight + (0 if offset is None else np.repeat(offset, group, -1)), dtype)
+    weight = weight + (0 if offset is None else np.repeat(offset, group, -1))
+    if order is not None:
+        weight = weight.reshape(-1, len(order))[:, np.argsort(order)].reshape(weight.shape)
+    return jnp.asarray(weight, dtype)
 
 
 def in_bits(monkeypatch, few, plain):
@@ -109,7 +113,7 @@ def logits(model, tokens):
     return np.asarray(nano.forward(model.params, tokens, cache, config=model.config)[0])
 
 
-@pytest.mark.parametrize("kind", ["gptq", "compressed W8A8", "fp8 in blocks", "compressed nvfp4"])
+@pytest.mark.parametrize("kind", ["gptq with an order", "compressed W8A8", "fp8 in blocks", "compressed nvfp4"])
 def test_a_model_in_few_bits_computes_what_its_weights_stand_for(tmp_path, tokens, kind):
     few, plain = published(tmp_path, WIDE, *KINDS[kind])
     ours, expected = nano.load(few), nano.load(plain)
@@ -313,9 +317,20 @@ def test_what_becomes_of_them_is_said(tmp_path, capsys):
     few, _ = published(tmp_path / "y", MOE, *KINDS["gptq with an order"])
     assert cli.run(["info", str(few)]) in (0, None)
     text = capsys.readouterr().out
-    assert re.search(r"weights\.kept in their bits +none", text) and re.search(
-        r"weights\.decoded once +gptq, 4 bits \(13\)", text
+    assert re.search(r"weights\.kept in their bits +gptq, 4 bits \(4\)", text) and re.search(
+        r"weights\.decoded once +gptq, 4 bits \(9\)", text
     )
+
+
+def test_an_order_of_inputs_is_not_divided_but_decoded(tmp_path):
+    few, plain = published(tmp_path, WIDE, *KINDS["gptq with an order"])
+    ours, expected = (nano.load(one, mesh=nano.make_mesh(1, 2)) for one in (few, plain))
+    for one, other in zip(jax.tree.leaves(ours.params), jax.tree.leaves(expected.params), strict=True):
+        agree(np.asarray(one), np.asarray(other), 1e-6)
+    with pytest.raises(
+        ConfigError, match=r"inputs of a weight in int4 are in an order of their own .*, which no mesh divides"
+    ):
+        nano.shard(nano.load(few), nano.make_mesh(1, 2))
 
 
 @pytest.mark.parametrize("kind", ["gptq", "fp8 in blocks", "bitsandbytes nf4, nested"])

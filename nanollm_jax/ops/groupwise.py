@@ -91,9 +91,8 @@ class Groupwise:
             numbers = jnp.asarray(self.table, jnp.float32)[numbers.astype(jnp.int32) + 8]
         wide = numbers.reshape(*self.scale.shape, self.group).astype(jnp.float32)
         found = wide * self.scale[..., None].astype(jnp.float32)
-        if self.offset is not None:
-            found += self.offset[..., None].astype(jnp.float32)
-        return found.reshape(self.shape)
+        offset = 0 if self.offset is None else self.offset[..., None].astype(jnp.float32)
+        return (found + offset).reshape(self.shape)
 
     def letters(self, axes: str) -> Any:
         """The letters of its arrays, all of which have the axes of the weight; of the last they have parts."""

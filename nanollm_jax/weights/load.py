@@ -59,7 +59,8 @@ def load_params(
     spread    places one parameter on several devices: it is given a function from an index to that part of the
               parameter, read from the file when it is called, and the parameter's letters
     finish    what becomes of each parameter, by its path, once it is placed
-    few       what becomes, by its path, of a parameter whose tensors are in few bits and can be kept so; others are decoded
+    few       what becomes, by its path, of a parameter whose tensors are in few bits and can be kept so; where that is None,
+              and of others, they are decoded
 
     Every name, shape and dtype is checked before the first tensor is read. Raises CheckpointError where tensors or parameters
     are left over, or a shape, a dtype or a value does not fit.
@@ -89,8 +90,9 @@ def load_params(
     def one(path: str) -> Any:
         with jax.default_device(device):
             numbers = [(row, checkpoint.groups(name)) for row, name in sources[path]] if path in few else []
-            if numbers and (groups := together(numbers, layout[path], sizes)) is not None:
-                return few[path](groups)
+            groups = together(numbers, layout[path], sizes) if numbers else None
+            if groups is not None and (weight := few[path](groups)) is not None:
+                return weight
             return finish(path, read(path))  # by now the pages of the file are free
 
     # the processes of a mesh run the same in the same order

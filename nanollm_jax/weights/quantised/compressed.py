@@ -19,7 +19,7 @@ from nanollm_jax.weights.checkpoint import TensorInfo, mapped
 from nanollm_jax.weights.quantised.fields import Fields
 from nanollm_jax.weights.quantised.fp8 import form
 from nanollm_jax.weights.quantised.gptq import in_order
-from nanollm_jax.weights.quantised.groups import Groups, unpack
+from nanollm_jax.weights.quantised.groups import Groups, divided, unpack
 from nanollm_jax.weights.quantised.mxfp4 import E2M1, powers
 from nanollm_jax.weights.quantised.packed import FLOAT8, FLOATS, Packed, Part, Tensors, need, scaled, wrong
 
@@ -99,7 +99,8 @@ class Compressed:
             return Groups(unpack(part("values"), bits, I), scales, size, offset, order=order, bits=bits)
 
         def in_rows(part: Part) -> bool:
-            return "order" not in parts or in_order(part("order"), scale.shape[-1], size, parts["order"]) is None
+            order = in_order(part("order"), scale.shape[-1], size, parts["order"]) if "order" in parts else None
+            return order is None or divided(order, scale.shape[-1], size)
 
         return Packed(f"compressed-tensors, {bits} bits", (*experts, O, I), parts, groups, in_rows=in_rows)
 

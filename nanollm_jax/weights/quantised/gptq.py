@@ -15,7 +15,7 @@ import numpy as np
 
 from nanollm_jax.errors import CheckpointError, shown
 from nanollm_jax.weights.quantised.fields import Fields
-from nanollm_jax.weights.quantised.groups import Groups, unpack
+from nanollm_jax.weights.quantised.groups import Groups, divided, unpack
 from nanollm_jax.weights.quantised.packed import FLOATS, Packed, Part, Tensors, need, wrong
 
 # where the outputs of a word lie in it, by bits
@@ -80,7 +80,8 @@ class GPTQ:
             return Groups(values, scale, size, offset, order=order, bits=bits)
 
         def in_rows(part: Part) -> bool:
-            return "g_idx" not in parts or in_order(part("g_idx"), G, size, parts["g_idx"]) is None
+            order = in_order(part("g_idx"), G, size, parts["g_idx"]) if "g_idx" in parts else None
+            return order is None or divided(order, G, size)
 
         form = f"{'awq' if self.awq else 'gptq'}, {bits} bits"
         return Packed(form, (O, inputs), parts, groups, in_rows=in_rows)

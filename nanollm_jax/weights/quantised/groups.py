@@ -32,6 +32,10 @@ class Groups:
     bits: int = 8
     inputs_first: bool = False
 
+    def divides(self) -> bool:
+        """Whether inputs follow each other, or every group has as many as it should, wherever they are."""
+        return self.order is None or divided(self.order, self.scale.shape[-1], self.size)
+
     def weight(self) -> np.ndarray:
         """The numbers themselves, some rows at a time.  -> [*O I] float32"""
         *outputs, inputs = self.values.shape
@@ -48,6 +52,11 @@ class Groups:
             if offset is not None:
                 rows[part] += offset[part][:, group]
         return weight
+
+
+def divided(order: np.ndarray, groups: int, size: int) -> bool:
+    """Whether each of so many groups has so many inputs."""
+    return bool((np.bincount(order, minlength=groups) == size).all())
 
 
 def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -20,14 +21,15 @@ def together(pieces: Sequence[tuple[Row, Groups | None]], letters: str, sizes: M
     """The groups of a parameter with these axes, whose rows are its last axis; None where they cannot be one.
 
     Whole numbers are centred: of 4 bits, where all have so few, from -8 to 7, else from -128 to 127. So are places in a table.
-    Groups are as small as the smallest of any piece, and as divide the last axis. Raises CheckpointError for a number that is
-    none.
+    Groups are as small as the smallest of any piece, and as divide the last axis. Where inputs are of groups in another order,
+    the same in all pieces, they lie group by group: order then says which input each of them is. Raises CheckpointError for a
+    number that is none.
     """
-    names = letters.split()
-    inputs, groups = sizes[names[-1]], [one for _, one in pieces if one is not None]
-    if len(groups) < len(pieces) or any(one.order is not None for one in groups):
+    groups = [one for _, one in pieces if one is not None]
+    if len(groups) < len(pieces) or (order := order_of(groups)) is False:
         return None
-    first, size = groups[0], math.gcd(inputs, *(one.size for one in groups))
+    names, first = letters.split(), groups[0]
+    inputs, size = sizes[names[-1]], math.gcd(sizes[names[-1]], *(one.size for one in groups))
     kinds = {
         (one.values.dtype if is_float(one) else None, None if one.table is None else tuple(one.table)) for one in groups
     }
@@ -43,6 +45,7 @@ def together(pieces: Sequence[tuple[Row, Groups | None]], letters: str, sizes: M
     for row, one in pieces:
         assert one is not None
         numbers, below = centred(one, bits)
+        numbers = numbers if order is None else numbers[..., order]
         scales = finer(one.scale, one, size)
         offsets = below * scales.astype(np.float32)
         if one.offset is not None:
@@ -52,7 +55,18 @@ def together(pieces: Sequence[tuple[Row, Groups | None]], letters: str, sizes: M
         for whole, part, lengths in ((values, numbers, sizes), (scale, scales, fewer), (offset, offsets, fewer)):
             part = np.swapaxes(part, -1, -2) if one.inputs_first else part
             whole[row.piece()] = rearrange(part[row.cut()], row.axes, dict(lengths))
-    return Groups(values, scale, size, offset if offset.any() else None, first.table, bits=bits)
+    return Groups(values, scale, size, offset if offset.any() else None, first.table, order, bits)
+
+
+def order_of(groups: Sequence[Groups]) -> Array | Literal[False] | None:
+    """The inputs group by group, where they are not so already: None. False where pieces differ, or groups in their sizes."""
+    order = groups[0].order
+    if any((one.order is None) != (order is None) or not one.divides() for one in groups):
+        return False
+    if order is None:
+        return None
+    same = all(one.order is not None and np.array_equal(one.order, order) for one in groups)
+    return np.argsort(order, kind="stable").astype(np.int32) if same else False
 
 
 def is_float(groups: Groups) -> bool:
