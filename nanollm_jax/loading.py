@@ -24,7 +24,7 @@ from nanollm_jax.chat import ChatTemplate
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.defaults import Defaults
 from nanollm_jax.devices.mesh import mesh_of
-from nanollm_jax.devices.shards import shard_params, shard_weight, spread
+from nanollm_jax.devices.shards import keep_few, shard_params, spread
 from nanollm_jax.dtypes import Dtype, check_kept, is_auto, resolve_weights
 from nanollm_jax.errors import CheckpointError, ConfigError, NanoLLMWarning, RequestError, TokenizerError, shown
 from nanollm_jax.executables import read_ahead
@@ -37,7 +37,6 @@ from nanollm_jax.weights import Checkpoint, resolve
 from nanollm_jax.weights.adapters import Adapter, Base, read_adapter
 from nanollm_jax.weights.kept import load_kept
 from nanollm_jax.weights.load import load_params
-from nanollm_jax.weights.quantised.groups import Groups
 from nanollm_jax.weights.source import find
 
 # What trainers leave in a model's folder, or alone
@@ -199,17 +198,6 @@ def load(
     )  # fmt: skip
     names = () if merge is not None else tuple(adapters or {})
     return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config, found.folder, names, cache)
-
-
-def keep_few(path: str, dtype: Any, config: ModelConfig, mesh: Mesh | None, groups: Groups) -> Any:
-    """A weight in the bits that its file has, for activations in dtype. None where a mesh cannot divide it."""
-    if mesh is not None and groups.order is not None:
-        return None
-    table, order = None if groups.table is None else tuple(map(float, groups.table)), groups.order
-    weight = parameters.few(
-        groups.values, groups.scale, groups.offset, order, bits=groups.bits, table=table, dtype=dtype
-    )
-    return weight if mesh is None else shard_weight(weight, parameters.layout(config)[path], config, mesh)
 
 
 def as_stored(folder: Path, stored: str, dtype: Any, adapters: Any) -> Dtype:

@@ -181,3 +181,35 @@ def test_experts_of_gpt_oss(tmp_path):
     expected = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
     assert found.tensors["experts.down_proj"].shape == (3, 64, 40)
     agree(found.read("experts.down_proj"), expected.numpy(), 1e-6)
+
+
+def test_a_model_with_experts_in_mxfp4(tmp_path):
+    """All of gpt-oss, its experts in blocks as they are published."""
+    import torch
+    import transformers
+    from safetensors.numpy import load_file, save_file
+
+    values = dict(
+        model_type="gpt_oss", vocab_size=64, hidden_size=64, intermediate_size=32, num_hidden_layers=2, head_dim=16,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, sliding_window=8,
+        max_position_embeddings=256, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    write_reference(tmp_path, values)
+    few, rng = load_file(tmp_path / "model.safetensors"), np.random.default_rng(0)
+    for name in [name for name in few if name.endswith(("gate_up_proj", "down_proj"))]:
+        tensors, _ = forms.gpt_oss(rng, name, few.pop(name).shape)
+        tensors[f"{name}_scales"] -= 3  # or all logits are the experts'
+        few |= tensors
+    save_file(few, tmp_path / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=transformers.Mxfp4Config(dequantize=True), dtype=torch.float32,
+        attn_implementation="eager",
+    )  # fmt: skip
+    check(reference, tmp_path)

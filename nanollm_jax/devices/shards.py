@@ -119,3 +119,14 @@ def shard_weight(weight: Any, letters: str, config: ModelConfig, mesh: Mesh) -> 
     last, sizes = letters.split()[-1], stored_sizes(arrange(config, tp), tp)
     found = parted(weight, sizes[last] // (tp if RULE.get(last) == "tp" else 1))
     return jax.tree.map(placed, found, letters_of(found, letters))
+
+
+def keep_few(path: str, dtype: Any, config: ModelConfig, mesh: Mesh | None, groups: Any) -> Any:
+    """A weight in the bits that its file has (Groups of weights/quantised), for activations in dtype; None where a mesh cannot
+    divide it.
+    """
+    if mesh is not None and groups.order is not None:
+        return None
+    table, order = None if groups.table is None else tuple(map(float, groups.table)), groups.order
+    weight = params.few(groups.values, groups.scale, groups.offset, order, bits=groups.bits, table=table, dtype=dtype)
+    return weight if mesh is None else shard_weight(weight, params.layout(config)[path], config, mesh)
