@@ -254,6 +254,7 @@ REFUSED = {
     "max_new_tokens is -3": dict(max_new_tokens=-3),
     "max_new_tokens is 2.0": dict(max_new_tokens=2.0),
     "n is 0": dict(n=0),
+    "n is 1073741824 of 1 prompts": dict(n=2**30),
     "top_logprobs is 21": dict(top_logprobs=21),
     "rows is 0": dict(rows=0),
     "max_new_tokens has 2 values for 1": dict(max_new_tokens=[3, 4]),

@@ -17,6 +17,8 @@ from nanollm_jax.grammar import Grammar, Words
 from nanollm_jax.loading import Model
 from nanollm_jax.settings import Sampling, spread, token_id
 
+MOST = 2**20  # answers of one call: each is known from the beginning
+
 
 @dataclass(frozen=True)
 class Request:
@@ -92,6 +94,8 @@ def requests_of(
     in the form of calls that the chat template tells of.
     """
     (n,) = check_counts(n=n)
+    if n * len(prompts) > MOST:
+        raise RequestError(f"n is {n} of {len(prompts):,} prompts; expected at most {MOST:,} answers in one call.")
     tops = check_tops(top_logprobs)
     counts = [check_counts(max_new_tokens=value)[0] for value in spread("max_new_tokens", max_new_tokens, len(prompts))]
     settings = settings_of(model, sampling, len(prompts))
