@@ -296,6 +296,8 @@ def test_fewer_rows_are_taken_where_there_is_no_memory_for_more(monkeypatch):
     assert rows_for(model, 40, None, 600).engine.rows == 8 and rows_for(model, 40, None).engine.rows == 16
     with pytest.raises(nano.RequestError, match=r"32 rows of 600 positions .* are free; take rows=10"):
         rows_for(model, 40, 32, 600)
+    with pytest.raises(nano.RequestError, match=r"1000000000 rows of 600 positions .* take rows=10\b"):
+        rows_for(model, 40, 10**9, 600)  # at once
     monkeypatch.setattr(memory, "free", lambda: one - 1)
     with pytest.raises(nano.RequestError, match=r"1 row of 600 positions .* ask for 512 positions"):
         nano.generate(model, [1] * 580, max_new_tokens=20)

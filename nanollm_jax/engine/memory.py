@@ -79,9 +79,9 @@ def no_room(model: Model, rows: int, capacity: int, had: int, speculate: drafts.
     shorter = [
         S for S in buckets.capacities(model.config.max_positions) if had >= S or (capacity > S and fits(rows, S))
     ]
-    fewer = [n * model.dp for n in range(rows // model.dp - 1, 0, -1) if fits(n * model.dp, capacity)]
+    fewer = 0 if left is None or need <= left else left // needed(model, model.dp, capacity, speculate) * model.dp
     offers = [f"ask for {max(shorter):,} positions, prompt and answer together, or fewer"] if shorter else []
-    offers += [f"take rows={fewer[0]}"] if fewer else []
+    offers += [f"take rows={fewer}"] if fewer else []
     return (
         f"{rows} row{'s' * (rows > 1)} of {capacity:,} positions need more memory than the device has: {known}; "
         f"{', or '.join(offers) or 'free some, or take a smaller model, or the same with dtype=int8'}."
