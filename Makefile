@@ -104,19 +104,23 @@ COMPILER_gpu := jax-cuda12-pjrt jax-cuda12-plugin nvidia-cuda-nvcc-cu12 nvidia-c
 COMPILER_tpu := libtpu
 gpu-compile tpu-compile: export JAX_PLATFORMS = cpu
 gpu-compile tpu-compile: export TF_CPP_MIN_LOG_LEVEL = 2
+# neither plugin is to look for a device or a driver, and no kernel can be timed
 gpu-compile: export JAX_SKIP_CUDA_CONSTRAINTS_CHECK = 1
-gpu-compile: export XLA_FLAGS = --xla_gpu_cuda_data_dir=$(COMPILERS)/gpu/nvidia/cuda_nvcc --xla_gpu_autotune_level=0
+gpu-compile: export XLA_FLAGS = --xla_gpu_cuda_data_dir=$(CURDIR)/$(COMPILERS)/gpu/nvidia/cuda_nvcc --xla_gpu_autotune_level=0
 tpu-compile: export TPU_SKIP_MDS_QUERY = 1
+tpu-compile: export TPU_ACCELERATOR_TYPE = v5p-8
+tpu-compile: export TPU_WORKER_HOSTNAMES = localhost
 gpu-compile: $(COMPILERS)/gpu .venv/installed ## the engine's programs for an H100, compiled and read on a machine without one; downloads 600 MB
-	PYTHONPATH=$< $(BIN)/python tests/compile_for.py gpu $(ARGS)
+	PYTHONPATH=$(CURDIR)/$< $(BIN)/python tests/compile_for.py gpu $(ARGS)
 
-tpu-compile: $(COMPILERS)/tpu .venv/installed ## the same for a TPU v5p; downloads 200 MB
-	PYTHONPATH=$< $(BIN)/python tests/compile_for.py tpu $(ARGS)
+tpu-compile: $(COMPILERS)/tpu .venv/installed ## the same for TPUs, v5p and v5e; downloads 200 MB
+	PYTHONPATH=$(CURDIR)/$< $(BIN)/python tests/compile_for.py tpu $(ARGS)
 
 $(COMPILERS)/%: .venv/bin/python constraints.txt
 	@echo "installing the compiler for a $* into $@"
-	@rm -rf $@ && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --target $@ $(COMPILER_$*)
-	@touch $@
+	@rm -rf $@ $@.part && mkdir -p $(COMPILERS)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --target $@.part $(COMPILER_$*)
+	@mv $@.part $@ && touch $@
 
 experiments: reference ## run every chapter of experiments/ and build the pages, experiments/pages/index.html
 	$(BIN)/python experiments/page/build.py

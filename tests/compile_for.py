@@ -27,11 +27,13 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 
 import nanollm_jax as nano
+from nanollm_jax import params as parameters
 from nanollm_jax.devices import programs
 from nanollm_jax.devices.mesh import AXES
 from nanollm_jax.engine import slots
 from nanollm_jax.engine.buckets import PIECE
 from nanollm_jax.measure.hlo import FREE, Instruction, Program
+from nanollm_jax.measure.plan import make_plan
 from nanollm_jax.ops.gpu import flash
 from nanollm_jax.partition import arrange, made_up
 from nanollm_jax.weights.source import read_json
@@ -57,50 +59,53 @@ SAID = "all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-p
 class Case(NamedTuple):
     """One program of the 8B shape: write a token, or read a piece of a prompt; and what it may need."""
 
+    device: str  # as `nanollm plan` knows it
     program: str
     dtype: str
     rows: int
     kernels: int  # of a token or a piece, at most
-    temporary: float  # megabytes, at most
     tp: int = 1
     capacity: int = 1024
 
     @property
     def name(self) -> str:
         """Told apart from the others."""
-        return f"{self.program} {self.dtype} {self.rows} tp {self.tp}"
+        return f"{self.device} {self.program} {self.dtype} {self.rows} tp {self.tp}"
 
 
+# kernels: what was counted, and a few more
 CASES = {
     "gpu": [
-        Case("write", "bfloat16", 1, 700, 10),
-        Case("write", "int8", 1, 700, 10),
-        Case("write", "bfloat16", 32, 700, 100),
-        Case("read", "bfloat16", 1, 900, 100),
-        Case("write", "bfloat16", 8, 900, 100, tp=8),
+        Case("h100", "write", "bfloat16", 1, 500),
+        Case("h100", "write", "int8", 1, 530),
+        Case("h100", "write", "int4", 1, 530),
+        Case("h100", "write", "bfloat16", 32, 530),
+        Case("h100", "read", "bfloat16", 1, 630),
+        Case("h100", "write", "bfloat16", 8, 600, tp=8),
     ],
     "tpu": [
-        Case("write", "bfloat16", 1, 0, 100),
-        Case("write", "int8", 1, 0, 100),
-        Case("write", "bfloat16", 32, 0, 100),
-        Case("read", "bfloat16", 1, 0, 100),
-        Case("write", "bfloat16", 8, 0, 100, tp=8),
+        Case("v5p", "write", "bfloat16", 1, 1450),
+        Case("v5p", "write", "bfloat16", 32, 1250),
+        Case("v5e", "write", "int8", 1, 2400),
+        Case("v5e", "read", "int8", 1, 1980),
+        Case("v5e", "write", "bfloat16", 8, 1400, tp=8),
     ],
 }
 
 
-def devices(kind: str, count: int) -> list[Any]:
+def devices(name: str, count: int) -> list[Any]:
     """So many of them, to compile for."""
-    if kind == "gpu":
+    if name == "h100":
         found = topologies.get_topology_desc(f"h100x{count}", "cuda", target_config=H100, topology=f"1x1x{count}")
     else:
-        found = topologies.get_topology_desc("v5p:2x2x2" if count > 1 else "v5p:2x2x1", "tpu")
+        shape = {"v5e": "2x4", "v5p": "2x2x2"}[name]
+        found = topologies.get_topology_desc(f"{name}:{shape}", "tpu")
     return list(found.devices)[:count]
 
 
-def lower(case: Case, config: nano.ModelConfig, kind: str) -> tuple[jax.stages.Lowered, Any, Any]:
+def lower(case: Case, config: nano.ModelConfig) -> tuple[jax.stages.Lowered, Any, Any]:
     """A program for arrays that are said to lie on such devices.  -> lowered, its weights, what it is to update in place"""
-    on = devices(kind, case.tp)
+    on = devices(case.device, case.tp)
     mesh = None if case.tp == 1 else Mesh(np.array(on).reshape(1, case.tp), AXES, axis_types=(AxisType.Auto,) * 2)
     assert not made_up(config, case.tp)
     config = arrange(config, case.tp)
@@ -141,18 +146,20 @@ def kernels(program: Program) -> dict[str, list[Instruction]]:
 def whole(program: Program, weights: Any, state: Any) -> list[str]:
     """What is as large as a weight or a buffer of the cache, and is not an update in place."""
     cache = getattr(state, "cache", state)
-    leaves = [leaf for leaf in jax.tree.leaves([weights, cache.layers]) if leaf.ndim > 1]
-    sizes = {size for leaf in leaves if (size := math.prod(leaf.sharding.shard_shape(leaf.shape))) > LARGE}
+    own = [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves([weights, cache.layers])]
+    decoded = [weight.shape for weight in parameters.flatten(weights).values()]  # of 4 bits, two are kept in a byte
+    sizes = {size for shape in [*own, *decoded] if len(shape) > 1 and (size := math.prod(shape)) > LARGE}
     runs = [one for found in kernels(program).values() for one in found]
-    numbers = [one for one in runs if one.type.startswith(("bf", "f", "s8", "s4"))]
-    made = [one for one in numbers if math.prod(one.shape) in sizes and not program.in_place(one)]
+    # S(1): what a TPU fetches ahead into its own memory
+    made = [one for one in runs if one.type.startswith(("bf", "f", "s8", "u8", "s4")) and "S(1)" not in one.type]
+    made = [one for one in made if math.prod(one.shape) in sizes and not program.in_place(one)]
     return [f"{one.opcode} {one.type} in {one.computation}" for one in made]
 
 
-def check(case: Case, config: nano.ModelConfig, kind: str, texts: Path | None) -> list[str]:
+def check(case: Case, config: nano.ModelConfig, texts: Path | None) -> list[str]:
     """Compile one program, print what it needs in a line, and say what is wrong with it."""
     begun, wrong = time.perf_counter(), []
-    lowered, weights, state = lower(case, config, kind)
+    lowered, weights, state = lower(case, config)
     compiled = lowered.compile()
     program, memory = Program(compiled.as_text() or ""), compiled.memory_analysis()
     if texts:
@@ -161,21 +168,28 @@ def check(case: Case, config: nano.ModelConfig, kind: str, texts: Path | None) -
     longest = max(kernels(program).values(), key=len)  # the body of the loop, or all of a piece
     said = Counter(one.opcode.removesuffix("-start") for one in longest)
     said = {word: said[word] for word in SAID if said[word]}
-    own = {"weights": sum(map(nbytes, jax.tree.leaves(weights))), "state": sum(map(nbytes, jax.tree.leaves(state)))}
-    temporary = memory.temp_size_in_bytes / 1e6
+    own = sum(map(nbytes, jax.tree.leaves(state)))
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    needed += memory.temp_size_in_bytes
+    plan = make_plan(config, tp=case.tp, batch=case.rows, context=case.capacity, dtype=case.dtype)
     print(
-        f"{case.program:6} {case.dtype:9} {case.rows:4} {case.tp:3} {len(longest):8} {own['weights'] / 1e9:9.2f} "
-        f"{own['state'] / 1e9:8.3f} {memory.alias_size_in_bytes / 1e9:9.3f} {temporary:9.1f} "
+        f"{case.device} {case.program:5} {case.dtype:9} {case.rows:3} {case.tp:3} {len(longest):8} {needed / 1e9:8.2f} "
+        f"{plan.total / 1e9:8.2f} {own / 1e9:9.3f} {memory.temp_size_in_bytes / 1e6:10.1f} "
         f"{time.perf_counter() - begun:8.0f}  {', '.join(f'{count} {word}' for word, count in said.items())}",
         flush=True,
     )
-    if memory.alias_size_in_bytes != own["state"]:
-        wrong.append(f"{memory.alias_size_in_bytes} bytes are updated in place; expected {own['state']}, the state's")
-    wrong += [f"written as a whole: {one}" for one in whole(program, weights, state)]
+    # a TPU rounds small arrays up to what it moves at once
+    if not own <= memory.alias_size_in_bytes <= own + (case.device != "h100") * 2**21:
+        wrong.append(f"{memory.alias_size_in_bytes} bytes are updated in place; expected {own}, the state's")
+    # once a chunk a TPU puts wo in another order where a device has four heads, which it makes up to eight
+    relaid = case.tp > 1 and case.device != "h100"
+    wrong += [
+        f"written as a whole: {one}" for one in whole(program, weights, state) if not (relaid and " in main" in one)
+    ]
     if len(longest) > case.kernels:
         wrong.append(f"{len(longest)} kernels; expected {case.kernels} at most")
-    if temporary > case.temporary:
-        wrong.append(f"{temporary:.1f} MB of temporaries; expected {case.temporary} at most")
+    if needed > (1.08 if relaid else 1.03) * plan.total:
+        wrong.append(f"{needed} bytes of a device; expected {plan.total}, as `nanollm plan` says")
     expected = {} if case.tp == 1 else {"all-reduce": 2 * config.num_layers + 1}
     if case.tp > 1 and case.program == "write":
         expected["all-gather"] = 1
@@ -199,12 +213,11 @@ def main() -> int:
     flash.wanted = lambda: asked.kind == "gpu" and not asked.plain
     values = read_json(ROOT / "configs" / "llama-3.1-8b.json")
     config, _ = nano.read_config(values | ({"num_hidden_layers": asked.layers} if asked.layers else {}))
-    print("program dtype    rows  tp  kernels  weights    state  in place temporary  seconds  devices say")
-    print("                                       GB       GB        GB        MB")
+    print("device program   rows  tp  kernels  needs GB  planned  in place temporary MB  seconds  devices say")
     wrong = []
     for case in CASES[asked.kind]:
         if asked.only in case.name:
-            wrong += check(case, config, asked.kind, asked.texts)
+            wrong += check(case, config, asked.texts)
     print("\n".join(wrong) or "nothing is wrong")
     return len(wrong)
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nanollm_jax.ops.groupwise_product import times
+from nanollm_jax.ops.kept import rows_of
 from nanollm_jax.ops.nibbles import pack, unpack
 
 
@@ -82,7 +83,7 @@ class Groupwise:
     def rows(self, ids: jax.Array) -> jax.Array:
         """One row per id, the last for ids past it.  weight [V D], ids [B T] -> [B T D]"""
         parts, ids = jax.lax.optimization_barrier((self, ids))  # as in embedding.look_up
-        return jax.tree.map(lambda part: part.at[ids].get(mode="clip"), parts).decoded().astype(self.dtype)
+        return jax.tree.map(lambda part: rows_of(part, ids), parts).decoded().astype(self.dtype)
 
     def decoded(self) -> jax.Array:
         """The weight that it stands for, in float32."""

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nanollm_jax.ops.int8_product import LARGEST, product, product_on_cpu
+from nanollm_jax.ops.kept import rows_of
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("values", "scale"), meta_fields=("dtype",))
@@ -53,7 +54,7 @@ class Int8:
 
     def rows(self, ids: jax.Array) -> jax.Array:
         """One row per id, the last for ids past it.  weight [V D], ids [B T] -> [B T D]"""
-        values, scale = (part.at[ids].get(mode="clip") for part in (self.values, self.scale))
+        values, scale = (rows_of(part, ids) for part in (self.values, self.scale))
         return (values * scale[..., None]).astype(self.dtype)
 
     def letters(self, axes: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -49,6 +50,16 @@ class Kept(Protocol):
 
 
 Weight = jax.Array | Kept
+
+
+def rows_of(part: jax.Array, ids: jax.Array) -> jax.Array:
+    """One row per id, the last for ids past it, of an array that a kind is made of.  part [V ...], ids [B T] -> [B T ...]
+
+    A single one is looked up twice: XLA on a TPU makes a slice of it, and for that copies a table in 8 bits for every token.
+    """
+    if ids.size > 1:
+        return part.at[ids].get(mode="clip")
+    return part.at[jnp.concatenate([ids, ids], axis=1)].get(mode="clip")[:, :1]
 
 
 def letters_of(weight: Any, axes: str) -> Any:
