@@ -340,10 +340,10 @@ save(figure, "19_copies")
 # are in chapter 18: chance, and penalties on what has occurred.*
 #
 # ## In the engine
-# - `nanollm_jax.engine.slots.write_tokens` is one `lax.scan` over tokens: it runs the model on the last token, draws
-#   the next one, and carries the cache. `nanollm_jax.engine.engine.Engine` calls it for a *chunk* of 16 tokens, and
-#   for the next chunk before anybody has looked at the first: while the host looks for a stop string, the device goes
-#   on.
+# - `nanollm_jax.decode.write_tokens` is one `lax.scan` over tokens: it draws a token, runs the model on it, and carries
+#   the cache. `nanollm_jax.engine.slots.write_tokens` does the same for rows that come and go, in a loop that ends when
+#   none of them goes on. `nanollm_jax.engine.engine.Engine` calls it for a *chunk* of 16 tokens, and for the next chunk
+#   before anybody has looked at the first: while the host looks for a stop string, the device goes on.
 # - The rows of a batch come and go. One that has ended writes nothing, and who waits takes its place: its prompt is
 #   read piece by piece between two chunks.
 # - `nanollm_jax.engine.buckets` rounds prompts and caches up to a few lengths, so that few programs are ever compiled.
