@@ -156,10 +156,10 @@ def load(
     """
     kept, cache = resolve_weights(dtype), check_kept(cache)
     found = source_at(find(source, revision))
-    if found.kept is not None:
-        kept = as_stored(found.path, found.kept, dtype, adapters)
     if not adapters:
         name_adapters(found.path)
+    if found.kept is not None:
+        kept = as_stored(found.path, found.kept, dtype, adapters)
     config, family = found.config()
     checkpoint = found.tensors()
     check_claims(checkpoint, config)

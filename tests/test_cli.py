@@ -514,7 +514,7 @@ def test_tables_and_help_end_quietly_too(monkeypatch: pytest.MonkeyPatch, argume
         (["generate", "--frequency-penalty", "nan", "x"], "frequency_penalty is nan"),
         (["generate", "--temperature", "0", "--top-p", "0.5", "--top-k", "3", "x"], "top_k, top_p can do nothing"),
         (["generate", "--stop", "", "x"], "stop"),
-        (["generate", "--dtype", "int4", "x"], "dtype 'int4'"),
+        (["generate", "--dtype", "int3", "x"], "dtype 'int3'"),
         (["generate", "--revision", "v1", "x"], "revision"),
         (["generate", "--model", "/nowhere", "x"], "/nowhere"),
         (["generate", "--echo", "--json", "x"], "--echo and --json"),
@@ -523,7 +523,7 @@ def test_tables_and_help_end_quietly_too(monkeypatch: pytest.MonkeyPatch, argume
         (["tokenize", "--revision", "v1", "x"], "revision"),
         (["tokenize", "--model", "/nowhere", "x"], "/nowhere"),
         (["info", "/nowhere\x1b[31m/a\nb"], "/nowhere\ufffd[31m/a b"),
-        (["info", "--dtype", "int4"], "dtype 'int4'"),
+        (["info", "--dtype", "int3"], "dtype 'int3'"),
         (["info", "--revision", "v1"], "revision"),
     ],
 )

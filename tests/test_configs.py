@@ -136,7 +136,7 @@ def test_every_run_works_on_virtual_devices():
         ("[plan]\ntp = true", "tp is True; expected a value"),
         ("[plan]\njson = 'yes'", "json is 'yes'; expected true or false"),
         ("[plan]\nbatch = [1, 2]", "batch is [1, 2]; expected one value"),
-        ("[plan]\ndtype = 'int4'", "dtype 'int4' is not supported"),
+        ("[plan]\ndtype = 'int3'", "dtype 'int3' is not supported"),
         ("batch = 3\ndp = 2", "batch 3 is not a multiple of dp=2"),
     ],
 )

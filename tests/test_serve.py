@@ -448,8 +448,8 @@ def test_top(service, port, http, capsys):
     assert serving.settled(service)
     with ThreadPoolExecutor(1) as pool, serving.gated(service) as gate:
         asked = pool.submit(chat, http, max_tokens=100)
-        gate.release(3)
-        assert serving.until(lambda: any(lane.written for lane in service.metrics.lanes))
+        gate.release(8)
+        assert serving.until(lambda: any(lane.written >= 8 for lane in service.metrics.lanes))
         assert run(["top", f"http://127.0.0.1:{port}/v1", "--once"]) == 0
         gate.release(1000)
         asked.result()

@@ -46,7 +46,7 @@ SAMPLING = {
 REQUEST = {
     "ids": (1, 2, 2047), "max_new_tokens": 12, "sampling": nano.Sampling(**SAMPLING), "seed": 2**32 - 1, "ends": (2, 3),
     "stop": ("\n", 'ab"\u2028', "\ud800 \U0001f600"), "top_logprobs": 20, "streamed": True, "root": World(1, "salt"),
-    "shown": (4,), "given": 1, "grammar": nano.Grammar("lark", "start: @part0", (nano.Grammar.json_object(),)),
+    "shown": (4,), "given": 1, "adapter": 2, "grammar": nano.Grammar("lark", "start: @part0", (nano.Grammar.json_object(),)),
 }  # fmt: skip
 
 
