@@ -79,6 +79,7 @@ def test_bytes_are_those_that_are_planned():
         nano.load(cache="int3")
 
 
+@pytest.mark.parity  # a long text: 15 s
 def test_long_texts_lose_little():
     """The bundled model on its own stories: as likely within half a percent, to the end of its context."""
     model = nano.load(dtype="float32")
