@@ -59,9 +59,9 @@ BLANK: ContextVar[dict[Hashable, jax.Array] | None] = ContextVar("blank", defaul
 @contextlib.contextmanager
 def only_made_ready() -> Iterator[None]:
     """Inside, programs are fetched or compiled and not run: results have the right shapes and places, and all are zeros that
-    they share, so that none of them may be handed to a program that runs.
+    they share, so that none of them may be handed to a program that runs. Where nothing is kept from the beginning, they run.
     """
-    token = BLANK.set({})
+    token = BLANK.set(None if startup.folder() is None else {})
     try:
         yield
     finally:
@@ -80,8 +80,9 @@ class Persistent:
     def __call__(self, *args: Any, **static: Any) -> Any:
         """Run the executable for arguments like these, which is fetched or compiled where this process has not run it yet."""
         leaves, tree = jax.tree.flatten(args)
-        folder = startup.folder()
-        if folder is None or not are_values(leaves):
+        folder, blank = startup.folder(), BLANK.get()
+        # what this process holds, or is making ready, it uses even where the folder was lost meanwhile
+        if (folder is None and blank is None and not self.held) or not are_values(leaves):
             return self.jitted(*args, **static)
         mesh = static.get("mesh")
         place = placement(leaves, mesh)
@@ -89,9 +90,10 @@ class Persistent:
         found = self.held.get(like)
         if found is None:
             found = self.held[like] = self.executable(folder, args, static)
-        blank = BLANK.get()
-        if blank is None or not isinstance(found, jax.stages.Compiled):
+        if blank is None:
             return found(*args)
+        if not isinstance(found, jax.stages.Compiled):  # nothing may be kept of it, and it may not run here either
+            found = self.jitted.lower(*args, **static).compile()
         return jax.tree.map(lambda leaf: stand_in(blank, leaf, place is not None), found.out_info)
 
     def lower(self, *args: Any, **static: Any) -> jax.stages.Lowered:
@@ -103,19 +105,20 @@ class Persistent:
         self.held.clear()
         self.jitted.clear_cache()
 
-    def executable(self, folder: Path, args: tuple[Any, ...], static: dict[str, Any]) -> Callable[..., Any]:
+    def executable(self, folder: Path | None, args: tuple[Any, ...], static: dict[str, Any]) -> Callable[..., Any]:
         """From the folder, or compiled and put there; the function under jit itself where nothing may be kept of it."""
         begun = time.perf_counter()
         try:
-            file = folder / f"{self.__wrapped__.__name__}-{identity(self.__wrapped__, args, static)}{ENDING}"
+            name = f"{self.__wrapped__.__name__}-{identity(self.__wrapped__, args, static)}{ENDING}"
         except Unknown:
             return lambda *args: self.jitted(*args, **static)
-        found = AHEAD.take(file) or read(file)
+        file = None if folder is None else folder / name
+        found = None if file is None else AHEAD.take(file) or read(file)
         if found is not None:
             monitoring.record_event_duration_secs(FETCHED, time.perf_counter() - begun)
             return found
         compiled = self.jitted.lower(*args, **static).compile()
-        if not jax_keeps():
+        if file is not None and not jax_keeps():
             write(file, compiled)
         return compiled
 
@@ -199,7 +202,8 @@ def read(file: Path) -> Callable[..., Any] | None:
             return None
         text, in_tree, out_tree, devices = Reader(io.BytesIO(data)).load()
         found = serialize_executable.deserialize_and_load(text, in_tree, out_tree, devices[0].client, devices)
-        os.utime(file)
+        with contextlib.suppress(OSError):  # a file system that is only read from
+            os.utime(file)
         return found
     except Exception:  # whatever it is that cannot be read, it is compiled
         return None
@@ -234,7 +238,10 @@ def read_ahead(*words: Any) -> None:
     """
     if (folder := startup.folder()) is not None:
         spelling = Spelling()
-        spelling.value([sys.argv[:2], words, machine()])
+        try:
+            spelling.value([sys.argv[:2], words, machine()])
+        except Unknown:  # a notebook that has changed what a config is
+            return
         AHEAD.begin(folder / f"{spelling.digest[:40]}{ENDING}s")
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import agree
 from jax.experimental.compilation_cache import compilation_cache
 from models import random_model
 
@@ -397,3 +398,48 @@ def test_what_is_only_made_ready_does_not_run_and_is_ready(folder):
     assert jax.tree.map(lambda leaf: (leaf.sharding, leaf.committed), found) == jax.tree.map(
         lambda leaf: (leaf.sharding, leaf.committed), real
     )
+
+
+def test_what_is_only_made_ready_never_runs_whatever_becomes_of_the_folder(folder):
+    """Results share their zeros, and a program that uses its arguments up takes none twice: one from outside, of which nothing
+    may be kept, and those that are asked for when the folder is lost. All are ready afterwards.
+    """
+    pair = Persistent(jax.jit(lambda a, b: (a + b, a - b), donate_argnums=(0, 1)))
+    first, second = anew(), anew()
+    how = {"shape": (3, 5), "dtype": np.dtype("float32")}
+    with executables.only_made_ready():
+        a, b = (first(jax.random.key(seed), 0.5, 2.0, **how) for seed in (1, 2))
+        assert a is b and not pair(a, b)[0].any()
+        nano.keep_compiled(False)
+        assert not second(jax.random.key(3), 0.5, 2.0, **how).any() and not pair(a, b)[1].any()
+    expected = [np.asarray(params.draw.__wrapped__(jax.random.key(seed), 0.5, 2.0, **how)) for seed in (1, 2)]
+    with CompileWatch() as watch:
+        a, b = (kept(jax.random.key(seed), 0.5, 2.0, **how) for kept, seed in ((first, 1), (second, 2)))
+        total = pair(a, b)[0]
+    assert watch.programs == 0 and len(files(folder)) == 1
+    agree(total, sum(expected))
+
+
+def test_where_nothing_is_kept_programs_run(folder):
+    nano.keep_compiled(False)
+    with executables.only_made_ready():
+        assert draw(anew())[0] == draw()[0]
+
+
+def test_a_folder_that_is_only_read_from_is_read_from(folder, monkeypatch):
+    """Such as that of a container's image: when a file was last used cannot be noted there."""
+    bits = draw(anew())[0]
+
+    def fixed(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(executables.os, "utime", fixed)
+    assert draw(anew()) == (bits, 1, 1)
+
+
+def test_a_config_that_somebody_has_changed_is_read_nothing_ahead_for(folder, monkeypatch):
+    true = nano.ModelConfig.alike
+    monkeypatch.setattr(nano.ModelConfig, "alike", lambda self: true(self))
+    with pytest.raises(Unknown):
+        name_of(nano.ModelConfig)
+    executables.read_ahead(random_model("llama").config)

@@ -85,8 +85,11 @@ def test_commands_that_need_no_device_do_not_wait_for_jax():
     assert found == [f"{status} False" for status in (0, 0, 0, 2, 0, 0, 2, 2, 0, 2, 2, 2, 2, 2, 2)]
 
 
-def test_after_warmup_nothing_compiles():
-    """80 requests: lengths, compositions of the batch, sampling settings, seeds, stops by id; and streams."""
+def test_after_warmup_nothing_compiles(tmp_path):
+    """80 requests: lengths, compositions of the batch, sampling settings, seeds, stops by id; and streams. Programs are kept,
+    as they are for users: then warmup runs none of them.
+    """
+    nano.keep_compiled(tmp_path / "kept")
     model = random_model("llama")
     P, M = 50, 20
     for batch in (1, 4):
@@ -134,6 +137,21 @@ def test_long_prompts_are_warmed_up_too(monkeypatch):
             long = nano.generate(model, [7] * length, max_new_tokens=new)
             assert long.prompt_tokens == length
     assert watch.programs == 0
+
+
+def test_warmup_that_is_stopped_leaves_rows_that_answer(tmp_path):
+    """What stands for results while programs are made ready is nothing to go on with."""
+    model, other = random_model("llama"), random_model("llama")
+    expected = nano.generate(other, [3, 4, 5], max_new_tokens=6)
+    nano.keep_compiled(tmp_path / "kept")
+
+    def stop(text):
+        if text.startswith("[3/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nano.warmup(model, prompt_tokens=16, max_new_tokens=16, progress=stop)
+    assert model.engines and nano.generate(model, [3, 4, 5], max_new_tokens=6) == expected
 
 
 def test_warmup_refuses_what_does_not_fit():

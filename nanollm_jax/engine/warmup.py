@@ -61,14 +61,16 @@ def warm(
     """warmup of one engine, that nobody uses yet. Returns how many programs were compiled. scores: texts are scored, too."""
     with CompileWatch() as watch:
         found = list(programs(engine, prompt, positions, scores))
-        with made_ready():
-            for n, (name, run) in enumerate(found, 1):
-                begun = time.perf_counter()
-                run()
-                jax.block_until_ready(engine.state)
-                progress(f"[{n}/{len(found)}] {name}: {time.perf_counter() - begun:.1f} s")
-        engine.state = engine.empty()
-        engine.forget()
+        try:
+            with made_ready():
+                for n, (name, run) in enumerate(found, 1):
+                    begun = time.perf_counter()
+                    run()
+                    jax.block_until_ready(engine.state)
+                    progress(f"[{n}/{len(found)}] {name}: {time.perf_counter() - begun:.1f} s")
+        finally:  # whatever stopped it, nobody's request may run on what stands for results
+            engine.state = engine.empty()
+            engine.forget()
     return watch.programs
 
 
