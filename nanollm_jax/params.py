@@ -125,6 +125,11 @@ def only(params: Any, number: int) -> Any:
     return changed(params, lambda weight: Adapted(weight.base, *jax.tree.map(lambda x: x[one], stacks(weight))))
 
 
+def adapted(params: Params) -> bool:
+    """Are there adapters beside any of these weights?"""
+    return any(isinstance(weight, Adapted) for weight in flatten(params).values())
+
+
 def changed(params: Any, change: Callable[[Adapted], Adapted]) -> Any:
     """A tree with every adapted weight in it changed."""
     adapted = lambda node: isinstance(node, Adapted)  # noqa: E731

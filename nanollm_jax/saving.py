@@ -40,13 +40,18 @@ def save(model: Model, folder: str | os.PathLike[str]) -> Path:
     params=...), folder). config.json and the tokenizer's files are those of model.folder, where the model is from; tensors have
     the names that this family is published with. Of models that see images too, the text's alone are written.
     One whose matrices are in few bits is written as it is in memory, which load alone reads, and in one step.
-    Raises RequestError where the folder is there, cannot be written or has no room, for a model on a mesh, or made in memory,
-    and where model.folder has another architecture's config.json.
+    Raises RequestError where the folder is there, cannot be written or has no room, for a model on a mesh, with adapters
+    beside its weights, or made in memory, and where model.folder has another architecture's config.json.
     """
     if not isinstance(model, Model):
         raise RequestError(f"the first argument is {type(model).__name__}; expected a model, as load gives.")
     if model.mesh is not None:
         raise RequestError(f"this model is on a mesh of {dict(model.mesh.shape)}; load it without one to save it.")
+    if parameters.adapted(model.params):
+        raise RequestError(
+            "this model has adapters beside its weights, which no checkpoint has; load it with merge= to write it with one of "
+            "them in its weights, or without adapters."
+        )
     few = [name for name in parameters.names(model.params, model.config) if name not in PLAIN]
     if few and model.dtype.name in PLAIN:
         raise RequestError(

@@ -102,6 +102,17 @@ def mixed(model, count=12):
     return [replace(one, adapter=n % 4) for n, one in enumerate(requests_for(model, count))]
 
 
+def test_what_has_adapters_beside_it_is_not_written(three, tmp_path):
+    """Nor with one of them taken for all rows; with one in its weights it is."""
+    for model in (three[0], three[0].adapted("b")):
+        with pytest.raises(nano.RequestError, match=r"adapters beside its weights.*merge="):
+            nano.save(model, tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+    merged = nano.load(three[1], dtype="float32", adapters={"a": three[2]["a"]}, merge="a")
+    back = nano.load(nano.save(merged, tmp_path / "to"), dtype="float32")
+    assert jax.tree.all(jax.tree.map(np.array_equal, back.params, merged.params))
+
+
 def test_each_row_has_its_own_adapter_whatever_is_beside_it(three, monkeypatch):
     """The law of load with four worlds in one batch: ==, prefixes kept apart, nothing compiled."""
     model = replace(three[0], tokenizer=letters(three[0].config.vocab_size))
