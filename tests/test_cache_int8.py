@@ -92,6 +92,41 @@ def test_long_texts_lose_little():
     assert np.abs(np.subtract(plain.logprobs, eight.logprobs)).mean() < 0.02
 
 
+def test_tools_that_make_a_cache_keep_it_as_the_model_does():
+    """A pass over a text, a tree, a lab: what observe and generate give of this model, in 8 bits too."""
+    one = in_8_bits(model_of("llama"))
+    ids = [5, 6, 7, 5, 6, 7, 9]
+    logits, exact = (np.asarray(nano.observe(model, ids)[0])[0, -1] for model in (one, replace(one, cache="auto")))
+    assert difference(logits, exact) > 1e-4
+    chances = np.exp(np.asarray(jax.nn.log_softmax(logits)))
+    root = nano.glass.tree(one, ids, width=3, depth=2, rows=2)
+    agree([child.probability for child in root.children], np.sort(chances)[:-4:-1], 1e-5)
+    best = root.children[0].token
+    who = nano.glass.contributions(one, ids, best)
+    agree(who.logit, logits[best], 1e-5)
+    agree(who.total, logits[best], 1e-5)
+    lab = nano.glass.sampling_lab(one, ids, [nano.Sampling(temperature=0)], seeds=[0], max_new_tokens=6).answers[0][0]
+    answer = nano.generate(one, [ids], max_new_tokens=6)[0]
+    assert lab.token_ids == answer.token_ids
+    agree(lab.logprobs, answer.logprobs, 1e-5)
+
+
+def test_gradients_pass_what_is_rounded():
+    """As if keys and values were kept as they are: half of what a token hangs on comes through them."""
+    model = random_model("llama")
+    tokens = np.random.default_rng(1).integers(0, model.config.vocab_size, (2, 12)).astype(np.int32)
+
+    def last(params, kept):
+        cache = nano.init_cache(model.config, 2, 12, jnp.float32, kept=kept)
+        return jnp.sum(jnp.sin(nano.forward(params, tokens, cache, config=model.config)[0][:, -1]))
+
+    slopes = jax.jit(jax.grad(last), static_argnums=1)
+    found, exact = (slopes(model.params, kept)["layers"][0]["attention"]["wqkv"] for kept in ("int8", "auto"))
+    assert all(
+        0 < difference(a, b) < 0.1 for a, b in zip(np.moveaxis(found, 1, 0), np.moveaxis(exact, 1, 0), strict=True)
+    )
+
+
 @pytest.mark.parity
 def test_on_a_mesh_with_guesses_and_watched():
     """The tokens of one device, of every path to write them."""

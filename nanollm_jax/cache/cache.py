@@ -159,7 +159,7 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
     positions = cache.length[:, None] + jnp.arange(T)[None]  # [B T]
     real = (jnp.arange(T)[None] < count[:, None]) & (positions < cache.capacity)
     # as they are kept: what a token sees does not depend on the piece in which it came
-    own = tuple(rounded.read(rounded.keep(buffer, new)).swapaxes(1, 2) for buffer, new in ((old.k, k), (old.v, v)))
+    own = tuple(rounded.seen(buffer, new).swapaxes(1, 2) for buffer, new in ((old.k, k), (old.v, v)))
     if 1 + cache.spare >= T or cache.fresh:
         new = old.write(cache.rows, k, v, positions, real)
         keys, values = own if cache.fresh else new.heads(cache.rows, B, K)

@@ -64,6 +64,18 @@ def read(kept: Buffer) -> jax.Array:
     return (kept.values * kept.scale[..., None]).astype(kept.dtype)
 
 
+def seen(buffer: Buffer, vectors: jax.Array) -> jax.Array:
+    """What is read of new vectors once a buffer has them.  [.. H] -> [.. H]
+
+    Its derivative is that of the vectors as they were: what is rounded has none.
+    """
+    if not isinstance(buffer, Rounded):
+        return vectors.astype(buffer.dtype)
+    there = jax.custom_jvp(lambda vectors: read(keep(buffer, vectors)))
+    there.defjvp(lambda primals, tangents: (there(*primals), tangents[0].astype(buffer.dtype)))
+    return there(vectors)
+
+
 def name(kept: Buffer) -> str:
     """How a buffer's numbers are kept, in a word."""
     return (kept.values if isinstance(kept, Rounded) else kept).dtype.name

@@ -83,7 +83,7 @@ def ablate(
     layer, unit = (index.ravel().astype(np.int32) for index in np.indices((L, units)))
     tokens, count = asked.padded
     values = passes.in_rows(
-        lambda *off: passes.run(measure_without, asked.model, tokens, count, target, other, *off, parts=parts),
+        lambda *off: passes.run_pass(measure_without, asked.model, tokens, count, target, other, *off, parts=parts),
         (layer, unit),
         tokens.shape[1],
         asked.model.dp,
@@ -102,7 +102,7 @@ def others(text: Text, parts: str, instead: Any) -> dict[str, np.ndarray]:
     there = text if isinstance(instead, str) and instead == "mean" else text_of(model, instead)
     same_length(text, there, "instead")
     keep = tuple((name, None) for name in names)
-    values = passes.fetched(passes.run(passes.keep_values, model, *there.padded, keep=keep))
+    values = passes.fetched(passes.run_pass(passes.keep_values, model, *there.padded, keep=keep))
     if there is text:
         values = {name: value[:, :size].mean(1, keepdims=True, dtype=np.float32) for name, value in values.items()}
     return values
@@ -110,7 +110,7 @@ def others(text: Text, parts: str, instead: Any) -> dict[str, np.ndarray]:
 
 def measure_without(
     params: Params, tokens: jax.Array, count: jax.Array, target: Target, other: dict[str, jax.Array],
-    layer: jax.Array, unit: jax.Array, *, config: ModelConfig, mesh: Mesh | None, parts: str,
+    layer: jax.Array, unit: jax.Array, *, config: ModelConfig, mesh: Mesh | None, kept: str, parts: str,
 ) -> jax.Array:  # fmt: skip
     """What is measured of rows that each lack one part.  tokens [1 T], count [1], layer and unit [B] -> [B] float32"""
     change = {}
@@ -121,4 +121,4 @@ def measure_without(
             change[name] = (passes.replace, (mask[:, None, :, None], value))
         else:
             change[name] = (passes.replace, (off[:, :, None], value))
-    return passes.read_rows(params, tokens, count, target, layer.shape[0], change, config, mesh)
+    return passes.read_rows(params, tokens, count, target, layer.shape[0], change, config, mesh, kept)

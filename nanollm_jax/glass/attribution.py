@@ -81,7 +81,7 @@ def contributions(
     """
     asked = text_of(source, text, row)
     target, _ = passes.aim(asked, token, against, at)
-    heads, mlps, embedding, bias, logit = passes.fetched(passes.run(parts_of, asked.model, *asked.padded, target))
+    heads, mlps, embedding, bias, logit = passes.fetched(passes.run_pass(parts_of, asked.model, *asked.padded, target))
     what = passes.said(asked, target).replace("log-probability", "logit")
     return Contributions(heads, mlps, float(embedding), float(bias), float(logit), what)
 
@@ -94,14 +94,15 @@ def parts_of(
     *,
     config: ModelConfig,
     mesh: Mesh | None,
+    kept: str,
 ) -> tuple[jax.Array, ...]:
     """tokens [1 T], count [1] -> contributions of heads [L N], MLPs [L], embedding, biases, and the logit []"""
     uncapped = dataclasses.replace(config, logit_softcap=None)
     keep = dict.fromkeys(summed(config))
-    logits, kept = passes.passed(
-        params, tokens, count, jnp.asarray(target.at)[None], config=uncapped, mesh=mesh, keep=keep
+    logits, found = passes.passed(
+        params, tokens, count, jnp.asarray(target.at)[None], config=uncapped, mesh=mesh, kept=kept, keep=keep
     )
-    there = {name: value[0, target.at] for name, value in kept.items()}
+    there = {name: value[0, target.at] for name, value in found.items()}
     pair = jnp.stack([target.token, jnp.maximum(target.against, 0)])
     sign = jnp.stack([jnp.float32(1), jnp.where(target.against < 0, 0.0, -1.0)])
     direction, constant = direction_of(params, pair, sign, config)

@@ -127,6 +127,6 @@ def streams(model: Model, text: str) -> np.ndarray:
     asked = text_of(model, text)
     names = [f"layers.{layer}.out" for layer in range(model.config.num_layers)]
     values = passes.fetched(
-        passes.run(passes.keep_values, model, *asked.padded, keep=tuple((name, None) for name in names))
+        passes.run_pass(passes.keep_values, model, *asked.padded, keep=tuple((name, None) for name in names))
     )
     return np.stack([values[name][0, : len(asked.ids)] for name in names]).astype(np.float32)

@@ -92,7 +92,7 @@ def lens(
         names = list(passes.places_of(model, places))
         check_vectors(names)
         keep = tuple((name, None) for name in names)
-        values = passes.fetched(passes.run(passes.keep_values, model, *asked.padded, keep=keep))
+        values = passes.fetched(passes.run_pass(passes.keep_values, model, *asked.padded, keep=keep))
         found = [values[name][0, : len(ids)] for name in names]
         following = [*ids[1:], -1]
     if k > model.config.vocab_size:

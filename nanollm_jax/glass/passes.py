@@ -64,26 +64,29 @@ def places_of(model: Model, places: str | Iterable[str]) -> dict[str, list[str]]
     return {name: names[name] for name in expanded(names, patterns)}
 
 
-def read(params: Params, tokens: jax.Array, count: jax.Array, at: jax.Array, *, config: ModelConfig) -> jax.Array:
+def read(
+    params: Params, tokens: jax.Array, count: jax.Array, at: jax.Array, *, config: ModelConfig, kept: str
+) -> jax.Array:
     """The logits behind one token of each row.  tokens [B T], count and at [B] -> [B V] float32"""
     B, T = tokens.shape
-    cache = init_cache(config, B, T, params["embedding"]["tokens"].dtype)
+    cache = init_cache(config, B, T, params["embedding"]["tokens"].dtype, kept=kept)
     x, _ = transformer.hidden_states(params, tokens, count, cache, config=config)
     x = jnp.take_along_axis(x, at[:, None, None], axis=1)
     return transformer.logits(params, x, config)[:, 0]
 
 
 def passed(
-    params: Params, tokens: jax.Array, count: jax.Array, at: jax.Array, *, config: ModelConfig, mesh: Mesh | None,
+    params: Params, tokens: jax.Array, count: jax.Array, at: jax.Array, *, config: ModelConfig, mesh: Mesh | None, kept: str,
     keep: Mapping[str, Any] = MappingProxyType({}), change: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[jax.Array, Kept]:  # fmt: skip
     """read, harvested, and on all members of a mesh: rows are made up until they divide, and cut off again.
 
-    change: {name: (edit, arrays)}, arrays of B rows, or of one that is for all of them.
+    kept: how the cache has keys and values, see init_cache. change: {name: (edit, arrays)}, arrays of B rows, or of one that is
+    for all of them.
     """
     B = tokens.shape[0]
     rows = np.arange(B + (0 if mesh is None else -B % mesh.shape["dp"])) % B
-    function = parallelize(partial(read, config=held(config, mesh)), mesh, held(config, mesh))
+    function = parallelize(partial(read, config=held(config, mesh), kept=kept), mesh, held(config, mesh))
     same = lambda x: x if x.shape[0] == 1 else x[rows]  # noqa: E731
     edits = {name: (partial(in_parts, edit), jax.tree.map(same, arrays)) for name, (edit, arrays) in change.items()}
     found = harvest(function, keep, edits, unpadded=config)(params, tokens[rows], count[rows], at[rows])
@@ -96,28 +99,29 @@ def in_parts(edit: Edit, value: jax.Array, seen: Mapping[str, jax.Array], arrays
 
 
 def logits_at(
-    params: Params, tokens: jax.Array, count: jax.Array, at: jax.Array, *, config: ModelConfig, mesh: Mesh | None
-) -> jax.Array:
+    params: Params, tokens: jax.Array, count: jax.Array, at: jax.Array,
+    *, config: ModelConfig, mesh: Mesh | None, kept: str,
+) -> jax.Array:  # fmt: skip
     """read, on a mesh too."""
-    return passed(params, tokens, count, at, config=config, mesh=mesh)[0]
+    return passed(params, tokens, count, at, config=config, mesh=mesh, kept=kept)[0]
 
 
 def read_rows(
     params: Params, tokens: jax.Array, count: jax.Array, target: Target, rows: int, change: dict[str, Any],
-    config: ModelConfig, mesh: Mesh | None,
+    config: ModelConfig, mesh: Mesh | None, kept: str,
 ) -> jax.Array:  # fmt: skip
     """What is measured of a text in so many rows, changed as `passed` has it.  tokens [1 T], count [1] -> [rows] float32"""
     same = lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:]))  # noqa: E731
     args = (params, same(tokens), same(count), same(target.at[None]))
-    return measure(passed(*args, config=config, mesh=mesh, change=change)[0], target)
+    return measure(passed(*args, config=config, mesh=mesh, kept=kept, change=change)[0], target)
 
 
 def keep_values(
     params: Params, tokens: jax.Array, count: jax.Array,
-    *, config: ModelConfig, mesh: Mesh | None, keep: tuple[tuple[str, Any], ...],
+    *, config: ModelConfig, mesh: Mesh | None, kept: str, keep: tuple[tuple[str, Any], ...],
 ) -> Kept:  # fmt: skip
     """Named values of a pass over texts, or what shrinks make of them.  tokens [B T], count [B] -> {name: [B T ..]}"""
-    return passed(params, tokens, count, count - 1, config=config, mesh=mesh, keep=dict(keep))[1]
+    return passed(params, tokens, count, count - 1, config=config, mesh=mesh, kept=kept, keep=dict(keep))[1]
 
 
 def measure(logits: jax.Array, target: Target) -> jax.Array:
@@ -146,6 +150,11 @@ def run(function: Callable[..., Any], model: Model, *arrays: Any, **static: Any)
     """A function of (params, *arrays, config, mesh, static) as a compiled program, which is kept. config is the model's own."""
     how = {"config": own_config(model), "mesh": model.mesh, "static": tuple(sorted(static.items()))}
     return compiled(model.params, arrays, function=function, **how)
+
+
+def run_pass(function: Callable[..., Any], model: Model, *arrays: Any, **static: Any) -> Any:
+    """run, of a function that makes a cache: kept says how, as the model has its own."""
+    return run(function, model, *arrays, kept=model.cache, **static)
 
 
 def fetched(tree: Any) -> Any:
@@ -178,7 +187,7 @@ def aim(text: Text, token: Any, against: Any, at: Any) -> tuple[Target, float]:
         raise RequestError(f"at is {shown(at)}; expected a position of the {size} tokens, from {-size} to {size - 1}.")
     where %= size
     tokens, count = text.padded
-    logits = fetched(run(logits_at, text.model, tokens, count, np.array([where], np.int32)))
+    logits = fetched(run_pass(logits_at, text.model, tokens, count, np.array([where], np.int32)))
     if not np.isfinite(logits).all():
         raise NumericsError(f"the logits of token {where}")
     if token is None:

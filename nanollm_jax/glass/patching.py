@@ -94,15 +94,15 @@ def patch(
             )
     keep = tuple((name, None) for name in names)
     tokens, count = bad.padded
-    values = passes.run(passes.keep_values, model, *good.padded, keep=keep)
+    values = passes.run_pass(passes.keep_values, model, *good.padded, keep=keep)
     X = len(good.ids) if over == "T" else good.config.sizes[over]
     how = {"axes": tuple(axes.items())}
     if approximate:
-        found = passes.fetched(passes.run(estimate, model, tokens, count, target, values, **how))[:, :X] + wrong
+        found = passes.fetched(passes.run_pass(estimate, model, tokens, count, target, values, **how))[:, :X] + wrong
     else:
         place, where = (index.ravel().astype(np.int32) for index in np.indices((len(names), X)))
         found = passes.in_rows(
-            lambda *index: passes.run(measure_patched, model, tokens, count, target, values, *index, **how),
+            lambda *index: passes.run_pass(measure_patched, model, tokens, count, target, values, *index, **how),
             (place, where),
             tokens.shape[1],
             model.dp,
@@ -112,7 +112,7 @@ def patch(
 
 def measure_patched(
     params: Params, tokens: jax.Array, count: jax.Array, target: Target, values: dict[str, jax.Array],
-    place: jax.Array, where: jax.Array, *, config: ModelConfig, mesh: Mesh | None, axes: tuple[tuple[str, int], ...],
+    place: jax.Array, where: jax.Array, *, config: ModelConfig, mesh: Mesh | None, kept: str, axes: tuple[tuple[str, int], ...],
 ) -> jax.Array:  # fmt: skip
     """What is measured of rows with one piece each.  tokens [1 T], count [1], place and where [B] -> [B] float32"""
     B, change = place.shape[0], {}
@@ -121,21 +121,21 @@ def measure_patched(
         mask = (place == index)[:, None] & (where[:, None] == jnp.arange(value.shape[axis])[None])  # [B X]
         shape = [B, *(size if at == axis else 1 for at, size in enumerate(value.shape[1:], 1))]
         change[name] = (passes.replace, (mask.reshape(shape), value))
-    return passes.read_rows(params, tokens, count, target, B, change, config, mesh)
+    return passes.read_rows(params, tokens, count, target, B, change, config, mesh, kept)
 
 
 def estimate(
     params: Params, tokens: jax.Array, count: jax.Array, target: Target, values: dict[str, jax.Array],
-    *, config: ModelConfig, mesh: Mesh | None, axes: tuple[tuple[str, int], ...],
+    *, config: ModelConfig, mesh: Mesh | None, kept: str, axes: tuple[tuple[str, int], ...],
 ) -> jax.Array:  # fmt: skip
     """How much each piece would change, by the gradient where nothing is put in.  tokens [1 T], count [1] -> [P X] float32"""
     own = passes.keep_values(
-        params, tokens, count, config=config, mesh=mesh, keep=tuple((name, None) for name, _ in axes)
+        params, tokens, count, config=config, mesh=mesh, kept=kept, keep=tuple((name, None) for name, _ in axes)
     )
 
     def measured(added: dict[str, jax.Array]) -> jax.Array:
         change = {name: (lambda value, seen, x: value + x, x) for name, x in added.items()}
-        return passes.read_rows(params, tokens, count, target, 1, change, config, mesh)[0]
+        return passes.read_rows(params, tokens, count, target, 1, change, config, mesh, kept)[0]
 
     slopes = jax.grad(measured)(jax.tree.map(jnp.zeros_like, own))
     rows = []

@@ -94,7 +94,7 @@ def saliency(
         alphas, weights = np.append((nodes + 1) / 2, 0), np.append(shares / 2, 0)  # and where nothing is of the text
     tokens, count = asked.padded
     values, slopes = passes.in_rows(
-        lambda alpha: passes.run(slope, asked.model, tokens, count, target, start, vectors, alpha),
+        lambda alpha: passes.run_pass(slope, asked.model, tokens, count, target, start, vectors, alpha),
         (alphas.astype(np.float32),),
         tokens.shape[1],
         asked.model.dp,
@@ -106,13 +106,13 @@ def saliency(
 
 def vectors_of(text: Text) -> np.ndarray:
     """The vectors with which a pass over a text begins.  -> [1 T D] float32"""
-    values = passes.run(passes.keep_values, text.model, *text.padded, keep=(("embedding", None),))
+    values = passes.run_pass(passes.keep_values, text.model, *text.padded, keep=(("embedding", None),))
     return passes.fetched(values["embedding"]).astype(np.float32)
 
 
 def slope(
     params: Params, tokens: jax.Array, count: jax.Array, target: Target, start: jax.Array, end: jax.Array, alpha: jax.Array,
-    *, config: ModelConfig, mesh: Mesh | None,
+    *, config: ModelConfig, mesh: Mesh | None, kept: str,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """What is measured on the way from start to end [1 T D], at alpha [B], and how steep it is there along the way of each
     token.  -> [B] float32, [B T] float32
@@ -122,7 +122,7 @@ def slope(
     def measured(added: jax.Array) -> tuple[jax.Array, jax.Array]:
         vectors = start + alpha[:, None, None] * way + added
         change = {"embedding": (lambda value, seen, x: x.astype(value.dtype), vectors)}
-        values = passes.read_rows(params, tokens, count, target, B, change, config, mesh)
+        values = passes.read_rows(params, tokens, count, target, B, change, config, mesh, kept)
         return jnp.sum(values), values
 
     gradient, values = jax.grad(measured, has_aux=True)(jnp.zeros((B, *way.shape[1:])))

@@ -90,7 +90,7 @@ def sampling_lab(
     capacity = buckets.capacity(len(text.ids) + steps, config.max_positions)
     how = {"capacity": capacity, "steps": steps}
     tokens, logprobs, (left, mass) = passes.fetched(
-        passes.run(everywhere, model, *text.padded, sampling, seeds_of_rows, **how)
+        passes.run_pass(everywhere, model, *text.padded, sampling, seeds_of_rows, **how)
     )
     answers = []
     for row in range(n * m):
@@ -106,14 +106,14 @@ def sampling_lab(
 
 def everywhere(
     params: Params, tokens: jax.Array, count: jax.Array, sampling: Sampling, seeds: jax.Array,
-    *, config: ModelConfig, mesh: Mesh | None, capacity: int, steps: int,
+    *, config: ModelConfig, mesh: Mesh | None, kept: str, capacity: int, steps: int,
 ) -> Any:  # fmt: skip
     """write, on all members of a mesh, each of which reads the prompt for its rows.  tokens [1 T], count [1]"""
     config, dp = passes.held(config, mesh), 1 if mesh is None else mesh.shape["dp"]
     copies = lambda x: jnp.concatenate([x] * dp)  # noqa: E731
-    state = init_state(init_cache(config, dp, capacity, params["embedding"]["tokens"].dtype), config)
+    cache = init_cache(config, dp, capacity, params["embedding"]["tokens"].dtype, kept=kept)
     program = parallelize(partial(write, config=config, steps=steps), mesh, config)
-    return program(params, copies(tokens), copies(count), state, sampling, seeds)
+    return program(params, copies(tokens), copies(count), init_state(cache, config), sampling, seeds)
 
 
 def write(

@@ -78,7 +78,7 @@ def differences(model: Model, pairs: Sequence[tuple[Any, Any]], names: Sequence[
         tokens[n, : len(text.ids)] = text.ids
     keep = tuple((name, at_last) for name in names)
     vectors = passes.in_rows(
-        lambda *arrays: passes.run(passes.keep_values, model, *arrays, keep=keep),
+        lambda *arrays: passes.run_pass(passes.keep_values, model, *arrays, keep=keep),
         (tokens, count),
         tokens.shape[1],
         model.dp,

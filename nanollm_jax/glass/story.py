@@ -178,7 +178,7 @@ def values_of(box: Watched, row: int) -> tuple[dict[str, Any], list[str], int | 
         ]
         size = len(text.ids) - 1
         for name, value in passes.fetched(
-            passes.run(passes.keep_values, model, *text.padded, keep=tuple(keep))
+            passes.run_pass(passes.keep_values, model, *text.padded, keep=tuple(keep))
         ).items():
             values[name] = value if name.endswith("slots") else jax.tree.map(lambda x: x[0], value)
         for name in again:

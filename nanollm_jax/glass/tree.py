@@ -107,7 +107,7 @@ def tree(
     how = {"width": width, "edits": tuple(edits.items())}
     rows = min(rows, width ** (depth - 1))
     capacity = buckets.capacity(size + depth, config.max_positions)
-    found, cache = passes.run(begin, model, *text.padded, changes, capacity=capacity, rows=rows, **how)
+    found, cache = passes.run_pass(begin, model, *text.padded, changes, capacity=capacity, rows=rows, **how)
     root = Branch(text.ids[-1], text.pieces[-1], 1.0, 1.0)
     leaves = [root]  # of each row
     for level in range(depth):
@@ -133,10 +133,10 @@ def tree(
 
 def begin(
     params: Params, tokens: jax.Array, count: jax.Array, changes: Any,
-    *, config: ModelConfig, mesh: Mesh | None, edits: Edits, capacity: int, rows: int, width: int,
+    *, config: ModelConfig, mesh: Mesh | None, edits: Edits, kept: str, capacity: int, rows: int, width: int,
 ) -> tuple[Any, KVCache]:  # fmt: skip
     """Read a prompt.  tokens [1 T], count [1] -> the best tokens behind it and their logprobs [rows width], a cache of rows"""
-    how = {"capacity": capacity, "rows": rows, "width": width}
+    how = {"kept": kept, "capacity": capacity, "rows": rows, "width": width}
     return everywhere(read, params, tokens, count, changes=changes, config=config, mesh=mesh, edits=edits, **how)
 
 
@@ -171,10 +171,11 @@ def everywhere(
 
 
 def read(
-    params: Params, tokens: jax.Array, count: jax.Array, *, config: ModelConfig, capacity: int, rows: int, width: int
-) -> tuple[Any, KVCache]:
+    params: Params, tokens: jax.Array, count: jax.Array,
+    *, config: ModelConfig, kept: str, capacity: int, rows: int, width: int,
+) -> tuple[Any, KVCache]:  # fmt: skip
     """begin, of one member."""
-    cache = init_cache(config, tokens.shape[0], capacity, params["embedding"]["tokens"].dtype)
+    cache = init_cache(config, tokens.shape[0], capacity, params["embedding"]["tokens"].dtype, kept=kept)
     x, cache = transformer.hidden_states(params, tokens, count, cache, config=config)
     last = jnp.take_along_axis(x, count[:, None, None] - 1, axis=1)
     all_rows = jnp.zeros(rows, jnp.int32)
