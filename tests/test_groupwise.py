@@ -16,6 +16,7 @@ from models import LLAMA, random_model
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
 from nanollm_jax.dtypes import DTYPES, resolve_weights
+from nanollm_jax.ops import int8
 from nanollm_jax.ops.embedding import look_up
 from nanollm_jax.ops.groupwise import Groupwise
 from nanollm_jax.ops.groupwise_making import groupwise, quantize
@@ -203,3 +204,21 @@ def test_numbers_that_are_not_whole_are_multiplied_as_what_they_are(kind):
     exact = 0.5 + (numbers + 8.0) ** 2 if kind == "table" else numbers / 16
     x = rng.normal(size=(2, 64)).astype(np.float32)
     agree(product(jnp.asarray(x), weight), x.astype(float) @ exact.T, 1e-5)
+
+
+@pytest.mark.parametrize("rows", [4, 40])
+@pytest.mark.parametrize("make", [lambda w: quantize(w, 4, 32), lambda w: int8.quantize(w, 1)], ids=["int4", "int8"])
+def test_a_gradient_keeps_no_weight_decoded(make, rows):
+    """What is kept until the last is needed again is in few bits: in float32 it would be five, with those that are at work."""
+    weights = [make(jnp.asarray(rng.normal(size=(608, 608)), jnp.float32)) for _ in range(5)]
+
+    def last(x, weights):
+        for weight in weights:
+            x = jnp.tanh(0.04 * product(x, weight))
+        return jnp.sum(x)
+
+    x = jnp.asarray(rng.normal(size=(rows, 608)), jnp.float32)
+    program = jax.jit(jax.grad(last)).lower(x, weights).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 3.5 * 4 * 608**2
+    plain = [np.asarray(product(jnp.eye(608), weight)).T for weight in weights]
+    agree(program(x, weights), jax.grad(last)(x, plain), 1e-3)

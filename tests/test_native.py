@@ -303,3 +303,14 @@ def test_each_dtype_has_its_product_in_c():
         with native.portable(portable):
             text = jax.jit(product).lower(jnp.ones((R, 4), jnp.bfloat16), weight).as_text()
         assert ("nanollm_bf16" in text) is expected
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_without_a_compiler_float16_is_converted_a_block_after_the_other(rows):
+    """Never the whole weight, of which the last block is none that is full."""
+    x, weight = (jnp.asarray(rng.standard_normal((n, 256)), jnp.float16) for n in (rows, 1100))
+    with native.portable(True):
+        program = jax.jit(product).lower(x, weight).compile()
+    assert "nanollm_f16" not in program.as_text()
+    agree(program(x, weight), np.asarray(x, float) @ np.asarray(weight, float).T, 1e-5)
+    assert program.memory_analysis().temp_size_in_bytes < 4 * weight.size / 2

@@ -17,7 +17,7 @@ from nanollm_jax import collectives
 from nanollm_jax.ops import native
 from nanollm_jax.ops.kept import Kept, Weight
 
-MANY = 256  # rows
+MANY, BLOCK = 256, 256  # rows, and outputs that are converted together
 
 
 def contract(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -71,9 +71,10 @@ def product_on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
     """product, in the words for which XLA on CPU has its fast kernels (measured on jax 0.10.2).
 
     float32: the small operand turned, [O I] by [I R], and turned back; barriers keep XLA from folding the turns into
-    the product, which halves its speed. From MANY rows on turning costs more than it brings. 16 bits: as it stands, but
-    never for a single row, for which XLA would convert the whole weight to float32 on every call. A few rows are multiplied
-    in C, where it could be compiled: XLA on CPU reads 16 bits no faster than 32.
+    the product, which halves its speed. From MANY rows on turning costs more than it brings. bfloat16: as it stands, but
+    never for a single row, for which XLA would convert the whole weight to float32 on every call. float16: a block after
+    the other, as it would be converted so for any number of rows. A few rows are multiplied in C, where it could be
+    compiled: XLA on CPU reads 16 bits no faster than 32.
     """
     if native.takes(x, weight):
         return native.product(x, weight)
@@ -81,6 +82,9 @@ def product_on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
     if weight.dtype == jnp.float32 and R < MANY:
         turned = jax.lax.optimization_barrier(x.T)
         return jax.lax.optimization_barrier(contract("OI,IR->OR", weight, turned)).T
+    if weight.dtype == jnp.float16 and R < MANY:
+        converted = lambda x, part: contract("RI,OI->RO", x, part.astype(jnp.float32))  # noqa: E731
+        return by_blocks(converted, x.astype(jnp.float32), weight, BLOCK)
     rows = jnp.concatenate([x, x]) if R == 1 else x
     return contract("RI,OI->RO", jax.lax.optimization_barrier(rows), weight)[:R]
 
@@ -88,8 +92,10 @@ def product_on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
 def by_blocks(multiply: Callable[[jax.Array, Any], jax.Array], x: jax.Array, weight: Any, size: int) -> jax.Array:
     """multiply(x, weight), so many outputs after the others, so that what it makes of a weight is never there as a whole.
 
-    x [R I], weight [O I], an array or a kind whose arrays all have the outputs first -> [R O]
+    x [R I], weight [O I], an array or a kind whose arrays all have the outputs first -> [R O]. A derivative makes it again, and
+    keeps none of it meanwhile.
     """
+    multiply = jax.checkpoint(multiply)
     R, O = x.shape[0], weight.shape[0]  # noqa: E741
     if size >= O:
         return multiply(x, weight)
