@@ -130,6 +130,22 @@ def test_bfloat16(tmp_path):
     assert max(short) < 0.1 and sum(score.best) > 15
 
 
+@pytest.mark.parity
+def test_a_cache_in_8_bits(tmp_path):
+    """A state has it so, and each greedy token is the best one but for what a number that is rounded otherwise changes."""
+    model = dataclasses.replace(nano.load(dtype="float32"), cache="int8")
+    folder = nano.export(model, tmp_path / "out", capacity=64)
+    _, state, *_ = jax.tree.unflatten(programs_of(folder)[0].in_tree, programs_of(folder)[0].in_avals)[0]
+    assert (
+        state["cache.layers.0.k.values"].dtype == np.int8
+        and "keys and values are int8" in (folder / "README.md").read_text()
+    )
+    ids = script_of(folder).write(folder, [3, 5, 7], 20, temperature=0.0)
+    score = nano.score(model, [([3, 5, 7], ids)], top_logprobs=1)[0]
+    short = [top[0][1] - own for top, own in zip(score.top_logprobs, score.logprobs, strict=True)]
+    assert max(short) < 0.1 and sum(score.best) > 15
+
+
 @pytest.fixture
 def no_programs(monkeypatch):
     """What is written is looked at elsewhere."""

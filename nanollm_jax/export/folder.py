@@ -42,9 +42,10 @@ def export(model: Model, folder: str | os.PathLike[str], *, capacity: int | None
               Prompts of any length are read in pieces of one length, so that nothing is compiled for another one
 
     Both programs run on CPUs, NVIDIA GPUs and TPUs. Sampling is inside: all settings of Sampling and the seed are arguments of
-    a step, and tokens are those of generate, but for ties in the last bits. Keys and values are kept as on this machine: those
-    of a bfloat16 model in float32 where it is a CPU. A tokenizer.json or tokenizer.model is copied where its library, which
-    the script calls, reads texts as this one does; with any other the script takes ids, which a NanoLLMWarning says.
+    a step, and tokens are those of generate, but for ties in the last bits. Keys and values are kept as on this machine, those
+    of a bfloat16 model in float32 where it is a CPU, and in 8 bits where the model keeps them so. A tokenizer.json or
+    tokenizer.model is copied where its library, which the script calls, reads texts as this one does; with any other the
+    script takes ids, which a NanoLLMWarning says.
     Raises RequestError where the folder is there, cannot be written or has no room, and for a model on a mesh.
     """
     if not isinstance(model, Model):
@@ -60,7 +61,7 @@ def export(model: Model, folder: str | os.PathLike[str], *, capacity: int | None
     piece = min(buckets.PIECE, capacity)
     with files.new_folder(folder, RequestError, model.nbytes + 2**24) as part:
         kept = copy_tokenizer(model, part)
-        rows = programs.empty(model.params, config, capacity)
+        rows = programs.empty(model.params, config, capacity, model.cache)
         for name, data in artefacts(model, rows, piece).items():
             (part / name).write_bytes(data)
         write_tensors(part / "weights.safetensors", stored(model.params))
@@ -71,7 +72,7 @@ def export(model: Model, folder: str | os.PathLike[str], *, capacity: int | None
         facts: dict[str, Any] = {"piece": piece, "capacity": capacity, "switch": config.switch_length, "begin": begin}
         facts["stop"] = model.defaults.stop
         (part / "export.json").write_text(json.dumps(facts, indent=1) + "\n")
-        facts |= {"cache": rows.cache.layers[0].k.dtype, "name": Path(folder).name}
+        facts |= {"cache": rows.cache.layers[0].kept, "name": Path(folder).name}
         (part / "README.md").write_text(readme(model, facts, kept), encoding="utf-8")
     return Path(os.path.expanduser(folder))
 

@@ -56,11 +56,11 @@ def step(
     return tokens[:, 0], logprobs[:, 0], named(new)
 
 
-def empty(params: Params, config: ModelConfig, capacity: int) -> State:
-    """The shapes of a state for one text of so many positions."""
+def empty(params: Params, config: ModelConfig, capacity: int, kept: str = "auto") -> State:
+    """The shapes of a state for one text of so many positions. kept: how keys and values are, see init_cache."""
 
     def made() -> State:
-        cache = init_cache(config, 1, capacity, params["embedding"]["tokens"].dtype)
+        cache = init_cache(config, 1, capacity, params["embedding"]["tokens"].dtype, kept=kept)
         return init_state(dataclasses.replace(cache, fresh=False), config)
 
     return jax.eval_shape(made)
