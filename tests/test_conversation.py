@@ -177,6 +177,23 @@ def test_a_warm_turn_compiles_nothing(model: nano.Model) -> None:
     assert watch.programs == 0
 
 
+def test_the_first_turns_after_warmup_compile_nothing(short: Path) -> None:
+    model = nano.load(short, dtype="float32")
+    other = dataclasses.replace(model.config, norm_eps=2e-5)  # programs that no other test has compiled
+    model = dataclasses.replace(model, config=other)
+    pieces = nano.stream(model, "Who", max_new_tokens=20)
+    next(pieces)
+    with pytest.raises(nano.RequestError, match="rows of this model are in use"):
+        nano.warmup(model, rows=1)
+    pieces.close()
+    assert nano.warmup(model, prompt_tokens=60, max_new_tokens=20) > 0
+    conversation = nano.Conversation(model, max_new_tokens=8, sampling=WARM)
+    with CompileWatch() as watch:
+        for question in ("Who was Tim?", "Who?", "What did the little dog do?"):
+            say(conversation, question)
+    assert watch.programs == 0
+
+
 def test_the_cache_grows_with_the_conversation(
     model: nano.Model, read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -53,6 +54,22 @@ class Shared:
             for ticket in tickets:
                 self.engine.cancel(ticket)
             self.waiting.difference_update(tickets)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Engine]:
+        """The engine, while whoever comes has to wait. Raises RequestError where somebody has come before."""
+        with self.turn:
+            if self.stepping or self.waiting:
+                raise RequestError(
+                    "the rows of this model are in use; warm it up before the first request, or after the last."
+                )
+            self.stepping = True
+        try:
+            yield self.engine
+        finally:
+            with self.turn:
+                self.stepping = False
+                self.turn.notify_all()
 
     def follow(self, tickets: Sequence[Ticket]) -> Iterator[None]:
         """Step, or wait while somebody else does, until all of these have ended; yields after each step.

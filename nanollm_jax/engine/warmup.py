@@ -40,14 +40,15 @@ def warmup(
     prompt_tokens    tokens of the longest prompt, max_new_tokens of the longest answer
     progress         is told of each program when it is ready: "[3/12] write, 8 rows of 256 positions: 1.2 s"
     Afterwards such requests compile nothing, whatever their lengths, sampling settings, seeds and stops; and the first turns of
-    a Conversation of that size neither, where batch is 1. Raises RequestError for what the model has no positions for.
+    a Conversation of that size neither, where batch is 1. Raises RequestError for what the model has no positions for, and
+    while somebody uses the rows.
     """
     batch, prompt_tokens, max_new_tokens = check_counts(
         batch=batch, prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens
     )
     check_room(model, prompt_tokens, max_new_tokens)
-    engine = rows_for(model, batch, rows, speculate=speculation(speculate)).engine
-    return warm(engine, prompt_tokens, prompt_tokens + max_new_tokens, progress)
+    with rows_for(model, batch, rows, speculate=speculation(speculate)).alone() as engine:
+        return warm(engine, prompt_tokens, prompt_tokens + max_new_tokens, progress)
 
 
 def warm(
@@ -151,7 +152,7 @@ def programs(
                 yield f"empty, {where}", partial(empty, capacity)
         for T in lengths:
             yield f"read {T} tokens, {where}", partial(read, T, True)
-            if prompt > engine.piece or engine.remember:
+            if prompt > engine.piece or engine.rows == engine.dp:  # a conversation's turns, too
                 yield f"read behind others {T} tokens, {where}", partial(read, T, False)
         guessed = f" {1 + engine.spare} tokens" if engine.spare else ""
         yield f"write{guessed}, {where}", write
