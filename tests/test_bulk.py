@@ -19,6 +19,7 @@ import nanollm_jax as nano
 from nanollm_jax import cli
 from nanollm_jax.cli.lines import lines_of, parse, sampling_keys
 from nanollm_jax.engine import shared
+from nanollm_jax.weights import source
 
 pytestmark = pytest.mark.usefixtures("bundled_is_short")
 
@@ -233,7 +234,17 @@ def test_no_more_lines_are_read_than_rows_need(run: Run, monkeypatch: pytest.Mon
 def test_a_run_that_is_killed_goes_on(tmp_path: Path) -> None:
     lines = [{"prompt": "Once upon a time", "max_new_tokens": 20 + n, "seed": n, "id": n} for n in range(40)]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    words = ["--input", "p.jsonl", "--output", "a.jsonl", "--rows", "8", "--no-compile-cache"]
+    words = [
+        "--input",
+        "p.jsonl",
+        "--output",
+        "a.jsonl",
+        "--rows",
+        "8",
+        "--no-compile-cache",
+        "--model",
+        str(source.BUNDLED),
+    ]
     command = [sys.executable, "-c", "from nanollm_jax.cli import main; main()", "generate", *words]
     output = tmp_path / "a.jsonl"
     for end in (3, 12):

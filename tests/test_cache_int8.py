@@ -140,4 +140,4 @@ def test_on_a_mesh_with_guesses_and_watched():
     ):
         assert [row.token_ids for row in found] == [row.token_ids for row in expected]
     box = nano.watch(one, prompts, keep=["layers.0.attention.weights"], max_new_tokens=20)
-    assert [row.token_ids for row in box.generations] == [row.token_ids for row in expected]
+    assert [row.token_ids for row in box.answers] == [row.token_ids for row in expected]

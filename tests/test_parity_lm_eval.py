@@ -62,9 +62,13 @@ def test_loglikelihood(pair: tuple[Any, Any]) -> None:
     for mine, reference in zip(found, expected, strict=True):
         agree(mine[0], reference[0], 1e-4)
         assert mine[1] == bool(reference[1])
-    # and the greedy answer is known for one
-    (greedy,) = [ours.generate_until(requests("generate_until", [("Once", {"until": [], "max_gen_toks": 1})]))]
-    assert ours.loglikelihood(requests("loglikelihood", [("Once", greedy[0])]), disable_tqdm=True)[0][1] is True
+    # and the greedy answer is known, where its text is read as the token that was written
+    asked = [(text, {"until": [], "max_gen_toks": 1}) for text in ("Once", "The", "a dog", "x =", "1 + 1", "is", "you")]
+    greedy = ours.generate_until(requests("generate_until", asked))
+    encode = theirs.tokenizer.encode
+    plain = [(text, more) for (text, _), more in zip(asked, greedy, strict=True)
+             if more and len(encode(text + more)) == len(encode(text)) + 1]  # fmt: skip
+    assert plain and all(best for _, best in ours.loglikelihood(requests("loglikelihood", plain), disable_tqdm=True))
 
 
 def test_loglikelihood_rolling(pair: tuple[Any, Any]) -> None:

@@ -131,7 +131,6 @@ SHRUNK = {one["name"]: one["values"] for one in SHRUNK.values()}  # one of those
 @pytest.mark.filterwarnings("ignore::nanollm_jax.NanoLLMWarning")
 @pytest.mark.parametrize("name", SHRUNK)
 def test_a_published_config_gives_the_references_logits_and_tokens(tmp_path, name):
-    import torch
     import transformers
     from agreement import agree
     from test_parity import our_logits, random_reference, reference_logits
@@ -146,10 +145,9 @@ def test_a_published_config_gives_the_references_logits_and_tokens(tmp_path, nam
     expected = reference_logits(reference, tokens)
     assert np.abs(expected).max() > 0.1
     agree(our_logits(model, tokens), expected, 1e-4)
-    prompt = tokens[:, : ORIGINAL - 6].tolist()
-    answer = nano.generate(model, prompt[0], max_new_tokens=12, sampling=nano.Sampling(temperature=0.0))
-    ids = torch.tensor(prompt)
-    written = reference.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, use_cache=False
-    )
-    assert answer.token_ids == written[0, len(prompt[0]) :].tolist()
+    ids = tokens[:, : ORIGINAL - 6]
+    answer = nano.generate(model, ids[0].tolist(), max_new_tokens=12, sampling=nano.Sampling(temperature=0.0))
+    for token in answer.token_ids:  # by hand: some references would guess ahead, or end early
+        best = reference_logits(reference, ids)[0, -1].argmax()
+        assert token == best
+        ids = np.append(ids, [[token]], axis=1).astype(np.int32)

@@ -15,7 +15,7 @@ __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig. The window, where used, is in every other layer below max_window_layers."""
     used, below = reader.flag("use_sliding_window", False), reader.count("max_window_layers", 28, least=0)
-    window = reader.optional_count("sliding_window", 4096)
+    window = reader.optional_count("sliding_window", 4096) if used or reader.get("sliding_window") != 0 else None
     window = window if used else None
     types = [
         "sliding_attention" if window and layer % 2 == 0 and layer < below else "full_attention"
