@@ -333,11 +333,11 @@ save(figure, "19_copies")
 # %% [markdown]
 # ![The probability of a sentence's copies, and of a greedy and a drawn text as they grow](figures/19_copies.png)
 #
-# *Left: what stood there before becomes more probable, sense or nonsense. (Chapter 10 found heads that look at earlier
-# places of the same piece. Heads that then copy what came next are known from larger models: Olsson et al. 2022,
-# arXiv:2209.11895. Whether it is they who do it here is not shown.) Right: in a greedy text this feeds itself. The more
-# often the circle was gone round, the more probable it is, and greedy always takes what is most probable. The remedies
-# are in chapter 18: chance, and penalties on what has occurred.*
+# *Left: what stood there before becomes more probable, sense or nonsense. (Heads that look for an earlier place of
+# the same piece and copy what came next are known from larger models: Olsson et al. 2022, arXiv:2209.11895. Whether
+# this one has any, and whether it is they who do it, is not shown.) Right: in a greedy text this feeds itself. The
+# more often the circle was gone round, the more probable it is, and greedy always takes what is most probable. The
+# remedies are in chapter 18: chance, and penalties on what has occurred.*
 #
 # ## In the engine
 # - `nanollm_jax.decode.write_tokens` is one `lax.scan` over tokens: it draws a token, runs the model on it, and carries

@@ -37,7 +37,9 @@ def stories(file: Path, most: int) -> list[str]:
         "â€”": " - ",
         "â€¦": "...",
         "’": "'",
+        "‘": "'",
         "–": " - ",
+        "—": " - ",
     }.items():
         text = text.replace(found, meant)
     text = re.sub(r"[ \t\xa0]+", " ", re.sub(r"â€[\x80-\uffff]|â€|“|”", '"', text))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from accuracy import stories
 from agreement import agree
 from models import random_model
 
@@ -170,28 +170,8 @@ def test_nothing_to_score(model: nano.Model) -> None:
 def test_bits_per_byte_are_those_of_the_card(data: Path) -> None:
     """0.850 on the validation stories, which were cleaned and cut into documents as this does, four of them elsewhere."""
     model = nano.load(Path(nano.__file__).parent / "assets/nano-stories")
-    text = (data / "corpora/tinystories_val.txt").read_text(encoding="utf-8")
-    ascii_for = {
-        "â€™": "'",
-        "â€˜": "'",
-        "â€“": " - ",
-        "â€”": " - ",
-        "â€¦": "...",
-        "’": "'",
-        "‘": "'",
-        "–": " - ",
-        "—": " - ",
-    }
-    for found, meant in ascii_for.items():
-        text = text.replace(found, meant)
-    text = re.sub(r"[ \t\xa0]+", " ", re.sub(r"â€[\x80-\uffff]|â€|“|”", '"', text))
-    stories: list[list[str]] = [[]]
-    for paragraph in filter(None, map(str.strip, text.split("\n"))):
-        if re.match(r"Once upon|Once there|There once", paragraph):
-            stories.append([])
-        stories[-1].append(paragraph)
-    scores = nano.score(model, ["\n".join(story) for story in stories])
-    assert isinstance(scores, list) and len(scores) == 785
+    scores = nano.score(model, stories(data / "corpora/tinystories_val.txt", 1000))
+    assert isinstance(scores, list) and len(scores) == 784  # and the end of one before them
     bits = -sum(score.logprob for score in scores) / math.log(2) / sum(score.bytes for score in scores)
     agree(bits, 0.8496, 5e-4)
 
