@@ -32,7 +32,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, ORANGE, check, outcome, plt, predict, quick, same, save, table
+from chapter import BLUE, GREEN, ORANGE, check, interactive, outcome, plt, predict, quick, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax import sampling as smp
@@ -182,7 +182,20 @@ save(figure, "18_places")
 #
 # *top-k is blind to how sure the model is: it offers five pieces after "Once upon a", four of them nonsense, and cuts
 # a list of names after five. top-p and min-p follow the model.*
-#
+
+# %%
+surest, widest = int(counts["top-p 0.9"].argmin()), int(counts["top-p 0.9"].argmax())
+read = {t: model.tokenizer.decode(ids[max(0, t - 3) : t + 1].tolist()).strip() for t in (PLACE, surest, widest)}
+interactive(
+    "sampling",
+    {
+        "pieces": [model.tokenizer.piece(token).replace("▁", " ") for token in range(V)],
+        "places": [{"text": text, "logits": np.round(np.float64(everywhere[t]), 5)} for t, text in read.items()],
+    },
+    "Set the rules yourself. Grey is the model itself, orange what your setting makes of it.",
+)
+
+# %% [markdown]
 # ## Penalties
 # Three ways to keep a text from repeating itself. All look at which tokens have occurred:
 #

@@ -6,6 +6,7 @@ A chapter is `experiments/NN_topic.py` in percent format. README.md beside this 
 from __future__ import annotations
 
 import io
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from agreement import difference
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -33,6 +35,8 @@ REPOSITORY = Path(__file__).parents[1]
 DRAWN = REPOSITORY / "experiments" / "run"
 # How the line of a claim about time begins that did not hold.
 SLOW = "SLOW"
+# What the output of an interactive part is to the page, and the most that one may bring onto it.
+PART, LARGEST = "application/vnd.nanollm.part+json", 300_000  # bytes
 
 # Five colours that stay apart in print and for the colour-blind.
 BLUE, ORANGE, GREEN, RED, GREY = "#2b6cb0", "#dd7a1f", "#2f8f5b", "#c0392b", "#8a8f98"
@@ -125,3 +129,36 @@ def save(figure: plt.Figure, name: str) -> None:
         # 128 colours look the same and take a third of the bytes
         DRAWN.mkdir(exist_ok=True)
         Image.open(drawn).convert("RGB").quantize(128).save(DRAWN / f"{name}.png", optimize=True)
+
+
+class Part:
+    """Recorded values as a notebook's output: data for the chapter's page, a sentence for all others."""
+
+    def __init__(self, kind: str, data: str, alt: str) -> None:
+        self.kind, self.data, self.alt = kind, data, alt
+
+    def __repr__(self) -> str:
+        return f"On the chapter's page: {self.alt}"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        part = {"kind": self.kind, "alt": self.alt, "data": json.loads(self.data)}
+        return {PART: part, "text/plain": repr(self)}
+
+
+def interactive(kind: str, data: Any, alt: str) -> None:
+    """Give values of this run to page/parts/KIND.js, which draws them on the chapter's page for the reader to play with.
+
+    data: lists, dicts and arrays. alt: what is to be seen and done, in a sentence; a terminal prints it instead.
+    """
+    written = json.dumps(data, default=lambda array: np.asarray(array).tolist(), allow_nan=False)
+    size = len(written.encode())
+    if size > LARGEST:
+        raise ValueError(
+            f"the values for {kind} are {size:,} bytes; expected at most {LARGEST:,}: record fewer, or round"
+        )
+    part = Part(kind, written, alt)
+    shell = sys.modules.get("IPython")
+    if shell is not None and shell.get_ipython() is not None:
+        shell.display.display(part)
+    else:
+        print(part)

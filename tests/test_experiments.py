@@ -279,6 +279,8 @@ def test_the_page(tmp_path, capsys):
         "from __future__ import annotations\n\nimport sys\n\nprint(sys.byteorder)\n"
         "# %% tags=['question']\nprint('Predict: 6 < 7?')\n# %% tags=['answer']\nprint(6 * 7, '<b>')\n"
         f"# %% tags=['figure']\n{draw.format('01_dot', base64.b64encode(other))}; print('drawn')\n"
+        f"# %%\nfrom IPython.display import display; display({{{chapter.PART!r}: {{'kind': 'sampling', 'alt': '<i>\"', "
+        "'data': ['</script>', 'hidden words']}, 'text/plain': 'in words'}, raw=True)\n"
     )
     (tmp_path / "02_broken.py").write_text(
         "# %% [markdown]\n# # 02 · Broken\n# ![dot](figures/02_dot.png)\n# %%\nprint('before')\n"
@@ -301,6 +303,9 @@ def test_the_page(tmp_path, capsys):
     assert "annotations" in imports.partition("</details>")[0] and "byteorder" in imports.partition("</details>")[2]
     assert "42 &lt;b&gt;" in answer.partition("</details>")[0]
     assert "import" in figure.partition("</details>")[0] and "drawn" in figure.partition("</details>")[2]
+    assert 'class="part" data-kind="sampling"' in first and "&lt;i&gt;" in first and "<i>" not in first
+    assert '["\\u003c/script\\u003e", "hidden words"]' in first and ">in words" not in first
+    assert "begin({ sampling });" in first
     assert "failed" not in first and "This run of the chapter failed" in second and "lightning is slower." in second
     assert "before\n" in second and second.count("AssertionError: &lt;7&gt; is 6") == 2 and "behind\n" not in second
     assert png[0] in second  # not drawn in this run: the committed one
@@ -311,6 +316,8 @@ def test_the_page(tmp_path, capsys):
     (tmp_path / "02_broken.py").write_text("# %% [markdown]\n# # 02 · Mended\n")
     assert build["main"]([str(tmp_path / "02_broken.py")], tmp_path) == 0
     cover = (pages / "index.html").read_text()
+    assert "hidden words" not in cover
+    assert "begin({" not in (pages / "02_broken.html").read_text()
     assert (
         "Mended" in cover
         and 'href="01_small.html"' in cover
@@ -338,6 +345,17 @@ def test_claims_about_time_are_reported_and_not_raised(monkeypatch, capsys, quic
     chapter.check_time("light is fast", 3e8 > 1)
     chapter.check_time("snails are fast", np.bool_(False))
     assert capsys.readouterr().out == ("" if quick else "ok   light is fast\nSLOW snails are fast\n")
+
+
+def test_a_part_is_a_sentence_in_a_terminal_and_small(capsys):
+    chapter.interactive("ring", {"held": np.arange(3), "share": np.float32(0.5)}, "Step on.")
+    assert capsys.readouterr().out == "On the chapter's page: Step on.\n"
+    part = chapter.Part("ring", '{"held": [0, 1]}', "Step on.")._repr_mimebundle_()
+    assert part[chapter.PART] == {"kind": "ring", "alt": "Step on.", "data": {"held": [0, 1]}}
+    with pytest.raises(ValueError, match="the values for ring are 400,002 bytes; expected at most 300,000"):
+        chapter.interactive("ring", "x" * 400_000, "")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        chapter.interactive("ring", [float("nan")], "")
 
 
 def test_what_does_not_hold_is_raised():

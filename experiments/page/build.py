@@ -39,7 +39,10 @@ from pygments.formatters import HtmlFormatter
 from rich.progress import track
 from traitlets.config import Config
 
+from nanollm_jax.glass import report
+
 HERE = Path(__file__).parent
+PARTS = (HERE / "parts", report.PAGE)  # what they are made of is that of the glass box's page
 EXPERIMENTS = HERE.parent
 THUMBNAIL = (360, 200)  # pixels
 IMPORTS = re.compile(r"from __future__ import annotations\n+(?:(?:import|from) .*(?:\n(?:    .*|\)))*\n+)+")
@@ -113,7 +116,7 @@ def render(notebook: NotebookNode, path: Path) -> dict[str, Any]:
 
     body = re.sub(r"<h([23])[^>]*>(.*?)</h\1>", heading, body)
     parts = [part.partition("</h")[2].partition(">")[2] for part in re.split(r'<h[23] id="', body)[1:]]
-    plain = [re.sub(r"<pre.*?</pre>|<[^>]+>", " ", part, flags=re.DOTALL) for part in parts]
+    plain = [re.sub(r"<(pre|script).*?</\1>|<[^>]+>", " ", part, flags=re.DOTALL) for part in parts]
     texts = [" ".join(html.unescape(part).split()) for part in plain]
     sections = [(name, html.unescape(title), text) for (name, title), text in zip(found, texts, strict=True)]
     return {"body": body, "sections": sections}
@@ -123,6 +126,16 @@ def opening(body: str) -> str | None:
     """The figure that opens a page: the first one, where it stands before the first question and gives no answer away."""
     image = re.search(r"<img [^>]*>", body.partition('class="question"')[0])
     return None if image is None else image[0]
+
+
+def moving(body: str) -> dict[str, str]:
+    """Script and style of the interactive parts that a chapter has; nothing where it has none."""
+    kinds = sorted(set(re.findall(r'<div [^>]*data-kind="(\w+)"', body)))
+    if not kinds:
+        return {}
+    script = report.joined("begin.js", *(f"{kind}.js" for kind in kinds), folders=PARTS)
+    style = "".join((folder / "parts.css").read_text() for folder in reversed(PARTS))
+    return {"script": f"{script}\nbegin({{ {', '.join(kinds)} }});", "style": style}
 
 
 def title(notebook: NotebookNode) -> str:
@@ -171,7 +184,9 @@ def write_pages(experiments: Path) -> Path:
         page.unlink()
     for place, chapter in enumerate(chapters):
         beside = {"before": chapters[place - 1] if place else None, "behind": [*chapters, None][place + 1]}
-        page = templates.get_template("chapter.html.j2").render(chapter=chapter, **beside, **common)
+        page = templates.get_template("chapter.html.j2").render(
+            chapter=chapter, moving=moving(chapter["body"]), **beside, **common
+        )
         (folder / f"{chapter['name']}.html").write_text(page)
     (folder / "index.html").write_text(templates.get_template("cover.html.j2").render(**common))
     return folder / "index.html"

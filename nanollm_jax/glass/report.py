@@ -11,6 +11,7 @@ import hashlib
 import html
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def report(
 
 def written(told: Story) -> str:
     """The file's text."""
-    script, style = joined("report.js"), (PAGE / "style.css").read_text(encoding="utf-8")
+    script = joined("report.js")
+    style = "".join((PAGE / name).read_text(encoding="utf-8") for name in ("parts.css", "style.css"))
     allowed = f"script-src '{hashed(script)}'; style-src '{hashed(style)}'"
     policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     begins = "".join(told.head["tokens"]).split("\n")[0][:80].strip() or "A text"
@@ -70,18 +72,23 @@ def written(told: Story) -> str:
 """
 
 
-def joined(entry: str) -> str:
-    """A module of page/ and all that it imports as one script, each behind those that it needs. They share no names."""
+def joined(*entries: str, folders: Sequence[Path] = (PAGE,)) -> str:
+    """Modules and all that they import as one script, each behind those that it needs. They share no names.
+
+    A file is taken from the first of the folders that has it. Raises FileNotFoundError where none does.
+    """
     parts: dict[str, str] = {}
 
     def add(name: str) -> None:
         if name not in parts:
-            text = (PAGE / name).read_text(encoding="utf-8")
+            path = next((folder / name for folder in folders if (folder / name).exists()), folders[-1] / name)
+            text = path.read_text(encoding="utf-8")
             for other in IMPORT.findall(text):
                 add(other)
             parts[name] = re.sub(r"^export ", "", IMPORT.sub("", text), flags=re.MULTILINE)
 
-    add(entry)
+    for entry in entries:
+        add(entry)
     return "\n".join(parts.values())
 
 
