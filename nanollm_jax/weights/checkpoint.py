@@ -82,7 +82,7 @@ class Checkpoint:
         if info.dtype not in FLOATS:
             raise CheckpointError(
                 f"{info.file}: tensor {name!r} has dtype {info.dtype}, expected one of {listed(list(FLOATS))}; "
-                f"quantised weights are not read: {UNQUANTISED}."
+                f"quantised weights are read where quantization_config in config.json says how. Otherwise {UNQUANTISED}."
             )
         return FLOATS[info.dtype]
 

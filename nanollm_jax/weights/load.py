@@ -134,7 +134,8 @@ def match(
         return pairs
     if quantised := checkpoint.quantised():
         raise CheckpointError(
-            f"{checkpoint.folder}: has {listed(quantised, 3)}, as quantised weights do, which are not read; {UNQUANTISED}."
+            f"{checkpoint.folder}: has {listed(quantised, 3)}, as quantised weights do, for which quantization_config in "
+            f"config.json does not account; take config.json as it came with these weights. Otherwise {UNQUANTISED}."
         )
     wrong = [f"{len(unused)} tensor(s) were not used: {listed(unused)}"] if unused else []
     wrong += [f"{len(missing)} parameter(s) have no tensor: {listed(missing)}"] if missing else []
