@@ -194,6 +194,7 @@ def load(
     flat = load_params(
         checkpoint, base.rows, base.layout, config.sizes, kept.activations,
         ignore=family.ignored(config), prefixes=family.PREFIXES, spread=onto, finish=keep,
+        fill={} if adapters else parameters.fillers(config, kept),
         few={path: partial(keep_few, path, kept.activations, config, mesh) for path in base.large} if few else {},
     )  # fmt: skip
     names = () if merge is not None else tuple(adapters or {})

@@ -45,6 +45,8 @@ def int4(array: jax.Array, outputs: int) -> Weight:
 MAKERS: dict[str, Callable[..., Weight]] = {"int8": per_output, "int4": int4}
 
 Params = dict[str, Any]
+Parts = Iterator[tuple[tuple[int, ...], jax.Array]]
+Filler = Callable[[tuple[int, ...], Parts], Weight]
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any = "auto") -> Params:
@@ -75,6 +77,42 @@ def keeper(config: ModelConfig, dtype: Dtype) -> Callable[[str, jax.Array], Weig
         return array if make is None or path not in large else jax.block_until_ready(make(array, outputs=large[path]))
 
     return keep
+
+
+def fillers(config: ModelConfig, dtype: Dtype) -> dict[str, Filler]:
+    """What makes of each large matrix the same as keeper, a part after the other, of which one is there in more bits."""
+    large = large_matrices(config) if dtype.name in MAKERS else {}
+    return {path: filler(dtype, outputs) for path, outputs in large.items()}
+
+
+def filler(dtype: Dtype, outputs: int) -> Filler:
+    """What makes a weight in few bits of its shape, and of its parts: whole along the inputs, and where each begins."""
+    return partial(filled, dtype, outputs)
+
+
+def filled(dtype: Dtype, outputs: int, shape: tuple[int, ...], parts: Parts) -> Weight:
+    """The weight of filler."""
+    weight = blank(shape=shape, plain=dtype.plain, name=dtype.name, outputs=outputs)
+    for begin, part in parts:
+        weight = jax.block_until_ready(put(weight, part, np.array(begin, np.int32), name=dtype.name, outputs=outputs))
+    return weight
+
+
+@Persistent
+@partial(jax.jit, static_argnames=("shape", "plain", "name", "outputs"))
+def blank(*, shape: tuple[int, ...], plain: str, name: str, outputs: int) -> Weight:
+    """Zeros in few bits, and never in more."""
+    form = jax.eval_shape(partial(MAKERS[name], outputs=outputs), jax.ShapeDtypeStruct(shape, plain))
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), form)
+
+
+@Persistent
+@partial(jax.jit, static_argnames=("name", "outputs"), donate_argnums=0)
+def put(weight: Weight, part: jax.Array, begin: jax.Array, *, name: str, outputs: int) -> Weight:
+    """The weight with this part of it rounded to few bits, in its place."""
+    at = lambda whole: [begin[axis] if axis < len(begin) else 0 for axis in range(whole.ndim)]  # noqa: E731
+    change = lambda whole, new: jax.lax.dynamic_update_slice(whole, new, at(whole))  # noqa: E731
+    return jax.tree.map(change, weight, MAKERS[name](part, outputs=outputs))
 
 
 def few(numbers: Any, scale: Any, offset: Any, order: Any = None, *, bits: int, table: Any, dtype: Any) -> Weight:

@@ -177,6 +177,14 @@ def test_on_a_mesh(mesh, width):
     assert [row.token_ids for row in one] == [row.token_ids for row in many]
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_matrix_is_rounded_in_parts_as_it_is_whole(dtype):
+    kept, array = resolve_weights(dtype), jnp.asarray(rng.normal(size=(2, 5, 96)), jnp.float32)
+    parts = [((u, at, 0), array[u : u + 1, at : at + 2]) for u in range(2) for at in (0, 2, 3)]
+    found = parameters.filler(kept, 2)(array.shape, iter(parts))
+    jax.tree.map(np.testing.assert_array_equal, found, parameters.MAKERS[dtype](array, outputs=2))
+
+
 def test_loading_onto_a_mesh_divides_what_is_loaded():
     mesh = nano.make_mesh(1, 2)
     loaded, sharded = nano.load(dtype="int4", mesh=mesh), nano.shard(nano.load(dtype="int4"), mesh)

@@ -1,4 +1,5 @@
 import json
+import math
 import struct
 import sys
 
@@ -202,6 +203,42 @@ def test_tensors_that_share_a_parameter_are_put_together(tmp_path, dtype):
     save(tmp_path, {"q": q, "k": k[:13], "v": v})
     with pytest.raises(CheckpointError, match=r"'k' has shape \[13, 5\], expected \[14, 5\] for wqkv"):
         loaded(folder, rows, {"wqkv": "K Q H D"}, sizes, dtype)
+
+
+@pytest.mark.parametrize("most", [1, 40, 64, 10**6])
+@pytest.mark.parametrize("shape", [(5, 7), (3, 2, 4, 5), (1, 1, 3)])
+def test_cuts_cover_a_parameter_in_parts_of_one_size(monkeypatch, shape, most):
+    monkeypatch.setattr(load, "PART", most)
+    seen, sizes = np.zeros(shape, int), set()
+    for cut in load.cuts(shape):
+        seen[cut] += 1
+        sizes.add(seen[cut].shape)
+    (size,) = sizes
+    assert seen.min() == 1 and size[-1] == shape[-1]
+    assert math.prod(size) <= max(most, shape[-1]) and (most < 10**6 or size == shape)
+
+
+@pytest.mark.parametrize("most", [20, 60, 10**6])
+def test_a_parameter_may_be_made_of_its_parts(tmp_path, monkeypatch, most):
+    """Of those tensors alone that a part has something of, wherever a tensor's own piece begins."""
+    monkeypatch.setattr(load, "PART", most)
+    rng, sizes = np.random.default_rng(3), {"E": 3, "U": 2, "M": 4, "D": 5}
+    stored = {f"{name}{e}": rng.standard_normal((4, 5)).astype(np.float32) for e in range(3) for name in "gu"}
+    rows = [Row("up", f"{name}{e}", "M D -> 1 1 M D", ((0, e, e + 1), (1, u, u + 1))) for e in range(3)
+            for u, name in enumerate("gu")]  # fmt: skip
+    calls = []
+
+    def fill(shape, parts):
+        whole = np.zeros(shape, np.float32)
+        for begin, part in parts:
+            calls.append(part.size)
+            whole[tuple(slice(a, a + n) for a, n in zip(begin, part.shape, strict=True))] = part
+        return whole
+
+    found = loaded(save(tmp_path, stored), rows, {"up": "E U M D"}, sizes, "float32", fill={"up": fill})["up"]
+    expected = np.stack([np.stack([stored[f"g{e}"], stored[f"u{e}"]]) for e in range(3)])
+    np.testing.assert_array_equal(found, expected)
+    assert bool(calls) == (most < expected.size) and all(size <= most for size in calls)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, BF16])

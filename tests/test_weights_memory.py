@@ -11,6 +11,8 @@ PROGRAM = """
 import json, struct, sys
 from pathlib import Path
 import jax, numpy as np
+from nanollm_jax import params as parameters
+from nanollm_jax.dtypes import resolve_weights
 from nanollm_jax.weights import Row, open_checkpoint
 from nanollm_jax.weights.load import load_params
 
@@ -34,18 +36,32 @@ def status(key):
         return next(int(line.split()[1]) / 1024 for line in file if line.startswith(key))
 
 before = status("VmRSS")
-params = load_params(open_checkpoint(folder), rows, layout, {"A": A, "B": B}, dtype)
+kept = resolve_weights(dtype)
+fill = {} if kept.bits > 8 else {path: parameters.filler(kept, 1) for path in layout}
+params = load_params(open_checkpoint(folder), rows, layout, {"A": A, "B": B}, kept.activations, fill=fill)
 print(status("VmHWM") - before, sum(p.nbytes for p in params.values()) / 2**20)
 """
+
+
+def measured(folder, stored, dtype, columns):
+    arguments = [str(folder), stored, dtype, str(TENSORS), str(ROWS), str(columns)]
+    run = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True)
+    return map(float, run.stdout.split())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("stored", "dtype"), [("BF16", "bfloat16"), ("F32", "float32"), ("BF16", "float32")])
 def test_loading_holds_no_second_copy_of_the_model(tmp_path, stored, dtype):
     columns = COLUMNS if dtype == "bfloat16" else COLUMNS // 2
-    arguments = [str(tmp_path), stored, dtype, str(TENSORS), str(ROWS), str(columns)]
-    run = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True)
-    peak, final = map(float, run.stdout.split())
+    peak, final = measured(tmp_path, stored, dtype, columns)
     largest = final / TENSORS
     assert final > 1.5 * (2 * largest + SLACK)  # so that a second copy could not hide in the allowance
     assert peak <= final + 2 * largest + SLACK, f"peak {peak:.0f} MB for {final:.0f} MB of parameters"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_rounded_to_few_bits_is_never_there_in_more(tmp_path):
+    """Of each thread, a tensor's pages and the same in float32 would be six times what it is at the end."""
+    peak, final = measured(tmp_path, "BF16", "int8", COLUMNS)
+    assert 2 * 6 * final / TENSORS > 1.5 * (2 * SLACK)
+    assert peak <= final + 2 * SLACK, f"peak {peak:.0f} MB for {final:.0f} MB of parameters"

@@ -11,6 +11,7 @@ memory but the pages that are in use, and they go back when the last view of it 
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import re
 import warnings
@@ -119,6 +120,13 @@ def mapped(info: TensorInfo) -> np.ndarray:
     if 0 in info.shape:  # nothing to map
         return np.empty(info.shape, dtype)
     return np.memmap(info.file, dtype=dtype, mode="r", offset=info.offset, shape=info.shape)
+
+
+def forget(tensor: np.ndarray) -> None:
+    """Give the pages of a mapped tensor back, which are read again when they are touched; nothing is done to others."""
+    pages = getattr(tensor, "_mmap", None)
+    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -1,7 +1,8 @@
 """Tensors -> parameters: match names to a family's table, check every shape, then place them one by one.
 
 No second copy of the model exists at any time. On the host there are, beside the parameters that are already placed,
-the pages of a tensor and at most two copies of it, for each of a few threads.
+the pages of a tensor and at most two copies of it, for each of a few threads; of a parameter that is rounded to few bits only
+small parts are there in more.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ import ml_dtypes
 import numpy as np
 
 from nanollm_jax.errors import UNQUANTISED, CheckpointError
-from nanollm_jax.weights.checkpoint import FLOATS, Checkpoint, listed
+from nanollm_jax.weights.checkpoint import FLOATS, Checkpoint, forget, listed
 from nanollm_jax.weights.quantised.groups import Groups
 from nanollm_jax.weights.quantised.together import together
 from nanollm_jax.weights.rows import Row, rearrange, stored_shape
 
 HELD = [dtype for dtype in FLOATS.values() if dtype.itemsize < 8]  # what parameters can be
 THREADS = 2  # that read parameters: what each of them holds is memory, and the bus is soon busy
+PART = 1 << 18  # numbers of a parameter that are rounded to few bits at a time
 BAR_AFTER = 2.0  # seconds; a load that is quicker shows no progress bar
+
+Parts = Iterator[tuple[tuple[int, ...], jax.Array]]  # where each begins, and its numbers
 
 
 def load_params(
@@ -44,6 +48,7 @@ def load_params(
     progress: bool | None = None,
     spread: Callable[[Callable[[tuple[slice, ...]], np.ndarray], str], jax.Array] | None = None,
     finish: Callable[[str, jax.Array], Any] = lambda path, array: array,
+    fill: Mapping[str, Callable[[tuple[int, ...], Parts], Any]] = MappingProxyType({}),
     few: Mapping[str, Callable[[Groups], Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Tensors -> {path: array} for every path of `layout`, in `dtype`, on the default device or as spread has it.
@@ -59,6 +64,8 @@ def load_params(
     spread    places one parameter on several devices: it is given a function from an index to that part of the
               parameter, read from the file when it is called, and the parameter's letters
     finish    what becomes of each parameter, by its path, once it is placed
+    fill      what becomes in place of finish, by its path, of a parameter that may be made a part at a time: it is given the
+              shape and the parts, whole along the last axis, each read when it is asked for
     few       what becomes, by its path, of a parameter whose tensors are in few bits and can be kept so; where that is None,
               and of others, they are decoded
 
@@ -85,6 +92,14 @@ def load_params(
             return place(pieces, tuple(sizes[letter] for letter in layout[path].split()), sizes, dtype)
         return jax.block_until_ready(spread(partial(assemble, pieces, sizes, dtype), layout[path]))
 
+    def parts(path: str, shape: tuple[int, ...]) -> Parts:
+        pieces = [(row, checkpoint.read(name)) for row, name in sources[path]]
+        for index in cuts(shape):
+            part = assemble(pieces, sizes, dtype, index)
+            for _, tensor in pieces:
+                forget(tensor)
+            yield tuple(cut.start for cut in index), jax.device_put(part)
+
     device = jax.config.jax_default_device  # type: ignore[attr-defined]  # which may be a thread's own
 
     def one(path: str) -> Any:
@@ -93,6 +108,9 @@ def load_params(
             groups = together(numbers, layout[path], sizes) if numbers else None
             if groups is not None and (weight := few[path](groups)) is not None:
                 return weight
+            shape = tuple(sizes[letter] for letter in layout[path].split())
+            if path in fill and spread is None and math.prod(shape) > PART:
+                return fill[path](shape, parts(path, shape))
             return finish(path, read(path))  # by now the pages of the file are free
 
     # the processes of a mesh run the same in the same order
@@ -187,21 +205,48 @@ def assemble(
 ) -> np.ndarray:
     """One part of a parameter, copied from its tensors: of each only what the index, slices from a to b, asks for.
 
-    Axes along which tensors are put together (Row.into) are asked for whole. Raises CheckpointError for a value that the
-    dtype cannot hold.
+    Raises CheckpointError for a value that the dtype cannot hold.
     """
     parameter = empty_aligned(tuple(cut.stop - cut.start for cut in index), dtype)
     for row, tensor in pieces:
-        asked = tuple(slice(None) if axis in row.places() else cut for axis, cut in enumerate(index))
+        # along the axes of Row.into a tensor fills a piece: what of it lies in the part, and where
+        into = {axis: (slice(max(cut.start, piece.start), min(cut.stop, piece.stop)), piece.start)
+                for axis, piece in row.places().items() for cut in index[axis : axis + 1]}  # fmt: skip
+        if any(both.start >= both.stop for both, _ in into.values()):
+            continue
+        asked = tuple(moved(*into[axis]) if axis in into else cut for axis, cut in enumerate(index))
+        there = tuple(
+            moved(into[axis][0], cut.start) if axis in into else slice(None) for axis, cut in enumerate(index)
+        )
         with np.errstate(over="ignore"):  # looked for here
-            parameter[row.piece()] = rearrange(tensor[row.cut()], row.axes, sizes)[asked]
+            parameter[there] = rearrange(tensor[row.cut()], row.axes, sizes)[asked]
         narrow = dtype == np.float16 or tensor.dtype == np.float64
-        if narrow and tensor.dtype != dtype and not np.isfinite(parameter[row.piece()]).all():
+        if narrow and tensor.dtype != dtype and not np.isfinite(parameter[there]).all():
             most = float(ml_dtypes.finfo(dtype).max)
             raise CheckpointError(
                 f"tensor {row.name!r} has values beyond {dtype}'s {most:g}; load it in another dtype."
             )
     return parameter
+
+
+def moved(cut: slice, begin: int) -> slice:
+    """A slice, counted from `begin` on."""
+    return slice(cut.start - begin, cut.stop - begin)
+
+
+def cuts(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Parts of one size, about PART numbers, which cover a parameter and are whole along its last axis; the last of an axis may
+    overlap the one before.
+
+    PART = 2^18, [2 1000 1000]: 1 by 250 by 1000, eight times.
+    """
+    axis = next((axis for axis in range(len(shape) - 1) if math.prod(shape[axis + 1 :]) <= PART), len(shape) - 2)
+    length, most = shape[axis], max(1, PART // math.prod(shape[axis + 1 :]))
+    size = -(-length // -(-length // most))
+    for before in np.ndindex(shape[:axis]):
+        for at in range(0, length, size):
+            here = slice(begin := min(at, length - size), begin + size)
+            yield (*(slice(i, i + 1) for i in before), here, *(slice(0, n) for n in shape[axis + 1 :]))
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
