@@ -14,7 +14,7 @@ from typing import Any
 
 from nanollm_jax.checks import check_count, check_positive
 from nanollm_jax.errors import ConfigError, shown
-from nanollm_jax.kinds import LayerConfig, LongRopeScaling, told
+from nanollm_jax.kinds import Latent, LayerConfig, LongRopeScaling, told
 
 # the kinds of norm: the name of a function in ops/norm.py, and the parameters that it takes behind x
 NORMS = {"rms_norm": ("scale",), "layer_norm": ("scale", "bias"), "centred_norm": ("scale",)}
@@ -40,6 +40,8 @@ class ModelConfig:
     norm_offset is added to every norm's scale. A cap c makes c * tanh(x / c) of x.
     attention_sinks is one more score for each query head, which takes its part and gives nothing. expert_bias is one in the
     router and two in every expert.
+    latent says how keys and values are made of one vector a position. The cache then holds it for one key/value head, behind
+    the rotated part: head_dim is the width of both, rotary_dim that of the part.
     num_experts 0 means that there are none; layers say which of them have some. shared_size is the width of an MLP beside
     them that every token goes through, 0 without one; shared_gate lets each token say how much of it counts.
     """
@@ -76,6 +78,7 @@ class ModelConfig:
     logit_softcap: float | None = None
     qkv_clip: float | None = None
     attention_sinks: bool = False
+    latent: Latent | None = None
     parallel_residual: bool = False
     shared_norm: bool = False
     head_bias: bool = False
@@ -129,6 +132,8 @@ class ModelConfig:
                 self.own(name, check_positive)
         if self.qk_norm not in QK_NORMS:
             raise ConfigError(f"qk_norm {self.qk_norm!r} is not supported; known: {', '.join(map(str, QK_NORMS))}.")
+        if self.latent is not None:
+            self.check_latent()
         if self.shared_norm and not (self.parallel_residual and self.pre_norm):
             raise ConfigError("shared_norm needs a parallel_residual and a pre_norm, for two halves to share it.")
         if self.norm_behind_rope and self.qk_norm is None:
@@ -152,6 +157,21 @@ class ModelConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False.")
 
+    def check_latent(self) -> None:
+        """Raise ConfigError unless the other fields are those of a model with latents."""
+        if not isinstance(self.latent, Latent):
+            raise ConfigError(f"latent is {shown(self.latent)}; expected a Latent, or None.")
+        sizes = (self.latent.rotated, self.latent.rotated + self.latent.width)
+        if (self.rotary_dim, self.head_dim) != sizes:
+            raise ConfigError(
+                f"rotary_dim is {self.rotary_dim} and head_dim {self.head_dim}; expected {sizes[0]} and {sizes[1]}, as the "
+                "latent says."
+            )
+        others = {"qkv_bias": self.qkv_bias, "qk_norm": self.qk_norm, "qkv_clip": self.qkv_clip,
+                  "attention_sinks": self.attention_sinks, "window": any(layer.window for layer in self.layers)}  # fmt: skip
+        if beside := [name for name, value in others.items() if value]:
+            raise ConfigError(f"{', '.join(beside)} beside a latent: that is not computed; leave it out.")
+
     def own(self, name: str, check: Callable[[str, Any], Any]) -> None:
         """Check a number, and keep it as Python's own."""
         object.__setattr__(self, name, check(name, getattr(self, name)))
@@ -164,7 +184,20 @@ class ModelConfig:
             "K": self.num_kv_heads, "G": self.num_heads // self.num_kv_heads, "H": self.head_dim,
             "Q": self.num_heads // self.num_kv_heads + 2, "F": self.intermediate_size, "U": 2 if self.gated_mlp else 1,
             "E": self.num_experts, "M": self.expert_size, "W": self.shared_size,
-        }  # fmt: skip
+        } | ({} if (one := self.latent) is None else {
+            "C": one.width, "A": one.value, "X": one.key + one.value, "Y": one.key + one.rotated, "Z": one.rotated,
+            "J": one.query_width or 0,
+        })  # fmt: skip
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors [H] a cache holds of a position, for each key/value head: a key and a value, or a latent."""
+        return 2 if self.latent is None else 1
+
+    @property
+    def value_dim(self) -> int:
+        """How wide what a head gives is."""
+        return self.head_dim if self.latent is None else self.latent.value
 
     @property
     def norms(self) -> tuple[str, ...]:

@@ -84,6 +84,30 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """Keys and values of all heads made of one latent vector a position, which is all that a cache holds of them, beside a part
+    of a key that is rotated and that all heads share. DeepSeek-AI 2024, arXiv:2405.04434, section 2.1.
+
+    width        of the latent
+    rotated      width of the shared part
+    key          width of a head's own part of a key, which is not rotated
+    value        width of a head's values
+    query_width  of another latent, that queries are made of; None where they are made of the stream itself
+    """
+
+    width: int
+    rotated: int
+    key: int
+    value: int
+    query_width: int | None = None
+
+    def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):
+            if getattr(self, one.name) is not None or one.name != "query_width":
+                object.__setattr__(self, one.name, check_count(f"latent: {one.name}", getattr(self, one.name)))
+
+
+@dataclass(frozen=True)
 class Sharpening:
     """Queries that grow with their positions, by 1 + beta ln(1 + floor(position / every)). Nakanishi 2025, arXiv:2501.19399."""
 

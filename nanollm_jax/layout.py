@@ -7,6 +7,8 @@
     Q = G + 2: the query heads of one key/value head, then its key and its value
     U = 2: gate and up, or 1 in a model without a gate
     W width of the MLP that all tokens share beside the experts
+    C width of a latent of keys and values        J of a latent of queries        Y of a query, X of a key and a value that a
+    latent gives, A of the value
 
 Each is one array, or for a large matrix what its dtype keeps in place of one (ops/kept.py). Weights are stored outputs
 first. What is multiplied by the same vector lies in one array, cut where it also divides among devices: wqkv [K Q H D]
@@ -24,7 +26,19 @@ from nanollm_jax.config import ModelConfig
 from nanollm_jax.dtypes import Dtype
 
 # by how many of its last axes a matrix is multiplied, its inputs; whatever has no entry is a vector that is added or stretches
-INPUTS = {"wqkv": 1, "wo": 2, "up": 1, "down": 1, "router": 1, "tokens": 1, "positions": 1}
+INPUTS = {
+    "wqkv": 1,
+    "wq": 1,
+    "q_down": 1,
+    "kv_down": 1,
+    "kv_up": 1,
+    "wo": 2,
+    "up": 1,
+    "down": 1,
+    "router": 1,
+    "tokens": 1,
+    "positions": 1,
+}
 BLOCK = 256  # slots of a cache that attention sums together
 
 
@@ -32,6 +46,12 @@ def layout(config: ModelConfig) -> dict[str, str]:
     """Which parameters a model has: {path: axis letters}. The one place where that is decided."""
     norm = dict.fromkeys(config.norm_leaves, "D")
     attention: dict[str, Any] = {"wqkv": "K Q H D", "wo": "D N H"}
+    if config.latent is not None:
+        attention = {"kv_down": "H D", "kv_norm": {"scale": "C"}, "kv_up": "N X C", "wo": "D N A"}
+        if config.latent.query_width is None:
+            attention |= {"wq": "N Y D"}
+        else:
+            attention |= {"q_down": "J D", "q_norm": {"scale": "J"}, "wq": "N Y J"}
     if config.qkv_bias:
         attention |= {"bqkv": "K Q H"}
     if config.attention_out_bias:
@@ -95,10 +115,15 @@ def outputs(path: str, letters: str) -> int | None:
 def large_matrices(config: ModelConfig) -> dict[str, int]:
     """{path: how many axes count outputs} of the matrices and tables of tokens, which are nearly all of a model.
 
-    A dtype may keep these in a kind of its own. Experts are not among them: only arrays have a product by groups.
+    A dtype may keep these in a kind of its own. Experts are not among them: only arrays have a product by groups. Nor is what
+    is taken apart before it is multiplied.
     """
     found = {path: outputs(path, letters) for path, letters in layout(config).items() if "E" not in letters.split()}
-    return {path: count for path, count in found.items() if count is not None and path != "embedding.positions"}
+    return {
+        path: count
+        for path, count in found.items()
+        if count is not None and path != "embedding.positions" and not path.endswith("kv_up")
+    }
 
 
 def cache_slots(config: ModelConfig, capacity: int, spare: int = 0) -> list[int]:
@@ -122,7 +147,7 @@ def row_nbytes(
     slots = sum(cache_slots(config, context, spare))
     # logits, two histories, the logit bias, two masks; and the text
     drawing = config.vocab_size * (4 * (1 + spare) + 1 + 4 + 4 + 1 + 1) + 4 * config.max_positions
-    return 2 * vector * (config.num_kv_heads // tp) * slots, drawing
+    return config.vectors * vector * (config.num_kv_heads // tp) * slots, drawing
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

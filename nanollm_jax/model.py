@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name as tag
 from nanollm_jax import cache as kv
 from nanollm_jax.cache import KVCache
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.ops import attention, embedding, mlp, moe, norm, rope
+from nanollm_jax.ops import attention, embedding, latent, mlp, moe, norm, rope
 from nanollm_jax.ops.dot_product import dot_product
 from nanollm_jax.ops.linear import linear, linear_sum
 from nanollm_jax.params import Params
@@ -107,7 +107,11 @@ def block(p: Params, x: jax.Array, new: New, cache: KVCache, index: int, config:
 def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config: ModelConfig) -> Outcome:
     """Self-attention of the new tokens over everything in the cache, themselves included.  h [B T D] -> [B T D], cache"""
     name, layer = f"layers.{index}.attention", config.layers[index]
-    q, k, v = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")))  # [B T N H], and [B T K H] twice
+    if config.latent is None:
+        q, k, v = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")))  # [B T N H], and [B T K H] twice
+    else:
+        q, k = latent.project(p, h, config.latent, config.num_kv_heads)  # all heads look at the same, their values too
+        v = k
     if config.qk_norm is not None and not config.norm_behind_rope:
         q, k = norm.heads(p, q, k, config.norm_eps, config.norm_offset, config.counted_heads)
     q, k, v = (attention.clip(x, config.qkv_clip) for x in (q, k, v))
@@ -116,11 +120,13 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
     if config.norm_behind_rope:
         q, k = norm.heads(p, q, k, config.norm_eps, config.norm_offset, config.counted_heads)
     q = rope.sharpen(q, new.positions, layer.sharpening)
-    q, k, v = tag(q, f"{name}.q"), tag(k, f"{name}.k"), tag(v, f"{name}.v")
+    q, k = tag(q, f"{name}.q"), tag(k, f"{name}.k")
+    v = tag(v, f"{name}.v") if config.latent is None else k
 
     cache, seen = kv.extend(cache, index, k, v, new.real)
     mask = new.positions, layer.window, layer.attention_scale, config.attention_softcap
     mixed = dot_product(q, seen, *mask, name, p.get("sinks"))
+    mixed = mixed if config.latent is None else latent.values(p, mixed, config.latent)
     mixed = tag(mixed.astype(h.dtype), f"{name}.mixed")  # [B T N H]
     return linear_sum(mixed, p["wo"], p.get("bo")), cache
 

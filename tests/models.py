@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -60,6 +62,11 @@ FURTHER = {
         "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16,
         "llama_4_scaling_beta": 0.3}},
     "gpt_oss": {"head_dim": 10, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 6},
+    "deepseek_v3": {"num_key_value_heads": 4, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
+                    "n_group": 3, "topk_group": 2, "first_k_dense_replace": 1, "kv_lora_rank": 14, "q_lora_rank": 18,
+                    "qk_rope_head_dim": 6, "qk_nope_head_dim": 10, "v_head_dim": 8, "rope_scaling": {
+                        "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 0.7,
+                        "mscale_all_dim": 1.3}},
     "glm4_moe": {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "n_shared_experts": 2,
                  "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7, "use_qk_norm": True, "attention_bias": True},
 }  # fmt: skip
@@ -81,6 +88,12 @@ RELATED = {
     "glm4": {"head_dim": 12},
     "ernie4_5": {"head_dim": 10, "use_bias": True},
     "arcee": {"mlp_bias": True},
+    "deepseek_v2": {"num_key_value_heads": 4, "n_routed_experts": 6, "num_experts_per_tok": 2,
+                    "moe_intermediate_size": 12, "kv_lora_rank": 14, "q_lora_rank": None, "qk_rope_head_dim": 6,
+                    "qk_nope_head_dim": 10, "v_head_dim": 8},
+    "glm4_moe_lite": {"num_key_value_heads": 4, "n_routed_experts": 5, "num_experts_per_tok": 2,
+                      "moe_intermediate_size": 12, "kv_lora_rank": 14, "q_lora_rank": 18, "qk_rope_head_dim": 6,
+                      "qk_nope_head_dim": 10, "v_head_dim": 8},
     "nemotron": {},
     "cohere": {"logit_scale": 0.3},
     "cohere2": {"logit_scale": 0.3, "sliding_window": 6, "sliding_window_pattern": 2},
@@ -104,10 +117,10 @@ COMPOSITE = {
         "qwen3_vl": {"head_dim": 10},
     }.items()
 }
-INVARIANT = CONFIG_JSON | {name: FURTHER[name] for name in ("gemma3_text", "gpt_neox", "qwen3_moe")}
+INVARIANT = CONFIG_JSON | {name: FURTHER[name] for name in ("gemma3_text", "gpt_neox", "qwen3_moe", "deepseek_v3")}
 
 
-def random_model(family: str) -> nano.Model:
+def random_model(family: str, **changes: Any) -> nano.Model:
     """One model of a family, without a tokenizer; always the same numbers."""
-    config, _ = nano.read_config((CONFIG_JSON | FURTHER | RELATED)[family])
+    config, _ = nano.read_config((CONFIG_JSON | FURTHER | RELATED)[family] | changes)
     return nano.Model(config, nano.init_params(config, jax.random.key(5), jnp.float32))

@@ -38,10 +38,12 @@ def test_a_vector_is_off_by_half_a_step_at_most():
     np.testing.assert_array_equal(rounded.keep(buffer, jnp.asarray(found)).values, kept.values)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "deepseek_v3"])
 def test_pieces_and_steps_give_what_one_pass_gives(family):
-    """Full layers and rings: what a token sees is rounded wherever it came from."""
-    model = random_model(family)
+    """Full layers, rings and latents: what a token sees is rounded wherever it came from."""
+    # no experts: of rounded keys a router may choose others
+    dense = {"first_k_dense_replace": 3} if family == "deepseek_v3" else {}
+    model = random_model(family, **dense)
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 24)).astype(np.int32)
     make = lambda kept: nano.init_cache(model.config, 2, 40, jnp.float32, kept=kept)  # noqa: E731
     whole, _ = forward(model.params, tokens, make("int8"), config=model.config)
@@ -57,7 +59,9 @@ def test_pieces_and_steps_give_what_one_pass_gives(family):
     assert "int8" in repr(cache) and cache.nbytes < 0.6 * make("auto").nbytes
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("gemma3_text", marks=pytest.mark.parity)])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.parity) for name in ("gemma3_text", "deepseek_v3"))]
+)
 def test_the_law_of_load_holds_in_8_bits(family, monkeypatch):
     """Blocks of prefixes are kept and restored as they are: ==, whatever is cached."""
     model = in_8_bits(model_of(family))
@@ -67,9 +71,10 @@ def test_the_law_of_load_holds_in_8_bits(family, monkeypatch):
     assert jax.tree.leaves(engine.pool)[0].dtype == np.int8
 
 
-def test_bytes_are_those_that_are_planned():
-    """Of a full layer and a ring; no row takes more than a third of what it takes in float32."""
-    model = model_of("gemma3_text")
+@pytest.mark.parametrize("family", ["gemma3_text", "deepseek_v3"])
+def test_bytes_are_those_that_are_planned(family):
+    """Of a full layer and a ring, and of latents, as they are and in 8 bits."""
+    model = model_of(family)
     for one in (model, in_8_bits(model)):
         engine_bytes = memory.needed(one, 2, 256)
         plan = make_plan(one.config, batch=2, context=256, dtype="float32", cache=one.cache)

@@ -14,7 +14,7 @@ import pytest
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.dtypes import resolve_dtype
 from nanollm_jax.errors import ConfigError, NanoLLMWarning, shown
-from nanollm_jax.kinds import LayerConfig, LinearScaling, Llama3Scaling, Rope, Router, Sharpening, YarnScaling
+from nanollm_jax.kinds import Latent, LayerConfig, LinearScaling, Llama3Scaling, Rope, Router, Sharpening, YarnScaling
 
 RIGHT = dict(
     vocab_size=11, hidden_size=12, layers=(LayerConfig(),) * 3, num_heads=6, num_kv_heads=2, head_dim=8, intermediate_size=10,
@@ -103,6 +103,9 @@ def test_flags_are_true_or_false(name, value):
         (dict(activation="clamped_swish", gated_mlp=False), "clamped_swish.* is of a gate"),
         (dict(shared_norm=True), "shared_norm needs a parallel_residual and a pre_norm"),
         (dict(norm_behind_rope=True), "norm_behind_rope is True, and qk_norm None"),
+        (dict(latent=3), "latent is 3; expected a Latent, or None"),
+        (dict(latent=Latent(5, 2, 3, 4), rotary_dim=2), "rotary_dim is 2 and head_dim 8; expected 2 and 7"),
+        (dict(latent=Latent(6, 2, 3, 4), rotary_dim=2, qkv_bias=True), "qkv_bias beside a latent: that is not computed"),
         (dict(head_bias=1), "head_bias is 1; expected True or False"),
         (dict(head_dim=7), "head_dim 7 is odd; rope rotates pairs"),
         (dict(layers=[LayerConfig()]), r"layers is \[LayerConfig\(\)\]; expected a tuple of LayerConfigs, one a layer"),

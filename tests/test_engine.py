@@ -37,9 +37,9 @@ def elements(line):
     return int(np.prod([int(size) for size in shape.group(1).split(",") if size])) if shape else 0
 
 
-@pytest.mark.parametrize(("family", "together"), [("llama", 2), ("gemma3_text", 4)])
+@pytest.mark.parametrize(("family", "together"), [("llama", 2), ("gemma3_text", 4), ("deepseek_v3", 2)])
 def test_an_answer_is_a_function_of_its_request(family, together, monkeypatch):
-    """Full attention and rings; prefixes that are kept, found, and (the bound is a few blocks) forgotten; pieces of several."""
+    """Full attention, rings, latents; prefixes kept, found, and (the bound is a few blocks) forgotten; some pieces."""
     model = model_of(family)
     monkeypatch.setitem(buckets.TOGETHER, "cpu", together * SHORT)
     engine = check_law(model, 12, 3, prefix_bytes=5 * SHORT * position_bytes(model), piece=SHORT)

@@ -10,6 +10,7 @@ from agreement import agree
 from models import INVARIANT, random_model
 
 import nanollm_jax as nano
+from nanollm_jax import params as parameters
 
 SAMPLED = nano.Sampling(temperature=1.3, top_k=40, top_p=0.95, repetition_penalty=1.2, frequency_penalty=0.1)
 PROMPTS = [[5], [7, 3, 9, 11, 2], list(range(1, 20)), [0, 0, 0]]  # 0 is also what prompts are padded with
@@ -147,7 +148,8 @@ def test_functional_core_under_vmap_and_grad(model, forward):
     """vmap over whole requests equals a batch; the gradient is finite and not zero."""
     tokens, config = tokens_for(model, 2, 13), model.config
     cache = empty(model, 1, 13)
-    mixture = "router" in model.params["layers"][0]["mlp"]  # jax has no vmap of the product by groups
+    # jax has no vmap of the product by groups
+    mixture = any("router" in layer["mlp"] for layer in model.params["layers"])
     one = lambda row: nano.forward(model.params, row[None], cache, config=config)[0][0]  # noqa: E731
     batched = forward(tokens, empty(model, 2, 44))[0]
     each = (lambda rows: jax.lax.map(one, rows)) if mixture else jax.vmap(one)
@@ -157,6 +159,8 @@ def test_functional_core_under_vmap_and_grad(model, forward):
         logits, _ = nano.forward(params, tokens[:1], cache, config=config)
         return jax.nn.log_softmax(logits)[..., 3].sum()
 
-    gradients = jax.tree.leaves(jax.jit(jax.grad(loss))(model.params))
-    assert all(np.isfinite(g).all() for g in gradients)
-    assert sum(float(jnp.abs(g).max()) > 0 for g in gradients) >= len(gradients) - 2  # a key's bias cancels in softmax
+    gradients = parameters.flatten(jax.jit(jax.grad(loss))(model.params))
+    assert all(np.isfinite(g).all() for g in gradients.values())
+    still = {path for path, g in gradients.items() if not float(jnp.abs(g).max()) > 0}
+    # what is added for the choice of experts alone has none, and a key's bias cancels in softmax
+    assert len([path for path in still if not path.endswith("correction")]) <= 2

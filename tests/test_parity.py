@@ -98,6 +98,14 @@ MINIMAX_M2 = LLAMA | dict(model_type="minimax_m2", head_dim=16, num_local_expert
 GPT_OSS = LLAMA | dict(model_type="gpt_oss", head_dim=14, num_local_experts=5, num_experts_per_tok=3, sliding_window=9,
                        intermediate_size=24, pad_token_id=0)  # fmt: skip
 
+DEEPSEEK_V3 = LLAMA | dict(
+    model_type="deepseek_v3", num_key_value_heads=4, n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2,
+    moe_intermediate_size=24, first_k_dense_replace=1, kv_lora_rank=20, q_lora_rank=26, qk_rope_head_dim=8,
+    qk_nope_head_dim=14, v_head_dim=10, rope_parameters=YARN | dict(mscale=0.7, mscale_all_dim=1.3))  # fmt: skip
+DEEPSEEK_V2 = DEEPSEEK_V3 | dict(model_type="deepseek_v2", q_lora_rank=None, topk_method="greedy", n_group=1, topk_group=1,
+                                 rope_parameters=None)  # fmt: skip
+GLM4_MOE_LITE = DEEPSEEK_V3 | dict(model_type="glm4_moe_lite", n_group=1, topk_group=1, rope_parameters=None)
+
 EYES = dict(depth=1, hidden_size=32, intermediate_size=37, num_heads=2, out_hidden_size=48)
 SEEN = dict(image_token_id=901, video_token_id=902, vision_start_token_id=903, vision_end_token_id=904)
 MROPE = {"rope_type": "default", "rope_theta": 1e5, "mrope_section": [2, 2, 2]}
@@ -265,6 +273,14 @@ CASES = {
     "gpt_oss": GPT_OSS,
     "gpt_oss-yarn": GPT_OSS | dict(attention_bias=False, tie_word_embeddings=True, rope_parameters=YARN | dict(truncate=False),
                                    layer_types=["full_attention", "sliding_attention", "sliding_attention"]),
+    "deepseek_v3": DEEPSEEK_V3,
+    "deepseek_v3-halves": DEEPSEEK_V3 | dict(rope_interleave=False, q_lora_rank=None, rope_parameters=None,
+                                             tie_word_embeddings=True),
+    "deepseek_v2": DEEPSEEK_V2,
+    "deepseek_v2-groups": DEEPSEEK_V2 | dict(topk_method="group_limited_greedy", n_group=4, topk_group=2, q_lora_rank=26,
+                                             routed_scaling_factor=3.0, rope_parameters=YARN | dict(
+                                                 mscale=0.707, mscale_all_dim=0.707)),
+    "glm4_moe_lite": GLM4_MOE_LITE,
     "gpt2": GPT2,
     "gpt2-untied": GPT2 | dict(tie_word_embeddings=False),
     "gpt2-inner": GPT2 | dict(n_inner=71, n_head=3, vocab_size=130),

@@ -20,6 +20,7 @@ from nanollm_jax.families.keys import is_inert
 
 # file: what the error says of it
 REFUSED = {
+    "ome__deepseek_vl2_tiny": "qk_rope_head_dim is 0; expected a whole number of at least 1",
     "mlc__ministral3_3b_2512": "num_hidden_layers is missing",  # the text's part under its own name
     "x__mistral-document-attention": "not understood: document_attention = True",
 }
@@ -28,6 +29,8 @@ NAMED = {
     "mlc__gemma2_9b": "sliding_window_size = 4096", "ome__gemma_2_9b": "sliding_window_size = 4096",
     "mlc__phi-4": "full_attn_mod = 1", "openai__gpt-oss-20b": "experts_per_token = 4",
     "ome__gpt_oss_20b": "experts_per_token = 4", "ome__gpt_oss_120b": "experts_per_token = 4",
+    **dict.fromkeys(("deepseek-ai__DeepSeek-R1", "deepseek-ai__DeepSeek-V3", "mlc__deepseek_v2_lite", "ome__deepseek_v3",
+                     "nvidia__DeepSeek-V3.1-NVFP4"), "moe_layer_freq = 1"),
     "MiniMaxAI__MiniMax-M2.7": "attn_type_list = ", "nvidia__MiniMax-M2.7-NVFP4": "attn_type_list = ",
     "x__Qwen2.5-14B-Instruct-1M-like": "dual_chunk_attention_config = ",
 }  # fmt: skip
@@ -73,7 +76,9 @@ EYES = {
 }  # fmt: skip
 WIDTHS = {
     "vocab_size": 128, "intermediate_size": 48, "n_inner": 48, "moe_intermediate_size": 24, "num_experts": 6,
-    "num_local_experts": 6, "num_experts_per_tok": 2, "rotary_dim": 8, "n_head": 4, "n_embd": 64, "n_layer": 3,
+    "num_local_experts": 6, "num_experts_per_tok": 2, "rotary_dim": 8, "n_routed_experts": 8,
+    "kv_lora_rank": 20, "q_lora_rank": 26, "qk_rope_head_dim": 8, "qk_nope_head_dim": 14,
+    "v_head_dim": 10, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2, "n_head": 4, "n_embd": 64, "n_layer": 3,
 }  # fmt: skip
 
 

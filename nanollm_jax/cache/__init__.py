@@ -27,6 +27,7 @@ from nanollm_jax.cache.cache import (
 from nanollm_jax.cache.cache import (
     select as select,
 )
+from nanollm_jax.cache.layers import Latents as Latents
 from nanollm_jax.cache.layers import Plain as Plain
 from nanollm_jax.cache.layers import Ring as Ring
 from nanollm_jax.cache.layers import shapes as shapes

@@ -97,8 +97,9 @@ def init_cache(
         dtype = jnp.dtype(jnp.float32)
     check_kept(kept)
     placed = lambda letters: None if mesh is None else NamedSharding(mesh, spec(letters))  # noqa: E731
+    widths = config.head_dim, (config.vectors - 1) * config.head_dim
     layers = tuple(
-        kind(*(rounded.empty(shape, dtype, kept, placed) for _ in range(2)))
+        kind(*(rounded.empty((*shape[:2], width), dtype, kept, placed) for width in widths))
         for kind, shape in zip(kinds(config, capacity, spare), shapes(config, batch, capacity, spare), strict=True)
     )
     length = jnp.zeros(batch, jnp.int32, device=placed("B"))
@@ -158,8 +159,7 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
     old = cache.layers[layer]
     positions = cache.length[:, None] + jnp.arange(T)[None]  # [B T]
     real = (jnp.arange(T)[None] < count[:, None]) & (positions < cache.capacity)
-    # as they are kept: what a token sees does not depend on the piece in which it came
-    own = tuple(rounded.seen(buffer, new).swapaxes(1, 2) for buffer, new in ((old.k, k), (old.v, v)))
+    own = old.as_read(k, v)
     if 1 + cache.spare >= T or cache.fresh:
         new = old.write(cache.rows, k, v, positions, real)
         keys, values = own if cache.fresh else new.heads(cache.rows, B, K)

@@ -1,6 +1,7 @@
-"""How one layer keeps the keys and values of its rows: a plain buffer, or a ring where a window is shorter than the cache.
+"""How one layer keeps the keys and values of its rows: a plain buffer, a ring where a window is shorter than the cache, or the
+latents that both are made of.
 
-Both are two buffers [B*K S H], as they are or in 8 bits (rounded.py): rows and heads share an axis because that is the layout
+All are two buffers [B*K S H], as they are or in 8 bits (rounded.py): rows and heads share an axis because that is the layout
 that XLA on CPU updates in place at any batch size; with them apart, a batch of one is copied whole. Slots that hold nothing a
 query may see are never seen.
 """
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from nanollm_jax import collectives
-from nanollm_jax.cache.rounded import Buffer, keep, name, read
+from nanollm_jax.cache.rounded import Buffer, keep, name, read, seen
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.layout import cache_slots
 from nanollm_jax.letters import axes, pytree
@@ -65,6 +66,13 @@ class Plain:
         k, v = jax.tree.map(apart, (self.k, self.v))
         return read(k), read(v)
 
+    def as_read(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """New keys and values as they would be read.  [B T K H] -> [B K T H], twice
+
+        What a token sees does not depend on the piece in which it came.
+        """
+        return seen(self.k, k).swapaxes(1, 2), seen(self.v, v).swapaxes(1, 2)
+
     def at(self, rows: jax.Array, positions: jax.Array, K: int) -> tuple[Buffer, Buffer]:
         """Keys and values of these positions [R P] of these rows [R], as they are kept.  -> [R K P H] twice
 
@@ -109,6 +117,25 @@ class Plain:
         B, _, K, _ = k.shape
         new = self.write(rows, k, v, positions, real)
         return new, *new.heads(rows, B, K)  # the new ones stand behind those
+
+
+@pytree
+class Latents(Plain):
+    """Position p stands in slot p, one vector that keys and values are both made of.  k [B*K S H], v [B*K S 0]"""
+
+    def heads(self, rows: jax.Array | None, B: int, K: int) -> tuple[jax.Array, jax.Array]:
+        """The vectors with rows and heads apart, as keys and as values.  -> [B K S H] twice"""
+        k, _ = super().heads(rows, B, K)
+        return k, k
+
+    def as_read(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """New vectors as they would be read, as keys and as values.  k [B T K H] -> [B K T H] twice"""
+        k, _ = super().as_read(k, v[..., :0])
+        return k, k
+
+    def write(self, rows: jax.Array | None, k: jax.Array, v: jax.Array, positions: jax.Array, real: jax.Array) -> Plain:
+        """Put new vectors into their slots, k alone: v is the same."""
+        return super().write(rows, k, v[..., :0], positions, real)
 
 
 @pytree
@@ -166,7 +193,8 @@ class Ring(Plain):
 
 def kinds(config: ModelConfig, capacity: int, spare: int = 0) -> list[type[Plain]]:
     """The kind of each layer in a cache of this capacity, whose rings have so many slots to spare."""
-    return [Ring if capacity > S else Plain for S in cache_slots(config, capacity, spare)]
+    whole = Plain if config.latent is None else Latents
+    return [Ring if capacity > S else whole for S in cache_slots(config, capacity, spare)]
 
 
 def shapes(config: ModelConfig, batch: int, capacity: int, spare: int = 0) -> list[tuple[int, int, int]]:

@@ -40,8 +40,11 @@ Buffer = jax.Array | Rounded
 
 
 def empty(shape: tuple[int, int, int], dtype: Any, kept: str, placed: Any) -> Buffer:
-    """A buffer of zeros; kept: "int8", or "auto" for dtype itself. placed(letters) says where an array with these axes lies."""
-    if kept == "auto":
+    """A buffer of zeros; kept: "int8", or "auto" for dtype itself. placed(letters) says where an array with these axes lies.
+
+    Vectors without a width have no scale either.
+    """
+    if kept == "auto" or shape[2] == 0:
         return jnp.zeros(shape, dtype, device=placed("B*K S H"))
     scale = jnp.zeros(shape[:2], jnp.float32, device=placed("B*K S"))
     return Rounded(jnp.zeros(shape, jnp.int8, device=placed("B*K S H")), scale, np.dtype(dtype))

@@ -21,6 +21,8 @@ from nanollm_jax.families import (
     cohere,
     cohere2,
     cwm,
+    deepseek_v2,
+    deepseek_v3,
     dots1,
     ernie4_5,
     ernie4_5_moe,
@@ -31,6 +33,7 @@ from nanollm_jax.families import (
     glm,
     glm4,
     glm4_moe,
+    glm4_moe_lite,
     gpt2,
     gpt_neox,
     gpt_oss,
@@ -77,6 +80,7 @@ FAMILIES: dict[str, ModuleType] = {
     "arcee": arcee, "nemotron": nemotron, "ministral3": ministral3, "hunyuan_v1_dense": hunyuan_v1_dense, "cohere": cohere,
     "cohere2": cohere2, "phi": phi, "qwen2_moe": qwen2_moe, "glm4_moe": glm4_moe, "dots1": dots1,
     "ernie4_5_moe": ernie4_5_moe, "minimax_m2": minimax_m2, "gpt_oss": gpt_oss,
+    "deepseek_v2": deepseek_v2, "deepseek_v3": deepseek_v3, "glm4_moe_lite": glm4_moe_lite,
 }  # fmt: skip
 
 

@@ -80,6 +80,9 @@ INERT = {
         "training": "init_method",
     },
     "glm4_moe": {GUESSES: "num_nextn_predict_layers num_mtp_layers"},
+    "glm4_moe_lite": {GUESSES: "num_nextn_predict_layers num_mtp_layers"},
+    "deepseek_v2": {GUESSES: "num_nextn_predict_layers"},
+    "deepseek_v3": {GUESSES: "num_nextn_predict_layers num_mtp_layers"},
     "dots1": {GUESSES: "num_nextn_predict_layers"},
     "hunyuan_v1_dense": {"where generate() ends": "eod_token_id"},
     "smollm3": {"no_rope_layers and layer_types say where": "max_window_layers"},
@@ -131,6 +134,19 @@ LISTED = {
     },
     "glm4_moe": {"scoring_func": "a sigmoid is what is computed", "topk_method": "experts are always corrected"},
     "dots1": {"scoring_func": "a sigmoid is what is computed", "topk_method": "experts are always corrected"},
+    "deepseek_v2": {
+        "moe_layer_freq": "first_k_dense_replace says where experts are",
+        "scoring_func": "a softmax is what is computed",
+    },
+    "deepseek_v3": {
+        "moe_layer_freq": "first_k_dense_replace says where experts are",
+        "scoring_func": "a sigmoid is what is computed",
+        "topk_method": "experts are always corrected",
+    },
+    "glm4_moe_lite": {
+        "scoring_func": "a sigmoid is what is computed",
+        "topk_method": "experts are always corrected",
+    },
     "gpt_oss": {
         "experts_per_token": "num_experts_per_tok is used",
         "initial_context_length": "what rope_scaling says is used",

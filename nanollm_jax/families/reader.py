@@ -261,6 +261,21 @@ def yarn_attention_factor(inner: Reader, factor: float) -> float:
     return inner.number("attention_factor", hotter(mscale) / hotter(all_dim) if given else hotter(1.0))
 
 
+def yarn_stretch(reader: Reader) -> float:
+    """What a stretched rope makes of the scale of queries, and of that of keys, in a model with latents, beside what rotated
+    vectors are multiplied by: 0.1 mscale_all_dim ln(factor) + 1, or 1 where it has no mscale_all_dim.
+    """
+    key = "rope_parameters" if reader.get("rope_parameters") else "rope_scaling"
+    rope = reader.get(key) or {}
+    if not isinstance(rope, dict):
+        raise reader.error(key, "an object or null")
+    if rope.get("rope_type", rope.get("type", "default")) == "default" or not rope.get("mscale_all_dim"):
+        return 1.0
+    inner = reader.inside(rope, key, "rope")
+    factor = need(inner, "factor")
+    return 0.1 * inner.number("mscale_all_dim", 1.0) * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
 def need(inner: Reader, key: str) -> float:
     """A finite number above 0 that has to be there."""
     if inner.values.get(key) is None:

@@ -97,7 +97,7 @@ def others(text: Text, parts: str, instead: Any) -> dict[str, np.ndarray]:
     model, config, size = text.model, text.config, len(text.ids)
     names = [f"layers.{index}.{value}" for index in range(config.num_layers) for value in PARTS[parts]]
     if isinstance(instead, str) and instead == "zero":
-        tail = {"attention.mixed": (config.num_heads, config.head_dim)}.get(PARTS[parts][0])
+        tail = {"attention.mixed": (config.num_heads, config.value_dim)}.get(PARTS[parts][0])
         return {name: np.zeros((1, 1, *(tail or (config.hidden_size,))), np.float32) for name in names}
     there = text if isinstance(instead, str) and instead == "mean" else text_of(model, instead)
     same_length(text, there, "instead")

@@ -17,7 +17,8 @@ from nanollm_jax.errors import RequestError
 class LayerView:
     """One layer of a cache.
 
-    kind   "plain", or "ring" where a new token takes the place of one that left the window
+    kind   "plain", "latents" where keys and values are one vector, or "ring" where a new token takes the place of one that left
+           the window
     held   the position that each slot holds, negative if none [B S]
     bytes  of both buffers, which are there whatever they hold; used those of slots that hold something
     """

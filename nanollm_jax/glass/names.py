@@ -26,11 +26,11 @@ NAMES = {
     "layers.*.attention_norm": "B T D",
     "layers.*.attention.q": "B T N H",
     "layers.*.attention.k": "B T K H",
-    "layers.*.attention.v": "B T K H",
+    "layers.*.attention.v": "B T K H",  # of latents there is k alone, which is both
     "layers.*.attention.slots": "B S",  # the position that each slot holds, negative if none
     "layers.*.attention.scores": "B K G T S",  # the lowest float where a query may not look
     "layers.*.attention.weights": "B K G T S",
-    "layers.*.attention.mixed": "B T N H",
+    "layers.*.attention.mixed": "B T N H",  # of latents as wide as their values
     "layers.*.attention.out": "B T D",  # what is added to the stream, as mlp.out is
     "layers.*.middle": "B T D",  # the residual stream between the two
     "layers.*.mlp_norm": "B T D",

@@ -49,7 +49,12 @@ def part_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> dict[
     seen = sum(min(length + 1, layer.window or length + 1) for layer in config.layers)
     parts = dict.fromkeys(("embedding", "norm", "attention", "cache", "mlp", "logits"), 0.0)
     parts["cache"] = (
-        rows * kept.activations.itemsize * 2 * config.num_kv_heads * config.head_dim * (seen + config.num_layers)
+        rows
+        * kept.activations.itemsize
+        * config.vectors
+        * config.num_kv_heads
+        * config.head_dim
+        * (seen + config.num_layers)
     )
     for path in stored:
         words = path.split(".")
