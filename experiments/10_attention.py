@@ -39,6 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chapter import BLUE, ORANGE, check, plt, predict, quick, same, save, table
+from engine_steps import grow
 from safetensors import safe_open
 
 import nanollm_jax as nano
@@ -284,6 +285,17 @@ save(figure, "10_scale")
 # - Keys and values of earlier pieces do not change when a new one comes. `nanollm_jax.cache.extend` keeps them, so
 #   that a step computes one new query, key and value only: chapter 20.
 #
+# ## Your engine
+# From here on you build an engine of your own: one file, `engine.py`, to which each chapter adds what it has worked out,
+# in `jax.numpy` and with the library's names. It is about 400 lines in the end, behind chapter 22, and writes what the
+# library writes. `grow` prints what this chapter adds; the last line says how to get the whole file.
+
+# %%
+mine = grow(10)
+fetched = mine.attend(turned_q, turned_k, v, mine.visible(positions, positions))
+same("your engine: what every piece fetches", fetched, out)
+
+# %% [markdown]
 # ## Exercises
 # 1. What does attention return when all keys are equal?
 # 2. Multiply all queries by 100. What becomes of the weights, and of the answer?

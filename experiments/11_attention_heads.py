@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chapter import BLUE, GREEN, ORANGE, check, outcome, plt, predict, quick, same, save, table
+from engine_steps import grow
 from safetensors import safe_open
 
 import nanollm_jax as nano
@@ -293,6 +294,19 @@ save(figure, "11_reach")
 # - The last line of `multi_head` is `nanollm_jax.ops.linear.linear_sum` with a weight `[D N H]`; heads and their
 #   numbers are summed together.
 #
+# ## Your engine
+# One function is new; `visible` and `attend` take the place of those of chapter 10. Heads are an axis now, and keys and
+# values are shared without being copied.
+
+# %%
+mine = grow(11)
+same("your engine: grouped queries", mine.attend(q[0], k[0].swapaxes(0, 1), v[0].swapaxes(0, 1), causal), grouped[0])
+check(
+    "and the same mask, with a window",
+    np.array_equal(mine.visible(jnp.arange(T), jnp.arange(T), 3), visible(range(T), range(T), 3)),
+)
+
+# %% [markdown]
 # ## Exercises
 # 1. Which entries of the mask are there for the *first* new piece when 100 are remembered, without a window and with
 #    one of 10?

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, plt, predict, quick, same, save, table
+from engine_steps import grow
 from safetensors import safe_open
 
 import nanollm_jax as nano
@@ -383,6 +384,16 @@ save(figure, "12_longer")
 # - A GPT-2 has its table in the parameters, and `nanollm_jax.model.hidden_states` adds it if it is there. No flag
 #   says which kind of model this is.
 #
+# ## Your engine
+# Queries and keys are turned before they are compared. What a function has to know and cannot see from its arrays goes into
+# a `Config`, here the base of the angles and the window.
+
+# %%
+mine = grow(12)
+given = mine.self_attention(entering, model.params["layers"][2]["attention"], mine.Config(THETA))
+same("your engine: the attention of layer 2", given, values["layers.2.attention.out"][0], 1e-4)
+
+# %% [markdown]
 # ## Exercises
 # 1. What is the angle of the fastest pair at position 257, if position and angle are computed in bfloat16?
 # 2. Show that turning by m positions and then by n more is turning by m + n. Where was that used above?

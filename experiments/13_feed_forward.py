@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chapter import BLUE, RED, check, plt, predict, quick, same, save, table
+from engine_steps import grow
 from safetensors import safe_open
 
 import nanollm_jax as nano
@@ -295,6 +296,16 @@ save(figure, "13_units")
 # - Nothing here looks at positions or at other words, so on several devices the units can be shared out: each device
 #   takes a part of F, and one sum over the devices completes `down` (chapter 22).
 #
+# ## Your engine
+# Two functions, and the letter F.
+
+# %%
+mine = grow(13)
+for layer in range(config.num_layers):
+    given = mine.mlp(values[f"layers.{layer}.mlp_norm"][0], model.params["layers"][layer]["mlp"])
+    same(f"your engine: the MLP of layer {layer}", given, values[f"layers.{layer}.mlp.out"][0], 1e-4)
+
+# %% [markdown]
 # ## Exercises
 # 1. GPT-2's smallest model has D = 768 and a plain MLP with F = 3,072. How wide is a gated one with the same number
 #    of weights?

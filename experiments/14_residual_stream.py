@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chapter import BLUE, GREY, ORANGE, check, plt, predict, quick, same, save, table
+from engine_steps import grow
 from safetensors import safe_open
 
 import nanollm_jax as nano
@@ -295,6 +296,17 @@ save(figure, "14_parts")
 # - Every value of this chapter has its name in those functions. `nanollm_jax.glass.observe` runs the program equation
 #   by equation and collects or replaces them. In the compiled program the names are gone and cost nothing.
 #
+# ## Your engine
+# With the norm of chapter 08 the block is complete.
+
+# %%
+mine = grow(14)
+stream = values["embedding"][0]  # [T D]
+for w in model.params["layers"]:
+    stream = mine.block(stream, w, mine.Config(config.norm_eps, config.layers[0].rope.theta))
+same("your engine: the stream behind all layers", stream, values[f"layers.{config.num_layers - 1}.out"][0], 1e-4)
+
+# %% [markdown]
 # ## Exercises
 # 1. Some older models put the norm behind the addition: x = norm(x + attention(x)). Is the end of such a stream still
 #    a sum of what was written?

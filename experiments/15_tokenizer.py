@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 from chapter import BLUE, GREY, ORANGE, REPOSITORY, check, plt, predict, quick, save, table
+from engine_steps import grow
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import nanollm_jax as nano
@@ -481,6 +482,19 @@ save(figure, "15_tokens")
 # - A special token can never be typed: every one of them is tried when a tokenizer is loaded, and one that leaks is
 #   refused.
 #
+# ## Your engine
+# The SentencePiece tokenizer of this chapter, its file read by hand, and the stream that holds bytes back. Nothing but
+# Python is needed for it.
+
+# %%
+mine = grow(15)
+own = mine.Tokenizer(TOKENIZER_MODEL)
+check("your engine: the library's tokens", all(own.encode(text) == tokenizer.encode(text) for text in some))
+check("and its text", all(own.decode(tokens) == tokenizer.decode(tokens) for tokens in map(tokenizer.encode, some)))
+printed = mine.Stream(own)
+print("held back:", [printed.push(token) for token in message])
+
+# %% [markdown]
 # ## Exercises
 # 1. Why must merges be applied in the order of learning, and not the longest piece first?
 # 2. What does `tokenizer.decode` return for the tokens of "🙂" without the last one? And what should a stream do with

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chapter import BLUE, GREEN, ORANGE, RED, check, plt, predict, quick, same, save, seconds, table
+from engine_steps import grow
 from safetensors import safe_open
 
 import nanollm_jax as nano
@@ -317,6 +318,17 @@ table("time from a file that is already in the system's memory", ["", "bytes", "
 # - `nanollm_jax.weights.load.load_params` goes through the list and puts each tensor on its device, in its final
 #   dtype, before the next one is touched.
 #
+# ## Your engine
+# The file is read by hand here too, and its tensors are put into the tree of parameters that the library has: queries, keys
+# and values in one array, gate and up in another. What the config asks for and these lines do not compute is refused.
+
+# %%
+mine = grow(16)
+loaded, library = mine.load(FOLDER), nano.load(dtype="float32").params
+check("your engine: the same tree", jax.tree.structure(loaded.params) == jax.tree.structure(library))
+check("the same numbers", all(map(np.array_equal, jax.tree.leaves(loaded.params), jax.tree.leaves(library))))
+
+# %% [markdown]
 # ## Exercises
 # 1. Which bytes of the file hold the first number of `model.norm.weight`? Read it from there with nothing but `seek`
 #    and `read`.

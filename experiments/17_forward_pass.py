@@ -39,6 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chapter import BLUE, GREEN, GREY, ORANGE, check, plt, predict, quick, same, save, table
+from engine_steps import grow
 
 import nanollm_jax as nano
 from nanollm_jax.ops import embedding
@@ -393,6 +394,15 @@ save(figure, "17_parameters")
 # - A prompt needs the logits of its last token only. `nanollm_jax.decode.prefill` leaves out all others: for a large
 #   vocabulary that is the largest array of the whole pass.
 #
+# ## Your engine
+# Both ends, and a loop over the layers. It is a model now.
+
+# %%
+mine = grow(17)
+loaded = mine.load(Path(nano.__file__).parent / "assets/nano-stories")
+same("your engine: the logits", mine.forward(loaded.params, ids, loaded.config), theirs["LLaMA"], 1e-4)
+
+# %% [markdown]
 # ## Exercises
 # 1. Which parameters does GPT-2 have in a layer that LLaMA has not? Ask `nanollm_jax.params.layout`.
 # 2. Do the logits of the first tokens change when the text becomes longer?

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chapter import BLUE, GREEN, ORANGE, check, interactive, outcome, plt, predict, quick, same, save, table
+from engine_steps import grow
 
 import nanollm_jax as nano
 from nanollm_jax import sampling as smp
@@ -372,6 +373,17 @@ if not quick():
 #   128 pieces into which the random number falls, then the piece. `nanollm_jax.sampling.remember` counts tokens for
 #   the penalties. All of it is part of the compiled program: Python sees tokens, never logits.
 #
+# ## Your engine
+# The cuts by sorting, which is plainer than the library's way and slower with a large vocabulary. The draw is the line, with
+# the library's random numbers: so both draw the same tokens from the same seeds.
+
+# %%
+mine = grow(18)
+drawn_by = jax.jit(jax.vmap(mine.draw, (0, None, 0, 0)))
+own = drawn_by(batch, mine.Sampling(0.9, top_p=0.95), jnp.arange(T), jnp.arange(10, 10 + T))
+check("your engine: the same tokens as the library", np.array_equal(own, together))
+
+# %% [markdown]
 # ## Exercises
 # 1. Which temperature is the same as always taking the best? What does the formula do there?
 # 2. Does it matter whether temperature comes before or after top-k? And top-p?

@@ -31,11 +31,13 @@ import math
 import textwrap
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from chapter import BLUE, ORANGE, check, check_time, outcome, plt, predict, quick, same, save, seconds, table
+from engine_steps import grow
 
 import nanollm_jax as nano
 from nanollm_jax.engine.timings import CompileWatch
@@ -353,6 +355,18 @@ save(figure, "19_copies")
 #   and cuts. So a perplexity can be computed from them. `nanollm_jax.score` does it for a text that is
 #   there, and has bits per byte as well, which can be compared between vocabularies.
 #
+# ## Your engine
+# The loop with a text of fixed length. From here on the file is a program that writes:
+# `python engine.py nanollm_jax/assets/nano-stories "Once upon a time"`.
+
+# %%
+mine = grow(19)
+loaded = mine.load(Path(nano.__file__).parent / "assets/nano-stories")
+steps = len(answers["fixed length"])
+own = list(mine.generate(loaded, tokenizer.decode(PROMPT), mine.Sampling(temperature=0.0), max_new_tokens=steps))
+check("your engine: the same tokens as the library", own == answers["the library"])
+
+# %% [markdown]
 # ## Exercises
 # 1. What is the perplexity of a model that gives every token the same probability?
 # 2. Change one token in the room behind the text. Does the next token change? Why is that important?

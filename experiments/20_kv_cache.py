@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, check_time, outcome, plt, predict, quick, same, save, table
+from engine_steps import grow
 
 import nanollm_jax as nano
 from nanollm_jax import cache as kv
@@ -304,6 +305,19 @@ save(figure, "20_ring")
 #   next power of two when it is full: `nanollm_jax.engine.buckets.capacity`, `nanollm_jax.cache.resize`.
 # - Layers with a window are rings as soon as the capacity exceeds it.
 #
+# ## Your engine
+# Attention, the block, the forward pass and the loop take a cache, and give a longer one back. One program, `step`, reads a
+# prompt and writes a token: both times a text goes on behind what the cache holds, by many tokens or by one. The cache
+# is donated, so XLA writes into it and copies nothing.
+
+# %%
+mine = grow(20)
+loaded = mine.load(Path(nano.__file__).parent / "assets/nano-stories")
+own = list(mine.generate(loaded, STORY, mine.Sampling(temperature=0.0), max_new_tokens=8))
+theirs = nano.generate(model, STORY, max_new_tokens=8, sampling=nano.Sampling(temperature=0.0)).token_ids
+check("your engine: the same tokens as the library", own == theirs)
+
+# %% [markdown]
 # ## Exercises
 # 1. Why are keys and values kept, but no queries?
 # 2. A GPU has 24 GiB. Llama 3.1 8B is loaded in 16 bits. For how many tokens of texts is there room?

@@ -56,6 +56,7 @@ from chapter import (
     seconds,
     table,
 )
+from engine_steps import grow
 
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
@@ -423,6 +424,22 @@ save(figure, "21_bits")
 #   here: `nanollm_jax.ops.int8_product.digits` writes each as two integers, one for what the other leaves over, and
 #   the product of both with the matrix is still one of integers.
 #
+# ## Your engine
+# `jax.vmap` makes of a step of one text a step of many (chapter 18): each text has its own cache, its own length, its own
+# seed, and all use a weight that was read once. And `measure` says how fast that is.
+
+# %%
+mine = grow(21)
+loaded = mine.load(Path(nano.__file__).parent / "assets/nano-stories")
+prompts = ["Once upon a time", "Lily and her dog", "The little bird was sad because"]
+own = mine.generate_all(loaded, prompts, mine.Sampling(temperature=0.0), max_new_tokens=8)
+theirs = nano.generate(model, prompts, max_new_tokens=8, sampling=nano.Sampling(temperature=0.0))
+check("your engine: each text as the library writes it", own == [answer.token_ids for answer in theirs])
+if not quick():
+    for texts in (1, 8):
+        print(f"{texts} texts: {mine.measure(loaded, texts)[0]:,.0f} tokens per second")
+
+# %% [markdown]
 # ## Exercises
 # 1. A GPU reads 2,000 GB/s. How many tokens per second can Llama 3.1 8B write for one text of 1,000 tokens, with 16
 #    bits a weight and with 8?

@@ -40,6 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, plt, predict, same, save, table
+from engine_steps import grow
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -361,6 +362,29 @@ theirs = nano.forward(spread.params, np.array(ids), cache, config=spread.config)
 same(
     f"the engine on 2 x 4 devices, with {heads} key and value heads for {model.config.num_kv_heads}", theirs, ours, 1e-4
 )
+
+# %% [markdown]
+# ## Your engine
+# The last step. `shard` deals the weights out as `SPECS` says, and everything else stays as it was. The sums between the
+# devices are not written down: the compiler sees how the arrays lie and puts them in.
+
+# %%
+mine = grow(22)
+loaded = mine.shard(mine.load(Path(nano.__file__).parent / "assets/nano-stories"), 2)
+own = list(mine.generate(loaded, stories[0], mine.Sampling(0.0), max_new_tokens=8))
+theirs = nano.generate(model, stories[0], max_new_tokens=8, sampling=nano.Sampling(temperature=0.0)).token_ids
+check("your engine on two devices: the same tokens as the library on one", own == theirs)
+step = mine.step.lower(
+    loaded.params, np.zeros(1, np.int32), 1, mine.init_cache(loaded.params, 64), mine.Sampling(), 0, loaded.config
+)
+sums = len(re.findall(r" all-reduce(?:-start)?\(", step.compile().as_text()))
+print(f"{sums} sums between the devices are in the program of a step")
+check("at least two for each layer", sums >= 2 * model.config.num_layers)
+
+# %% [markdown]
+# That is the whole engine: [engine.py](engine.py). It reads a LLaMA or a Mistral from its files, with its own tokenizer,
+# samples, keeps a cache, writes many texts at once and runs on several devices, and there is no line in it that you
+# have not seen. What the library has beyond it is other families of models, speed, and care for what can go wrong.
 
 # %% [markdown]
 # ## Exercises
