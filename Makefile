@@ -58,7 +58,7 @@ soak: .venv/installed-test ## ten minutes of 64 clients against the server, of w
 clients: .venv/installed-clients ## other people's clients against a real server: openai, LangChain, LiteLLM, the AI SDK, lm-evaluation-harness, a browser
 	mkdir -p experiments/run/clients && npm install --silent --no-audit --no-fund --prefix experiments/run/clients ai@6 @ai-sdk/openai-compatible@2
 	$(BIN)/python -m pytest -m clients -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
-		tests/test_serve_clients.py tests/test_serve_page.py tests/test_glass_page.py tests/test_report.py tests/test_course_pages.py tests/test_course_parts.py
+		tests/test_serve_clients.py tests/test_serve_page.py tests/test_glass_page.py tests/test_report.py tests/test_course_pages.py tests/test_course_parts.py tests/test_playground.py
 
 laws: .venv/installed-test ## an answer has the same bits alone and beside others: 1,000 random schedules in each dtype, over all families; meshes; two processes; takes long
 	$(PYTEST) -m laws

@@ -7,8 +7,9 @@ wrong in one does not stop the others: a cell that fails ends its chapter, the p
 status is 1. So it is after a warning or anything else on the error stream. A claim about time that did not hold is
 named and fails nothing.
 
-All that a run makes is in experiments/run/, which git ignores: the figures, and each chapter as it stands on its page. The
-pages are written from there after every chapter, so running one again leaves the others as they are. --renew
+All that a run makes is in experiments/run/, which git ignores: the figures, each chapter as it stands on its page, what the
+cover writes, and the bundled model for the page that runs it (experiments/playground.py). The pages are written from there
+after every chapter, so running one again leaves the others as they are. --renew
 (make figures) then copies the figures of the chapters in which everything held to experiments/figures/, where the text
 of the chapters and the READMEs show them.
 """
@@ -44,7 +45,12 @@ from nanollm_jax.glass import report
 HERE = Path(__file__).parent
 PARTS = (HERE / "parts", report.PAGE)  # what they are made of is that of the glass box's page
 EXPERIMENTS = HERE.parent
+sys.path.append(str(EXPERIMENTS))  # where this file was started as a script
+
+import playground  # noqa: E402
+
 THUMBNAIL = (360, 200)  # pixels
+RUN_THERE = ("17", "18", "19", "20", "23")  # chapters of which the page that runs the model shows something
 IMPORTS = re.compile(r"from __future__ import annotations\n+(?:(?:import|from) .*(?:\n(?:    .*|\)))*\n+)+")
 
 
@@ -170,11 +176,12 @@ def write_pages(experiments: Path) -> Path:
                 if (experiments / f"{path.stem}.py").exists()]  # fmt: skip
     colours = {name: HtmlFormatter(style=style).get_style_defs(".highlight")
                for name, style in {"light": "xcode", "dark": "github-dark"}.items()}  # fmt: skip
-    story = experiments / "run" / "story.json"
+    story, model = experiments / "run" / "story.json", experiments / "run" / "playground.json"
     common = {
         "chapters": chapters, "phases": phases(experiments), "colours": colours,
         "style": (HERE / "style.css").read_text(), "script": (HERE / "page.js").read_text(),
         "story": story.read_text() if story.exists() else "null",
+        "playground": model.exists(), "run_there": RUN_THERE,
         "reference": (experiments / "pages" / "reference" / "index.html").exists(),
     }  # fmt: skip
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True)
@@ -189,6 +196,8 @@ def write_pages(experiments: Path) -> Path:
         )
         (folder / f"{chapter['name']}.html").write_text(page)
     (folder / "index.html").write_text(templates.get_template("cover.html.j2").render(**common))
+    if model.exists():
+        (folder / "playground.html").write_text(playground.page(json.loads(model.read_text())))
     return folder / "index.html"
 
 
@@ -217,6 +226,8 @@ def main(arguments: list[str], experiments: Path = EXPERIMENTS) -> int:
     drawn.mkdir(exist_ok=True)
     if not (drawn / "story.json").exists():
         write_story(experiments)
+    if not (drawn / "playground.json").exists():
+        (drawn / "playground.json").write_text(json.dumps(playground.data()))
     failed = {}
     for path in track(asked.chapters or sorted(experiments.glob("[0-9][0-9]_*.py")), "running chapters"):
         begun, number, path = time.perf_counter(), path.stem[:2], path.resolve()

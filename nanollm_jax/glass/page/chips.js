@@ -1,8 +1,9 @@
 // A text as one chip a token, in the colour of its surprise. The chips' text is the text.
 //   const text = chips({ label: "Tokens", onpick: (t) => ... })
+//   onlook: (t) => ...        a mouse is over a chip; null where it has left the text
 //   text.node                 to be put into a page
 //   text.show(tokens)         [{ text, name, surprise, given }]: name is shown where a token prints nothing
-//   text.add(token)           one more, while a model writes
+//   text.add(token)           one more, while a model writes; text.set(t, token) another in the place of token t
 //   text.pick(t)              marks a chip (and calls nobody); -1 for none
 //   text.shade(weights)       colours by these instead, 0 to 1 for each token; null for surprise again
 // Keys: left and right, Home, End; a click or a tap.
@@ -12,7 +13,7 @@ import { element } from "./make.js";
 const TURNS = /[\u202a-\u202e\u2066-\u2069]/; // characters that turn the writing direction, also of what follows
 const MOST = 8; // nats: what is this surprising is as warm as it gets
 
-export function chips({ label, onpick }) {
+export function chips({ label, onpick, onlook }) {
   const node = element("div", { className: "chips", role: "listbox", ariaLabel: label });
   let picked = -1;
   let tokens = [];
@@ -50,6 +51,13 @@ export function chips({ label, onpick }) {
     const t = event.target.closest(".chip")?.dataset.t;
     if (t !== undefined) choose(Number(t));
   };
+  if (onlook) {
+    node.onpointerover = (event) => {
+      const t = event.target.closest(".chip")?.dataset.t;
+      if (event.pointerType === "mouse" && t !== undefined) onlook(Number(t));
+    };
+    node.onpointerleave = () => onlook(null);
+  }
   node.onkeydown = (event) => {
     const to = { ArrowLeft: picked - 1, ArrowRight: picked + 1, Home: 0, End: tokens.length - 1 }[event.key];
     if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -68,6 +76,10 @@ export function chips({ label, onpick }) {
     add(token) {
       tokens.push(token);
       node.append(chip(token, tokens.length - 1));
+    },
+    set(t, token) {
+      tokens[t] = token;
+      node.children[t].replaceWith(chip(token, t));
     },
     shade(weights) {
       node.classList.toggle("shaded", weights !== null);

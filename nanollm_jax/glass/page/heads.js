@@ -1,6 +1,7 @@
 // Where the heads looked: all of them small, one of them large, and what it read when one token was chosen.
 //   const part = heads(story, { onpick: (t) => ... })
-//   part.node     part.show(t)     the heads of the choice of token t
+//   part.node     part.show(t)     the heads of the choice of token t     part.chosen()     [layer, head] that is shown large
+// begin: which one that is at first, the first of the middle layer if it is not given. A mouse over the text looks at other choices.
 // rows: async (layer) => (head, t) => all weights of the choice of token t; where there is more to be had than the story has.
 
 import { chips } from "./chips.js";
@@ -29,10 +30,10 @@ function picture(story, layer, n) {
   return canvas;
 }
 
-export function heads(story, { onpick, rows }) {
+export function heads(story, { onpick, rows, begin = [Math.floor(story.layers.length / 2), 0] }) {
   const { size } = story;
   const title = element("h3");
-  const read = chips({ label: "What this head read", onpick });
+  const read = chips({ label: "What this head read", onpick, onlook: (t) => look(t || now) });
   let pictures = new Map(), chosen = [0, 0], now = 1;
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => (pictures = new Map()));
 
@@ -79,11 +80,15 @@ export function heads(story, { onpick, rows }) {
     return found;
   }
 
-  function mark() {
-    const found = seen(now);
+  function look(at) {
+    const found = seen(at);
     read.shade(Array.from({ length: size }, (_, t) => Math.sqrt(found[t] ?? 0)));
+    title.textContent = `Layer ${story.layers[chosen[0]]}, head ${chosen[1]}, choosing ${quoted(at)}`;
+  }
+
+  function mark() {
+    look(now);
     read.pick(now);
-    title.textContent = `Layer ${story.layers[chosen[0]]}, head ${chosen[1]}, choosing ${quoted(now)}`;
     large.pick(now - 1, null);
     overview.pick(...chosen);
   }
@@ -104,10 +109,11 @@ export function heads(story, { onpick, rows }) {
   }
 
   read.show(Array.from({ length: size }, (_, t) => story.token(t)));
-  choose(Math.floor(story.layers.length / 2), 0);
+  choose(...begin);
   const node = element("div", { className: "heads" }, overview.node, element("div", {}, title, read.node, large.node));
   return {
     node,
+    chosen: () => chosen,
     show(t) {
       now = Math.max(1, t);
       mark();

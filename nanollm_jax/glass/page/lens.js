@@ -15,7 +15,7 @@ export function lens(story, { onpick }) {
     label: "What the model would have said at each depth", rows: P, columns: story.size - 1,
     row: name, column: (c) => visible(story.head.tokens[c + 1] || story.head.names[c + 1]),
     value: (r, c) => at(r, c).best[0].chance, text: (r, c) => visible(at(r, c).best[0].word),
-    says: (r, c) => (r === null ? "" : `${name(r)}: ${at(r, c).best.map((one) => `“${word(one.word)}” ${percent(one.chance)}`).join(", ")}; what followed had ${percent(at(r, c).next)}`),
+    says: (r, c) => (r === null ? "" : `${name(r)}: ${at(r, c).best.map((one) => `“${word(one.word)}” ${percent(one.chance)}`).join(", ")}${at(r, c).next >= 0 ? `; what followed had ${percent(at(r, c).next)}` : ""}`),
     onpick: (r, c) => {
       row = r;
       onpick(c + 1);
