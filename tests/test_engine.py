@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 import time
@@ -165,6 +166,32 @@ def test_a_writing_row_waits_for_one_piece_and_one_chunk():
         read += [event.amount] * (event.what == "piece")
         assert between <= PIECE  # one piece, or short ones of several rows that together are no longer
     assert len(read) == 4 + 3  # four of the next prompt, and the last one of those that begin alike
+
+
+def test_what_came_back_is_handed_out_before_anything_else_is_waited_for(monkeypatch):
+    """While others arrive, a step looks at one thing; and between two chunks a piece is read, or room is made for it."""
+    engine, done, looks = Engine(model_of("llama"), ROWS, piece=SHORT), [], []
+
+    def noted(where, name, what):
+        true = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *args, **rest: what.append(name) or true(*args, **rest))
+
+    for name in ("read", "resize", "write_tokens"):
+        noted(slots, name, done)
+    noted(engine, "look", looks)
+    writer = engine.submit(Request((1, 2, 3), 200, SETTINGS[0], streamed=True))
+    while not writer.answer.token_ids:
+        engine.step()
+    for first in (5, 6):
+        engine.submit(Request((first, *range(1, 20)), 8, SETTINGS[0]))
+    engine.submit(Request((1,) * 290, 4, SETTINGS[0]))
+    done.clear()
+    while not writer.ended:
+        before, known = len(looks), len(writer.answer.token_ids)
+        engine.step()
+        assert len(looks) - before <= 1 and len(writer.answer.token_ids) - known <= buckets.STREAMED
+    assert "resize" in done and done.count("read") > 19
+    assert all("write_tokens" in pair for pair in itertools.pairwise(done))
 
 
 def test_prefixes_are_exact_bounded_and_forget_the_oldest():

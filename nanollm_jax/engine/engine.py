@@ -104,9 +104,10 @@ class Engine:
         """Do the next thing: seat who waits, read, write a chunk, and look at what came back. -> whose answers grew or ended.
 
         Where somebody waits for pieces of text at most one piece of a prompt is read between two chunks (or short ones, no
-        longer together), so that who writes waits for one piece and one chunk at most; else all that are seated are read
-        first. One chunk is always on its way while the last one is looked at. Where the device has no memory for a step, those
-        who wanted it are told (NoRoomError), and the others go on; all that have a row are, where the state went with the step.
+        longer together), so that who writes waits for one piece and one chunk at most, and what has come back is handed out
+        before anything else is waited for; else all that are seated are read first. One chunk is always on its way while the
+        last one is looked at. Where the device has no memory for a step, those who wanted it are told (NoRoomError), and the
+        others go on; all that have a row are, where the state went with the step.
         """
         try:
             self.turn()
@@ -122,6 +123,9 @@ class Engine:
         for slot in self.slots:
             if slot.ticket is not None and slot.ticket.ended:
                 self.free(slot)
+        if len(self.pending) > 1:  # somebody waits for it, and behind it a chunk is on its way
+            self.look_at(len(self.pending) - 1)
+            return
         self.seat()
         watched = any(slot.ticket is not None and slot.ticket.request.streamed for slot in self.slots)
         while self.read() and not watched:
@@ -129,9 +133,10 @@ class Engine:
         # a first token that nothing was written before waits for no loop to be compiled
         first = watched and bool(self.pending) and not any(pending.steps for pending in self.pending)
         # what may come next in an answer of a grammar depends on what is on its way
-        self.look_at(0 if any(slot.follows and slot.flying for slot in self.slots) else len(self.pending))
+        while self.pending and any(slot.follows and slot.flying for slot in self.slots):
+            self.look_at(len(self.pending) - 1)
         wrote = not first and self.write(watched)
-        self.look_at(int(wrote))
+        self.look_at(max(wrote, watched * (len(self.pending) - (not self.grown))))
 
     def look_at(self, most: int) -> None:
         """Look at what has come back, until so much is on its way at most."""
@@ -185,14 +190,15 @@ class Engine:
         return 0 if any(kept.forgets(slot.reach, n, self.config.layers[layer].window) for layer, kept in layers) else n
 
     def read(self) -> bool:
-        """Read the next piece of who came first among those that have more to read, or short ones of several. Was there any?"""
+        """Read the next piece of who came first, or short ones of several; or make room, which takes as long. Was there any?"""
         reading = sorted((slot for slot in self.slots if slot.reading), key=lambda slot: slot.ticket.number)  # type: ignore[union-attr]
         if not reading:
             return False
-        for slot in reading:
-            self.recall(slot)
+        if any(self.recall(slot) for slot in reading):
+            return True
         now = next_pieces(reading, self.piece, self.together)
-        self.make_room(now.positions)
+        if memory.make_room(self, now.positions):
+            return True
         params, config, (count, row, at, end, adapter, last, tops) = self.model.params, self.config, now.numbers
         how: dict[str, Any] = {"config": config, "fresh": now.fresh, "other": self.other}
         self.state, states, final = self.programs.read(
@@ -221,15 +227,16 @@ class Engine:
         if owners:
             self.pending.append(Pending(found, owners, steps))
 
-    def recall(self, slot: Slot) -> None:
-        """Put into a row what comes next of its text and was read before. Its last token is read in any case."""
+    def recall(self, slot: Slot) -> bool:
+        """Put into a row what comes next of its text and was read before, but for the last token. Was room made instead?"""
         assert slot.ticket is not None
         root, prefixes = self.root(slot.ticket.request, len(slot.text)), self.prefixes[slot.part]
         while slot.recalls(self.piece):
             block = prefixes.next(root, slot.block, slot.text[slot.at : slot.at + self.piece])
             if block is None:
                 break
-            self.make_room(slot.at + self.piece)
+            if memory.make_room(self, slot.at + self.piece):
+                return True
             at, place = slot.one(slot.at), slot.one(block.place)
             self.state = prefix.restore(self.state, self.pool, slot.named(), at, place, config=self.config)
             if self.other is not None:  # what it keeps of its own is in no store
@@ -240,6 +247,7 @@ class Engine:
             slot.block, slot.held = block, slot.text[: slot.at]
             slot.fill(slot.at)
             slot.ticket.cached_tokens += self.piece
+        return False
 
     def advance(self, slot: Slot, size: int) -> None:
         """Note that a row has read so many tokens more, and keep them where they are a whole piece."""
@@ -278,7 +286,7 @@ class Engine:
         steps = buckets.STREAMED if waiting else buckets.CHUNK
         steps = buckets.FOLLOWED if any(slot.follows for slot in writing) else steps
         owners = [slot.owner(steps, self.spare) for slot in writing]
-        self.make_room(max(owner.slot.filled + owner.positions for owner in owners))
+        memory.make_room(self, max(owner.slot.filled + owner.positions for owner in owners))
         each, allowed = steps_of(owners, self.rows), allowed_of(self.anything, {slot.row: slot for slot in writing})
         how = {"config": self.config, "speculate": drafts.program_of(self.speculate)}
         self.state, drawn = self.programs.write_tokens(self.model.params, self.state, each, allowed, self.other, **how)
@@ -310,10 +318,3 @@ class Engine:
         assert slot.ticket is not None
         self.events.append(Event("freed", slot.ticket.number, slot.row, slot.drawn))
         slot.ticket = None
-
-    def make_room(self, positions: int) -> None:
-        """A capacity of so many positions at least."""
-        capacity = buckets.capacity(min(positions, self.config.max_positions), self.config.max_positions)
-        if capacity > (had := self.state.cache.capacity):
-            memory.check_room(self.model, self.rows, capacity, had, self.speculate)
-            self.state = slots.resize(self.state, config=self.config, capacity=capacity, other=self.other)

@@ -115,6 +115,16 @@ def served(model: Model, rows: int | None, context: int | None, speculate: draft
     return rows, context
 
 
+def make_room(engine: Engine, positions: int) -> bool:
+    """Give an engine a capacity of so many positions at least. Had it less? Raises NoRoomError where there is no memory."""
+    capacity = buckets.capacity(min(positions, engine.config.max_positions), engine.config.max_positions)
+    if capacity <= (had := engine.state.cache.capacity):
+        return False
+    check_room(engine.model, engine.rows, capacity, had, engine.speculate)
+    engine.state = slots.resize(engine.state, config=engine.config, capacity=capacity, other=engine.other)
+    return True
+
+
 def shrunk(engine: Engine, tickets: Sequence[Ticket]) -> State:
     """The state of an engine in which nobody is, with no more room than these need soon: what is not there is not looked at.
 

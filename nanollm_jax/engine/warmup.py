@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from nanollm_jax.checks import check_counts
-from nanollm_jax.engine import buckets, prefix, slots
+from nanollm_jax.engine import buckets, memory, prefix, slots
 from nanollm_jax.engine.drafts import Speculate, program_of, speculation
 from nanollm_jax.engine.embed import embed
 from nanollm_jax.engine.engine import Engine
@@ -109,7 +109,7 @@ def programs(
     found: dict[int, list[jax.Array]] = {}  # what reading so many tokens gave
 
     def resize(capacity: int) -> None:
-        engine.make_room(capacity)
+        memory.make_room(engine, capacity)
 
     def empty(capacity: int) -> None:
         engine.state = engine.empty(capacity)
