@@ -105,7 +105,11 @@ class Guards:
             raise Refusal(
                 403, "the Origin header names another site; nanollm serve --cors-origin adds one.", code="origin"
             )
-        if path in OPEN or path.startswith(("/page/", "/glass/page/")) or scope["method"] == "OPTIONS":
+        if (
+            path.removeprefix("/v1") in OPEN
+            or path.startswith(("/page/", "/glass/page/"))
+            or scope["method"] == "OPTIONS"
+        ):
             return None
         return options.check_key(headers.get(b"authorization", b"").decode("latin-1"))
 
