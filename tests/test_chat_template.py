@@ -260,6 +260,7 @@ def test_a_marker_that_a_normalizer_makes_is_none(folder: Path, tmp_path: Path) 
         {"tools": 5}, {"tools": "ab"}, {"variables": 5}, {"variables": {1: 2}}, {"template": 5}, {"variables": {"a": "\udc00"}},
         {"tools": [{"a": "\udc00"}]}, {"tools": [{"\udc00": 1}]}, {"variables": {"a": {1, 2}}}, {"variables": {"a": b"x"}},
         {"variables": {"a": functools.reduce(lambda inner, _: [inner], range(5000), 1)}}, {"variables": {"a": 10**5000}},
+        {"variables": {"messages": []}}, {"variables": {"tools": []}}, {"variables": {"add_generation_prompt": False}},
     ],
 )  # fmt: skip
 def test_what_is_no_variable_is_refused(folder: Path, options: dict[str, Any]) -> None:

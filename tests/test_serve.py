@@ -147,6 +147,9 @@ WRONG = [
     ({"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
     ({"messages": [{"role": "system", "content": "x"}]}, "messages"),
     ({"stream_options": {"x": 1}}, "stream_options.x"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"chat_template_kwargs": {"add_generation_prompt": False}}, "chat_template_kwargs"),
+    ({"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "high"}}, "reasoning_effort"),
     ({"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens"),
 ]
 
@@ -170,6 +173,26 @@ def test_other_refusals(http):
     assert http.get("/v1/chat/completions").status_code == 405
     assert http.post("/v1/completions", content=b"x", headers={"content-type": "text/plain"}).status_code == 415
     assert http.post("/v1/completions", content=b"x", headers={"content-type": "application/json"}).status_code == 400
+
+
+def test_what_one_of_a_few_values_must_be_is_said(http):
+    """At any depth."""
+
+    def said(path, **fields):
+        return http.post(path, json=fields).json()["error"]["message"]
+
+    ask = {"messages": ASK["messages"]}
+    assert said("/v1/embeddings", input="x", pooling="max").endswith("'max'; expected 'mean', 'last'.")
+    assert "expected 'text', 'json_object', 'json_schema'" in said(
+        "/v1/chat/completions", **ask, response_format={"type": "regex"}
+    )
+    tools = {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "auto", "tools": [{"type": "x", "function": {"name": "f"}}]},
+    }
+    assert "tools[0].type: invalid enum value 'x'; expected 'function'." in said(
+        "/v1/chat/completions", **ask, tool_choice=tools
+    )
 
 
 def test_messages_as_clients_send_them(http):

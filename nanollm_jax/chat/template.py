@@ -23,6 +23,9 @@ from nanollm_jax.tokenizer import Tokenizer
 from nanollm_jax.tokenizer.parts import Part, PartsEncoder
 
 Message = Mapping[str, Any]
+OWN = frozenset(
+    ("messages", "tools", "add_generation_prompt")
+)  # what every template is given, by encode's own arguments
 MARK = "END_OF_WHAT_IS_CONTINUED "  # behind the last message while it is rendered; the space says whether spaces stay
 
 
@@ -52,7 +55,7 @@ class ChatTemplate:
         continue_final_message  end where the last message ends, which is to be continued, instead
         tools                   JSON schemas of functions, for templates that read them
         template                which one, where there are several; "default", or "tool_use" when there are tools
-        variables               what else a template reads, for example {"enable_thinking": False}
+        variables               what else a template reads, for example {"enable_thinking": False}; none of the above
         The template decides on the BOS; of several in front, one is kept.
         Raises RequestError for messages that are not messages, that the template refuses, or that spell a marker where it is
         not certain what becomes of it; TokenizerError for a template that is broken, loops for ever or builds more text than
@@ -210,6 +213,8 @@ def check_variables(tools: Any, variables: Any) -> dict[str, Any]:
         isinstance(variables, Mapping) and all(isinstance(key, str) for key in variables)
     ):
         raise RequestError(f"variables is {shown(variables)}; expected names and JSON values.")
+    if own := sorted(OWN & set(variables or ())):
+        raise RequestError(f"variables has {own[0]!r}, which a template is given besides; leave it out here.")
     given = {"tools": None if tools is None else list(tools), "documents": None} | dict(variables or {})
     check_json(given, "tools and template variables")
     return given

@@ -122,8 +122,10 @@ class Readers:
         given = list(tools.values()) if choice.names else None
         template = self.renderer.chat_template
         variables = dict(body.chat_template_kwargs or {})
-        if isinstance(body, Chat) and body.reasoning_effort is not None:
-            variables["reasoning_effort"] = body.reasoning_effort
+        effort = body.reasoning_effort if isinstance(body, Chat) else None
+        if effort is not None and variables.setdefault("reasoning_effort", effort) != effort:
+            message = "reasoning_effort and that of chat_template_kwargs differ; give one of them."
+            raise Refusal(400, message, "reasoning_effort")
         try:
             source = "" if template is None else template.source(given)
             messages = read_messages(body.messages, arguments_as_text=wants_text(source))
@@ -222,6 +224,9 @@ class Readers:
         stops = [body.stop] if isinstance(body.stop, str) else body.stop
         if len(stops) > STOPS or any(len(stop) > LONGEST_STOP for stop in stops):
             raise Refusal(400, f"stop has at most {STOPS} texts of {LONGEST_STOP} characters here.", "stop")
+        options = None if body.stream else body.stream_options
+        if options is not None and (options.include_usage or options.continuous_usage_stats):
+            raise Refusal(400, "stream_options without stream: give stream true, or leave both out.", "stream_options")
         seed = secrets.randbits(32) if body.seed is None else body.seed
         sampling = with_settings(self.model.defaults.sampling, self.settings(body))
         requests = requests_of(

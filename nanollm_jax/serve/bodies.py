@@ -6,7 +6,7 @@ msgspec checks the types and names the place of what does not fit: "Expected `in
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -147,13 +147,13 @@ def read_body(given: dict[str, Any], kind: type[B]) -> B:
     try:
         return msgspec.convert(without_tables(given, kind.__struct_fields__), kind)
     except msgspec.ValidationError as error:
-        raise blamed(str(error)) from None
+        raise blamed(str(error), kind) from None
     except RecursionError:
         raise Refusal(400, "the body is nested too deeply.") from None
 
 
-def blamed(message: str, place: str = "") -> Refusal:
-    """What msgspec found wrong, as a refusal that names the field."""
+def blamed(message: str, kind: type[msgspec.Struct], place: str = "") -> Refusal:
+    """What msgspec found wrong with an object of this kind, as a refusal that names the field."""
     found = re.search(r" - at `\$\.?(.*)`$", message)
     where = ".".join(filter(None, (place, found[1] if found else "")))
     missing = re.search(r"(?:missing required|contains unknown) field `(.*?)`", message)
@@ -163,4 +163,14 @@ def blamed(message: str, place: str = "") -> Refusal:
         code = "missing_required_parameter" if "missing" in message else "unknown_parameter"
         return Refusal(400, f"{where} {known}.", where, code)
     plain = message.partition(" - at `")[0]
+    if found and plain.startswith("Invalid enum value"):
+        plain += f"; expected {', '.join(map(repr, choices(kind, found[1])))}"
     return Refusal(400, f"{where or 'the body'}: {plain[0].lower()}{plain[1:]}.", where or None, "invalid_type")
+
+
+def choices(kind: Any, place: str) -> tuple[Any, ...]:
+    """The values that a field may have, one of a few, at this place of an object of this kind."""
+    for name in re.sub(r"\[.*?\]", "", place).split("."):
+        kind = get_type_hints(kind)[name]
+        kind = get_args(kind)[0] if get_origin(kind) is list else kind
+    return get_args(kind)

@@ -64,7 +64,7 @@ def convert(given: dict[str, Any], kind: type[Read], place: str) -> Read:
     try:
         return msgspec.convert({name: value for name, value in given.items() if value is not None}, kind)
     except msgspec.ValidationError as error:
-        raise blamed(str(error), place) from None
+        raise blamed(str(error), kind, place) from None
 
 
 def read_messages(given: list[dict[str, Any]], *, arguments_as_text: bool = False) -> list[dict[str, Any]]:

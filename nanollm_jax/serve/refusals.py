@@ -19,6 +19,7 @@ FIELDS = {
     "temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "seed": "seed", "stop": "stop",
     "repetition_penalty": "repetition_penalty", "presence_penalty": "presence_penalty", "n": "n",
     "frequency_penalty": "frequency_penalty", "logit_bias": "logit_bias", "top_logprobs": "top_logprobs",
+    "variables": "chat_template_kwargs",
 }  # fmt: skip
 
 
