@@ -15,6 +15,7 @@ from typing import Any
 from nanollm_jax.checks import check_count, check_positive
 from nanollm_jax.errors import ConfigError, shown
 from nanollm_jax.kinds import Latent, LayerConfig, LongRopeScaling, told
+from nanollm_jax.mixers import Mixer
 
 # the kinds of norm: the name of a function in ops/norm.py, and the parameters that it takes behind x
 NORMS = {"rms_norm": ("scale",), "layer_norm": ("scale", "bias"), "centred_norm": ("scale",)}
@@ -105,6 +106,8 @@ class ModelConfig:
             raise ConfigError(f"layers is {shown(layers)}; expected a tuple of LayerConfigs, one a layer.")
         if len(layers) > MOST_LAYERS:
             raise ConfigError(f"layers has {len(layers)} entries; expected at most {MOST_LAYERS}.")
+        if len(mixers := {layer.mixer for layer in layers} - {None}) > 1:
+            raise ConfigError(f"layers have different mixers, {shown(mixers)}; expected one kind beside attention.")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: "
@@ -187,7 +190,7 @@ class ModelConfig:
         } | ({} if (one := self.latent) is None else {
             "C": one.width, "A": one.value, "X": one.key + one.value, "Y": one.key + one.rotated, "Z": one.rotated,
             "J": one.query_width or 0,
-        })  # fmt: skip
+        }) | (self.mixer.sizes if self.mixer else {})  # fmt: skip
 
     @property
     def vectors(self) -> int:
@@ -198,6 +201,11 @@ class ModelConfig:
     def value_dim(self) -> int:
         """How wide what a head gives is."""
         return self.head_dim if self.latent is None else self.latent.value
+
+    @property
+    def mixer(self) -> Mixer | None:
+        """What those layers have in place of attention that have something; None where all have attention."""
+        return next((layer.mixer for layer in self.layers if layer.mixer), None)
 
     @property
     def norms(self) -> tuple[str, ...]:

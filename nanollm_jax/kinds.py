@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from nanollm_jax.checks import check_count, check_positive
 from nanollm_jax.errors import ConfigError, shown
+from nanollm_jax.mixers import Mixer
 
 SCORES = ("softmax", "sigmoid")  # what becomes of a router's logits: names in ops/moe.py
 
@@ -177,6 +178,7 @@ class LayerConfig:
     attention_scale  what scores are multiplied by; None means 1/sqrt(head_dim)
     sharpening       how queries grow with their positions; None where they do not
     router           how experts are chosen, where it has some in place of the one MLP; None where not
+    mixer            what it has in place of attention; None where it has attention
     """
 
     window: int | None = None
@@ -184,6 +186,7 @@ class LayerConfig:
     attention_scale: float | None = None
     sharpening: Sharpening | None = None
     router: Router | None = None
+    mixer: Mixer | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None:
@@ -196,6 +199,8 @@ class LayerConfig:
             raise ConfigError(f"sharpening is {shown(self.sharpening)}; expected a Sharpening, or None.")
         if self.router is not None and not isinstance(self.router, Router):
             raise ConfigError(f"router is {shown(self.router)}; expected a Router, or None.")
+        if self.mixer is not None and not isinstance(self.mixer, Mixer):
+            raise ConfigError(f"mixer is {shown(self.mixer)}; expected a ShortConvolution, or None.")
 
     def __repr__(self) -> str:
         return told(self)

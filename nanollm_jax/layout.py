@@ -9,6 +9,8 @@
     W width of the MLP that all tokens share beside the experts
     C width of a latent of keys and values        J of a latent of queries        Y of a query, X of a key and a value that a
     latent gives, A of the value
+    h channels of a recurrent layer               w tokens that its convolution sees
+    t = 3: its two gates, and what passes both
 
 Each is one array, or for a large matrix what its dtype keeps in place of one (ops/kept.py). Weights are stored outputs
 first. What is multiplied by the same vector lies in one array, cut where it also divides among devices: wqkv [K Q H D]
@@ -24,6 +26,7 @@ from typing import Any
 
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.dtypes import Dtype
+from nanollm_jax.errors import RequestError
 
 # by how many of its last axes a matrix is multiplied, its inputs; whatever has no entry is a vector that is added or stretches
 INPUTS = {
@@ -38,6 +41,7 @@ INPUTS = {
     "router": 1,
     "tokens": 1,
     "positions": 1,
+    "win": 1,
 }
 BLOCK = 256  # slots of a cache that attention sums together
 
@@ -76,8 +80,8 @@ def layout(config: ModelConfig) -> dict[str, str]:
         "embedding": {"tokens": "V D"} | ({"positions": "P D"} if config.learned_positions else {}),
         "layers": {
             str(index): norms
+            | ({"attention": attention} if layer.mixer is None else {"recurrent": layer.mixer.parameters})
             | {
-                "attention": attention,
                 "mlp": mlp if layer.router is None else corrected if layer.router.corrected else experts,
             }
             for index, layer in enumerate(config.layers)
@@ -127,19 +131,31 @@ def large_matrices(config: ModelConfig) -> dict[str, int]:
 
 
 def cache_slots(config: ModelConfig, capacity: int, spare: int = 0) -> list[int]:
-    """S of each layer in a cache of this capacity: the capacity, or the layer's window and `spare` slots where that is less.
+    """S of each layer in a cache of this capacity: the capacity, or the layer's window and `spare` slots where that is less; 0
+    of a layer that has a state in place of keys and values.
 
     More than BLOCK of them come in whole blocks, which attention sums one after the other.
     """
-    sizes = [layer.window + spare if layer.window else capacity for layer in config.layers]
+    sizes = [0 if layer.mixer else layer.window + spare if layer.window else capacity for layer in config.layers]
     whole = lambda size: size if size <= BLOCK else -(-size // BLOCK) * BLOCK  # noqa: E731
     return [min(whole(size), whole(capacity)) for size in sizes]
+
+
+def check_goes_back(config: ModelConfig) -> None:
+    """Raise RequestError for a model with recurrent layers, from what wants to take back tokens that were read."""
+    where = [where for layer, where in config.alike() if layer.mixer is not None]
+    if where:
+        raise RequestError(
+            f"tokens cannot be guessed ahead here: layers {' '.join(where)} are recurrent, and what such a layer has read "
+            "cannot be taken back; leave speculate out."
+        )
 
 
 def row_nbytes(
     config: ModelConfig, context: int, itemsize: int, tp: int = 1, spare: int = 0, kept: str = "auto"
 ) -> tuple[int, int]:
-    """Bytes of one device for a row of so many positions: its keys and values; and what draws its tokens, with its settings.
+    """Bytes of one device for a row of so many positions: its keys, values and states; and what draws its tokens, with its
+    settings.
 
     spare is how many tokens of a step are guessed, each with logits of its own; kept how keys and values are, see init_cache.
     """
@@ -147,7 +163,15 @@ def row_nbytes(
     slots = sum(cache_slots(config, context, spare))
     # logits, two histories, the logit bias, two masks; and the text
     drawing = config.vocab_size * (4 * (1 + spare) + 1 + 4 + 4 + 1 + 1) + 4 * config.max_positions
-    return config.vectors * vector * (config.num_kv_heads // tp) * slots, drawing
+    return config.vectors * vector * (config.num_kv_heads // tp) * slots + state_nbytes(config, itemsize) // tp, drawing
+
+
+def state_nbytes(config: ModelConfig, itemsize: int) -> int:
+    """Bytes of what the recurrent layers remember of one row, however long its text is. itemsize is that of keys and values."""
+    if (mixer := config.mixer) is None:
+        return 0
+    state = 0 if mixer.state is None else 4 * math.prod(mixer.state)
+    return sum(layer.mixer is not None for layer in config.layers) * (itemsize * math.prod(mixer.tail) + state)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name as tag
 from nanollm_jax import cache as kv
 from nanollm_jax.cache import KVCache
 from nanollm_jax.config import ModelConfig
-from nanollm_jax.ops import attention, embedding, latent, mlp, moe, norm, rope
+from nanollm_jax.ops import attention, embedding, latent, mixing, mlp, moe, norm, rope
 from nanollm_jax.ops.dot_product import dot_product
 from nanollm_jax.ops.linear import linear, linear_sum
 from nanollm_jax.params import Params
@@ -85,13 +85,14 @@ def logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def block(p: Params, x: jax.Array, new: New, cache: KVCache, index: int, config: ModelConfig) -> Outcome:
-    """One layer: attention, then the MLP, each added to the residual stream.  x [B T D] -> [B T D], cache
+    """One layer: attention (or recur), then the MLP, each added to the residual stream.  x [B T D] -> [B T D], cache
 
     With a parallel residual both halves read the same stream (Wang & Komatsuzaki 2021, GPT-J-6B), through one norm or two.
     """
     name, scale = f"layers.{index}", config.residual_scale
     h = tag(normalize(p, "attention_norm", x, config), f"{name}.attention_norm")
-    given, cache = attend(p["attention"], h, new, cache, index, config)
+    mix = attend if config.layers[index].mixer is None else recur
+    given, cache = mix(p, h, new, cache, index, config)
     given = tag(normalize(p, "attention_post_norm", given, config), f"{name}.attention.out")
     y = tag(x + scale * given, f"{name}.middle")
 
@@ -106,7 +107,7 @@ def block(p: Params, x: jax.Array, new: New, cache: KVCache, index: int, config:
 @jax.named_scope("attention")
 def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config: ModelConfig) -> Outcome:
     """Self-attention of the new tokens over everything in the cache, themselves included.  h [B T D] -> [B T D], cache"""
-    name, layer = f"layers.{index}.attention", config.layers[index]
+    name, layer, p = f"layers.{index}.attention", config.layers[index], p["attention"]
     if config.latent is None:
         q, k, v = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")))  # [B T N H], and [B T K H] twice
     else:
@@ -129,6 +130,13 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
     mixed = mixed if config.latent is None else latent.values(p, mixed, config.latent)
     mixed = tag(mixed.astype(h.dtype), f"{name}.mixed")  # [B T N H]
     return linear_sum(mixed, p["wo"], p.get("bo")), cache
+
+
+def recur(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config: ModelConfig) -> Outcome:
+    """What a recurrent layer makes of the new tokens and of its memory of those before.  h [B T D] -> [B T D], cache"""
+    memory, mixer = kv.recall(cache, index), config.layers[index].mixer
+    given, memory = mixing.mix(p["recurrent"], h, memory, new.real, mixer, f"layers.{index}.recurrent")
+    return given, kv.remember(cache, index, memory, new.real)
 
 
 def feed_forward(p: Params, h: jax.Array, index: int, config: ModelConfig) -> jax.Array:

@@ -19,7 +19,9 @@ import numpy as np
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.layout import layout
 
-RULE = {"B": "dp", "K": "tp", "N": "tp", "F": "tp", "M": "tp", "W": "tp", "V": "tp", "B*K": ("dp", "tp")}
+RULE = {
+    "B": "dp", "K": "tp", "N": "tp", "F": "tp", "M": "tp", "W": "tp", "V": "tp", "h": "tp", "B*K": ("dp", "tp"),
+}  # fmt: skip
 
 
 def arrange(config: ModelConfig, tp: int) -> ModelConfig:
@@ -30,6 +32,9 @@ def arrange(config: ModelConfig, tp: int) -> ModelConfig:
         config, num_heads=K * G, num_kv_heads=K, intermediate_size=up(config.intermediate_size, tp),
         expert_size=up(config.expert_size, tp) if config.num_experts else config.expert_size,
         shared_size=up(config.shared_size, tp),
+        layers=tuple(
+            dataclasses.replace(layer, mixer=layer.mixer.divided(tp)) if layer.mixer else layer for layer in config.layers
+        ),
         counted_heads=counted if config.qk_norm == "width" and counted != held else None,
     )  # fmt: skip
 
@@ -56,7 +61,9 @@ def sources(config: ModelConfig, tp: int) -> dict[str, np.ndarray]:
     """{letter: which of the model's own heads, channels or rows each stored one is, -1 for zeros} of axes that tp splits."""
     arranged = arrange(config, tp)
     stored, sizes = stored_sizes(arranged, tp), config.sizes
-    found = {letter: np.arange(stored[letter]) for letter in ("F", "M", "W", "V")}
+    found: dict[str, np.ndarray] = {
+        letter: np.arange(stored[letter]) for letter in ("F", "M", "W", "V", "h") if letter in stored
+    }
     found = {letter: np.where(own < sizes[letter], own, -1) for letter, own in found.items()}
     G, shares = stored["G"], copies(config, stored["G"])
     share, key = np.arange(stored["K"]) % shares, np.arange(stored["K"]) // shares
@@ -81,7 +88,14 @@ def made_up(config: ModelConfig, tp: int) -> list[str]:
         said.append(f"{own[0]} query heads over {own[1]} key/value heads as {held[0]} over {held[1]}")
     letters = {letter for axes in layout(config).values() for letter in axes.split()}
     sizes, stored = config.sizes, stored_sizes(arranged, tp)
-    for letter, name in (("F", "MLP width"), ("M", "width of experts"), ("W", "shared width"), ("V", "vocabulary")):
+    names = {
+        "F": "MLP width",
+        "M": "width of experts",
+        "W": "shared width",
+        "V": "vocabulary",
+        "h": "recurrent channels",
+    }
+    for letter, name in names.items():
         if letter in letters and sizes[letter] != stored[letter]:
             said.append(f"{name} {sizes[letter]} as {stored[letter]}")
     return said

@@ -49,8 +49,8 @@ def letters(vocab_size):
 
 
 def position_bytes(model):
-    """Bytes of one position of one row, in all layers."""
-    return sum(layer.nbytes // (layer.slots * ROWS) for layer in Engine(model, ROWS).state.cache.layers)
+    """Bytes of one position of one row, in all layers; of a state its share, where it is kept for every PIECE of them."""
+    return sum(layer.block_nbytes(ROWS, PIECE) // PIECE for layer in Engine(model, ROWS).state.cache.layers)
 
 
 def requests_for(model, count, seed=1, longest=300):

@@ -67,10 +67,12 @@ FURTHER = {
                     "qk_rope_head_dim": 6, "qk_nope_head_dim": 10, "v_head_dim": 8, "rope_scaling": {
                         "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 0.7,
                         "mscale_all_dim": 1.3}},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "conv_bias": True, "block_auto_adjust_ff_dim": False},
     "glm4_moe": {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "n_shared_experts": 2,
                  "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7, "use_qk_norm": True, "attention_bias": True},
 }  # fmt: skip
 FURTHER = {name: SHARED | special | {"model_type": name} for name, special in FURTHER.items()}
+HYBRIDS = ("lfm2",)  # those with recurrent layers
 # families whose mathematics is that of others: a config reader and a table of their own
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 RELATED = {

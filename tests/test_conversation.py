@@ -382,7 +382,7 @@ def test_a_ring_that_has_overwritten_cannot_go_back() -> None:
         (11, 9, False),
         (11, 3, False),
     ):
-        assert layer.forgets(length, target, 7) != possible
+        assert layer.forgets(length, length, target, 7) != possible
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from agreement import agree
 from law import alone, check_law, model_of, requests_for, result, schedule
-from models import CONFIG_JSON, FURTHER
+from models import CONFIG_JSON, FURTHER, HYBRIDS
 from test_distributed import free_port
 from test_drafts import Told, check_guesses
 
@@ -29,7 +29,7 @@ def test_every_family_in_every_dtype(family, dtype):
 
 
 # every family once, each dtype and length of blocks in several; full attention and rings in all
-GUESSED = {(family, DTYPES[n % 3], (1, 4, 7)[n // 3 % 3]) for n, family in enumerate(FAMILIES)}
+GUESSED = {(family, DTYPES[n % 3], (1, 4, 7)[n // 3 % 3]) for n, family in enumerate(FAMILIES) if family not in HYBRIDS}
 GUESSED |= {(family, dtype, 4) for family in ("llama", "gemma3_text") for dtype in DTYPES}
 
 

@@ -105,6 +105,9 @@ DEEPSEEK_V3 = LLAMA | dict(
 DEEPSEEK_V2 = DEEPSEEK_V3 | dict(model_type="deepseek_v2", q_lora_rank=None, topk_method="greedy", n_group=1, topk_group=1,
                                  rope_parameters=None)  # fmt: skip
 GLM4_MOE_LITE = DEEPSEEK_V3 | dict(model_type="glm4_moe_lite", n_group=1, topk_group=1, rope_parameters=None)
+LFM2 = dict(model_type="lfm2", vocab_size=101, hidden_size=48, intermediate_size=88, num_hidden_layers=3, norm_eps=1e-5,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0,
+            layer_types=["conv", "full_attention", "conv"])  # fmt: skip
 
 EYES = dict(depth=1, hidden_size=32, intermediate_size=37, num_heads=2, out_hidden_size=48)
 SEEN = dict(image_token_id=901, video_token_id=902, vision_start_token_id=903, vision_end_token_id=904)
@@ -281,6 +284,8 @@ CASES = {
                                              routed_scaling_factor=3.0, rope_parameters=YARN | dict(
                                                  mscale=0.707, mscale_all_dim=0.707)),
     "glm4_moe_lite": GLM4_MOE_LITE,
+    "lfm2": LFM2 | dict(conv_bias=True, conv_L_cache=5),
+    "lfm2-adjusted": LFM2 | dict(block_multiple_of=16, block_ffn_dim_multiplier=1.3, tie_word_embeddings=False),
     "gpt2": GPT2,
     "gpt2-untied": GPT2 | dict(tie_word_embeddings=False),
     "gpt2-inner": GPT2 | dict(n_inner=71, n_head=3, vocab_size=130),

@@ -5,7 +5,8 @@ Needs torch and transformers: `make parity`. The names, beside theirs:
     hidden_states[0]        embedding
     hidden_states[n]        layers.{n-1}.out, but for the last
     hidden_states[L]        final_norm: the last one is normalised
-    attentions[n]           layers.{n}.attention.weights, [B K G T S] where theirs are [B N T S], N = K * G
+    attentions[n]           layers.{n}.attention.weights, [B K G T S] where theirs are [B N T S], N = K * G; theirs are of those
+                            layers alone that have attention
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ def theirs(reference, ids):
 def check(values, expected, layers):
     """values {name: [B T ..]}, weights as [B N T S]"""
     states, weights = expected
-    assert len(states) == layers + 1 and len(weights) == layers
-    names = ["embedding", *(f"layers.{n}.out" for n in range(layers - 1)), "final_norm"]
+    looking = [index for index, layer in enumerate(layers) if layer.mixer is None]
+    assert len(states) == len(layers) + 1 and len(weights) == len(looking)
+    names = ["embedding", *(f"layers.{n}.out" for n in range(len(layers) - 1)), "final_norm"]
     for name, state in zip(names, states, strict=True):
         agree(values[name], state, 1e-4)
-    for n, weight in enumerate(weights):
+    for n, weight in zip(looking, weights, strict=True):
         agree(values[f"layers.{n}.attention.weights"], weight, 1e-4)
 
 
@@ -55,7 +57,7 @@ def test_observed(name, tmp_path_factory):
     inside = jax.jit(nano.harvest(nano.forward, KEEP), static_argnames="config")
     _, values = inside(model.params, ids, cache, config=model.config)
     flat = {key: x.reshape(2, -1, 40, 40) if key.endswith("weights") else x for key, x in values.items()}
-    check(flat, theirs(reference, ids), model.config.num_layers)
+    check(flat, theirs(reference, ids), model.config.layers)
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "mistral-window", "gpt2", "gemma3", "mixtral"])
@@ -72,4 +74,4 @@ def test_watched(name, tmp_path_factory):
             key: np.moveaxis(x.reshape(T, -1, T), 0, 1)[None] if key.endswith("weights") else x[None]
             for key, x in values.items()
         }
-        check(flat, theirs(reference, [ids[:-1]]), model.config.num_layers)
+        check(flat, theirs(reference, [ids[:-1]]), model.config.layers)

@@ -21,6 +21,7 @@ from programs import compiled
 import nanollm_jax as nano
 from nanollm_jax import letters as alphabet
 from nanollm_jax import params as parameters
+from nanollm_jax.cache import Plain, Recurrent
 from nanollm_jax.cli import run
 from nanollm_jax.decode import write_tokens
 from nanollm_jax.devices.shards import spread
@@ -389,8 +390,9 @@ def test_a_conversation_on_a_mesh():
 
 def test_a_field_of_several_arrays_has_letters_for_each():
     """The pool of prefixes has a buffer a layer, and a mesh splits each of them."""
-    pool = prefix.Pool(k=(np.zeros(2), np.zeros(2)), v=(np.zeros(2),))
-    assert alphabet.of(pool) == prefix.Pool(k=("B*K P H",) * 2, v=("B*K P H",))
+    kept = Plain(np.zeros(2), np.zeros(2)), Recurrent(np.zeros(2), np.zeros(2)), Recurrent(np.zeros(2))
+    letters = Plain("B*K S H", "B*K S H"), Recurrent("B u h", "B h"), Recurrent("B u h")
+    assert alphabet.of(prefix.Pool(kept, 16)) == prefix.Pool(letters, 16)
 
 
 def test_each_part_of_the_rows_keeps_its_own_prefixes():

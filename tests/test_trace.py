@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import CONFIG_JSON
+from models import CONFIG_JSON, FURTHER
 
 import nanollm_jax as nano
 from nanollm_jax import cli
@@ -29,7 +29,7 @@ S = 32
 
 def compiled(family, B, T):
     """A model's config, and its two programs: prefill of [B T], decode of one token."""
-    config, _ = nano.read_config(CONFIG_JSON[family] | WIDE[family])
+    config, _ = nano.read_config((CONFIG_JSON | FURTHER)[family] | WIDE.get(family, {}))
     params = nano.init_params(config, jax.random.key(0))
     state = init_state(nano.init_cache(config, B, S), config)
     arguments = params, np.zeros((B, T), np.int32), np.full(B, T, np.int32), state
@@ -81,7 +81,7 @@ def test_a_program_says_of_itself_what_xla_says(family, B):
 
 
 def test_every_part_has_a_scope_in_the_model():
-    _, *lowered = compiled("llama", 1, 16)
+    lowered = [program for family in ("llama", "lfm2") for program in compiled(family, 1, 16)[1:]]
     text = "".join(program.as_text(debug_info=True) for program in lowered)
     assert not [part for part in hlo.PARTS if not re.search(rf"\b{part}/", text)]
 

@@ -1,7 +1,10 @@
-"""The key/value cache: what attention remembers of the tokens that were seen. Only this room knows how it is stored."""
+"""The cache: what layers remember of the tokens that were seen. Only this room knows how it is stored."""
 
 from nanollm_jax.cache.cache import (
     KVCache as KVCache,
+)
+from nanollm_jax.cache.cache import (
+    Layer as Layer,
 )
 from nanollm_jax.cache.cache import (
     advance as advance,
@@ -19,6 +22,12 @@ from nanollm_jax.cache.cache import (
     put_back as put_back,
 )
 from nanollm_jax.cache.cache import (
+    recall as recall,
+)
+from nanollm_jax.cache.cache import (
+    remember as remember,
+)
+from nanollm_jax.cache.cache import (
     repeat as repeat,
 )
 from nanollm_jax.cache.cache import (
@@ -31,4 +40,5 @@ from nanollm_jax.cache.layers import Latents as Latents
 from nanollm_jax.cache.layers import Plain as Plain
 from nanollm_jax.cache.layers import Ring as Ring
 from nanollm_jax.cache.layers import shapes as shapes
+from nanollm_jax.cache.recurrent import Recurrent as Recurrent
 from nanollm_jax.cache.rounded import Buffer as Buffer

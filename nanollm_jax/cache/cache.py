@@ -11,20 +11,25 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from nanollm_jax import collectives
-from nanollm_jax.cache import rounded
+from nanollm_jax.cache import recurrent, rounded
 from nanollm_jax.cache.layers import Plain, kinds, shapes
+from nanollm_jax.cache.recurrent import Recurrent
 from nanollm_jax.checks import check_count
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.dtypes import check_kept, resolve_dtype
 from nanollm_jax.errors import RequestError
-from nanollm_jax.layout import cache_slots
+from nanollm_jax.layout import cache_slots, check_goes_back
 from nanollm_jax.letters import axes, nbytes, pytree, spec, static
 from nanollm_jax.ops.dot_product import Seen
+from nanollm_jax.ops.mixing import Memory
+
+Layer = Plain | Recurrent
 
 
 @pytree
 class KVCache:
-    """Keys and values of every layer, L x [B*K S H] twice, and how many positions of each row are filled, length [B].
+    """Keys and values of every layer, L x [B*K S H] twice, or what a recurrent one remembers in their place; and how many
+    positions of each row are filled, length [B].
 
     rows [R] names the rows that the next tokens are for, and length is theirs, where it is not every row (select).
     Static: capacity is how many positions a row has room for. fresh says that nothing was written yet, so that a first
@@ -34,7 +39,7 @@ class KVCache:
     than their window, so that those tokens take nobody's place who is still seen.
     """
 
-    layers: tuple[Plain, ...]
+    layers: tuple[Layer, ...]
     length: jax.Array = axes("B")
     rows: jax.Array | None = axes("B", default=None)
     capacity: int = static(default=0)
@@ -52,11 +57,16 @@ class KVCache:
         """Bytes of all buffers."""
         return sum(layer.nbytes for layer in self.layers)
 
+    @property
+    def kept(self) -> str:
+        """How keys and values are kept: a dtype's name."""
+        return next((layer.kept for layer in self.layers if isinstance(layer, Plain)), self.layers[0].kept)
+
     def __repr__(self) -> str:
         kinds = [type(layer).__name__.lower() for layer in self.layers]
         counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         return (
-            f"KVCache({self.batch} rows of {self.capacity} positions, {counted} layers, {self.layers[0].kept}, "
+            f"KVCache({self.batch} rows of {self.capacity} positions, {counted} layers, {self.kept}, "
             f"{nbytes(self.layers)})"
         )
 
@@ -76,9 +86,9 @@ def init_cache(
     dtype is that of the weights; the cache has it too, but for bfloat16 on CPU, where it is float32: XLA there converts
     a whole 16-bit buffer to float32 and back for every token. On a mesh each device makes its own part. spare is how many
     tokens of a block may be taken back (KVCache). kept "int8" keeps keys and values in 8 bits, with a scale for each token and
-    head.
-    Raises ConfigError for a count below 1, an unknown dtype or way to keep, RequestError for more positions than the model has
-    and for rows that the mesh does not divide.
+    head; what recurrent layers remember stays as it is.
+    Raises ConfigError for a count below 1, an unknown dtype or way to keep, RequestError for more positions than the model has,
+    for rows that the mesh does not divide, and for spare in a model with recurrent layers, which take nothing back.
     """
     check_count("batch", batch)
     check_count("capacity", capacity)
@@ -87,6 +97,8 @@ def init_cache(
             f"a cache of {capacity} positions is more than the model's {config.max_positions}; "
             f"ask for capacity={config.max_positions} or less."
         )
+    if spare:
+        check_goes_back(config)
     if mesh is not None and (batch % mesh.shape["dp"] or config.num_kv_heads % mesh.shape["tp"]):
         raise RequestError(
             f"a cache of {batch} rows and {config.num_kv_heads} key/value heads does not divide over {dict(mesh.shape)}; "
@@ -98,9 +110,13 @@ def init_cache(
     check_kept(kept)
     placed = lambda letters: None if mesh is None else NamedSharding(mesh, spec(letters))  # noqa: E731
     widths = config.head_dim, (config.vectors - 1) * config.head_dim
-    layers = tuple(
+    layers: tuple[Layer, ...] = tuple(
         kind(*(rounded.empty((*shape[:2], width), dtype, kept, placed) for width in widths))
-        for kind, shape in zip(kinds(config, capacity, spare), shapes(config, batch, capacity, spare), strict=True)
+        if layer.mixer is None
+        else recurrent.empty(layer.mixer, batch, dtype, placed)
+        for layer, kind, shape in zip(
+            config.layers, kinds(config, capacity, spare), shapes(config, batch, capacity, spare), strict=True
+        )
     )
     length = jnp.zeros(batch, jnp.int32, device=placed("B"))
     return KVCache(layers, length, capacity=capacity, fresh=True, spare=spare, mesh=mesh)
@@ -108,13 +124,11 @@ def init_cache(
 
 def resize(cache: KVCache, config: ModelConfig, capacity: int) -> KVCache:
     """The same cache with another capacity, which no row is longer than. Rings that stay what they are are handed through."""
-    made, sizes = [], (config, capacity, cache.spare)
-    for old, kind, S in zip(cache.layers, kinds(*sizes), cache_slots(*sizes), strict=True):
-        wider = ((0, 0), (0, max(S - old.slots, 0)), (0, 0))
-        sized = lambda x, S=S, wider=wider: jnp.pad(x[:, :S], wider[: x.ndim])  # noqa: E731
-        both = old.k, old.v
-        made.append(kind(*(both if old.slots == S else jax.tree.map(sized, both))))
-    return dataclasses.replace(cache, layers=tuple(made), capacity=capacity)
+    sizes = (config, capacity, cache.spare)
+    made = tuple(
+        layer.resized(kind, S) for layer, kind, S in zip(cache.layers, kinds(*sizes), cache_slots(*sizes), strict=True)
+    )
+    return dataclasses.replace(cache, layers=made, capacity=capacity)
 
 
 def check_room(cache: KVCache, tokens: jax.Array | np.ndarray, new: Any, config: ModelConfig) -> None:
@@ -157,6 +171,7 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
     """
     B, T, K, H = k.shape
     old = cache.layers[layer]
+    assert isinstance(old, Plain)
     positions = cache.length[:, None] + jnp.arange(T)[None]  # [B T]
     real = (jnp.arange(T)[None] < count[:, None]) & (positions < cache.capacity)
     own = old.as_read(k, v)
@@ -170,9 +185,29 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
         keys, values = (jnp.concatenate(both, axis=2) for both in zip(before, own, strict=True))
         stand = jnp.concatenate([old.held(cache.length), positions], axis=1)
         filled = cache.length
-    written = dataclasses.replace(cache, layers=(*cache.layers[:layer], new, *cache.layers[layer + 1 :]))
     filled = jnp.where(count > 0, jnp.minimum(filled, old.slots), 0)
-    return written, Seen(keys, values, stand, filled, T if 1 + cache.spare < T or cache.fresh else 0)
+    return changed(cache, layer, new), Seen(keys, values, stand, filled, T if 1 + cache.spare < T or cache.fresh else 0)
+
+
+@jax.named_scope("cache")
+def recall(cache: KVCache, layer: int) -> Memory:
+    """What a recurrent layer remembers of the rows that the next tokens are for."""
+    old = cache.layers[layer]
+    assert isinstance(old, Recurrent)
+    return old.recall(cache.rows, cache.length, cache.fresh)
+
+
+@jax.named_scope("cache")
+def remember(cache: KVCache, layer: int, memory: Memory, count: jax.Array) -> KVCache:
+    """Take in what it remembers now, of those rows of which any tokens were real, count [B]."""
+    old = cache.layers[layer]
+    assert isinstance(old, Recurrent)
+    return changed(cache, layer, old.write(cache.rows, memory, count))
+
+
+def changed(cache: KVCache, layer: int, new: Layer) -> KVCache:
+    """The cache with another layer in the place of one."""
+    return dataclasses.replace(cache, layers=(*cache.layers[:layer], new, *cache.layers[layer + 1 :]))
 
 
 def advance(cache: KVCache, count: jax.Array) -> KVCache:

@@ -9,6 +9,7 @@ query may see are never seen.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,9 +53,25 @@ class Plain:
         slots = jnp.arange(self.slots)[None]
         return jnp.where(slots < length[:, None], slots, -1)
 
-    def forgets(self, length: int, back: int, window: int | None) -> bool:
-        """Would a row that had `length` positions miss any of those that it needs behind its first `back`?"""
+    def used(self, length: jax.Array) -> int:
+        """Bytes of the slots that hold something, of rows of this length [B]."""
+        held = self.held(length)
+        return int((held >= 0).sum()) * self.nbytes // max(held.size, 1)
+
+    def block_nbytes(self, rows: int, size: int) -> int:
+        """Bytes of a block of `size` positions of one of so many rows."""
+        return self.nbytes // (self.slots * rows) * size
+
+    def forgets(self, filled: int, reach: int, back: int, window: int | None) -> bool:
+        """Would a row that has `filled` positions, and had `reach`, miss any of those that it needs behind its first `back`?"""
         return False
+
+    def resized(self, kind: type[Plain], slots: int) -> Plain:
+        """The same with so many slots, of this kind; itself where that is what it has."""
+        wider = ((0, 0), (0, max(slots - self.slots, 0)), (0, 0))
+        sized = lambda x: jnp.pad(x[:, :slots], wider[: x.ndim])  # noqa: E731
+        both = self.k, self.v
+        return kind(*(both if self.slots == slots else jax.tree.map(sized, both)))
 
     def heads(self, rows: jax.Array | None, B: int, K: int) -> tuple[jax.Array, jax.Array]:
         """Keys and values with rows and heads apart, of all rows or of the B named ones.  -> [B K S H] twice"""
@@ -118,6 +135,29 @@ class Plain:
         new = self.write(rows, k, v, positions, real)
         return new, *new.heads(rows, B, K)  # the new ones stand behind those
 
+    def pool(self, blocks: int, size: int, rows: int, placed: Callable[[str], Any]) -> Plain:
+        """Room for so many blocks of `size` positions of a layer of so many rows: [blocks*K size H] twice."""
+        K = self.k.shape[0] // rows
+        made = lambda x: jnp.zeros((blocks * K, size, *x.shape[2:]), x.dtype, device=placed("B*K"))  # noqa: E731
+        return Plain(*jax.tree.map(made, (self.k, self.v)))
+
+    def keep(self, pool: Plain, row: jax.Array, at: jax.Array, block: jax.Array, rows: int) -> Plain:
+        """The pool with the positions at, at + 1, .. of R rows as these blocks of it, past the last for nobody.  all [R]"""
+        K = self.k.shape[0] // rows
+        found = self.at(row, at[:, None] + jnp.arange(pool.slots)[None], K)
+        heads = (block[:, None] * K + jnp.arange(K)[None]).reshape(-1)
+        put = lambda old, new: old.at[heads].set(new.reshape(heads.size, *new.shape[2:]), mode="drop")  # noqa: E731
+        return Plain(*jax.tree.map(put, (pool.k, pool.v), found))
+
+    def restore(self, pool: Plain, row: jax.Array, at: jax.Array, block: jax.Array, rows: int) -> Plain:
+        """The layer with blocks of a pool at the positions at, at + 1, .. of R rows, past the last for nobody.  all [R]"""
+        K = self.k.shape[0] // rows
+        positions = at[:, None] + jnp.arange(pool.slots)[None]
+        heads = block[:, None] * K + jnp.arange(K)[None]
+        taken = lambda x: x.at[heads].get(mode="clip").swapaxes(1, 2)  # noqa: E731  # [R P K H]
+        k, v = jax.tree.map(taken, (pool.k, pool.v))
+        return self.put(row, k, v, positions, jnp.ones_like(positions, bool))
+
 
 @pytree
 class Latents(Plain):
@@ -154,10 +194,10 @@ class Ring(Plain):
         last = length[:, None] - 1
         return last - (last - jnp.arange(self.slots)[None]) % self.slots
 
-    def forgets(self, length: int, back: int, window: int | None) -> bool:
-        """Were any of the last `window` positions before `back` overwritten by those up to `length`?"""
+    def forgets(self, filled: int, reach: int, back: int, window: int | None) -> bool:
+        """Were any of the last `window` positions before `back` overwritten by those up to `reach`?"""
         assert window is not None
-        return length > self.slots and back < length - self.slots + window - 1
+        return reach > self.slots and back < reach - self.slots + window - 1
 
     def take(
         self, rows: jax.Array | None, k: jax.Array, v: jax.Array, positions: jax.Array, real: jax.Array
@@ -192,7 +232,7 @@ class Ring(Plain):
 
 
 def kinds(config: ModelConfig, capacity: int, spare: int = 0) -> list[type[Plain]]:
-    """The kind of each layer in a cache of this capacity, whose rings have so many slots to spare."""
+    """The kind of each layer with keys in a cache of this capacity, whose rings have so many slots to spare."""
     whole = Plain if config.latent is None else Latents
     return [Ring if capacity > S else whole for S in cache_slots(config, capacity, spare)]
 

@@ -132,6 +132,8 @@ def describe_device(
 
     path = find_config(source, revision)
     config, _ = read_config(config_json_at(path), str(path))
+    if speculate is not None:
+        layout.check_goes_back(config)
     kind, found = jax.default_backend(), native.library()
     size, spare = memory.cache_itemsize(resolve_weights(dtype_name or "auto").activations), drafts.spare(speculate)
     sizes = buckets.capacities(config.max_positions)

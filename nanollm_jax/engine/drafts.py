@@ -24,6 +24,7 @@ from nanollm_jax.cache import KVCache
 from nanollm_jax.checks import whole
 from nanollm_jax.devices.programs import Other
 from nanollm_jax.errors import NanoLLMWarning, RequestError, shown
+from nanollm_jax.layout import check_goes_back
 from nanollm_jax.loading import Model
 from nanollm_jax.sampling import History
 
@@ -176,10 +177,13 @@ def program_of(speculate: Speculate) -> Lookup | Drafter | None:
 
 
 def other_of(speculate: Speculate, ours: Model) -> Other | None:
-    """The parameters beside the model's own that it needs. Raises as check_draft does."""
+    """The parameters beside the model's own that it needs. Raises as check_draft and check_goes_back do."""
+    if speculate is not None:
+        check_goes_back(ours.config)
     if not isinstance(speculate, DraftModel):
         return None
     check_draft(ours, speculate.model)
+    check_goes_back(speculate.model.config)
     return Other(speculate.model.params, speculate.model.config)
 
 

@@ -186,8 +186,8 @@ class Engine:
         n, switch = common_prefix(slot.held, text[:-1]), self.config.switch_length
         if switch is not None and (len(text) > switch) != (slot.filled > switch):
             return 0
-        layers = enumerate(self.state.cache.layers)
-        return 0 if any(kept.forgets(slot.reach, n, self.config.layers[layer].window) for layer, kept in layers) else n
+        both = zip(self.state.cache.layers, self.config.layers, strict=True)
+        return 0 if any(kept.forgets(slot.filled, slot.reach, n, layer.window) for kept, layer in both) else n
 
     def read(self) -> bool:
         """Read the next piece of who came first, or short ones of several; or make room, which takes as long. Was there any?"""

@@ -137,9 +137,9 @@ def shrunk(engine: Engine, tickets: Sequence[Ticket]) -> State:
 
 def places(engine: Engine, limit: int | None) -> int:
     """How many blocks of a prefix each part of an engine's rows may keep in so many bytes; None is buckets' choice."""
-    position = sum(layer.nbytes // (layer.slots * engine.rows) for layer in engine.state.cache.layers)
-    limit = buckets.prefix_bytes(position * engine.config.max_positions) if limit is None else limit
-    return limit // (position * engine.piece * engine.dp)
+    block = sum(layer.block_nbytes(engine.rows, engine.piece) for layer in engine.state.cache.layers)
+    limit = buckets.prefix_bytes(block * engine.config.max_positions // engine.piece) if limit is None else limit
+    return limit // (block * engine.dp)
 
 
 def ran_out(error: BaseException) -> bool:

@@ -15,16 +15,16 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from nanollm_jax.cache import Buffer, KVCache
+from nanollm_jax.cache import KVCache, Layer
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.programs import program
 from nanollm_jax.engine.slots import State
-from nanollm_jax.letters import axes, pytree, spec
+from nanollm_jax.letters import pytree, spec, static
 
 
 @dataclass
@@ -113,46 +113,37 @@ class Prefixes:
 
 @pytree
 class Pool:
-    """Blocks of P positions that were read once: keys and values of each layer as it keeps them, L x [B*K P H], B of them."""
+    """Blocks of P positions that were read once, of each layer as it keeps them: keys and values [B*K P H] of B blocks, or what
+    a recurrent layer remembers at the end of each.
+    """
 
-    k: tuple[Buffer, ...] = axes("B*K P H")
-    v: tuple[Buffer, ...] = axes("B*K P H")
+    layers: tuple[Layer, ...]
+    size: int = static()
 
 
 def empty_pool(cache: KVCache, blocks: int, size: int) -> Pool:
     """A pool of so many blocks of `size` positions each, beside this cache."""
-    K = cache.layers[0].k.shape[0] // cache.batch
     # named, a device would bind every program that takes the pool to it, and compile it again
-    where = None if cache.mesh is None else NamedSharding(cache.mesh, spec("B*K"))
-    made = lambda x: jnp.zeros((blocks * K, size, *x.shape[2:]), x.dtype, device=where)  # noqa: E731
-    k, v = (tuple(getattr(layer, name) for layer in cache.layers) for name in ("k", "v"))
-    return Pool(*jax.tree.map(made, (k, v)))
+    placed = lambda letters: None if cache.mesh is None else NamedSharding(cache.mesh, spec(letters))  # noqa: E731
+    return Pool(tuple(layer.pool(blocks, size, cache.batch, placed) for layer in cache.layers), size)
 
 
 @program(donate=("pool",))
 def keep(pool: Pool, state: State, row: jax.Array, at: jax.Array, block: jax.Array, *, config: ModelConfig) -> Pool:
-    """Copy the positions at, at + 1, .. of R rows to blocks of the pool, past the last for nobody.  row, at and block [R]"""
-    P, K = pool.k[0].shape[1], state.cache.layers[0].k.shape[0] // state.cache.batch
-    positions = at[:, None] + jnp.arange(P)[None]
-    found = [layer.at(row, positions, K) for layer in state.cache.layers]
-    heads = (block[:, None] * K + jnp.arange(K)[None]).reshape(-1)
+    """Copy the positions at, at + 1, .. of R rows to blocks of the pool, past the last for nobody.  row, at and block [R]
 
-    put = lambda old, new: old.at[heads].set(new.reshape(heads.size, *new.shape[2:]), mode="drop")  # noqa: E731
-    k, v = zip(*found, strict=True)
-    return Pool(*jax.tree.map(put, (pool.k, pool.v), (k, v)))
+    Of a recurrent layer what it remembers now: the rows have just read the last of these positions.
+    """
+    both: Any = zip(state.cache.layers, pool.layers, strict=True)
+    return dataclasses.replace(
+        pool, layers=tuple(layer.keep(kept, row, at, block, state.cache.batch) for layer, kept in both)
+    )
 
 
 @program(donate=("state",))
 def restore(state: State, pool: Pool, row: jax.Array, at: jax.Array, block: jax.Array, *, config: ModelConfig) -> State:
     """Put blocks of the pool at the positions at, at + 1, .. of R rows, and count them.  row, at and block [R]"""
-    P, K = pool.k[0].shape[1], state.cache.layers[0].k.shape[0] // state.cache.batch
-    positions = at[:, None] + jnp.arange(P)[None]
-    heads = block[:, None] * K + jnp.arange(K)[None]
-    # [R P K H]
-    taken = lambda kept: jax.tree.map(lambda x: x.at[heads].get(mode="clip").swapaxes(1, 2), kept)  # noqa: E731
-    layers = tuple(
-        layer.put(row, taken(k), taken(v), positions, jnp.ones_like(positions, bool))
-        for layer, k, v in zip(state.cache.layers, pool.k, pool.v, strict=True)
-    )
-    length = state.cache.length.at[row].set(at + P, mode="drop")
+    both: Any = zip(state.cache.layers, pool.layers, strict=True)
+    layers = tuple(layer.restore(kept, row, at, block, state.cache.batch) for layer, kept in both)
+    length = state.cache.length.at[row].set(at + pool.size, mode="drop")
     return dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=layers, length=length))

@@ -72,7 +72,7 @@ def export(model: Model, folder: str | os.PathLike[str], *, capacity: int | None
         facts: dict[str, Any] = {"piece": piece, "capacity": capacity, "switch": config.switch_length, "begin": begin}
         facts["stop"] = model.defaults.stop
         (part / "export.json").write_text(json.dumps(facts, indent=1) + "\n")
-        facts |= {"cache": rows.cache.layers[0].kept, "name": Path(folder).name}
+        facts |= {"cache": rows.cache.kept, "name": Path(folder).name}
         (part / "README.md").write_text(readme(model, facts, kept), encoding="utf-8")
     return Path(os.path.expanduser(folder))
 

@@ -42,6 +42,7 @@ from nanollm_jax.families import (
     granitemoehybrid,
     hunyuan_v1_dense,
     internlm3,
+    lfm2,
     llama,
     minimax_m2,
     ministral,
@@ -80,7 +81,7 @@ FAMILIES: dict[str, ModuleType] = {
     "arcee": arcee, "nemotron": nemotron, "ministral3": ministral3, "hunyuan_v1_dense": hunyuan_v1_dense, "cohere": cohere,
     "cohere2": cohere2, "phi": phi, "qwen2_moe": qwen2_moe, "glm4_moe": glm4_moe, "dots1": dots1,
     "ernie4_5_moe": ernie4_5_moe, "minimax_m2": minimax_m2, "gpt_oss": gpt_oss,
-    "deepseek_v2": deepseek_v2, "deepseek_v3": deepseek_v3, "glm4_moe_lite": glm4_moe_lite,
+    "deepseek_v2": deepseek_v2, "deepseek_v3": deepseek_v3, "glm4_moe_lite": glm4_moe_lite, "lfm2": lfm2,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.glass import passes
+from nanollm_jax.glass.names import check_attends
 from nanollm_jax.glass.passes import Target
 from nanollm_jax.glass.texts import Source, Text, of_each, same_length, text_of
 from nanollm_jax.params import Params
@@ -78,6 +79,8 @@ def ablate(
     asked = text_of(source, text, row)
     target, plain = passes.aim(asked, token, against, at)
     config = asked.config
+    if parts == "heads":
+        check_attends(config, "an ablation of heads")
     other = others(asked, parts, instead)
     L, units = config.num_layers, config.num_heads if parts == "heads" else 1
     layer, unit = (index.ravel().astype(np.int32) for index in np.indices((L, units)))

@@ -32,6 +32,8 @@ def model_names(model: Model) -> dict[str, list[str]]:
         lacks = {"layers.*.mlp.hidden"} if layer.router else {"layers.*.mlp.router"}
         lacks |= set() if layer.router and model.config.shared_size else {"layers.*.mlp.shared"}
         lacks |= set() if model.config.latent is None else {"layers.*.attention.v"}
+        other = "layers.*.recurrent." if layer.mixer is None else "layers.*.attention."
+        lacks |= {row for row in inside if row.startswith(other)} - {"layers.*.attention.out"}
         found |= {row.replace("*", str(index)): axes for row, axes in inside.items() if row not in lacks}
     return found | {row: axes for row, axes in rows.items() if row not in inside}
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.glass import passes
+from nanollm_jax.glass.names import check_attends
 from nanollm_jax.glass.texts import Source, of_each, text_of
 from nanollm_jax.glass.walk import Kept
 from nanollm_jax.ops.embedding import look_up
@@ -80,6 +81,7 @@ def contributions(
     token, against and at may be lists then. Raises RequestError as harvest does.
     """
     asked = text_of(source, text, row)
+    check_attends(asked.config, "a logit's sum of contributions")
     target, _ = passes.aim(asked, token, against, at)
     heads, mlps, embedding, bias, logit = passes.fetched(passes.run_pass(parts_of, asked.model, *asked.padded, target))
     what = passes.said(asked, target).replace("log-probability", "logit")

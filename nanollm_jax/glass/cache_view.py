@@ -17,10 +17,10 @@ from nanollm_jax.errors import RequestError
 class LayerView:
     """One layer of a cache.
 
-    kind   "plain", "latents" where keys and values are one vector, or "ring" where a new token takes the place of one that left
-           the window
+    kind   "plain", "latents" where keys and values are one vector, "ring" where a new token takes the place of one that left
+           the window, or "recurrent", a state of each row in place of slots
     held   the position that each slot holds, negative if none [B S]
-    bytes  of both buffers, which are there whatever they hold; used those of slots that hold something
+    bytes  of all buffers, which are there whatever they hold; used those of slots that hold something, or of rows that do
     """
 
     kind: str
@@ -69,7 +69,5 @@ def cache_view(cache: KVCache | State) -> CacheView:
     length, views = collectives.whole(found.length), []
     for layer in found.layers:
         held = np.asarray(layer.held(jnp.asarray(length)))
-        size = layer.nbytes
-        used = int((held >= 0).sum()) * size // max(held.size, 1)
-        views.append(LayerView(type(layer).__name__.lower(), held, size, used))
-    return CacheView(views, length, found.layers[0].kept)
+        views.append(LayerView(type(layer).__name__.lower(), held, layer.nbytes, layer.used(jnp.asarray(length))))
+    return CacheView(views, length, found.kept)

@@ -18,6 +18,7 @@ from nanollm_jax.checks import single, whole
 from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.glass import passes
 from nanollm_jax.glass.edits import Change
+from nanollm_jax.glass.names import check_attends
 from nanollm_jax.glass.steering import differences
 from nanollm_jax.glass.texts import own_config, text_of
 from nanollm_jax.loading import Model
@@ -57,6 +58,7 @@ class Edits:
     def check(self, model: Model) -> None:
         """Raise RequestError for what this model does not have."""
         config = own_config(model)
+        check_attends(config, "what the page changes")
         for pair in self.heads:
             if len(pair) != 2:
                 raise RequestError(f"heads has {shown(list(pair))}; expected pairs [layer, head].")

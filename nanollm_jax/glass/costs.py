@@ -30,20 +30,21 @@ def bytes_of(engine: Engine, events: Sequence[Event]) -> int:
 
 def step_bytes(config: ModelConfig, dtype: str, rows: int, held: tuple[int, ...]) -> float:
     """roofline.step_bytes of rows that hold so many positions each."""
-    weights, cached, windows = fixed_bytes(config, dtype, rows)
+    fixed, vector, windows = fixed_bytes(config, dtype, rows)
     seen = sum(count * min(positions + 1, window) for positions in held for window, count in windows)
-    return weights + cached * (seen + rows * config.num_layers)
+    return fixed + vector * seen
 
 
 @cache
 def fixed_bytes(config: ModelConfig, dtype: str, rows: int) -> tuple[float, float, tuple[tuple[int, int], ...]]:
-    """Of a step of so many rows: bytes of weights, those of one position in the cache of one layer; and how many layers see how
-    many positions.
+    """Of a step of so many rows: bytes of weights, states and new keys and values; those of one position in the cache of one
+    layer that looks at some; and how many layers look at how many positions.
     """
-    parts = part_bytes(config, rows, 0, dtype)
-    cached = parts.pop("cache")
-    windows = Counter(layer.window or config.max_positions for layer in config.layers)
-    return sum(parts.values()), cached / (2 * rows * config.num_layers), tuple(windows.items())
+    windows = Counter(layer.window or config.max_positions for layer in config.layers if layer.mixer is None)
+    one, two = (sum(part_bytes(config, rows, length, dtype).values()) for length in (0, 1))
+    wider = sum(count for window, count in windows.items() if window > 1)  # layers that see one position more
+    vector = (two - one) / (rows * wider) if wider else 0.0
+    return one - vector * rows * windows.total(), vector, tuple(windows.items())
 
 
 def limit(model: Model) -> float | None:

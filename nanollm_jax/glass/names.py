@@ -17,6 +17,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 
+from nanollm_jax.config import ModelConfig
 from nanollm_jax.errors import RequestError
 
 NAMES = {
@@ -31,7 +32,8 @@ NAMES = {
     "layers.*.attention.scores": "B K G T S",  # the lowest float where a query may not look
     "layers.*.attention.weights": "B K G T S",
     "layers.*.attention.mixed": "B T N H",  # of latents as wide as their values
-    "layers.*.attention.out": "B T D",  # what is added to the stream, as mlp.out is
+    "layers.*.recurrent.convolved": "B T h",  # of a layer that has it in place of attention
+    "layers.*.attention.out": "B T D",  # what is added to the stream, as mlp.out is, of a recurrent layer too
     "layers.*.middle": "B T D",  # the residual stream between the two
     "layers.*.mlp_norm": "B T D",
     "layers.*.mlp.hidden": "B T F",  # of an MLP; of experts there is
@@ -44,7 +46,13 @@ NAMES = {
     "token": "B",  # what was drawn, and its log-probability
     "logprob": "B",
 }
-SPLIT = {"B": "dp", "K": "tp", "N": "tp", "F": "tp"}  # along which axis of a mesh: all devices have whole logits
+SPLIT = {
+    "B": "dp",
+    "K": "tp",
+    "N": "tp",
+    "F": "tp",
+    "h": "tp",
+}  # along which axis of a mesh: all devices have whole logits
 
 WORDS = {"**": ".*", "*": "[^.]*", "?": "[^.]", "{": "(?:", "}": ")"}
 
@@ -88,6 +96,15 @@ def check_found(patterns: Mapping[str, re.Pattern[str]], names: Collection[str])
             near = get_close_matches(pattern, names, n=3)
             meant = f"; did you mean {' or '.join(near)}?" if near else "."
             raise RequestError(f"no value is named {pattern}{meant} The names are {', '.join(shortened(names))}.")
+
+
+def check_attends(config: ModelConfig, what: str) -> None:
+    """Raise RequestError where not every layer has attention, from what looks at heads of all of them."""
+    if where := [where for layer, where in config.alike() if layer.mixer is not None]:
+        raise RequestError(
+            f"layers {' '.join(where)} are recurrent: {what} needs heads of attention in every layer. watch, observe, lens, "
+            "patch and ablate of mlps, attentions and layers work without."
+        )
 
 
 def shortened(names: Iterable[str]) -> list[str]:

@@ -31,6 +31,7 @@ from nanollm_jax.errors import RequestError, shown
 from nanollm_jax.glass import passes
 from nanollm_jax.glass.asking import expanded, model_names
 from nanollm_jax.glass.edits import Shrink
+from nanollm_jax.glass.names import check_attends
 from nanollm_jax.glass.story_arrays import (
     BEST,
     LIMITS,
@@ -83,8 +84,10 @@ def for_report(model: Model, layer: int | None = None) -> dict[str, Shrink | Non
     """What to keep of a generation that a report is to be made of: watch(..., keep=for_report(model)).
 
     layer: of which one whole rows of attention are kept, the middle one where it is None; of the others the strongest
-    places. The rest is vectors, three of the model's width for each layer and token. Raises RequestError for no such layer.
+    places. The rest is vectors, three of the model's width for each layer and token. Raises RequestError for no such layer, and
+    where layers are recurrent.
     """
+    check_attends(model.config, "a report")
     L = model.config.num_layers
     chosen = L // 2 if layer is None else whole(layer)
     if chosen is None or not 0 <= chosen < L:

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-PARTS = ("embedding", "norm", "attention", "rope", "cache", "scores", "mlp", "logits", "sampling")
+PARTS = ("embedding", "norm", "attention", "rope", "cache", "scores", "recurrent", "mlp", "logits", "sampling")
 OTHER = "other"  # residual additions, the loop's own counting, and what no part claims
 CONTAINERS = {"while", "conditional", "call"}  # they last as long as what runs inside
 TRANSPARENT = {"bitcast", "copy", "transpose", "reshape", "convert", "copy-start", "copy-done"}

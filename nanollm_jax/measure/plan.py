@@ -50,7 +50,7 @@ class Plan:
     weights, cache, and what of both is padding: zeros and second copies of heads, because tp does not divide them
     (partition.py); and the rest: the logits of the rows, their history and their sampling settings (state), and what a
     decode step needs beside them (temporaries). read are the bytes of the weights that a step reads, products the FLOPs of
-    every row's `block` tokens, one and those that are guessed, against them, attention those against a full cache.
+    every row's `block` tokens, one and those that are guessed, against them, attention those against a full cache and states.
     """
 
     weights: int
@@ -95,7 +95,7 @@ def make_plan(
     dtype is that of weights and cache; "int8" and "int4" are matrices in 8 or 4 bits, the rest in bfloat16. drafts is how
     many tokens of a step are guessed: it takes them all, and its limit counts none, as if no guess were right. cache is how
     keys and values are kept, as in load. Raises ConfigError for an unknown dtype or cache, RequestError for rows that dp
-    does not divide and for more positions than the model has.
+    does not divide, for more positions than the model has, and for drafts where recurrent layers take nothing back.
     """
     context = config.max_positions if context is None else context
     dp, tp = check_count("dp", dp), check_count("tp", tp)
@@ -107,8 +107,10 @@ def make_plan(
         )
     if context > config.max_positions:
         raise RequestError(f"context {context} is more than the model's {config.max_positions} positions.")
+    if drafts:
+        layout.check_goes_back(config)
     model, config = config, arrange(config, tp)
-    kept = resolve_weights(dtype, auto="bfloat16")
+    kept, kept_cache = resolve_weights(dtype, auto="bfloat16"), check_kept(cache)
     itemsize = kept.activations.itemsize
     sizes = stored_sizes(config, tp)
     own = {letter: length // (tp if RULE.get(letter) == "tp" else 1) for letter, length in sizes.items()}
@@ -118,21 +120,21 @@ def make_plan(
     shapes, stored = layout.shapes(config, own), layout.nbytes(config, kept, own)
     multiplied = sum(roofline.used_weights(config, config.experts_per_token, own).values())
     read = roofline.used_weights(config, roofline.experts_read(config, rows * T), own)
-    filled, state = (
-        rows * part for part in layout.row_nbytes(config, context, itemsize, tp, drafts, check_kept(cache))
-    )
+    filled, state = (rows * part for part in layout.row_nbytes(config, context, itemsize, tp, drafts, kept_cache))
+    needed_cache, _ = layout.row_nbytes(model, context, itemsize, 1, drafts, kept_cache)
     held, needed = (sum(layout.nbytes(of, kept, of_sizes).values()) for of, of_sizes in (
         (config, sizes), (model, model.sizes)))  # fmt: skip
     return Plan(
         weights=sum(stored.values()),
         cache=filled,
-        padding=round((held - needed) / tp + filled * (1 - model.num_kv_heads / config.num_kv_heads)),
+        padding=round((held - needed) / tp + filled - rows * needed_cache / tp),
         state=state,
         temporaries=rows * V * 4 * VOCABULARIES,
         read=sum(stored[path] * used / math.prod(shapes[path]) for path, used in read.items()),
         products=2.0 * multiplied * rows * T,
         # two products with each of G queries for every key and value vector, which are the numbers in buffers
-        attention=4.0 * buffers * sizes["G"] * T,
+        attention=4.0 * buffers * sizes["G"] * T
+        + rows * T / tp * sum(one.mixer.flops for one in config.layers if one.mixer),
         rows=batch,
         block=T,
     )

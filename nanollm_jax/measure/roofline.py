@@ -34,33 +34,30 @@ def step_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> int:
     """Bytes that decode has to move for one more token in each of `rows` rows that hold `length` positions.
 
     Every weight once (of an embedding that is only looked up, one vector per row), the keys and values in sight, and
-    the new ones. Of experts as many as are expected where all are chosen alike. dtype: a name, or a row of dtypes.py.
+    the new ones, states twice. Of experts as many as are expected where all are chosen alike. dtype: a name, or a row of
+    dtypes.py.
     """
     return round(sum(part_bytes(config, rows, length, dtype).values()))
 
 
 def part_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> dict[str, float]:
-    """step_bytes by the parts that a trace has: attention and mlp are their weights, norm all norms', logits the table that
-    the vocabulary is scored with, embedding the vectors that are looked up, cache keys and values.
+    """step_bytes by the parts that a trace has: attention, recurrent and mlp are their weights, norm all norms', logits the
+    table that the vocabulary is scored with, embedding the vectors that are looked up, cache keys, values and states.
     """
     kept = resolve_weights(dtype)
     used, sizes = used_weights(config, experts_read(config, rows)), layout.shapes(config)
     stored = layout.nbytes(config, kept)
-    seen = sum(min(length + 1, layer.window or length + 1) for layer in config.layers)
-    parts = dict.fromkeys(("embedding", "norm", "attention", "cache", "mlp", "logits"), 0.0)
-    parts["cache"] = (
-        rows
-        * kept.activations.itemsize
-        * config.vectors
-        * config.num_kv_heads
-        * config.head_dim
-        * (seen + config.num_layers)
-    )
+    looking = [layer.window or length + 1 for layer in config.layers if layer.mixer is None]
+    seen = sum(min(length + 1, window) + 1 for window in looking)
+    parts = dict.fromkeys(("embedding", "norm", "attention", "recurrent", "cache", "mlp", "logits"), 0.0)
+    itemsize = kept.activations.itemsize
+    parts["cache"] = rows * (itemsize * config.vectors * config.num_kv_heads * config.head_dim * seen)
+    parts["cache"] += rows * 2 * layout.state_nbytes(config, itemsize)  # read and written, all of it
     for path in stored:
         words = path.split(".")
         looked_up = "logits" if path in used else "embedding"
         part = {"tokens": looked_up, "positions": looked_up}.get(words[-1]) or next(
-            (word for word in words if word in ("attention", "mlp")), "norm"
+            (word for word in words if word in ("attention", "recurrent", "mlp")), "norm"
         )
         share = used[path] / math.prod(sizes[path]) if path in used else rows / sizes[path][0]
         parts[part] += stored[path] * share
@@ -71,15 +68,16 @@ def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
     """FLOPs of the matrix products that read `rows` prompts of `length` tokens and score what follows each.
 
     Two per weight and token, of the experts those that the token chooses; in attention, four per head width and pair of
-    a query and a key that it sees.
+    a query and a key that it sees; in recurrent layers what their records say.
     """
     used = used_weights(config, config.experts_per_token)
     products = [path for path in used if path.startswith("layers.") and path.rpartition(".")[2] in layout.INPUTS]
     weights = round(sum(used[path] for path in products))
-    windows = [layer.window or length for layer in config.layers]
+    windows = [layer.window or length for layer in config.layers if layer.mixer is None]
+    recurrent = length * sum(layer.mixer.flops for layer in config.layers if layer.mixer)
     pairs = sum(sum(min(position + 1, window) for position in range(length)) for window in windows)
     attention = 4 * config.num_heads * config.head_dim * pairs
-    return rows * (2 * length * weights + attention + 2 * config.vocab_size * config.hidden_size)
+    return rows * (2 * length * weights + attention + recurrent + 2 * config.vocab_size * config.hidden_size)
 
 
 def experts_read(config: ModelConfig, rows: int) -> float:

@@ -1,0 +1,257 @@
+"""Layers that remember a state: forms against the slow recurrence, padding, rows that come and go, what cannot go back."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from agreement import agree
+from law import alone, check_law, model_of, requests_for, result
+from models import FURTHER, HYBRIDS, random_model
+from test_watch import SHORT
+from test_watch import law as law_of_edits
+
+import nanollm_jax as nano
+from nanollm_jax.engine.engine import Engine
+from nanollm_jax.errors import ConfigError, RequestError
+from nanollm_jax.glass.cache_view import cache_view
+from nanollm_jax.measure import roofline
+from nanollm_jax.measure.plan import make_plan
+from nanollm_jax.mixers import ShortConvolution
+from nanollm_jax.ops import mixing
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def one_by_one(x, taps, bias):
+    """The convolution of each channel, a token after the other.  x [B T h] -> [B T h]"""
+    made = np.zeros_like(x)
+    for t in range(x.shape[1]):
+        for back in range(min(t + 1, taps.shape[-1])):
+            made[:, t] += x[:, t - back] * taps[:, -1 - back]
+    return made + bias
+
+
+@pytest.mark.parametrize("width", [1, 3, 4])
+def test_a_convolution_in_pieces_is_that_of_the_whole_text(width):
+    """Pieces of 1, 5 and 7 places with 1, 3 and 7 tokens in them, the rest padding; and a row that reads nothing."""
+    x, taps, bias = random(2, 11, 6), random(6, width), random(6)
+    expected, tail, found = one_by_one(x, taps, bias), jnp.zeros((2, width - 1, 6)), []
+    for begin, size, padded in ((0, 1, 1), (1, 3, 5), (4, 7, 7)):
+        piece = np.full((2, padded, 6), 1e3, np.float32)
+        piece[:, :size] = x[:, begin : begin + size]
+        made, tail = mixing.convolve(jnp.asarray(piece), tail, taps, bias, jnp.full(2, size))
+        found.append(made[:, :size])
+    agree(jnp.concatenate(found, axis=1), expected)
+    agree(tail, x[:, 11 - width + 1 :])
+    _, other = mixing.convolve(random(2, 4, 6, seed=1), tail, taps, bias, jnp.asarray([0, 1]))
+    np.testing.assert_array_equal(other[0], tail[0])
+
+
+@pytest.fixture(scope="module", params=HYBRIDS)
+def model(request):
+    return model_of(request.param)
+
+
+def recurrent_layers(cache):
+    return [layer for layer in cache.layers if isinstance(layer, nano.cache.Recurrent)]
+
+
+def test_a_row_that_reads_nothing_keeps_its_state_and_a_new_one_has_none(model):
+    """Two rows read, one of them further; then the first is somebody else's: it reads as if nobody had been there."""
+    config, ids = model.config, np.random.default_rng(0).integers(0, 80, (2, 16), dtype=np.int32)
+    empty = nano.init_cache(config, 2, 64, jnp.float32)
+    state = nano.prefill(model.params, ids, [9, 16], empty, config=config)
+    before = jax.device_get(recurrent_layers(state.cache))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(before))
+    read = jax.jit(
+        lambda tokens, count, cache: nano.model.hidden_states(model.params, tokens, count, cache, config=config)
+    )
+    _, after = read(ids, jnp.asarray([5, 0]), state.cache)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(recurrent_layers(after)), strict=True):
+        np.testing.assert_array_equal(old[1], new[1])
+        assert (old[0] != np.asarray(new[0])).any()
+    begun = dataclasses.replace(after, length=after.length.at[0].set(0))
+    x, _ = read(ids, jnp.asarray([16, 0]), begun)
+    fresh, _ = read(
+        ids, jnp.asarray([16, 0]), dataclasses.replace(nano.init_cache(config, 2, 64, jnp.float32), fresh=False)
+    )
+    np.testing.assert_array_equal(x[0], fresh[0])
+
+
+@pytest.mark.parity
+def test_the_law_of_load(model):
+    """Alone and beside others, from a prefix and read anew: the same bits; the store holds the states of whole blocks."""
+    engine = check_law(model, 12, 3)
+    assert sum(event.what == "hit" for event in engine.events) > 0
+
+
+@pytest.mark.parity
+def test_a_chat_goes_on_where_it_stands_and_reads_anew_where_it_went_back(model):
+    """What a row remembers is used where a text goes on, and nothing of it where the text is another."""
+    requests = requests_for(model, 1)
+    first = dataclasses.replace(
+        requests[0], ids=tuple(range(3, 40)), max_new_tokens=9, ends=(), streamed=False, grammar=None
+    )
+    rows = Engine(model, 1, piece=16, remember=True)
+
+    def ask(ids):
+        request = dataclasses.replace(first, ids=tuple(ids))
+        ticket = rows.submit(request)
+        while not rows.idle:
+            rows.step()
+        expected = alone(model, [request], rows=1, piece=16)[0]
+        assert result(ticket)[0] == expected[0]
+        agree(result(ticket)[1], expected[1], 1e-4)
+        return list(ids) + ticket.answer.token_ids, ticket.cached_tokens
+
+    text, cached = ask(range(3, 40))
+    assert cached == 0
+    longer, cached = ask([*text, 5, 6, 7])
+    assert cached == len(text) - 1
+    assert ask([*longer[:50], 9])[1] == 0
+
+
+def test_what_cannot_go_back_takes_no_drafts(model):
+    words = "layers 0 2 are recurrent, and what such a layer has read cannot be taken back; leave speculate out"
+    plain = random_model("qwen3")
+    with pytest.raises(RequestError, match=words):
+        nano.generate(model, [[1, 2]], max_new_tokens=2, speculate="lookup:2")
+    other = nano.Model(plain.config, plain.params)
+    small = dataclasses.replace(model, tokenizer=None)
+    with pytest.raises(RequestError, match=words):
+        nano.generate(other, [[1, 2]], max_new_tokens=2, speculate=nano.DraftModel(small, 2))
+    with pytest.raises(RequestError, match=words):
+        nano.init_cache(model.config, 1, 32, spare=2)
+    with pytest.raises(RequestError, match=words):
+        make_plan(model.config, drafts=2)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("mesh", [(1, 2), (2, 1)], ids=str)
+def test_a_mesh_splits_what_is_remembered(model, mesh):
+    spread = nano.shard(model, nano.make_mesh(*mesh))
+    prompts = [[5, 6, 7], list(range(1, 30))]
+    one, many = (nano.generate(m, prompts, max_new_tokens=6) for m in (model, spread))
+    for mine, theirs in zip(one, many, strict=True):
+        assert mine.token_ids == theirs.token_ids
+        agree(mine.logprobs, theirs.logprobs, 1e-4)
+    layer = recurrent_layers(nano.init_cache(spread.config, 2, 32, mesh=spread.mesh))[0]
+    assert layer.tail.addressable_shards[0].data.nbytes * 2 == layer.tail.nbytes
+
+
+@pytest.mark.parity
+def test_channels_that_a_mesh_does_not_divide_are_made_up():
+    """Three devices and 32 channels: 33, of which one is of zeros, and the same logits."""
+    config, _ = nano.read_config(FURTHER["lfm2"])
+    one = nano.Model(config, nano.init_params(config, jax.random.key(1), jnp.float32))
+    spread = nano.shard(one, nano.make_mesh(1, 3))
+    assert spread.config.mixer.channels == 33 and "recurrent channels 32 as 33" in nano.partition.made_up(config, 3)
+    ids = np.arange(8, dtype=np.int32)[None]
+    caches = (nano.init_cache(m.config, 1, 8, mesh=m.mesh) for m in (one, spread))
+    logits = [nano.forward(m.params, ids, c, config=m.config)[0] for m, c in zip((one, spread), caches, strict=True)]
+    agree(logits[1], logits[0], 1e-4)
+
+
+def test_in_8_bits_and_with_a_cache_in_8_bits(model):
+    """Matrices of recurrent layers are large ones; what is remembered stays as it is."""
+    config = model.config
+    kept = nano.init_params(config, jax.random.key(5), "int8")
+    cache = nano.init_cache(config, 1, 40, jnp.float32, kept="int8")
+    assert cache.kept == "int8" and {layer.kept for layer in recurrent_layers(cache)} == {"float32"}
+    ids = np.random.default_rng(1).integers(0, 80, (1, 40), dtype=np.int32)
+    exact, rounded = (
+        np.asarray(nano.forward(p, ids, c, config=config)[0])
+        for p, c in ((model.params, nano.init_cache(config, 1, 40, jnp.float32)), (kept, cache))
+    )
+    assert 0 < np.abs(rounded - exact).max() < 0.2 * np.abs(exact).max()
+
+
+def test_bytes_of_a_state_are_the_same_however_long_the_text_is(model):
+    """A row's bytes are those of its cache, and a step moves those of the state twice."""
+    config = model.config
+    for capacity in (32, 64):
+        cache = nano.init_cache(config, 3, capacity, jnp.float32)
+        assert cache.nbytes == 3 * nano.layout.row_nbytes(config, capacity, 4)[0]
+    state = sum(layer.nbytes for layer in recurrent_layers(cache)) / 3
+    plan = [make_plan(config, context=context, dtype="float32") for context in (32, 64)]
+    looking = sum(layer.mixer is None for layer in config.layers)
+    assert plan[1].cache - plan[0].cache == 32 * looking * 2 * config.num_kv_heads * config.head_dim * 4
+    parts = roofline.part_bytes(config, 2, 10, "float32")
+    assert parts["cache"] == 2 * (2 * state + 12 * looking * 2 * config.num_kv_heads * config.head_dim * 4)
+    assert parts["recurrent"] > 0
+    pairs = 10 * 11 // 2 * looking * 4 * config.num_heads * config.head_dim
+    more = roofline.prompt_flops(config, 1, 11) - roofline.prompt_flops(config, 1, 10)
+    again = roofline.prompt_flops(config, 1, 10) - roofline.prompt_flops(config, 1, 9)
+    assert more - again == pairs // 55 * (11 - 10)
+
+
+def test_a_cache_shows_its_states(model):
+    state = nano.prefill(
+        model.params, np.ones((2, 4), np.int32), [4, 2], nano.init_cache(model.config, 2, 32), config=model.config
+    )
+    view = cache_view(state)
+    kinds = [layer.kind for layer in view.layers]
+    assert kinds.count("recurrent") == sum(layer.mixer is not None for layer in model.config.layers)
+    assert all(
+        layer.used == layer.bytes and layer.held.shape == (2, 0) for layer in view.layers if layer.kind == "recurrent"
+    )
+
+
+def test_tools_that_need_heads_say_what_has_none(model):
+    words = "layers 0 2 are recurrent: .* needs heads of attention in every layer"
+    for tool in (nano.glass.contributions, partial(nano.glass.ablate, parts="heads")):
+        with pytest.raises(RequestError, match=words):
+            tool(model, [1, 2, 3])
+    with pytest.raises(RequestError, match=words):
+        nano.glass.for_report(model)
+
+
+@pytest.mark.parity
+def test_the_law_of_edits(model):
+    """What was watched and changed is one changed pass over the whole text; and its recurrent layers were seen."""
+    law_of_edits(model, SHORT)
+    box = nano.watch(model, SHORT[0], keep="layers.*.recurrent.*", max_new_tokens=4)
+    assert [list(box[name][0].shape) for name in box.names] == [[8, 32]] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"layer_types": ["conv", "mamba", "conv"]},
+            "layer_types is .*; expected a list of 3 of conv and full_attention",
+        ),
+        ({"layer_types": ["conv"]}, "layer_types is .*; expected a list of 3 of conv and full_attention"),
+        ({"layer_types": None, "full_attn_idxs": "all"}, "full_attn_idxs is 'all'; expected a list of layers"),
+        ({"conv_L_cache": 0}, "conv_L_cache is 0; expected a whole number of at least 1"),
+        ({"conv_bias": 3}, "conv_bias is 3; expected true or false"),
+    ],
+)
+def test_what_a_file_cannot_say(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        nano.read_config(FURTHER["lfm2"] | changes)
+
+
+def test_what_a_record_cannot_say():
+    for values, words in (((0, 3), "convolution: channels is 0"), ((4, 0), "width is 0"), ((4, 3, 1), "bias is 1")):
+        with pytest.raises(ConfigError, match=words):
+            ShortConvolution(*values)
+    config, _ = nano.read_config(FURTHER["lfm2"])
+    layers = [dataclasses.replace(config.layers[0], mixer=ShortConvolution(32, width)) for width in (2, 3)]
+    with pytest.raises(ConfigError, match="layers have different mixers"):
+        dataclasses.replace(config, layers=tuple(layers))
+
+
+def test_which_layers_of_an_older_file_convolve():
+    """full_attn_idxs names those that do not; a width that is adjusted is two thirds, stretched and rounded up."""
+    old = FURTHER["lfm2"] | {"layer_types": None, "full_attn_idxs": [0, 2], "block_auto_adjust_ff_dim": True}
+    config, _ = nano.read_config(old | {"block_ff_dim": 300, "block_multiple_of": 16, "block_ffn_dim_multiplier": 1.1})
+    assert [layer.mixer is not None for layer in config.layers] == [False, True, False]
+    assert config.intermediate_size == 224  # int(1.1 * 200) = 220
