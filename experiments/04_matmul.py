@@ -267,7 +267,7 @@ save(figure, "04_intensity")
 # ## In the engine
 # - `nanollm_jax.ops.linear.contract` is where the library multiplies matrices. Those with weights come through
 #   `nanollm_jax.ops.linear.product`, `[R I]` by `[O I]`, which knows other ways for weights that are stored in fewer
-#   bits (chapter 21).
+#   bits (chapter 24).
 # - `nanollm_jax.decode.prefill` and `nanollm_jax.decode.decode` are two programs, because their limits are different.
 # - Several texts at once, a *batch*, share the weights that were read: `nanollm_jax.generate` takes lists. Chapter 06
 #   has more on it.

@@ -208,7 +208,7 @@ save(figure, "16_file")
 #
 # *Left: the file from its first byte to its last, line by line. Six layers follow the embedding; in each the MLP
 # (blue) takes most of the room, and the norms are the small red marks. Right: nearly all weights lie between 1/1000
-# and 1/4. The range of bfloat16 goes down to 2^-126, so hardly any of its exponents are used; chapter 21 makes
+# and 1/4. The range of bfloat16 goes down to 2^-126, so hardly any of its exponents are used; chapter 24 makes
 # weights smaller.*
 #
 # ## Names to parameters

@@ -20,7 +20,7 @@
 #
 # That is the *roofline*. In decode every weight is read once for a token and used for two FLOPs. So bandwidth is the
 # limit, by far, and there are two ways out: use each weight that was read for several texts, *batching*, or make the
-# weights smaller, *quantisation*.
+# weights smaller, *quantisation* (chapter 24).
 #
 # ## From scratch
 # First a profiler: a clock that adds up seconds by name. The model is the one of chapter 20, in NumPy, with the parts
@@ -51,7 +51,6 @@ from chapter import (
     plt,
     predict,
     quick,
-    same,
     save,
     seconds,
     table,
@@ -59,10 +58,8 @@ from chapter import (
 from engine_steps import grow
 
 import nanollm_jax as nano
-from nanollm_jax import params as parameters
 from nanollm_jax.decode import init_state
 from nanollm_jax.measure import roofline
-from nanollm_jax.ops import int8
 
 model = nano.load(dtype="float32")
 config = model.config
@@ -272,147 +269,6 @@ save(figure, "21_limits")
 # of shares above says how much that is. A point above the limit of memory is possible too: this model is so small
 # that a large cache holds its weights, and the limit is that of the memory behind.*
 #
-# ## Quantisation: eight bits by hand
-# If bytes are the limit, use fewer. A float32 weight has 4 bytes. *Quantised* to int8 it has one: an integer from -127
-# to 127, times a *scale* that is stored once for each output, that is for each row of the matrix:
-#
-#     scale = largest |w| of the row / 127        q = round(w / scale)        w is nearly q · scale
-
-
-# %%
-def quantise(w, bits=8, group=None):
-    """w [O I] -> whole numbers [O I/group group] and scales [O I/group 1]; without a group, one scale for each row"""
-    top = 2 ** (bits - 1) - 1  # 127
-    w = w.reshape(len(w), -1, group or w.shape[1])
-    scale = np.abs(w).max(axis=-1, keepdims=True) / top
-    scale = np.where(scale == 0, 1, scale)
-    return np.clip(np.round(w / scale), -top, top).astype(np.int8), scale.astype(np.float32)
-
-
-w = weights["layers"][3]["mlp"]["down"]  # [D F]
-q, scale = quantise(w)
-restored = (q * scale).reshape(w.shape)
-print(f"{w.nbytes:,} bytes become {q.nbytes + scale.nbytes:,}")
-check("no weight is off by more than half a step", (np.abs(restored - w) <= scale[:, 0] / 2 * 1.0001).all())
-check("all of the range is used in each row", (np.abs(q).max(axis=(1, 2)) == 127).all())
-theirs = int8.quantize(jnp.asarray(w), 1)
-apart = np.abs(np.asarray(theirs.values, int) - q[:, 0])
-check(
-    "nanollm_jax.ops.int8.quantize: the same integers, but for a few halfway", apart.max() <= 1 and apart.mean() < 1e-3
-)
-same("and the same scales", theirs.scale, scale[:, 0, 0])
-
-x = random.normal(size=(3, F)).astype(np.float32)
-qx, scale_x = quantise(x)  # the vectors as well: then the product is one of integers
-whole = qx[:, 0].astype(np.int32) @ q[:, 0].astype(np.int32).T  # [3 D], exact
-by_integers = whole * scale_x[:, 0] * scale[:, 0].T
-same("the product of integers, scaled back", by_integers, x @ w.T, tolerance=0.03)
-same("is that of the restored numbers", by_integers, (qx * scale_x)[:, 0] @ restored.T)
-device_x, device_w = jnp.asarray(qx[:, 0]), jnp.asarray(q[:, 0])
-product = jax.jit(lambda a, b: jnp.einsum("RI,OI->RO", a, b, preferred_element_type=jnp.int32))
-check("XLA's product of int8 is the same, bit for bit", np.array_equal(product(device_x, device_w), whole))
-
-# %% [markdown]
-# Does the model suffer? All matrices of the bundled model are quantised and restored, in different ways, and the
-# perplexity (chapter 19) of some stories is measured. A *group* is a piece of a row with a scale of its own.
-
-# %% tags=["question"]
-predict("perplexity with 8, 4, 3 and 2 bits for each weight: from how many bits on is the model ruined?")
-
-# %% tags=["answer"]
-STORIES = (
-    "Once upon a time, there was a little girl named Lily. She had a red ball. One day, she went to the park with her mom. "
-    "The ball rolled down the hill and into the water. Lily was sad. A big dog saw the ball. He jumped into the water and "
-    "brought it back. Lily was very happy. She gave the dog a hug and they played all day.",
-    "Tom and his dad wanted to make a cake. They put milk and eggs in a bowl. Tom liked to stir. Then the bowl fell on the "
-    "floor and broke. Tom said he was sorry. His dad was not mad. They cleaned the floor and made a new cake. It was yummy.",
-)
-rows = [model.tokenizer.encode(story) for story in STORIES[: 1 if quick() else None]]
-T = max(map(len, rows))
-tokens = np.array([row + [0] * (T - len(row)) for row in rows])  # [B T]
-counted = np.array([[1] * (len(row) - 1) + [0] * (T - len(row)) for row in rows])  # [B T-1]: what is real
-forward = jax.jit(nano.forward, static_argnames="config")
-
-
-def perplexity(params):
-    cache = nano.init_cache(config, len(rows), T, "float32")
-    logprobs = jax.nn.log_softmax(forward(params, jnp.asarray(tokens), cache, config=config)[0][:, :-1])
-    chosen = jnp.take_along_axis(logprobs, jnp.asarray(tokens)[:, 1:, None], axis=-1)[:, :, 0]
-    return math.exp(-float((chosen * counted).sum()) / counted.sum())
-
-
-def whole_model(change):
-    """The parameters with every matrix [... I] changed as [O I], and the bytes of all"""
-    flat, nbytes = {}, 0
-    for path, array in parameters.flatten(model.params).items():
-        if array.ndim == 1:  # a norm's scale stays
-            flat[path], size = array, array.nbytes
-        else:
-            matrix = np.asarray(array)
-            matrix = matrix.reshape(D, -1) if path.endswith("wo") else matrix.reshape(-1, matrix.shape[-1])
-            changed, size = change(matrix)
-            flat[path] = jnp.asarray(changed.reshape(array.shape))
-        nbytes += size
-    return parameters.nest(flat), nbytes
-
-
-def restore(bits, group=None):
-    def change(w):
-        q, scale = quantise(w, bits, group)
-        return (q * scale).reshape(w.shape).astype(np.float32), q.size * bits / 8 + scale.nbytes
-
-    return change
-
-
-WAYS = {
-    "float32": lambda w: (w, w.nbytes),
-    "8 bits, a scale a row": restore(8), "6 bits, a scale a row": restore(6), "5 bits, a scale a row": restore(5),
-    "4 bits, a scale a row": restore(4), "3 bits, a scale a row": restore(3), "2 bits, a scale a row": restore(2),
-    "4 bits, groups of 16": restore(4, 16), "3 bits, groups of 16": restore(3, 16), "2 bits, groups of 16": restore(2, 16),
-}  # fmt: skip
-found = {}
-for name, change in WAYS.items():
-    params, nbytes = whole_model(change)
-    found[name] = (nbytes, perplexity(params))
-base = found["float32"]
-table(
-    "the bundled model, quantised",
-    ["", "MB", "times smaller", "perplexity"],
-    [(name, f"{nbytes / 1e6:.2f}", f"{base[0] / nbytes:.2f}", f"{p:,.2f}") for name, (nbytes, p) in found.items()],
-)
-check("8 bits change the perplexity by less than 2%", abs(found["8 bits, a scale a row"][1] / base[1] - 1) < 0.02)
-check("at a quarter of the bytes, nearly", base[0] / found["8 bits, a scale a row"][0] > 3.9)
-in_8_bits = perplexity(nano.load(dtype="int8").params)
-check(
-    "so does the library's own model in 8 bits, by as much",
-    math.isclose(in_8_bits, found["8 bits, a scale a row"][1], rel_tol=1e-3),
-)
-check("2 bits a row ruin it", found["2 bits, a scale a row"][1] > 5 * base[1])
-check("groups help there", found["2 bits, groups of 16"][1] < found["2 bits, a scale a row"][1] / 5)
-
-# %% tags=["figure"]
-figure, ax = plt.subplots(figsize=(8, 3.8))
-for end, colour in (("a scale a row", BLUE), ("groups of 16", ORANGE)):
-    points = {name: at for name, at in found.items() if name.endswith(end)}
-    ax.plot([n / 1e6 for n, _ in points.values()], [p for _, p in points.values()], "o-", color=colour, label=end)
-    for name, (n, p) in points.items():
-        place = (0, 7) if colour == ORANGE else (9, -3) if p > 100 else (0, -16)
-        ax.annotate(name[0], (n / 1e6, p), xytext=place, textcoords="offset points", color=colour, size=10, ha="center")
-ax.axhline(base[1], color=GREY, linestyle=":")
-beside = ax.get_yaxis_transform()
-ax.text(0.01, base[1] * 0.88, f"float32, {base[0] / 1e6:.1f} MB", color=GREY, size=9, va="top", transform=beside)
-ax.axhline(V, color=GREY, linestyle=":")
-ax.text(0.99, V * 0.88, "blind guess", color=GREY, size=9, ha="right", va="top", transform=beside)
-ax.set(yscale="log", xlabel="MB of the whole model", ylabel="perplexity", ylim=(3, 6e3))
-ax.legend(loc="center right")
-save(figure, "21_bits")
-
-# %% [markdown]
-# ![Perplexity against the size of the quantised model](figures/21_bits.png)
-#
-# *The numbers at the points are bits for each weight. Eight cost nothing that could be noticed. With very few it
-# matters how the scales are chosen.*
-#
 # ## In the engine
 # - `nanollm_jax.measure.trace.profile` is the profiler for compiled programs: it reads XLA's own record of a run and
 #   says for each part of the model what share it took. `nanollm profile` prints it, and `nanollm bench` the speeds
@@ -420,9 +276,7 @@ save(figure, "21_bits")
 # - `nanollm_jax.measure.roofline` has the two measured rates and the counts of this chapter.
 # - `nanollm_jax.generate` takes a list of prompts as one batch. `nanollm_jax.dtypes.resolve_dtype` says which weights
 #   are used: float32 on a CPU, 16 bits on a GPU.
-# - `nanollm_jax.load` with dtype "int8" keeps the matrices in 8 bits, with a scale a row. The vectors lose less than
-#   here: `nanollm_jax.ops.int8_product.digits` writes each as two integers, one for what the other leaves over, and
-#   the product of both with the matrix is still one of integers.
+# - `nanollm_jax.load` with dtype "int8" or "int4" keeps weights in fewer bytes: chapter 24.
 #
 # ## Your engine
 # `jax.vmap` makes of a step of one text a step of many (chapter 18): each text has its own cache, its own length, its own
@@ -444,7 +298,7 @@ if not quick():
 # 1. A GPU reads 2,000 GB/s. How many tokens per second can Llama 3.1 8B write for one text of 1,000 tokens, with 16
 #    bits a weight and with 8?
 # 2. How many texts must this machine have in a batch before arithmetic is the limit, if weights are all that is read?
-# 3. One weight of a row is 100 times as large as it was. What happens to the others, when the row is quantised?
+# 3. What is the most that a step of decode can gain, if scores and mixing are made faster and nothing else is?
 
 # %% tags=["answer"]
 for width in (2, 1):
@@ -458,12 +312,12 @@ print(f"{need:.0f} texts: then 2 · {need:.0f} FLOPs for 4 bytes are {peak / ban
 check("at this number both limits are the same", math.isclose(4 / bandwidth, 2 * need / peak))
 
 # %% tags=["answer"]
-row = w[:1].copy()
-row[0, 5] = 100 * np.abs(row).max()
-q_row, _ = quantise(row)
-zeros = np.mean(np.delete(q_row.ravel(), 5) == 0)
-print(f"The scale follows the largest: {zeros:.0%} of the others become 0. Groups keep the damage local.")
-check("most of them", zeros > 0.5 > np.mean(q[0] == 0))
+share = profiles["decode: 1 token, 500 kept"]["attention, scores and mixing"]
+print(f"They take {share:.0%}. If they took nothing, the rest would still take {1 - share:.0%} of the time.")
+for faster in (2, 10, 1000):
+    gain = 1 / (1 - share + share / faster)
+    print(f"{faster} times faster: the step is {gain:.2f} times as fast")
+    check("less than the limit", gain < 1 / (1 - share))
 
 # %% [markdown]
 # [Previous: 20 · KV cache](20_kv_cache.py) · [Contents](README.md) · [Next: 22 · Parallelism](22_parallelism.py)

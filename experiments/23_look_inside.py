@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 23 · Look inside: where a name is kept, and who carries it
 #
-# [Previous: 22 · Parallelism](22_parallelism.py) · [Contents](README.md)
+# [Previous: 22 · Parallelism](22_parallelism.py) · [Contents](README.md) · [Next: 24 · Quantisation](24_quantisation.py)
 #
 # ## The question
 # A story begins with a boy named Tom. Ten words later the model writes "Tom" again, and not "Max". Where inside was the
@@ -458,4 +458,4 @@ for label, answer, logits in zip(("as it is", "rewritten"), box.answers, box["lo
 check("the story of Max goes on with Tom", difference(box["logits"][0][0]) < 0 < difference(box["logits"][1][0]))
 
 # %% [markdown]
-# [Previous: 22 · Parallelism](22_parallelism.py) · [Contents](README.md)
+# [Previous: 22 · Parallelism](22_parallelism.py) · [Contents](README.md) · [Next: 24 · Quantisation](24_quantisation.py)

@@ -22,6 +22,6 @@ TERMS = {
     "temperature": (18, r"temperature"), "top-k": (18, r"top-k"), "top-p": (18, r"top-p|nucleus"), "min-p": (18, r"min-p"),
     "seed": (18, r"seeds?"), "greedy": (19, r"greedy"), "host": (19, r"hosts?"), "perplexity": (19, r"perplexit(?:y|ies)"),
     "KV cache": (20, r"KV cache"), "ring buffer": (20, r"rings?(?: buffers?)?"), "donation": (20, r"donat(?:e[sd]?|ion)"),
-    "quantisation": (21, r"quantis\w+"), "collective": (22, r"collectives?"), "all-reduce": (22, r"all-reduces?"),
+    "quantisation": (24, r"quantis\w+"), "collective": (22, r"collectives?"), "all-reduce": (22, r"all-reduces?"),
     "mesh": (22, r"mesh(?:es)?"), "activation patching": (23, r"patching"),
 }  # fmt: skip
