@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 
 import accuracy
@@ -67,7 +68,7 @@ def ran(model, packed, browser):
                      for one in SETTINGS],
         "most": MOST, "seed": SEED, "texts": TEXTS,
     }  # fmt: skip
-    script = joined("live.js", "sampling.js", "tokenizer.js", folders=playground.FOLDERS)
+    script = joined("live.js", "sampler.js", "tokenizer.js", folders=playground.FOLDERS)
     return browser.new_page().evaluate(f"(asked) => {{ {script}\nreturn ({RUN})(asked); }}", asked)
 
 
@@ -227,6 +228,8 @@ def test_what_is_typed_is_text_and_too_much_is_said(model, opened):
     page.fill("#prompt", hostile)
     after(page, lambda: page.click("#write"))
     assert text(page).startswith(hostile) and page.locator("main img").count() == 0
+    call = ast.parse(page.locator("#call").text_content()).body[1].value
+    assert call.args[1].value == hostile and "\u202e" not in page.locator("#call").text_content()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.fill("#prompt", "word " * 600)
     count = len(model.tokenizer.encode("word " * 600))

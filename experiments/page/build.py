@@ -43,7 +43,7 @@ from traitlets.config import Config
 from nanollm_jax.glass import report
 
 HERE = Path(__file__).parent
-PARTS = (HERE / "parts", report.PAGE)  # what they are made of is that of the glass box's page
+PARTS = (HERE / "parts", HERE / "model", report.PAGE)  # what they are made of is that of the glass box's page
 EXPERIMENTS = HERE.parent
 sys.path.append(str(EXPERIMENTS))  # where this file was started as a script
 
@@ -140,7 +140,7 @@ def moving(body: str) -> dict[str, str]:
     if not kinds:
         return {}
     script = report.joined("begin.js", *(f"{kind}.js" for kind in kinds), folders=PARTS)
-    style = "".join((folder / "parts.css").read_text() for folder in reversed(PARTS))
+    style = "".join((folder / "parts.css").read_text() for folder in (report.PAGE, HERE / "parts"))
     return {"script": f"{script}\nbegin({{ {', '.join(kinds)} }});", "style": style}
 
 

@@ -8,7 +8,7 @@ import { liveText } from "./live.js";
 import { element, percent, size, visible, word } from "./make.js";
 import { unpack } from "./model.js";
 import { softmax } from "./ops.js";
-import { draw, largest, shape, uniform } from "./sampling.js";
+import { draw, largest, shape, uniform } from "./sampler.js";
 import { readTokenizer } from "./tokenizer.js";
 
 const SHOWN = 10; // of the tokens that could come
@@ -70,7 +70,9 @@ const settings = () => ({ temperature: number("temperature"), topK: number("topK
 function showCall() {
   const { temperature, topK, topP } = settings();
   const cuts = [`temperature=${temperature}`, ...(topK ? [`top_k=${topK}`] : []), ...(topP < 1 ? [`top_p=${topP}`] : [])].join(", ");
-  by("call").textContent = `model = nano.load(dtype="int8")\nnano.generate(\n    model, ${JSON.stringify(by("prompt").value)}, max_new_tokens=${Math.floor(number("most"))},\n    sampling=nano.Sampling(${cuts}), seed=${Math.floor(number("seed"))}\n)`;
+  // as Python writes them: characters that nobody sees, of which some turn the direction of what follows
+  const prompt = JSON.stringify(by("prompt").value).replace(/\p{Cf}/gu, (letter) => `\\U${letter.codePointAt(0).toString(16).padStart(8, "0")}`);
+  by("call").textContent = `model = nano.load(dtype="int8")\nnano.generate(\n    model, ${prompt}, max_new_tokens=${Math.floor(number("most"))},\n    sampling=nano.Sampling(${cuts}), seed=${Math.floor(number("seed"))}\n)`;
 }
 
 // What is shown

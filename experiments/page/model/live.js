@@ -8,7 +8,7 @@
 // The story has one token more than the text: the one that comes next, which has no name yet.
 
 import { emptyCache, forget, forward, say } from "./model.js";
-import { largest } from "./sampling.js";
+import { largest } from "./sampler.js";
 import { softmax } from "./ops.js";
 
 const BEST_OF_ALL = 5; // words of a cell of the lens

@@ -1,37 +1,12 @@
 // Sampling by hand: sliders over the model's own logits, and what each leaves to chance.
 //   sampling({ pieces: [V texts], places: [{ text, logits: [V] }] })
-// The order is the library's: temperature, top-k, top-p of what is left, min-p. Pieces that tie with the last one kept are kept.
 
 import { choice, slider } from "./controls.js";
 import { element, visible } from "./make.js";
+import { softmax } from "./ops.js";
+import { draw, largest, shape } from "./sampler.js";
 
 const SHOWN = 12;
-
-function softmax(logits) {
-  const most = logits.reduce((a, b) => Math.max(a, b)), powers = logits.map((one) => Math.exp(one - most));
-  const sum = powers.reduce((a, b) => a + b);
-  return powers.map((one) => one / sum);
-}
-
-/** The probabilities of all pieces under a setting; 0 for one that is never drawn. */
-function shaped(logits, { temperature, topK, topP, minP }) {
-  const order = logits.map((_, n) => n).sort((a, b) => logits[b] - logits[a]);
-  if (temperature === 0) return logits.map((_, n) => (n === order[0] ? 1 : 0));
-  const scores = logits.map((one) => one / temperature);
-  const cut = (least) => scores.forEach((one, n) => (scores[n] = one < least ? -Infinity : one));
-  if (topK) cut(scores[order[topK - 1]]);
-  if (topP < 1) {
-    const chances = softmax(scores);
-    let before = 0, last = 0;
-    for (let n = 0; n < order.length && before < topP; n++) {
-      last = order[n];
-      before += chances[last];
-    }
-    cut(scores[last]);
-  }
-  if (minP) cut(scores[order[0]] + Math.log(minP));
-  return softmax(scores);
-}
 
 export function sampling({ pieces, places }) {
   const plain = places.map(({ logits }) => softmax(logits));
@@ -47,16 +22,9 @@ export function sampling({ pieces, places }) {
   const list = element("ol", { className: "chances" });
   const sentence = element("p", { className: "says", ariaLive: "polite" });
   const drawn = element("p", { className: "drawn" });
-  const draw = element("button", { type: "button", textContent: "draw ten", onclick: () => (drawn.textContent = ten().map((n) => visible(pieces[n])).join("  ")) });
+  const ten = () => Array.from({ length: 10 }, () => visible(pieces[draw(chances, Math.random())])).join("  ");
+  const button = element("button", { type: "button", textContent: "draw ten", onclick: () => (drawn.textContent = ten()) });
   let chances = [];
-
-  function ten() {
-    return Array.from({ length: 10 }, () => {
-      let rest = Math.random();
-      const at = chances.findIndex((chance) => (rest -= chance) < 0);
-      return at < 0 ? chances.indexOf(Math.max(...chances)) : at; // the sum is 1 but for rounding
-    });
-  }
 
   function row(name, was, is) {
     const bar = (kind, share) => {
@@ -71,9 +39,8 @@ export function sampling({ pieces, places }) {
 
   function show() {
     const before = plain[place];
-    chances = shaped(places[place].logits, { temperature: temperature.value(), topK: topK.value(), topP: topP.value(), minP: minP.value() });
-    const order = before.map((_, n) => n).sort((a, b) => before[b] - before[a]);
-    const best = order.slice(0, SHOWN), rest = order.slice(SHOWN);
+    chances = shape(places[place].logits, { temperature: temperature.value(), topK: topK.value(), topP: topP.value(), minP: minP.value() });
+    const order = largest(before, before.length), best = order.slice(0, SHOWN), rest = order.slice(SHOWN);
     const sum = (of) => rest.reduce((total, n) => total + of[n], 0);
     list.replaceChildren(...best.map((n) => row(visible(pieces[n]), before[n], chances[n])), row(`${rest.length.toLocaleString("en")} others`, sum(before), sum(chances)));
     const left = chances.filter((chance) => chance > 0).length;
@@ -83,5 +50,5 @@ export function sampling({ pieces, places }) {
   }
 
   show();
-  return element("div", { className: "sampling" }, where.node, element("div", { className: "sliders" }, temperature.node, topK.node, topP.node, minP.node), list, sentence, element("div", { className: "buttons" }, draw, drawn));
+  return element("div", { className: "sampling" }, where.node, element("div", { className: "sliders" }, temperature.node, topK.node, topP.node, minP.node), list, sentence, element("div", { className: "buttons" }, button, drawn));
 }

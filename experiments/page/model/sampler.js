@@ -1,6 +1,6 @@
-// From logits to the next token, in the steps and the order of nanollm_jax/sampling.py: temperature, top-k, top-p, one draw
-// (chapter 18).
-//   const chances = shape(logits, { temperature, topK, topP })     [V], 0 for what was cut; temperature 0 leaves the best alone
+// From logits to the next token, in the steps and the order of nanollm_jax/sampling.py: temperature, top-k, top-p, min-p, one
+// draw (chapter 18).
+//   const chances = shape(logits, { temperature, topK, topP, minP })     [V], 0 for what was cut; temperature 0 leaves the best alone
 //   const token = draw(chances, uniform(seed, position))
 
 import { softmax } from "./ops.js";
@@ -14,7 +14,7 @@ export function largest(numbers, count) {
 }
 
 /** What the next token is drawn from.  logits [V] -> [V], which sum to 1 */
-export function shape(logits, { temperature = 1, topK = 0, topP = 1 } = {}) {
+export function shape(logits, { temperature = 1, topK = 0, topP = 1, minP = 0 } = {}) {
   if (temperature === 0) {
     const id = best(logits);
     return logits.map((_, other) => (other === id ? 1 : 0));
@@ -23,6 +23,7 @@ export function shape(logits, { temperature = 1, topK = 0, topP = 1 } = {}) {
   let scores = logits.map((logit) => (logit - most) / temperature);
   if (topK > 0) scores = keepBest(scores, scores.map(() => 1), topK);
   if (topP < 1) scores = keepBest(scores, softmax(scores), topP);
+  scores = scores.map((score) => (score >= Math.log(minP) ? score : -Infinity)); // the best is 0, so this is a share of its chance
   return softmax(scores);
 }
 
