@@ -116,10 +116,10 @@ def compiled_programs_end_some_time():
 
 
 @pytest.fixture(autouse=True)
-def compiled_programs_end_in_time():
-    """Also within a file of hundreds of tests, though what its tests share is then compiled again."""
+def compiled_programs_end_in_time(request):
+    """Also within a file of hundreds of tests, though what its tests share is then compiled again; a law makes thousands."""
     yield
-    if next(TESTS) % 16 == 0 and mapped() > TOO_MANY:
+    if (next(TESTS) % 16 == 0 or request.node.get_closest_marker("laws")) and mapped() > TOO_MANY:
         forget()
 
 
