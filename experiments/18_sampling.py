@@ -113,6 +113,7 @@ predict(
 # %% tags=["answer"]
 best = np.argsort(-logits)[:6]
 nothing = smp.no_history(1, V)  # no token has occurred yet
+# The library works on a batch of B rows: `setting.rows(B, V)` makes arrays of a setting, a value for each row.
 rows = []
 for name, (scores, setting) in BY_HAND.items():
     ours = shape_logits(jnp.asarray(logits)[None], setting.rows(1, V), nothing)[0]
@@ -267,7 +268,8 @@ def draw_by_gumbel(scores, u):
 
 few = top_k(logits, 6)[best].astype(np.float64)  # [6]: six pieces, so that counting is quick
 N = 4_000
-tolerance = 4 * 0.5 / math.sqrt(N)  # four deviations of a counted share
+# four standard deviations: that of a share counted in N draws is 0.5 / sqrt(N) at the most
+tolerance = 4 * 0.5 / math.sqrt(N)
 many = nano.Sampling().rows(N, 6)
 nothing_said = smp.no_history(N, 6)
 seeds, positions = jnp.full(N, 7, jnp.uint32), jnp.arange(N)
@@ -291,6 +293,7 @@ batch = jnp.asarray(everywhere)  # [T V]: as if T requests stood here
 seeds, positions = jnp.arange(T, dtype=jnp.uint32), jnp.arange(10, 10 + T)
 together, _ = draw(batch, settings.rows(T, V), nothing_anywhere, seeds, positions)
 shaped = shape_logits(batch, settings.rows(T, V), nothing_anywhere)
+# the library's own random numbers: row n has seed n, and stands at position 10 + n
 uniform = [float(jax.random.uniform(jax.random.fold_in(jax.random.key(n), 10 + n))) for n in range(T)]
 alone = [draw_by_line(np.float64(shaped[n]), uniform[n]) for n in range(T)]
 check("each row draws what it would draw alone", np.array_equal(together, alone))

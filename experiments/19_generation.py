@@ -23,6 +23,10 @@
 # ## From scratch
 # `scores` is one pass over the whole text. No token looks at later ones (chapter 11), so what stands in the room
 # at the end does not matter: row n - 1 scores what comes after n tokens.
+#
+# `jax.lax.scan` calls a function again and again. What one call hands to the next is the *carry*, here the text and its
+# length; what each call returns besides, here a token, is collected. The function is compiled once, and the *host*, that
+# is the Python program, is not asked between two tokens.
 
 # %%
 from __future__ import annotations
@@ -100,11 +104,6 @@ def engine(steps):
     return nano.generate(model, PROMPT, max_new_tokens=steps, sampling=nano.Sampling(temperature=0.0)).token_ids
 
 
-# %% [markdown]
-# `jax.lax.scan` calls a function again and again with a *carry*, here the text and its length, and collects what each
-# call returns. The function is compiled once, and the *host*, that is the Python program, is not asked between two
-# tokens.
-
 # %% tags=["question"]
 predict("how many programs are compiled by each of the three, and how many tokens per second do they write then?")
 
@@ -156,7 +155,7 @@ def called():
 
 
 together = jax.jit(lambda x: jax.lax.scan(lambda x, _: (x * 0.999, None), x, length=STEPS)[0])
-same("both count the same", called(), together(jnp.float32(1)))
+same("both compute the same", called(), together(jnp.float32(1)))
 by_call, by_scan = seconds(called) / STEPS, seconds(together, jnp.float32(1)) / STEPS
 print(f"a step that is called from Python: {by_call * 1e6:.2f} microseconds; a step of a scan: {by_scan * 1e6:.3f}")
 check_time("a call costs more than ten steps of a scan", by_call > 10 * by_scan)

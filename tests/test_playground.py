@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import re
 
 import accuracy
 import numpy as np
@@ -83,6 +84,11 @@ def test_the_page_has_the_numbers_of_the_library(model, packed):
         else:
             assert np.array_equal(scale, weight)
     assert len(numbers) == model.nbytes
+
+
+def test_its_links_lead_to_chapters():
+    named = re.findall(r'href="(\d\d_\w+)\.html"', (playground.HERE / "playground.html.j2").read_text())
+    assert len(named) >= 7 and not [name for name in named if not (playground.HERE.parent / f"{name}.py").exists()]
 
 
 @in_a_browser

@@ -50,7 +50,7 @@ sys.path.append(str(EXPERIMENTS))  # where this file was started as a script
 import playground  # noqa: E402
 
 THUMBNAIL = (360, 200)  # pixels
-RUN_THERE = ("17", "18", "19", "20", "23")  # chapters of which the page that runs the model shows something
+RUN_THERE = ("17", "18", "19", "20", "23", "24")  # chapters of which the page that runs the model shows something
 IMPORTS = re.compile(r"from __future__ import annotations\n+(?:(?:import|from) .*(?:\n(?:    .*|\)))*\n+)+")
 
 

@@ -3,7 +3,7 @@
 //
 // All work on one token: a vector is a Float32Array, so what is stored is rounded to float32 as in the library. Sums run in
 // JavaScript's own numbers, float64. A weight is { values, scale }: whole numbers from -127 to 127, [O I] one row after the
-// other, and what each row is to be multiplied by, [O] (nanollm_jax/ops/int8.py; chapter 21).
+// other, and what each row is to be multiplied by, [O] (nanollm_jax/ops/int8.py; chapter 24).
 
 /** Row `id` of a table: the vector of one token.  table [V D] -> [D] */
 export function lookUp(table, id, D) {
