@@ -62,7 +62,7 @@ def save(model: Model, folder: str | os.PathLike[str]) -> Path:
             "this model was made in memory, so there is no config.json for it; dataclasses.replace(model, folder=...) names "
             "a folder that has one."
         )
-    config_json = read_json(model.folder / "config.json")
+    config_json = quantised.of_whole(read_json(model.folder / "config.json"))
     config, family = read_config(config_json, str(model.folder / "config.json"))
     if config != model.config:
         raise RequestError(f"{model.folder}: config.json is of another architecture than this model's.")

@@ -141,5 +141,5 @@ def config_json_at(path: Path) -> dict[str, Any]:
     """
     if is_gguf(path):
         return GGUFFile(path).config_json
-    values = read_json(path)
+    values = quantised.of_whole(read_json(path))
     return values if any(values.get(key) for key in quantised.KEYS) else values | quantised.beside(path.parent)

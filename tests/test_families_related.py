@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-from models import MISTRAL, RELATED, SHARED, YARN
+from models import COMPOSITE, FURTHER, MISTRAL, RELATED, SHARED, YARN
 
 import nanollm_jax as nano
 from nanollm_jax import params
 from nanollm_jax.errors import ConfigError
 from nanollm_jax.kinds import Llama3Scaling, Rope, YarnScaling
+from nanollm_jax.weights import quantised
 
 
 def read(values, **changes):
@@ -37,10 +38,28 @@ def test_of_qwen_and_mistral_with_images_the_text_model_is_read():
         assert stretched.layers[0].rope == read(text, model_type=alone, rope_scaling=YARN).layers[0].rope
     sees = {"model_type": "mistral3", "image_token_index": 10, "spatial_merge_size": 2, "vision_feature_layer": -1}
     assert read(sees, text_config=MISTRAL) == read(MISTRAL)
-    with pytest.raises(ConfigError, match=r"^config.json: text_config: model_type is 'ministral3'; expected 'mistral'"):
-        read(sees, text_config=MISTRAL | {"model_type": "ministral3"})
+    grown = MISTRAL | {"rope_parameters": FURTHER["ministral3"]["rope_parameters"], "rope_theta": None}
+    assert read(sees, text_config=grown | {"model_type": "ministral3"}) == read(grown, model_type="ministral3")
+    with pytest.raises(
+        ConfigError, match=r"^config.json: text_config: model_type is 'llama'; expected 'mistral' or 'mini"
+    ):
+        read(sees, text_config=MISTRAL | {"model_type": "llama"})
     with pytest.raises(ConfigError, match=r"^config.json: text_config is missing; expected an object"):
         read(sees)
+
+
+def test_weights_in_few_bits_may_be_spoken_of_in_the_part_for_text():
+    sees, groups = COMPOSITE["kimi_k25"], {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int",
+                   "strategy": "group", "group_size": 32, "symmetric": True}}}  # fmt: skip
+    said = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+    inside = sees | {"text_config": sees["text_config"] | {"quantization_config": said}}
+    assert read(inside) == read(sees)
+    assert quantised.of_whole(inside) == sees | {"quantization_config": said} and quantised.of_whole(sees) is sees
+    inside["text_config"] |= {"quantization_config": {"quant_method": "aqlm"}}
+    with pytest.raises(
+        ConfigError, match=r"^config.json: quantization_config says AQLM: quantised weights of that kind"
+    ):
+        read(inside)
 
 
 LAYERS = ["full_attention", "sliding_attention", "sliding_attention"]

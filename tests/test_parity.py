@@ -109,6 +109,11 @@ LFM2 = dict(model_type="lfm2", vocab_size=101, hidden_size=48, intermediate_size
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0,
             layer_types=["conv", "full_attention", "conv"])  # fmt: skip
 
+MINICPM3 = LLAMA | dict(model_type="minicpm3", num_key_value_heads=4, kv_lora_rank=20, q_lora_rank=26, qk_rope_head_dim=8,
+                        qk_nope_head_dim=14, v_head_dim=10, dim_model_base=32, scale_emb=3, tie_word_embeddings=True,
+                        rope_parameters=LONGROPE | {"short_factor": [1.0, 1.1, 1.3, 1.5],
+                                                    "long_factor": [1.0, 2.0, 4.0, 8.0]})  # fmt: skip
+
 EYES = dict(depth=1, hidden_size=32, intermediate_size=37, num_heads=2, out_hidden_size=48)
 SEEN = dict(image_token_id=901, video_token_id=902, vision_start_token_id=903, vision_end_token_id=904)
 MROPE = {"rope_type": "default", "rope_theta": 1e5, "mrope_section": [2, 2, 2]}
@@ -116,6 +121,9 @@ MISTRAL3 = dict(model_type="mistral3", text_config=MISTRAL | dict(head_dim=14), 
                 tie_word_embeddings=False, vision_config=dict(
                     model_type="pixtral", hidden_size=32, intermediate_size=37, num_hidden_layers=1, head_dim=16,
                     num_attention_heads=2, image_size=28, patch_size=14))  # fmt: skip
+MINISTRAL3_SEES = MISTRAL3 | dict(text_config=MINISTRAL3)
+KIMI_K25 = dict(model_type="kimi_k25", text_config=DEEPSEEK_V3, tie_word_embeddings=False, vision_config=dict(
+    hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=2))  # fmt: skip
 QWEN2_5_VL = SEEN | dict(
     model_type="qwen2_5_vl", text_config=LLAMA | dict(model_type="qwen2_5_vl_text", rope_parameters=MROPE),
     vision_config=EYES | dict(fullatt_block_indexes=[0]))  # fmt: skip
@@ -286,6 +294,12 @@ CASES = {
     "glm4_moe_lite": GLM4_MOE_LITE,
     "lfm2": LFM2 | dict(conv_bias=True, conv_L_cache=5),
     "lfm2-adjusted": LFM2 | dict(block_multiple_of=16, block_ffn_dim_multiplier=1.3, tie_word_embeddings=False),
+    "minicpm3": MINICPM3,
+    "minicpm3-plain": MINICPM3 | dict(q_lora_rank=None, v_head_dim=None, scale_depth=None, dim_model_base=None,
+                                      rope_parameters=None, tie_word_embeddings=False),
+    "kimi_k25": KIMI_K25,
+    "kimi_k25-tied": KIMI_K25 | dict(tie_word_embeddings=True, text_config=DEEPSEEK_V3 | dict(n_group=1, topk_group=1)),
+    "mistral3-ministral3": MINISTRAL3_SEES,
     "gpt2": GPT2,
     "gpt2-untied": GPT2 | dict(tie_word_embeddings=False),
     "gpt2-inner": GPT2 | dict(n_inner=71, n_head=3, vocab_size=130),
@@ -295,7 +309,8 @@ CASES = {
 }  # fmt: skip
 
 
-SEES = {"mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"}  # model types whose text the reference has in another class
+# model types whose text the reference has in another class
+SEES = {"mistral3", "kimi_k25", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"}
 
 ONE_OF_EACH = {settings["model_type"]: name for name, settings in reversed(CASES.items())}
 
@@ -313,8 +328,25 @@ def write_reference(folder, settings, seed=0):
 
     config = transformers.AutoConfig.for_model(**settings, bos_token_id=1, eos_token_id=2)
     reference = random_reference(config, settings["model_type"], seed)
-    reference.save_pretrained(folder)
+    publish(reference, folder)
     return reference
+
+
+def publish(reference, folder):
+    """save_pretrained, with the names that published files have.
+
+    Where layers of what sees are called blocks, the reference's way back to published names calls those of the text so too.
+    """
+    from safetensors.torch import load_file, save_file
+
+    reference.save_pretrained(folder)
+    if reference.config.model_type == "kimi_k25":
+        tensors = load_file(folder / "model.safetensors")
+        text = "language_model.model."
+        save_file(
+            {name.replace(f"{text}blocks.", f"{text}layers."): array for name, array in tensors.items()},
+            folder / "model.safetensors", metadata={"format": "pt"},
+        )  # fmt: skip
 
 
 def random_reference(config, model_type, seed):
@@ -438,7 +470,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_references(tmp_path, name):
     settings = dict(CASES[name])
     if "moe_intermediate_size" in settings:
         settings["moe_intermediate_size"] = 24  # the reference multiplies 16-bit experts by multiples of 8 only
-    write_reference(tmp_path, settings, seed=len(name)).to(torch.bfloat16).save_pretrained(tmp_path)
+    publish(write_reference(tmp_path, settings, seed=len(name)).to(torch.bfloat16), tmp_path)
     tokens = np.random.default_rng(1).integers(0, 90, (4, 100), dtype=np.int32)
     exact, rounded = (
         reference_logits(of_reference(settings["model_type"]).from_pretrained(tmp_path, dtype=dtype), tokens)

@@ -20,7 +20,7 @@ from nanollm_jax.families.keys import is_inert
 
 # file: what the error says of it
 REFUSED = {
-    "ome__deepseek_vl2_tiny": "qk_rope_head_dim is 0; expected a whole number of at least 1",
+    "ome__deepseek_vl2_tiny": "use_mla is False; expected true: only attention over latents is read",
     "mlc__ministral3_3b_2512": "num_hidden_layers is missing",  # the text's part under its own name
     "x__mistral-document-attention": "not understood: document_attention = True",
 }
@@ -30,7 +30,8 @@ NAMED = {
     "mlc__phi-4": "full_attn_mod = 1", "openai__gpt-oss-20b": "experts_per_token = 4",
     "ome__gpt_oss_20b": "experts_per_token = 4", "ome__gpt_oss_120b": "experts_per_token = 4",
     **dict.fromkeys(("deepseek-ai__DeepSeek-R1", "deepseek-ai__DeepSeek-V3", "mlc__deepseek_v2_lite", "ome__deepseek_v3",
-                     "nvidia__DeepSeek-V3.1-NVFP4"), "moe_layer_freq = 1"),
+                     "nvidia__DeepSeek-V3.1-NVFP4", "moonshotai__Kimi-K2.5", "nvidia__Kimi-K2.5-NVFP4",
+                     "nvidia__Kimi-K2.6-NVFP4"), "moe_layer_freq = 1"),
     "MiniMaxAI__MiniMax-M2.7": "attn_type_list = ", "nvidia__MiniMax-M2.7-NVFP4": "attn_type_list = ",
     "x__Qwen2.5-14B-Instruct-1M-like": "dual_chunk_attention_config = ",
 }  # fmt: skip
@@ -55,10 +56,12 @@ def test_every_config_of_a_supported_family_is_read_or_refused_for_what_it_says(
 
 
 @pytest.mark.skipif(not VALUES, reason="NANOLLM_TEST_DATA has no configs")
-def test_every_other_family_is_refused_by_its_name():
+def test_every_other_family_is_refused_by_its_name_and_for_what_it_needs():
     for name, values in VALUES.items():
         if name not in SUPPORTED:
-            with pytest.raises(nano.ConfigError, match=rf"model_type '{values['model_type']}' is not supported"):
+            with pytest.raises(
+                nano.ConfigError, match=rf"model_type '{values['model_type']}' is not supported: it needs \w.*; known: "
+            ):
                 nano.read_config(values, name)
 
 
@@ -71,6 +74,7 @@ EYES = {
     "qwen3_vl": dict(depth=1, hidden_size=32, intermediate_size=37, num_heads=2, deepstack_visual_indexes=[0]),
     "gemma3": dict(model_type="siglip_vision_model", hidden_size=32, intermediate_size=37, num_hidden_layers=1,
                    num_attention_heads=2, image_size=28, patch_size=14, vision_use_head=False),
+    "kimi_k25": dict(hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=2),
     "mistral3": dict(model_type="pixtral", hidden_size=32, intermediate_size=37, num_hidden_layers=1, head_dim=16,
                      num_attention_heads=2, image_size=28, patch_size=14),
 }  # fmt: skip
@@ -114,8 +118,13 @@ def shrunk(values):
             small[key] = min(values[key], WINDOW)
     scaling = values.get("rope_scaling") or {}
     if "short_factor" in scaling:
-        ratio = values["max_position_embeddings"] // values["original_max_position_embeddings"]
-        small |= {"original_max_position_embeddings": ORIGINAL, "max_position_embeddings": max(ratio, 2) * ORIGINAL}
+        key = "original_max_position_embeddings"
+        ratio = values["max_position_embeddings"] // (values.get(key) or scaling[key])
+        small |= {"max_position_embeddings": max(ratio, 2) * ORIGINAL}
+        small |= {key: ORIGINAL} if key in values else {"rope_scaling": scaling | {key: ORIGINAL}}
+        if "qk_rope_head_dim" in values:  # a factor for each of fewer pairs
+            pairs = {name: scaling[name][: small["qk_rope_head_dim"] // 2] for name in ("short_factor", "long_factor")}
+            small["rope_scaling"] = small["rope_scaling"] | pairs
     if "n_layer" in values:
         del small["num_hidden_layers"]
     if isinstance(values.get("vision_config"), dict):  # older files have the text's keys beside it
@@ -138,12 +147,12 @@ SHRUNK = {one["name"]: one["values"] for one in SHRUNK.values()}  # one of those
 def test_a_published_config_gives_the_references_logits_and_tokens(tmp_path, name):
     import transformers
     from agreement import agree
-    from test_parity import our_logits, random_reference, reference_logits
+    from test_parity import our_logits, publish, random_reference, reference_logits
 
     values = SHRUNK[name]
     (tmp_path / "config.json").write_text(json.dumps(values))
     reference = random_reference(transformers.AutoConfig.from_pretrained(tmp_path), values["model_type"], len(name))
-    reference.save_pretrained(tmp_path)
+    publish(reference, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(values))  # as published, not as the reference writes it
     model = nano.load(tmp_path, dtype="float32")
     tokens = np.random.default_rng(1).integers(3, 128, (1, LENGTH), dtype=np.int32)

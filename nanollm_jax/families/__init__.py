@@ -42,8 +42,10 @@ from nanollm_jax.families import (
     granitemoehybrid,
     hunyuan_v1_dense,
     internlm3,
+    kimi_k25,
     lfm2,
     llama,
+    minicpm3,
     minimax_m2,
     ministral,
     ministral3,
@@ -67,6 +69,7 @@ from nanollm_jax.families import (
     stablelm,
     starcoder2,
 )
+from nanollm_jax.families.missing import MISSING
 from nanollm_jax.families.reader import Reader
 from nanollm_jax.weights import quantised
 from nanollm_jax.weights.kept import is_kept
@@ -82,6 +85,7 @@ FAMILIES: dict[str, ModuleType] = {
     "cohere2": cohere2, "phi": phi, "qwen2_moe": qwen2_moe, "glm4_moe": glm4_moe, "dots1": dots1,
     "ernie4_5_moe": ernie4_5_moe, "minimax_m2": minimax_m2, "gpt_oss": gpt_oss,
     "deepseek_v2": deepseek_v2, "deepseek_v3": deepseek_v3, "glm4_moe_lite": glm4_moe_lite, "lfm2": lfm2,
+    "kimi_k2": deepseek_v3, "kimi_k25": kimi_k25, "minicpm3": minicpm3,
 }  # fmt: skip
 
 
@@ -93,12 +97,14 @@ def read_config(config_json: dict[str, Any], where: str = "config.json") -> tupl
     """
     if not isinstance(config_json, dict):
         raise ConfigError(f"{where}: found {type(config_json).__name__}, expected a JSON object.")
+    config_json = quantised.of_whole(config_json)
     model_type = Reader(config_json, where).text("model_type")
     reader = Reader(config_json, where, model_type)
     reader.get("model_type")
     if model_type not in FAMILIES:
+        needs = f": it needs {MISSING[model_type]}" if model_type in MISSING else ""
         raise ConfigError(
-            f"{where}: model_type {model_type!r} is not supported; known: {', '.join(FAMILIES)}. "
+            f"{where}: model_type {model_type!r} is not supported{needs}; known: {', '.join(FAMILIES)}. "
             "A new family is one file under nanollm_jax/families; nanollm_jax/families/README.md shows how."
         )
     family = FAMILIES[model_type]

@@ -15,6 +15,8 @@ __all__ = ["PREFIXES", "from_hf", "ignored", "table"]
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig. Weights of experts are never made to sum to 1, as in the reference."""
     reader = reader.renamed(n_routed_experts="num_experts")
+    if not reader.flag("use_mla", True):
+        raise reader.error("use_mla", "true: only attention over latents is read")
     method = reader.get("topk_method", "greedy")
     if method not in ("greedy", "group_limited_greedy"):
         raise reader.error("topk_method", "'greedy' or 'group_limited_greedy'")

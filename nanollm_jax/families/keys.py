@@ -18,6 +18,11 @@ IMAGES = """
     vision_config image_token_id video_token_id vision_token_id vision_start_token_id vision_end_token_id"""
 
 GUESSES = "layers that guess further tokens"
+DEEPSEEK_V3 = {
+    "moe_layer_freq": "first_k_dense_replace says where experts are",
+    "scoring_func": "a sigmoid is what is computed",
+    "topk_method": "experts are always corrected",
+}
 
 # {family, or "" for all: {reason: names}}
 INERT = {
@@ -83,6 +88,11 @@ INERT = {
     "glm4_moe_lite": {GUESSES: "num_nextn_predict_layers num_mtp_layers"},
     "deepseek_v2": {GUESSES: "num_nextn_predict_layers"},
     "deepseek_v3": {GUESSES: "num_nextn_predict_layers num_mtp_layers"},
+    "kimi_k2": {GUESSES: "num_nextn_predict_layers num_mtp_layers"},
+    "kimi_k25": {
+        "what sees images": f"""{IMAGES} projection_hidden_size projection_layer_norm_eps media_placeholder_token_id
+            use_unified_vision_chunk""",
+    },
     "dots1": {GUESSES: "num_nextn_predict_layers"},
     "hunyuan_v1_dense": {"where generate() ends": "eod_token_id"},
     "smollm3": {"no_rope_layers and layer_types say where": "max_window_layers"},
@@ -138,11 +148,8 @@ LISTED = {
         "moe_layer_freq": "first_k_dense_replace says where experts are",
         "scoring_func": "a softmax is what is computed",
     },
-    "deepseek_v3": {
-        "moe_layer_freq": "first_k_dense_replace says where experts are",
-        "scoring_func": "a sigmoid is what is computed",
-        "topk_method": "experts are always corrected",
-    },
+    "deepseek_v3": DEEPSEEK_V3,
+    "kimi_k2": DEEPSEEK_V3,
     "glm4_moe_lite": {
         "scoring_func": "a sigmoid is what is computed",
         "topk_method": "experts are always corrected",

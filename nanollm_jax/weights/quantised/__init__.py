@@ -10,6 +10,6 @@ the published numbers, activations stay as they are.
 """
 
 from nanollm_jax.weights.quantised.checkpoint import decoded
-from nanollm_jax.weights.quantised.description import KEYS, beside, describe
+from nanollm_jax.weights.quantised.description import KEYS, beside, describe, of_whole
 
-__all__ = ["KEYS", "beside", "decoded", "describe"]
+__all__ = ["KEYS", "beside", "decoded", "describe", "of_whole"]

@@ -30,6 +30,16 @@ BESIDE = {
 }
 
 
+def of_whole(config_json: dict[str, Any]) -> dict[str, Any]:
+    """The same, where what is said in the part for text of a model that sees is said of the whole, as most files have it."""
+    text = config_json.get("text_config")
+    if not isinstance(text, dict) or any(config_json.get(key) for key in KEYS):
+        return config_json
+    said = {key: text[key] for key in KEYS if key in text}
+    rest = {key: value for key, value in text.items() if key not in said}
+    return config_json | said | {"text_config": rest} if said else config_json
+
+
 def describe(config_json: dict[str, Any], where: str) -> Method | None:
     """What config.json says, None where it speaks of no quantisation. Raises ConfigError for what is not understood."""
     said = {key: config_json[key] for key in KEYS if config_json.get(key)}

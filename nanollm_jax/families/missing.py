@@ -1,0 +1,56 @@
+"""What models of other families need that is not computed here, for the error that refuses them.
+
+An entry goes when its family comes; families/README.md says of the largest what they would cost.
+"""
+
+from __future__ import annotations
+
+STATE = "layers whose memory is a state and not keys and values"
+CHOSEN = "an indexer that chooses, for each query, the positions that attention looks at"
+COMPRESSED = (
+    "attention over compressed positions that an indexer chooses, and several residual streams beside each other"
+)
+SIZES = (
+    "widths and key/value heads that differ from layer to layer, keys that are values too, layers that look at another's "
+    "cache, experts beside an MLP with norms of their own, and embeddings of a token for each layer"
+)
+NAMES = "a table of its tensors' names; its code is published beside its weights only, and nothing here could check it"
+IMAGES = "the text's part of a model that sees, under its names"
+ENCODER = "an encoder: every token looks at all others, and none is generated"
+
+MISSING = {
+    "bert": ENCODER,
+    "chatglm": NAMES,
+    "clip_vision_model": "an encoder of images: there is no text in it",
+    "dbrx": "a table of its tensors' names, whose experts lie below each other",
+    "deepseek_ref": COMPRESSED,
+    "deepseek_v32": CHOSEN,
+    "deepseek_v4": COMPRESSED,
+    "exaone": NAMES,
+    "gemma3n": SIZES,
+    "gemma4": SIZES,
+    "gemma4_text": SIZES,
+    "glm_moe_dsa": CHOSEN,
+    "gpt_bigcode": "a table of its tensors' names, where GPT-2's heads share one key and value",
+    "gptj": "a table of its tensors' names",
+    "internlm": NAMES,
+    "internlm2": NAMES,
+    "kimi_linear": STATE,
+    "llama4": "attention within chunks, norms of heads without a scale, and experts weighted before they are asked",
+    "llava": IMAGES,
+    "minicpm": NAMES,
+    "mllama": "layers that look at an image instead of at the text",
+    "nemotron-nas": "heads and widths that differ from layer to layer, and layers without one half",
+    "nemotron_h": STATE,
+    "phi-msft": "its older names of tensors; the same weights are published as 'phi'",
+    "phi3_v": IMAGES,
+    "phi3small": "attention to blocks of positions in a pattern for each head, and an activation of its own",
+    "phimoe": "a router that masks what is far below the best expert, twice",
+    "qwen": NAMES,
+    "qwen3_5": STATE,
+    "qwen3_5_moe": STATE,
+    "qwen3_5_vision": "an encoder of images: there is no text in it",
+    "qwen3_next": STATE,
+    "qwen3_vl_moe": "a table of its tensors' names, whose experts lie with inputs first",
+    "step3p7": "heads whose number differs from layer to layer, with a gate of each",
+}
