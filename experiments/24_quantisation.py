@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 24 · Quantisation: fewer bits for each weight
 #
-# [Previous: 23 · Look inside](23_look_inside.py) · [Contents](README.md)
+# [Previous: 23 · Look inside](23_look_inside.py) · [Contents](README.md) · [Next: 25 · Serving](25_serving.py)
 #
 # ## The question
 # To write one token, an engine reads every weight from memory once, and that reading is what takes the time (chapter
@@ -336,4 +336,4 @@ print(f"{size['up'] / size['nearest']:.0f} times: errors of both signs cancel, t
 check("more than ten times", size["up"] > 10 * size["nearest"])
 
 # %% [markdown]
-# [Previous: 23 · Look inside](23_look_inside.py) · [Contents](README.md)
+# [Previous: 23 · Look inside](23_look_inside.py) · [Contents](README.md) · [Next: 25 · Serving](25_serving.py)

@@ -1,0 +1,369 @@
+# %% [markdown]
+# # 25 · Serving: rows that come and go
+#
+# [Previous: 24 · Quantisation](24_quantisation.py) · [Contents](README.md)
+#
+# ## The question
+# Many people ask one model. They come when they like, some want a word and some a page, and a batch is what makes the
+# machine worth its price (chapter 21). But a batch was given all at once so far, and was over when its longest text
+# was. How does an engine write many texts at once when they come and go? And an answer should not depend on who else
+# happens to be there. Does it?
+#
+# ## The idea
+# A batch has B rows, one text in each. There are two ways to fill them:
+#
+# - a *static batch*: wait for B requests, write them together until the longest one is done, then take the next B. A row
+#   whose text has ended idles until then, and who comes in between waits;
+# - *continuous batching* (Yu et al. 2022, "Orca"): after every step, a row whose text has ended is given to who waits.
+#   The cache of each row has a length of its own, so nobody minds when the others began.
+#
+# What must not happen is that a row feels its neighbours. If an answer is a function of its request alone, to the last
+# bit, then an error can be repeated, a test can be trusted, and nobody's text changes because a stranger came in. That
+# is not given for free: below are three ways to lose it.
+
+# %%
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import engine
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chapter import BLUE, GREEN, ORANGE, RED, check, outcome, plt, predict, quick, same, save, table
+
+import nanollm_jax as nano
+
+random = np.random.default_rng(25)
+
+# %% [markdown]
+# ## From scratch
+# ### Who sits where
+# First without a model: a request is the step at which it comes and how many tokens its answer has. One step writes a
+# token in every row that has a text.
+
+
+# %%
+class Visit(NamedTuple):
+    """A request that was served: in which row, from which step to which."""
+
+    row: int
+    begin: int
+    end: int
+
+
+def static(requests, B):
+    """[(arrival, length)] in order of arrival -> a Visit for each"""
+    visits, now = [], 0
+    for first in range(0, len(requests), B):
+        batch = requests[first : first + B]
+        now = max(now, *(arrival for arrival, _ in batch))  # wait until all of them are there
+        visits += [Visit(row, now, now + length) for row, (_, length) in enumerate(batch)]
+        now += max(length for _, length in batch)
+    return visits
+
+
+def continuous(requests, B):
+    """[(arrival, length)] in order of arrival -> a Visit for each"""
+    visits, free_at = [], [0] * B
+    for arrival, length in requests:
+        row = min(range(B), key=lambda row: free_at[row])  # the one that is free first
+        begin = max(arrival, free_at[row])
+        visits.append(Visit(row, begin, begin + length))
+        free_at[row] = begin + length
+    return visits
+
+
+B = 4
+arrivals = np.cumsum(random.geometric(0.18, size=24))
+lengths = random.geometric(1 / 24, size=24) + 3
+requests = [(int(arrival), int(length)) for arrival, length in zip(arrivals, lengths, strict=True)]
+
+# %% tags=["question"]
+predict(
+    f"24 requests of {lengths.min()} to {lengths.max()} tokens, 4 rows: how many times longer does a static batch take for all?"
+)
+
+# %% tags=["answer"]
+ways = {"static": static(requests, B), "continuous": continuous(requests, B)}
+rows, took = [], {}
+for name, visits in ways.items():
+    took[name] = max(visit.end for visit in visits)
+    used = sum(visit.end - visit.begin for visit in visits) / (B * took[name])
+    waits = [visit.begin - arrival for visit, (arrival, _) in zip(visits, requests, strict=True)]
+    rows.append([name, took[name], f"{used:.0%}", f"{np.mean(waits):.0f}", max(waits)])
+    for row in range(B):  # nobody sits on somebody else's knees
+        sat = sorted(visit for visit in visits if visit.row == row)
+        check(f"{name}, row {row}: one after the other", all(a.end <= b.begin for a, b in pairwise(sat)))
+table("24 requests in 4 rows", ["", "steps", "rows in use", "mean wait", "longest wait"], rows)
+outcome(took["static"] / took["continuous"], "times as many steps with static batches")
+check("continuous is sooner done", took["continuous"] < took["static"])
+check("nobody is served later than in a static batch",
+      all(b.begin <= a.begin for a, b in zip(*ways.values(), strict=True)))  # fmt: skip
+
+# %% tags=["figure"]
+figure, axes = plt.subplots(2, 1, figsize=(10, 4), sharex=True)
+for ax, (name, visits) in zip(axes, ways.items(), strict=True):
+    for number, visit in enumerate(visits):
+        colour = (BLUE, ORANGE, GREEN, RED)[number % 4]
+        ax.barh(visit.row, visit.end - visit.begin, left=visit.begin, height=0.8, color=colour, edgecolor="white")
+        ax.text((visit.begin + visit.end) / 2, visit.row, number, ha="center", va="center", color="white", size=7)
+    ax.set(title=f"{name}: {took[name]} steps", ylabel="row", yticks=range(B))
+    ax.invert_yaxis()
+axes[1].set_xlabel("step")
+save(figure, "25_rows")
+
+# %% [markdown]
+# ![Which request sits in which row at which step, in static batches and in a continuous one](figures/25_rows.png)
+#
+# *A bar is a text, from its first token to its last; white is a row that does nothing. Both serve the same requests in
+# the same order.*
+#
+# ### The real thing
+# Now with a model, on the engine that you have built ([engine.py](engine.py)). A `Server` has B rows with a cache each,
+# and two programs of fixed shapes: one reads a prompt into a cache of one row, one writes a token in all rows. A row
+# that is nobody's takes part in every step too, and what it writes is thrown away.
+
+
+# %%
+FOLDER = Path(nano.__file__).parent / "assets/nano-stories"
+model = engine.load(FOLDER)
+S = 64  # positions of a row
+SAMPLING = engine.Sampling(temperature=0.8, top_p=0.95)
+
+
+class Request(NamedTuple):
+    """What somebody asks for."""
+
+    prompt: str
+    new_tokens: int
+    seed: int
+
+
+def draw(logits, seed, position):
+    """logits [V] -> the token that comes next, and ln p of it"""
+    token = engine.draw(logits, SAMPLING, seed, position)
+    return token, jax.nn.log_softmax(logits)[token]
+
+
+@partial(jax.jit, donate_argnames="cache")
+def read(params, tokens, count, cache, seed):
+    """A prompt [T] of `count` tokens into the empty cache of one row -> its first token, ln p, cache"""
+    logits, cache = engine.forward(params, tokens, count, cache, model.config)
+    return *draw(logits, seed, cache.length), cache
+
+
+@partial(jax.jit, donate_argnames="cache")
+def write(params, tokens, cache, seeds):
+    """One more token in each row.  tokens [B], caches with B in front, seeds [B] -> tokens [B], ln p [B], cache"""
+
+    def one(token, cache, seed):
+        logits, cache = engine.forward(params, token[None], 1, cache, model.config)
+        return *draw(logits, seed, cache.length), cache
+
+    return jax.vmap(one)(tokens, cache, seeds)
+
+
+class Server:
+    """B rows of one model. step() is all that happens: who waits sits down, and every row writes a token."""
+
+    def __init__(self, B):
+        empty = engine.init_cache(model.params, S)
+        self.cache = jax.tree.map(lambda leaf: jnp.stack([leaf] * B), empty)
+        self.rows, self.waiting, self.answers = [None] * B, [], {}
+        self.tokens, self.seeds = np.zeros(B, np.int32), np.zeros(B, np.uint32)
+
+    def submit(self, request):
+        """Take a request in. Its answer will stand in self.answers: tokens, and ln p of each."""
+        self.waiting.append(request)
+        self.answers[request] = []
+
+    def step(self):
+        for row, sitting in enumerate(self.rows):
+            if sitting is None and self.waiting:
+                self.sit(row, self.waiting.pop(0))
+        tokens, logprobs, self.cache = write(model.params, self.tokens, self.cache, self.seeds)
+        self.tokens = np.array(tokens)
+        for row, request in enumerate(self.rows):
+            if request is not None:
+                self.take(row, request, int(tokens[row]), float(logprobs[row]))
+
+    def sit(self, row, request):
+        """Read a prompt, alone, and put what was read into the row."""
+        ids = model.tokenizer.encode(request.prompt)
+        padded = np.zeros(16, np.int32)
+        padded[: len(ids)] = ids
+        token, logprob, one = read(model.params, padded, len(ids), engine.init_cache(model.params, S), request.seed)
+        self.cache = jax.tree.map(lambda all_rows, leaf: all_rows.at[row].set(leaf), self.cache, one)
+        self.rows[row], self.tokens[row], self.seeds[row] = request, token, request.seed
+        self.take(row, request, int(token), float(logprob))
+
+    def take(self, row, request, token, logprob):
+        """Note a token, and free the row behind the last one."""
+        self.answers[request].append((token, logprob))
+        if token == model.config.eos_id or len(self.answers[request]) == request.new_tokens:
+            self.rows[row] = None
+
+    def run(self, requests):
+        for request in requests:
+            self.submit(request)
+        while self.waiting or any(row is not None for row in self.rows):
+            self.step()
+        return [self.answers[request] for request in requests]
+
+
+PROMPTS = [
+    "Once upon a time",
+    "Lily and her dog",
+    "The bird was sad because",
+    "Tom had",
+    "One day, a big",
+    "In the forest",
+]
+asked = [
+    Request(prompt, 3 + int(random.integers(2, 6 if quick() else 20)), seed) for seed, prompt in enumerate(PROMPTS)
+]
+together = Server(B).run(asked)
+for request, answer in zip(asked, together, strict=True):
+    print(
+        f"{request.prompt}{b''.join(model.tokenizer.token_bytes(token) for token, _ in answer).decode(errors='replace')}"
+    )
+library = nano.load(dtype="float32")
+theirs = nano.generate(
+    library, PROMPTS, max_new_tokens=[request.new_tokens for request in asked],
+    sampling=nano.Sampling(temperature=0.8, top_p=0.95), seed=[request.seed for request in asked],
+)  # fmt: skip
+ended = [[token for token, _ in answer if token != model.config.eos_id] for answer in together]
+check("each answer is what nanollm_jax.generate writes", ended == [answer.token_ids for answer in theirs])
+same("with the same ln p", together[0][0][1], theirs[0].logprobs[0], 1e-4)
+
+# %% [markdown]
+# ## The answer must not depend on the company
+# Each of the requests once more, alone in a server of as many rows, and in another order:
+
+# %%
+alone = [Server(B).run([request])[0] for request in asked]
+check("alone: the same tokens and the same ln p, bit for bit", alone == together)
+turned = Server(B).run(asked[::-1])[::-1]
+check("in another order, in other rows, beside others: bit for bit", turned == together)
+
+# %% [markdown]
+# Here are three naive ways to write the first request beside others:
+#
+# - *as many rows as there are requests*: a program for one row multiplies in another order than one for four;
+# - *padding that is seen*: shorter prompts are filled up in front, to the length of the longest, and nothing hides it;
+# - *one stream of chance*: a step draws its random numbers from one key for all rows, so who sits where decides.
+
+# %% tags=["question"]
+predict("which of the three changes the tokens of an answer at once, which only later or never?")
+
+
+# %% tags=["answer"]
+@jax.jit
+def forward(params, tokens, count, cache):
+    """tokens [B T], of which count [B] are real, caches with B in front -> ln p of what comes next [B V], cache"""
+    logits, cache = jax.vmap(partial(engine.forward, config=model.config), (None, 0, 0, 0))(
+        params, tokens, count, cache
+    )
+    return jax.nn.log_softmax(logits), cache
+
+
+def empty_rows(B):
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * B), engine.init_cache(model.params, S))
+
+
+def with_shared_chance(tokens, count, steps):
+    """tokens [B T] -> tokens [B steps], all drawn from the numbers of one key"""
+    B, written = len(tokens), []
+    logprobs, cache = forward(model.params, tokens, count, empty_rows(B))
+    for key in jax.random.split(jax.random.key(1), steps):
+        drawn = jax.random.categorical(key, logprobs / SAMPLING.temperature)
+        written.append(np.array(drawn))
+        one = np.pad(written[-1][:, None], ((0, 0), (0, tokens.shape[1] - 1)))  # one real token: the same program
+        logprobs, cache = forward(model.params, one, np.ones(B, np.int32), cache)
+    return np.array(written).T
+
+
+ids = [model.tokenizer.encode(prompt) for prompt in PROMPTS[:B]]
+T, counts = max(map(len, ids)), np.array([len(row) for row in ids])
+behind = np.array([row + [0] * (T - len(row)) for row in ids])  # what is behind the real ones is never seen
+before = np.array([[0] * (T - len(row)) + row for row in ids])
+one_row, four_rows, seen_padding = (
+    np.asarray(forward(model.params, tokens, count, empty_rows(len(tokens)))[0][0])
+    for tokens, count in ((behind[:1], counts[:1]), (behind, counts), (before, np.full(B, T)))
+)
+here = with_shared_chance(behind, counts, 8)[0].tolist()
+there = with_shared_chance(behind[::-1], counts[::-1], 8)[-1].tolist()
+differ = {
+    "as many rows as requests": np.abs(four_rows - one_row).max(),
+    "padding that is seen": np.abs(seen_padding - one_row).max(),
+}
+table(
+    "ln p of the first token, alone and beside three others",
+    ["", "largest difference"],
+    [*((name, f"{value:.1e}") for name, value in differ.items()), ("the Server above", "0, checked above")],
+)
+print("one stream of chance, in the first row:", repr(library.tokenizer.decode(here)))
+print("                      in the last row: ", repr(library.tokenizer.decode(there)))
+same("another number of rows: only rounding", four_rows, one_row, 1e-4)
+check("padding that is seen is another text", differ["padding that is seen"] > 0.1)
+check("shared chance: another row, another answer", here != there)
+
+# %% [markdown]
+# The rounding of the first way is small and treacherous: it changes nothing until two tokens are nearly equally
+# probable, or a random number falls on the line between two. Then the texts part, rarely, and never when one looks. So
+# the number of rows of an engine is fixed. So is all else that decides in which order numbers are added: how many
+# positions a row has, and where the pieces end in which a long prompt is read.
+#
+# ## Long prompts
+# While a prompt is read, all other rows wait. With 4,000 tokens that is a pause that everybody notices. So a long prompt
+# is read in *pieces*, and between two of them every row writes.
+
+# %%
+half, text = T // 2, np.array([model.tokenizer.encode("Lily had a red ball and a blue kite.")[:T]])  # [1 T]
+at_once, _ = forward(model.params, text, np.array([T]), empty_rows(1))
+_, held = forward(model.params, text, np.array([half]), empty_rows(1))
+rest = np.pad(text[:, half:], ((0, 0), (0, half)))
+in_pieces, _ = forward(model.params, rest, np.array([T - half]), held)
+same("two pieces, the same logits but for rounding", in_pieces, at_once, 1e-4)
+PIECE, PROMPT = 256, 4096  # tokens
+print(f"who is writing waits for {PROMPT} tokens at once, or for {PIECE} at a time, {PROMPT // PIECE} times")
+
+# %% [markdown]
+# ## In the engine
+# - `nanollm_jax.engine.engine.Engine` is this `Server`: `submit`, `cancel`, and `step`, which knows no clock and no
+#   network. `nanollm_jax.engine.slots.write_tokens` writes a chunk of tokens in all rows, and rows that are nobody's are
+#   left out of the cache.
+# - Pieces end at multiples of a fixed number, `nanollm_jax.engine.buckets.PIECE`, whatever was read before. So a prompt
+#   whose beginning another request has read already can be taken over from there (`nanollm_jax.engine.prefix`), and the
+#   answer still has the same bits.
+# - `nanollm_jax.generate` is the same loop: all prompts are submitted, and steps are taken until all have ended.
+# - The tests of this promise are a thousand random schedules of arrivals and cancellations, each answer compared with
+#   the one alone (`make laws`). `nanollm serve` is the loop behind a server.
+#
+# ## Exercises
+# 1. Four texts of 10, 20, 30 and 100 tokens in a static batch of four. Which share of what is computed is thrown away?
+# 2. Free rows take part in each step with whatever their cache holds. Fill them with NaN. Do the others change?
+# 3. How many rows fit into 8 GB, with Llama 3.1 8B's cache in 16 bits and 8,192 positions a row (chapter 20)?
+
+# %% tags=["answer"]
+texts = [(0, 10), (0, 20), (0, 30), (0, 100)]
+share = 1 - sum(length for _, length in texts) / (4 * max(visit.end for visit in static(texts, 4)))
+print(f"{share:.0%}: 400 tokens are computed and 160 wanted")
+check("three fifths", np.isclose(share, 0.6))
+
+# %% tags=["answer"]
+server = Server(B)
+server.cache = server.cache._replace(keys=server.cache.keys * jnp.nan, values=server.cache.values * jnp.nan)
+check("not one bit: sums go over the positions of one row, never over rows", server.run(asked[:1])[0] == alone[0])
+
+# %% tags=["answer"]
+each = 2 * 32 * 8 * 128 * 2 * 8192  # keys and values, L, K, H, bytes, positions
+print(f"{each / 2**30:.0f} GiB a row: {int(8e9 // each)} rows")
+check("seven", 8e9 // each == 7)
+
+# %% [markdown]
+# [Previous: 24 · Quantisation](24_quantisation.py) · [Contents](README.md)
