@@ -38,7 +38,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, ORANGE, check, plt, predict, quick, same, save, table
+from chapter import BLUE, ORANGE, check, interactive, plt, predict, quick, same, save, table
 from engine_steps import grow
 from safetensors import safe_open
 
@@ -239,7 +239,22 @@ save(figure, "10_heads")
 # over all texts it does so more than any other (the last column of the table): one picture proves little. Why many
 # heads look at the first piece is not shown here. The usual explanation: weights must sum to 1, and who has found
 # nothing needs a place to put them (Xiao et al. 2023, arXiv:2309.17453).*
-#
+
+# %%
+interactive(
+    "looks",
+    {
+        "tokens": [model.tokenizer.piece(token).replace("▁", " ") for token in ids],
+        "weights": [
+            [[np.round(np.float64(every[layer, head][t, : t + 1]), 4).tolist() for t in range(T)] for head in range(N)]
+            for layer in range(config.num_layers)
+        ],
+    },
+    "Point at a word, or go to it with the arrow keys: below is what each head looks at most from there. Pick a head, and the "
+    "text shows all that it looks at.",
+)
+
+# %% [markdown]
 # ## Why the square root
 # A dot product of two random vectors of H numbers has a spread of about the square root of H. Without the division,
 # softmax of such scores gives nearly all weight to one position.

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
-from chapter import BLUE, GREY, ORANGE, REPOSITORY, check, plt, predict, quick, save, table
+from chapter import BLUE, GREY, ORANGE, REPOSITORY, check, interactive, plt, predict, quick, save, table
 from engine_steps import grow
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -328,6 +328,19 @@ check(
 )
 check("decoding gives the text back", all(tokenizer.decode(tokenizer.encode(t)) == t for t in some if "▁" not in t))
 print("Once upon a time ->", [pieces[number][0] for number in sentencepiece_encode("Once upon a time")])
+
+# %%
+ranked = [score for _, score, type_ in pieces if type_ == NORMAL]
+check("what was learned first has the lower number and the better score", ranked == sorted(ranked, reverse=True))
+interactive(
+    "merges",
+    {
+        "pieces": [text for text, *_ in pieces],
+        "special": [number for number, (*_, type_) in enumerate(pieces) if type_ in (UNKNOWN, CONTROL)],
+        "examples": ["Once upon a time", "a naïve elephant", "你好 🙂"],
+    },
+    "Type a text, and step through its merges: the orange pair is merged next.",
+)
 
 # %% [markdown]
 # ## The experiment: what a language costs

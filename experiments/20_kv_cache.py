@@ -31,7 +31,23 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, check_time, outcome, plt, predict, quick, same, save, table
+from chapter import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    check,
+    check_time,
+    interactive,
+    outcome,
+    plt,
+    predict,
+    quick,
+    same,
+    save,
+    table,
+)
 from engine_steps import grow
 
 import nanollm_jax as nano
@@ -294,7 +310,21 @@ save(figure, "20_ring")
 # ![Which position each of eight slots holds, token by token](figures/20_ring.png)
 #
 # *Dark is new. Each token takes the slot of the oldest one.*
-#
+
+# %%
+lengths_so_far = jnp.arange(T + 1)  # 0 to T tokens
+buffers = {size: jnp.zeros((1, size, 1)) for size in (S, T)}
+interactive(
+    "ring",
+    {
+        "tokens": [tokenizer.piece(int(token)).replace("▁", " ") for token in ids[:T]],
+        "plain": np.maximum(kv.Plain(buffers[T], buffers[T]).held(lengths_so_far), -1),  # [T+1 T]
+        "ring": np.maximum(kv.Ring(buffers[S], buffers[S]).held(lengths_so_far), -1),  # [T+1 S]
+    },
+    "Step on, or play: each token's key and value go into the next slot, in the ring over those that nobody looks at any more.",
+)
+
+# %% [markdown]
 # ## In the engine
 # - `nanollm_jax.cache` is the only room that knows how keys and values are stored: one buffer a layer, `[B*K S H]`, for
 #   B texts at once. `nanollm_jax.cache.extend` adds the new ones and says which position each slot holds.

@@ -47,6 +47,7 @@ from chapter import (
     RED,
     check,
     check_time,
+    interactive,
     outcome,
     plt,
     predict,
@@ -268,7 +269,24 @@ save(figure, "21_limits")
 # both, something else takes time: products too small to keep all cores busy, and what stands between them; the table
 # of shares above says how much that is. A point above the limit of memory is possible too: this model is so small
 # that a large cache holds its weights, and the limit is that of the memory behind.*
-#
+
+# %%
+lengths = {"the bundled model": (config, STEPS // 2), "Llama 3.1 8B": (LLAMA_8B, 1000)}
+interactive(
+    "roofline",
+    {
+        "bandwidth": bandwidth,
+        "peak": peak,
+        "models": [
+            {"name": name, "length": length, "once": step_bytes(c, 0, length, 1), "flops": step_flops(c, 1, length),
+             "own": step_bytes(c, 1, length, 1) - step_bytes(c, 0, length, 1)}
+            for name, (c, length) in lengths.items()
+        ],
+    },
+    "Set the rows and the bits of a weight, and see which limit a step meets.",
+)  # fmt: skip
+
+# %% [markdown]
 # ## In the engine
 # - `nanollm_jax.measure.trace.profile` is the profiler for compiled programs: it reads XLA's own record of a run and
 #   says for each part of the model what share it took. `nanollm profile` prints it, and `nanollm bench` the speeds

@@ -39,7 +39,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, plt, predict, same, save, table
+from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, interactive, plt, predict, same, save, table
 from engine_steps import grow
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -171,21 +171,21 @@ def forward(params, tokens, config, total):
     own = params["embedding"]["tokens"]  # [V D], a part of all rows
     place = tokens - jax.lax.axis_index("tensor") * own.shape[0]
     mine = (place >= 0) & (place < own.shape[0])
-    x = total(jnp.where(mine[..., None], own[jnp.clip(place, 0, own.shape[0] - 1)], 0))  # [B T D]
-    for w in params["layers"]:
+    x = total(jnp.where(mine[..., None], own[jnp.clip(place, 0, own.shape[0] - 1)], 0), "embedding")  # [B T D]
+    for n, w in enumerate(params["layers"]):
         h = rms_norm(x, w["attention_norm"]["scale"], config.norm_eps)
-        x = x + total(attention(h, w["attention"], config.layers[0].rope.theta))
+        x = x + total(attention(h, w["attention"], config.layers[0].rope.theta), f"attention of layer {n}")
         h = rms_norm(x, w["mlp_norm"]["scale"], config.norm_eps)
-        x = x + total(mlp(h, w["mlp"]))
+        x = x + total(mlp(h, w["mlp"]), f"MLP of layer {n}")
     table = params.get("unembedding") or params["embedding"]
     return jnp.einsum("BTD,VD->BTV", rms_norm(x, params["final_norm"]["scale"], config.norm_eps), table["tokens"])
 
 
-def add(part):
+def add(part, name):
     return jax.lax.psum(part, "tensor")
 
 
-def alone(part):
+def alone(part, name):
     return part
 
 
@@ -244,7 +244,32 @@ def collectives(program, *args):
     return [kind for _, kind in found], sum(sizes)
 
 
-rows, counts = [], {}
+MESSAGE = re.compile(r" = f32\[([\d,]*)\]\S* all-reduce\([^\n]*?replica_groups=\{(\{[\d,{}]*\})\}")
+
+
+def exchanges(data, tensor):
+    """Every all-reduce in the order of the compiled program: behind what, who talks to whom, and the bytes of each device.
+
+    Each needs the sum of the one before, so they are in the order in which the pass asks for them.
+    """
+    asked = []
+
+    def noted(part, name):
+        asked.append(name)
+        return add(part, name)
+
+    text = on_mesh(data, tensor, small, params, total=noted).lower(params, tokens).compile().as_text()
+    return [
+        {
+            "name": name,
+            "groups": [[int(device) for device in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", groups)],
+            "bytes": 4 * math.prod(int(n) for n in shape.split(",")),
+        }
+        for name, (shape, groups) in zip(asked, MESSAGE.findall(text), strict=True)
+    ]
+
+
+rows, counts, meshes = [], {}, []
 total_bytes = sum(array.nbytes for array in parameters.flatten(params).values())
 for data, tensor in ((8, 1), (4, 2), (2, 4), (1, 8)):
     program = on_mesh(data, tensor, small, params)
@@ -256,6 +281,8 @@ for data, tensor in ((8, 1), (4, 2), (2, 4), (1, 8)):
         for path, array in parameters.flatten(params).items()
     )
     rows.append([f"{data} x {tensor}", B // data, f"{held / total_bytes:.1%}", len(kinds), f"{nbytes:,}"])
+    one = {"data": data, "tensor": tensor, "texts": B // data, "share": held / total_bytes}
+    meshes.append(one | {"steps": exchanges(data, tensor)})
 table(
     "a pass over 8 texts", ["data x tensor", "texts a device", "weights a device", "all-reduces", "their bytes"], rows
 )
@@ -269,6 +296,19 @@ forgotten = on_mesh(1, 8, small, params, total=alone)
 error = np.abs(np.asarray(forgotten(params, tokens) - reference)).max()
 print(f"without the sums the program runs as well, and the logits are off by up to {error:.1f}")
 check("a forgotten sum is noticed only by comparing", error > 0.1)
+
+# %% [markdown]
+# Now in the order in which the compiled programs have them: who talks to whom, behind what, and how much.
+
+# %%
+for one in meshes:
+    check(f"{one['data']} x {one['tensor']}: the exchanges are those that were counted",
+          (len(one["steps"]), sum(step["bytes"] for step in one["steps"])) == counts[one["data"], one["tensor"]])  # fmt: skip
+interactive(
+    "mesh",
+    {"meshes": meshes},
+    "Pick a mesh, and step through its program or play it: devices of one colour add up their parts.",
+)
 
 # %% [markdown]
 # Eight devices that share one processor are not faster than one. What eight real ones would do can be modelled.

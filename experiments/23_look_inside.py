@@ -39,7 +39,7 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREY, ORANGE, check, outcome, plt, predict, quick, same, save, table
+from chapter import BLUE, GREY, ORANGE, check, interactive, outcome, plt, predict, quick, same, save, table
 
 import nanollm_jax as nano
 
@@ -385,6 +385,54 @@ save(figure, "23_off")
 # So the two are enough, and they are needed. Without them the model still knows that somebody is to be named, and says
 # so with a pronoun. What it lost is one fact.
 #
+# Here is every head to be switched off, with the lens of chapter 14: what the model would say if it ended behind each
+# layer. The passes are those of `run`, one for each head and one for the two.
+
+
+# %%
+def depths(off):
+    """Heads that are off, [(layer, head)] -> the stream behind each layer of the story [L T D]"""
+    streams = []
+
+    def edit(name, value):
+        if name.endswith(".out"):
+            streams.append(value)
+            return value
+        layer = int(name.split(".")[1])
+        return np.where(np.isin(np.arange(N), [n for at, n in off if at == layer])[None, :, None], 0, value)
+
+    run(ids, edit)
+    return np.stack(streams)
+
+
+def say(streams, count=3):
+    """[L T D] -> the most probable next tokens [L T count] and their probabilities"""
+    logits = np.stack([norm(x, weights["final_norm"]) @ weights["embedding"]["tokens"].T for x in streams])  # [L T V]
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    best = np.argsort(-logits)[..., :count]
+    return best, np.take_along_axis(powers / powers.sum(-1, keepdims=True), best, -1)
+
+
+recorded = []
+for off in [[], *([at] for at in np.ndindex(config.num_layers, N)), carriers]:
+    best, probabilities = say(depths(off))
+    recorded.append({"off": off, "ids": best, "chances": np.round(probabilities, 4)})
+check("with all heads the last layer says the name", recorded[0]["ids"][-1, last, 0] == right)
+check("without the two it does not", recorded[-1]["ids"][-1, last, 0] != right)
+said = {int(token) for one in recorded for token in one["ids"].flat}
+interactive(
+    "switches",
+    {
+        "tokens": pieces,
+        "layers": config.num_layers,
+        "heads": N,
+        "words": {token: tokenizer.piece(token).replace("▁", " ") for token in sorted(said)},
+        "runs": recorded,
+    },
+    "Switch a head off, or the two that carry the name, and click into the lens: what would be said after each layer.",
+)
+
+# %% [markdown]
 # ## In the engine
 # - `nanollm_jax.model` tags its values with names, `nanollm_jax.glass.names` lists them. In the compiled program a tag
 #   is gone and costs nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -17,13 +18,24 @@ import pytest
 from agreement import agree
 
 import nanollm_jax as nano
+from nanollm_jax import model as transformer
 from nanollm_jax import sampling as smp
+from nanollm_jax.cache.layers import Plain, Ring
 from nanollm_jax.glass import report
+from nanollm_jax.measure import roofline as measured
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 BUILD = runpy.run_path(str(EXPERIMENTS / "page/build.py"))
-HOME = {"sampling": "18_sampling"}
+HOME = {
+    "looks": "10_attention",
+    "merges": "15_tokenizer",
+    "sampling": "18_sampling",
+    "ring": "20_kv_cache",
+    "roofline": "21_profiling",
+    "mesh": "22_parallelism",
+    "switches": "23_look_inside",
+}
 
 
 class Recorded(Exception):
@@ -112,6 +124,153 @@ def test_sliders_give_the_probabilities_of_the_library(opened, width, scheme):
     page.get_by_role("button", name="draw ten").click()
     drawn = page.locator(".drawn").text_content().split()
     assert len(drawn) == 10 and set(drawn) <= {data["pieces"][n].strip() for n in np.flatnonzero(chances)}
+
+
+def inside(text, change=None):
+    """The bundled model, the tokens of a text, and what nanollm_jax has inside while it reads them {name: value}."""
+    model = nano.load(dtype="float32")
+    ids = model.tokenizer.encode(text)
+    cache = nano.init_cache(model.config, batch=1, capacity=len(ids), dtype="float32")
+    read = functools.partial(nano.forward, config=model.config)
+    return model, ids, nano.observe(read, model.params, jnp.asarray([ids]), cache, change=change)[1]
+
+
+def test_what_each_head_looks_at_is_what_the_library_has(opened):
+    page, data = opened("looks", 390, "dark")
+    model, ids, values = inside("".join(data["tokens"]).removeprefix("<s>").strip())
+    assert [model.tokenizer.piece(token).replace("▁", " ") for token in ids] == data["tokens"]
+    config, T = model.config, len(ids)
+    weights = [
+        np.asarray(values[f"layers.{n}.attention.weights"])[0].reshape(-1, T, T) for n in range(config.num_layers)
+    ]
+    heads = page.locator(".heads-board button")
+    for t, by in ((9, "mouse"), (10, "keys"), (3, "touch")):
+        chip = page.locator(".chip").nth(t)
+        if by == "keys":
+            page.locator(".chip").nth(t - 1).press("ArrowRight")
+        else:
+            chip.hover() if by == "mouse" else chip.click()
+        found = [(int(one.get_attribute("data-place")), float(one.get_attribute("data-weight"))) for one in heads.all()]
+        for (place, weight), row in zip(
+            found, (layer[n, t] for layer in weights for n in range(len(layer))), strict=True
+        ):
+            agree([weight, row[place]], [row.max()] * 2, 1e-3)
+        heads.nth(7).click()  # layer 1, head 3
+        heat = [float(one.evaluate("e => e.style.getPropertyValue('--heat')")) for one in page.locator(".chip").all()]
+        agree(np.square(heat), weights[1][3, t], 1e-3)
+
+
+def test_merges_end_with_the_tokens_of_the_tokenizer(opened):
+    page, data = opened("merges", 390)
+    tokenizer = nano.load(dtype="float32").tokenizer
+    texts = [
+        "naïve café 🙂",
+        "  two  spaces  ",
+        "xooo, oooo, ooooo",
+        "ThisIsCamelCase__and_snake(case)!!",
+        "你好，世界",
+        "<s> ▁ 1,5",
+        "",
+    ]
+    for text in [*data["examples"], *texts]:
+        page.get_by_label("your text").fill(text)
+        page.get_by_role("slider", name="merges").press("End")
+        shown = [int(one.get_attribute("data-token")) for one in page.locator(".symbols li").all()]
+        assert shown == tokenizer.encode(text, bos=False), text
+    page.get_by_role("button", name=data["examples"][0]).click()
+    assert page.locator(".symbols .pair").count() == 2
+    before = page.locator(".symbols li").count()
+    page.get_by_role("button", name="one step on").click()
+    assert page.locator(".symbols li").count() == before - 1
+
+
+def test_the_slots_of_the_ring_are_those_of_the_cache(opened):
+    page, data = opened("ring", 390)
+    S, T = len(data["ring"][0]), len(data["tokens"])
+    slider = page.get_by_role("slider", name="tokens so far")
+    for after in range(T + 1):
+        shown = [int(one.get_attribute("data-position")) for one in page.locator(".slots li").all()]
+        held = [
+            kind(*[jnp.zeros((1, size, 1))] * 2).held(jnp.asarray([after]))[0] for kind, size in ((Plain, T), (Ring, S))
+        ]
+        assert shown == np.maximum(np.concatenate(held), -1).tolist()
+        assert page.locator(".slots .new").count() == 2 * (after > 0)
+        assert after == 0 or f"slot {(after - 1) % S} of the ring" in page.locator(".steps .says").text_content()
+        slider.press("ArrowRight")
+    page.get_by_role("button", name="play").click()  # from the beginning
+    page.locator(".slots .new").first.wait_for()
+    assert page.get_by_role("button", name="pause").is_visible() or page.get_by_role("button", name="play").is_visible()
+
+
+def test_the_roofline_moves_the_bytes_of_the_library(opened):
+    page, data = opened("roofline", 390, "dark")
+    configs = [
+        nano.load(dtype="float32").config,
+        nano.read_config(json.loads((EXPERIMENTS.parent / "configs/llama-3.1-8b.json").read_text()))[0],
+    ]
+    for place, (one, config) in enumerate(zip(data["models"], configs, strict=True)):
+        page.get_by_role("button", name=one["name"]).click()
+        for rows, bits, dtype in ((1, 32, "float32"), (64, 16, "bfloat16"), (1024, 32, "float32")):
+            set_to(page, "rows", str(rows))
+            set_to(page, "bits per weight", str(bits))
+            shown = {
+                name: float(page.locator(".roofline").get_attribute(f"data-{name}"))
+                for name in ("bytes", "flops", "seconds")
+            }
+            assert shown["bytes"] == measured.step_bytes(config, rows, one["length"], dtype), place
+            flops = rows * (
+                measured.prompt_flops(config, 1, one["length"] + 1) - measured.prompt_flops(config, 1, one["length"])
+            )
+            agree(shown["flops"], flops + rows * 2 * config.vocab_size * config.hidden_size, 1e-9)
+            agree(shown["seconds"], max(shown["bytes"] / data["bandwidth"], shown["flops"] / data["peak"]), 1e-9)
+
+
+def test_the_mesh_lights_up_what_the_program_says(opened):
+    page, data = opened("mesh", 390, "dark")
+    for one in data["meshes"]:
+        page.get_by_role("button", name=f"{one['data']} x {one['tensor']}").click()
+        layers = len(one["steps"]) // 2
+        inside = [f"{part} of layer {layer}" for layer in range(layers) for part in ("attention", "MLP")]
+        assert page.locator(".program li").all_text_contents() == (["embedding", *inside] if one["tensor"] > 1 else [])
+        for step in one["steps"]:
+            page.get_by_role("button", name="one step on").click()
+            groups = [int(device.get_attribute("data-group")) for device in page.locator(".devices li").all()]
+            assert groups == [device // one["tensor"] for device in range(one["data"] * one["tensor"])]
+            assert page.locator(".program .now").text_content() == step["name"]
+            assert f"{step['bytes']:,} bytes" in page.locator(".steps .says").text_content()
+
+
+def test_the_lens_without_a_head_is_that_of_the_library(opened):
+    page, data = opened("switches", 390)
+    story, T, L = "".join(data["tokens"]).removeprefix("<s>").strip(), len(data["tokens"]), data["layers"]
+    lens = page.get_by_role("img", name="What would be said after each layer")
+    for run in (0, 10, len(data["runs"]) - 1):
+        off = data["runs"][run]["off"]
+        if off:
+            page.get_by_role(
+                "button", name=f"switch off layer {off[0][0]}, head {off[0][1]}" if len(off) == 1 else "both"
+            ).click()
+        change = {}
+        for layer, head in off:
+            change[f"layers.{layer}.attention.mixed"] = lambda mixed, head=head: mixed.at[:, :, head].set(0)
+        model, ids, values = inside(story, change)
+        for _ in range(L):  # from the top, where the end of the text is picked, down
+            depth = L - 1 - _
+            scores = transformer.logits(
+                model.params,
+                transformer.normalize(model.params, "final_norm", values[f"layers.{depth}.out"], model.config),
+                model.config,
+            )[0, -1]
+            chances = np.asarray(jax.nn.softmax(scores))
+            best = np.argsort(-chances)[:3]
+            said = page.locator(".grid .says").text_content().partition(". With")[0]
+            shown = [float(one) for one in re.findall(r"([\d.]+)%", said)]
+            assert f"layer {depth}, after “{data['tokens'][T - 1].strip()}”" in said
+            assert f"“{model.tokenizer.piece(int(best[0])).replace('▁', '')}”" in said
+            agree(shown, 100 * chances[best][: len(shown)], 0.01, size=100)
+            lens.press("ArrowDown")
+        for _ in range(L):
+            lens.press("ArrowUp")
 
 
 def test_the_parts_share_no_names_with_each_other():
