@@ -169,29 +169,36 @@ def test_a_writing_row_waits_for_one_piece_and_one_chunk():
 
 
 def test_what_came_back_is_handed_out_before_anything_else_is_waited_for(monkeypatch):
-    """While others arrive, a step looks at one thing; and between two chunks a piece is read, or room is made for it."""
+    """While others arrive, a step looks at one thing; and between two chunks a piece is read or room is made for it, and a few
+    blocks of a prefix are put back.
+    """
     engine, done, looks = Engine(model_of("llama"), ROWS, piece=SHORT), [], []
 
     def noted(where, name, what):
         true = getattr(where, name)
         monkeypatch.setattr(where, name, lambda *args, **rest: what.append(name) or true(*args, **rest))
 
+    monkeypatch.setattr(buckets, "RECALLED", 3)
     for name in ("read", "resize", "write_tokens"):
         noted(slots, name, done)
+    noted(prefix, "restore", done)
     noted(engine, "look", looks)
     writer = engine.submit(Request((1, 2, 3), 200, SETTINGS[0], streamed=True))
     while not writer.answer.token_ids:
         engine.step()
     for first in (5, 6):
         engine.submit(Request((first, *range(1, 20)), 8, SETTINGS[0]))
-    engine.submit(Request((1,) * 290, 4, SETTINGS[0]))
+    for end in (2, 3, 4):
+        engine.submit(Request((*[1] * 290, *[end] * 20), 4, SETTINGS[0]))
     done.clear()
     while not writer.ended:
         before, known = len(looks), len(writer.answer.token_ids)
         engine.step()
         assert len(looks) - before <= 1 and len(writer.answer.token_ids) - known <= buckets.STREAMED
+    between = [[*group] for write, group in itertools.groupby(done, "write_tokens".__eq__) if not write]
+    assert all(group.count("read") + group.count("resize") <= 1 for group in between)
+    assert max(group.count("restore") for group in between) == buckets.RECALLED < done.count("restore")
     assert "resize" in done and done.count("read") > 19
-    assert all("write_tokens" in pair for pair in itertools.pairwise(done))
 
 
 def test_prefixes_are_exact_bounded_and_forget_the_oldest():

@@ -13,7 +13,7 @@ and a row's numbers do not depend on the other rows', nor on what was guessed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import jax
@@ -71,8 +71,7 @@ class Engine:
 
     def empty(self, positions: int = 1) -> slots.State:
         """A state of rows that are nobody's, with a capacity of so many positions at least."""
-        capacity = buckets.capacity(positions, self.config.max_positions)
-        return memory.empty_rows(self, capacity)
+        return memory.empty_rows(self, buckets.capacity(positions, self.config.max_positions))
 
     def forget(self) -> None:
         """Keep nothing of what was read before."""
@@ -103,11 +102,10 @@ class Engine:
     def step(self) -> list[Ticket]:
         """Do the next thing: seat who waits, read, write a chunk, and look at what came back. -> whose answers grew or ended.
 
-        Where somebody waits for pieces of text at most one piece of a prompt is read between two chunks (or short ones, no
-        longer together), so that who writes waits for one piece and one chunk at most, and what has come back is handed out
-        before anything else is waited for; else all that are seated are read first. One chunk is always on its way while the
-        last one is looked at. Where the device has no memory for a step, those who wanted it are told (NoRoomError), and the
-        others go on; all that have a row are, where the state went with the step.
+        Where somebody waits for pieces of text at most one piece of a prompt is read between two chunks, and what has come
+        back is handed out before anything else is waited for, so that who writes waits for one piece and one chunk; else all
+        that are seated are read first. One chunk is always on its way while the last one is looked at. Where the device has no
+        memory for a step, who wanted it is told (NoRoomError), and all that have a row where the state went with the step.
         """
         try:
             self.turn()
@@ -190,20 +188,21 @@ class Engine:
         return 0 if any(kept.forgets(slot.filled, slot.reach, n, layer.window) for kept, layer in both) else n
 
     def read(self) -> bool:
-        """Read the next piece of who came first, or short ones of several; or make room, which takes as long. Was there any?"""
+        """Read the next piece of who came first, or short ones of several; or recall, or make room for it. Was there any?"""
         reading = sorted((slot for slot in self.slots if slot.reading), key=lambda slot: slot.ticket.number)  # type: ignore[union-attr]
         if not reading:
             return False
-        if any(self.recall(slot) for slot in reading):
+        most = iter(range(buckets.RECALLED))
+        if self.recall(reading[0], most):
             return True
+        for slot in reading[1:] if self.together(reading[0].program(self.piece)[0]) > 1 else ():
+            self.recall(slot, most)  # it may be short as well, and read at once
         now = next_pieces(reading, self.piece, self.together)
         if memory.make_room(self, now.positions):
             return True
-        params, config, (count, row, at, end, adapter, last, tops) = self.model.params, self.config, now.numbers
+        params, config, (count, row, _, _, adapter, last, tops) = self.model.params, self.config, now.numbers
         how: dict[str, Any] = {"config": config, "fresh": now.fresh, "other": self.other}
-        self.state, states, final = self.programs.read(
-            params, self.state, now.tokens, count, row, at, end, adapter, **how
-        )
+        self.state, states, final = self.programs.read(params, self.state, now.tokens, *now.numbers[:5], **how)
         found: slots.Drawn | slots.Scored | None = None
         if now.scored:
             found = slots.score(params, states, now.targets, count, tops, adapter, config=config)
@@ -227,15 +226,15 @@ class Engine:
         if owners:
             self.pending.append(Pending(found, owners, steps))
 
-    def recall(self, slot: Slot) -> bool:
-        """Put into a row what comes next of its text and was read before, but for the last token. Was room made instead?"""
+    def recall(self, slot: Slot, most: Iterator[int]) -> bool:
+        """Put into a row what comes next of its text and was read before, but for its last token. Is there more than `most`?"""
         assert slot.ticket is not None
         root, prefixes = self.root(slot.ticket.request, len(slot.text)), self.prefixes[slot.part]
         while slot.recalls(self.piece):
             block = prefixes.next(root, slot.block, slot.text[slot.at : slot.at + self.piece])
             if block is None:
                 break
-            if memory.make_room(self, slot.at + self.piece):
+            if memory.make_room(self, slot.at + self.piece) or next(most, None) is None:
                 return True
             at, place = slot.one(slot.at), slot.one(block.place)
             self.state = prefix.restore(self.state, self.pool, slot.named(), at, place, config=self.config)
