@@ -16,6 +16,8 @@ from agreement import agree
 
 import nanollm_jax as nano
 from nanollm_jax.cli import run
+from nanollm_jax.engine.engine import Engine
+from nanollm_jax.serve import turns
 from nanollm_jax.serve.fields import REFUSED, WITHOUT_EFFECT
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 12}
@@ -375,6 +377,15 @@ def test_an_answer_is_the_same_under_load(http, service):
     assert service.metrics.hits._value.get() > before
     assert serving.settled(service)
     assert service.metrics.compiled._value.get() == 0
+
+
+def test_nobody_who_writes_waits_for_the_pool_of_prefixes_to_be_made(monkeypatch):
+    """A server that is ready has it."""
+    engine = Engine(serving.tiny(), serving.ROWS, piece=serving.PIECE)
+    for name in ("warm", "warm_embed"):  # which are tried elsewhere
+        monkeypatch.setattr(turns, name, lambda *args, **rest: 0)
+    turns.ready(engine, 128, print)
+    assert engine.pool is not None and engine.pool.k[0].shape[:2] == (2 * engine.places, serving.PIECE)
 
 
 def test_a_disconnect_frees_the_row_within_two_chunks(http, service):

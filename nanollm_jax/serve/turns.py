@@ -71,8 +71,12 @@ class Turn:
 
 
 def ready(engine: Engine, context: int, progress: Callable[[str], None]) -> int:
-    """Compile every program that requests of up to `context` tokens will need. Returns how many were compiled."""
+    """Compile every program that requests of up to `context` tokens will need, and make the pool of their beginnings, for which
+    nobody who writes has to wait then. Returns how many were compiled.
+    """
     programs = warm(engine, context - 1, context, progress, scores=True)
+    if engine.places:
+        engine.blocks()
     return programs + warm_embed(engine.model, context, progress)
 
 
