@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.shards import spread
 from nanollm_jax.errors import CheckpointError
-from nanollm_jax.layout import large_matrices, layout
+from nanollm_jax.layout import adaptable, layout
 from nanollm_jax.letters import spec
 from nanollm_jax.ops.adapted import Adapted, added, gains
 from nanollm_jax.ops.kept import Weight
@@ -37,7 +37,7 @@ class Onto:
     @cached_property
     def large(self) -> dict[str, int]:
         """{path: how many axes count outputs} of the parameters that may be adapted."""
-        return large_matrices(self.config)
+        return adaptable(self.config)
 
     def keeper(self, keep: Keep) -> Keep:
         """What becomes of each parameter where it would be what keep makes of it without adapters."""

@@ -119,15 +119,17 @@ def outputs(path: str, letters: str) -> int | None:
 def large_matrices(config: ModelConfig) -> dict[str, int]:
     """{path: how many axes count outputs} of the matrices and tables of tokens, which are nearly all of a model.
 
-    A dtype may keep these in a kind of its own. Experts are not among them: only arrays have a product by groups. Nor is what
-    is taken apart before it is multiplied.
+    A dtype may keep these in a kind of its own. What is taken apart before it is multiplied is not among them.
     """
-    found = {path: outputs(path, letters) for path, letters in layout(config).items() if "E" not in letters.split()}
-    return {
-        path: count
-        for path, count in found.items()
-        if count is not None and path != "embedding.positions" and not path.endswith("kv_up")
-    }
+    found = {path: outputs(path, letters) for path, letters in layout(config).items()}
+    others = ("embedding.positions", "kv_up", "router")  # of which the last is small, and a choice hangs on it
+    return {path: count for path, count in found.items() if count is not None and not path.endswith(others)}
+
+
+def adaptable(config: ModelConfig) -> dict[str, int]:
+    """large_matrices, of those that an adapter may be laid beside: no experts."""
+    letters = layout(config)
+    return {path: count for path, count in large_matrices(config).items() if "E" not in letters[path].split()}
 
 
 def cache_slots(config: ModelConfig, capacity: int, spare: int = 0) -> list[int]:

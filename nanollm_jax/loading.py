@@ -180,12 +180,13 @@ def load(
     check_tied(checkpoint, config, family)
     wanted()  # what executables call is there before they are read
     read_ahead(config, kept.name, mesh)
+    large = parameters.large_matrices(config)
     base = Base(
         family.table(config),
         parameters.layout(config),
         config.sizes,
         family.PREFIXES,
-        parameters.large_matrices(config),
+        parameters.adaptable(config),
     )
     apart, merged = read_adapters(adapters or {}, merge, base)
     keep = Onto(apart, merged, config, mesh).keeper(parameters.keeper(config, kept))
@@ -195,7 +196,7 @@ def load(
         checkpoint, base.rows, base.layout, config.sizes, kept.activations,
         ignore=family.ignored(config), prefixes=family.PREFIXES, spread=onto, finish=keep,
         fill={} if adapters else parameters.fillers(config, kept),
-        few={path: partial(keep_few, path, kept.activations, config, mesh) for path in base.large} if few else {},
+        few={path: partial(keep_few, path, kept.activations, config, mesh) for path in large} if few else {},
     )  # fmt: skip
     names = () if merge is not None else tuple(adapters or {})
     return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config, found.folder, names, cache)

@@ -21,6 +21,7 @@ from nanollm_jax.config import ModelConfig
 from nanollm_jax.dtypes import DTYPES, Dtype, resolve_weights
 from nanollm_jax.errors import CheckpointError
 from nanollm_jax.executables import Persistent
+from nanollm_jax.layout import adaptable as adaptable
 from nanollm_jax.layout import count as count
 from nanollm_jax.layout import large_matrices, outputs, shapes
 from nanollm_jax.layout import layout as layout

@@ -540,7 +540,7 @@ def small_base() -> tuple[Base, bytes]:
     from test_loading import draw, in_their_names
 
     found, family = nano.read_config(CONFIG_JSON["llama"])
-    large = layout.large_matrices(found)
+    large = layout.adaptable(found)
     base = Base(family.table(found), layout.layout(found), found.sizes, family.PREFIXES, large)
     with tempfile.TemporaryDirectory() as folder:
         weights = in_their_names(CONFIG_JSON["llama"], draw(CONFIG_JSON["llama"]))

@@ -12,7 +12,7 @@ from agreement import agree
 
 from nanollm_jax.config import ACTIVATIONS
 from nanollm_jax.kinds import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, Router, Sharpening, YarnScaling
-from nanollm_jax.ops import attention, embedding, mlp, moe, norm, rope
+from nanollm_jax.ops import attention, embedding, group_product, groupwise_making, int8, mlp, moe, norm, rope
 from nanollm_jax.ops.dot_product import Seen, dot_product
 from nanollm_jax.ops.linear import MANY, linear, product
 
@@ -253,6 +253,41 @@ def test_both_ways_through_the_experts(rows, top_k, renormalize):
     given, chances = dense(p, x)
     agree(given, expected)
     agree(jax.jit(moe.moe, static_argnums=(3, 4, 5))(p, x[None], chances, "silu", top_k, router)[0], expected)
+
+
+KEEP = {
+    "float32": lambda w: w,
+    "int8": lambda w: int8.quantize(w, 2),
+    "int4": lambda w: groupwise_making.quantize(w, 4, 32),
+}
+
+
+@pytest.mark.parametrize("kind", KEEP)
+@pytest.mark.parametrize("sizes", [(0, 3, 0, 1), (1, 0, 0, 0), (5, 5, 5, 5), (0, 0, 300, 7), (2, 40, 0, 9)])
+def test_groups_of_rows_have_each_its_own_weight(sizes, kind):
+    """Tiles that are filled up, groups without rows, more rows than a tile has; in bits what the bits stand for."""
+    E, O, I, R = 4, 6, 64, sum(sizes)  # noqa: E741
+    weight, x = KEEP[kind](jnp.asarray(random(E, O, I))), random(R, I)
+    whole = weight.reshape(E * O, I)
+    plain = np.asarray(product(jnp.eye(I), whole)).T.reshape(E, O, I)
+    group = np.repeat(np.arange(E), sizes)
+    expected = np.einsum("RI,ROI->RO", x.astype(float), plain[group])
+    args = jnp.asarray(x), whole, jnp.asarray(sizes, jnp.int32)
+    agree(jax.jit(group_product.by_group)(*args), expected, 1e-5 if kind == "float32" else 3e-4)  # digits of x
+    if kind == "float32":
+        agree(jax.jit(group_product.ragged)(*args), expected, 1e-5)
+
+
+def test_experts_that_nobody_chose_are_not_read():
+    """XLA's own product by groups has each row times all of them beside it, on CPU."""
+    E, O, I = 64, 96, 128  # noqa: E741
+    args = jnp.asarray(random(2, I)), jnp.asarray(random(E * O, I)), jnp.zeros(E, jnp.int32).at[5].set(2)
+    program = jax.jit(group_product.by_group).lower(*args).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 4 * (4 * O * I)  # of 64
+    for kind in ("int8", "int4"):
+        whole = KEEP[kind](args[1].reshape(E, O, I)).reshape(E * O, I)
+        program = jax.jit(group_product.by_group).lower(args[0], whole, args[2]).compile()
+        assert program.memory_analysis().temp_size_in_bytes < 4 * (4 * O * I)
 
 
 def test_experts_from_the_best_groups_by_corrected_chances():

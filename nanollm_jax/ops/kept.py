@@ -72,6 +72,13 @@ def parted(weight: Any, inputs: int) -> Any:
     return weight.parted(inputs) if hasattr(weight, "parted") else weight
 
 
+def some(weight: Any, begin: Any, size: int) -> Any:
+    """So many outputs of a weight, of any kind.  [O I] -> [size I]"""
+    if hasattr(weight, "some"):
+        return weight.some(begin, size)
+    return jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, begin, size), weight)
+
+
 def name_of(weight: Any) -> str:
     """The name of the dtype in which a weight is kept."""
     return weight.name if isinstance(weight, Kept) else np.dtype(weight.dtype).name

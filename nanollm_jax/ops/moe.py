@@ -2,9 +2,8 @@
 Shazeer et al. 2017, arXiv:1701.06538; Fedus et al. 2021, arXiv:2101.03961.
 
 dense and grouped compute the same. dense is the definition and takes every expert for every token; grouped sorts the
-tokens by expert and takes each expert for its own tokens only. JAX cannot vmap a product by groups yet (0.10.2): give
-several requests as rows of one batch. A mesh splits every expert's width, as it does that of an MLP: every device has a
-part of all experts, and none waits for another's.
+tokens by expert and takes each expert for its own tokens only (group_product.py). A mesh splits every expert's width, as it
+does that of an MLP: every device has a part of all experts, and none waits for another's.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from nanollm_jax import collectives
+from nanollm_jax.ops.group_product import by_group
 from nanollm_jax.ops.linear import add, contract, product
 from nanollm_jax.ops.mlp import bend
 
@@ -96,19 +96,9 @@ def grouped(p: Experts, x: jax.Array, weight: jax.Array, expert: jax.Array, acti
     (R, k), (E, U, M, D) = expert.shape, p["up"].shape
     order = jnp.argsort(expert.reshape(R * k), stable=True)
     sizes = jnp.bincount(expert.reshape(R * k), length=E).astype(jnp.int32)
-    wide = by_group(x[order // k], p["up"].reshape(E, U * M, D), sizes).reshape(R * k, U, M)
+    wide = by_group(x[order // k], p["up"].reshape(E * U * M, D), sizes).reshape(R * k, U, M)
     if "up_bias" in p:
         wide = wide + p["up_bias"].astype(jnp.float32)[expert.reshape(R * k)[order]]
-    given = by_group(bend(wide.astype(x.dtype), activation), p["down"], sizes)
+    given = by_group(bend(wide.astype(x.dtype), activation), p["down"].reshape(E * D, M), sizes)
     given = given * weight.reshape(R * k)[order][:, None]
     return jnp.zeros((R, D), jnp.float32).at[order // k].add(given)
-
-
-def by_group(x: jax.Array, weight: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Consecutive groups of rows, each with a weight of its own.  x [R I], weight [E O I], sizes [E] -> [R O] float32"""
-    numbers = jax.lax.RaggedDotDimensionNumbers(
-        dot_dimension_numbers=(((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0]
-    )
-    return jax.lax.ragged_dot_general(
-        x, weight, sizes, numbers, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-    )

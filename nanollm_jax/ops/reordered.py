@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nanollm_jax.errors import ConfigError
-from nanollm_jax.ops.kept import Kept
+from nanollm_jax.ops.kept import Kept, some
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("weight", "order"), meta_fields=())
@@ -61,6 +61,10 @@ class Reordered:
     def rows(self, ids: jax.Array) -> jax.Array:
         """One row per id, the last for ids past it.  weight [V D], ids [B T] -> [B T D]"""
         return self.weight.rows(ids)[..., jnp.argsort(self.order)]
+
+    def some(self, begin: Any, size: int) -> Reordered:
+        """So many outputs, of [O I], in the same order of inputs."""
+        return dataclasses.replace(self, weight=some(self.weight, begin, size))
 
     def decoded(self) -> jax.Array:
         """The weight that it stands for, in float32."""
