@@ -289,7 +289,7 @@ if not quick():  # some of the mistakes, made in the library's own config
     for name, change in MISTAKES.items():
         wrong = dataclasses.replace(model, config=dataclasses.replace(config, **change))
         answer = nano.generate(wrong, "Lily and her friend", max_new_tokens=30, sampling=nano.Sampling(temperature=0.0))
-        print(f"{name:14} Lily and her friend{answer.text!r}")
+        print(f"{name:14} Lily and her friend{answer.text.replace(chr(10), ' ')}")
 check("no other mistake costs as much as forgetting the positions", max(losses, key=losses.get) == "no positions")
 check("pairing the wrong numbers is not a small matter", losses["neighbours paired"] > base + 0.3)
 check("another activation or base is not the right one", min(losses["GELU"], losses["theta 500,000"]) > base)
@@ -311,8 +311,9 @@ save(figure, "17_wrong")
 #
 # *Each bar is one wrong setting of the same weights. The short ones are dangerous: the model still writes sentences
 # (some stand above), and a reader who does not know what it should write has nothing to hold on to. That is why an
-# engine is compared with another one in numbers, and not by reading. Epsilon is a surprise: it is added to the mean
-# square of a vector, and those of the embedding are smaller than 0.01.*
+# engine is compared with another one in numbers, and not by reading. Epsilon is a surprise: 0.01 looks like nothing. But it
+# is added to the mean square of a vector, and those of the embedding are smaller than 0.01: divided by the root of the sum,
+# they stay too small.*
 #
 # ## Where the parameters are
 # The sizes of published models lie in `configs/`, and the shape of every parameter follows from them. Counting by hand
