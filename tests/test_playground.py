@@ -43,8 +43,18 @@ RUN = """({ head, bytes, ids, settings, most, seed, texts }) => {
   const live = liveText(model, tokenizer);
   for (const id of ids[0]) live.take(id);
   const { said, size } = live.story();
+  const chances = (off) => {
+    const less = liveText(model, tokenizer);
+    less.off.add(off);
+    for (const id of ids[0]) less.take(id);
+    return softmax(less.logits(less.ids.length));
+  };
+  const likeliest = softmax(live.logits(live.ids.length)).reduce((at, value, id, all) => (value > all[at] ? id : at), 0);
+  const parts = [...Array(head.config.N).keys(), "mlp"];
+  const without = Array.from({ length: head.config.L }, (_, layer) =>
+    parts.map((part) => Math.log(chances(`${layer} ${part}`)[likeliest])));
   const lens = Array.from({ length: head.config.L + 1 }, (_, depth) => said(depth, size - 1).best);
-  return { written, encoded: texts.map((text) => tokenizer.encode(text)), lens };
+  return { written, encoded: texts.map((text) => tokenizer.encode(text)), lens, without };
 }"""
 
 
@@ -135,6 +145,13 @@ def test_the_lens_is_that_of_the_library(model, ran):
         agree([one["chance"] for one in best], np.exp(found.logprobs[depth, -1, :5]), 1e-3)
 
 
+@in_a_browser
+def test_without_a_head_or_an_mlp_it_says_what_the_library_says(model, ran):
+    ids = model.tokenizer.encode(BEGINNINGS[0])
+    heads, mlps = (nano.glass.ablate(model, ids, parts).values for parts in ("heads", "mlps"))
+    agree(ran["without"], np.concatenate([heads, mlps[:, None]], axis=1), 1e-3)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     told = playground.data()
@@ -223,6 +240,13 @@ def test_a_reader_writes_and_looks_inside(model, opened, width, height, scheme):
         "all => all.map((chip) => Number(chip.style.getPropertyValue('--heat')))"
     )
     assert sum(value**2 for value in heat) == pytest.approx(1, rel=1e-4) and not any(heat[3:])  # shares of those before
+    told = text(page)
+    after(page, lambda: page.get_by_label("MLP of layer 0").uncheck())
+    assert text(page) != shown(len(ids) - 1) and text(page).startswith("The dog")
+    assert page.locator("#whole").text_content() == told and page.locator("#less").text_content() == text(page)
+    assert page.locator("#missing").text_content() == "Without the MLP of layer 0"
+    after(page, lambda: page.get_by_text("All on").click())
+    assert text(page) == shown(len(ids) - 1) and page.get_by_label("MLP of layer 0").is_checked()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 

@@ -154,6 +154,7 @@ async function alone(work) {
   by("views").classList.remove("busy");
   const full = live.ids.length >= positions || live.ids.at(-1) === eos;
   for (const [id, off] of [["write", false], ["other", false], ["one", full], ["more", full]]) by(id).disabled = off;
+  showLess();
   showViews();
   document.body.dataset.ended = own;
 }
@@ -188,6 +189,7 @@ async function writeOn(most, going) {
     typed.add(live.token(at + 1));
     typed.node.scrollTop = typed.node.scrollHeight;
     showChoices();
+    if (live.off.size) showLess();
     announce(`${at + 1} of ${positions} tokens`);
     await pause();
     if (!going()) return;
@@ -216,6 +218,41 @@ const instead = (id) => alone(async (going) => {
   live.keep(at);
   live.take(id);
   await begin(given, going);
+});
+
+// What is switched off
+function showBoard() {
+  const { L, N } = told.config, parts = [...Array(N).keys(), "mlp"];
+  const boxes = Array.from({ length: L }, (_, layer) => parts.map((part) => {
+    const box = element("input", { type: "checkbox", checked: true, ariaLabel: part === "mlp" ? `MLP of layer ${layer}` : `head ${part} of layer ${layer}` });
+    box.onchange = () => {
+      live.off[box.checked ? "delete" : "add"](`${layer} ${part}`);
+      writeAgain();
+    };
+    return box;
+  }));
+  const all = element("button", { type: "button", textContent: "All on", onclick: () => {
+    live.off.clear();
+    for (const box of boxes.flat()) box.checked = true;
+    writeAgain();
+  } });
+  const cell = (textContent, className = "") => element("span", { textContent, className });
+  by("board").append(cell("head"), ...parts.map((part) => cell(part === "mlp" ? "MLP" : part)), ...boxes.flatMap((row, layer) => [cell(`layer ${layer}`, "layer"), ...row]), all);
+}
+
+/** The story as it is with all of the model, and beside it as it is without what is off. */
+function showLess() {
+  const off = [...live.off].map((name) => name.split(" ")).map(([layer, part]) => (part === "mlp" ? `the MLP of layer ${layer}` : `head ${part} of layer ${layer}`));
+  by("missing").textContent = off.length ? `Without ${off.join(", ")}` : "";
+  by(off.length ? "less" : "whole").textContent = typed.node.textContent;
+  if (!off.length) by("less").textContent = "";
+}
+
+/** The story once more from what was given, after something was switched on or off. */
+const writeAgain = () => alone(async (going) => {
+  const ids = live.ids.slice(0, live.given);
+  live.keep(0); // what was read was read with other parts
+  if (await readAll(ids, going)) await begin(ids.length, going);
 });
 
 // The page
@@ -266,4 +303,5 @@ by("facts").append(...[
 ].map(([figure, words]) => element("div", {}, element("dt", { textContent: figure }), element("dd", { textContent: words }))));
 by("cost").textContent = `Each number is one of 255, times a number that its whole row shares. What that changes was measured when this page was built, at the ${count(cost.places)} places of ${cost.texts} stories that the model had written with all its bits.`;
 by("prompt").oninput();
+showBoard();
 write();

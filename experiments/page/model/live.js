@@ -2,6 +2,7 @@
 //   const live = liveText(model, tokenizer)
 //   live.keep(n)        forget all but the first n tokens
 //   live.take(id)       read one more
+//   live.off            a Set of what adds nothing, as forward takes it; whoever changes it has to read the text again
 //   live.given          how many tokens were given; the others were written
 //   live.logits(t)      [V]: the scores from which token t was chosen, or will be
 //   live.story()        what the parts of nanollm_jax/glass/page show, of the text as it is now
@@ -17,7 +18,7 @@ export function liveText(model, tokenizer) {
   const { config } = model, cache = emptyCache(config);
   const ids = [], passes = [], texts = [];
   let decode = tokenizer.decoder();
-  const live = { ids, given: 0, keep, take, logits: (t) => passes[t - 1].logits, token, story };
+  const live = { ids, given: 0, off: new Set(), keep, take, logits: (t) => passes[t - 1].logits, token, story };
 
   function keep(length) {
     ids.length = passes.length = texts.length = length;
@@ -29,7 +30,7 @@ export function liveText(model, tokenizer) {
   function take(id) {
     ids.push(id);
     texts.push(decode(id));
-    passes.push(forward(model, id, cache));
+    passes.push(forward(model, id, cache, live.off));
   }
 
   function token(t) {

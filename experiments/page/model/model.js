@@ -34,14 +34,14 @@ export function forget(cache, length) {
   for (const { keys, values } of cache.layers) for (const list of [...keys, ...values]) list.length = length;
 }
 
-/** Read one more token, which stands at position cache.length. */
-export function forward({ params, config }, token, cache) {
+/** Read one more token, which stands at position cache.length. off: what adds nothing, "3 1" for head 1 of layer 3, "3 mlp" for its MLP (chapter 23). */
+export function forward({ params, config }, token, cache, off = new Set()) {
   const table = params.embedding.tokens;
   const turn = turns(cache.length, config.H, config.theta);
   let x = lookUp(table, token, config.D);
   const stream = [x], looked = [];
   params.layers.forEach((p, index) => {
-    const found = block(p, x, turn, cache.layers[index], config);
+    const found = block(p, x, turn, cache.layers[index], config, (part) => off.has(`${index} ${part}`));
     x = found.x;
     stream.push(x);
     looked.push(found.looked);
@@ -56,9 +56,10 @@ export function say(params, x, config) {
 }
 
 /** One layer: attention, then the MLP, each added to the residual stream (chapter 14).  x [D] -> [D] */
-function block(p, x, turn, seen, config) {
-  const { mixed, looked } = attend(p.attention, rmsNorm(x, p.attention_norm.scale, config.eps), turn, seen, config);
+function block(p, x, turn, seen, config, silent) {
+  const { mixed, looked } = attend(p.attention, rmsNorm(x, p.attention_norm.scale, config.eps), turn, seen, config, silent);
   const middle = add(x, linear(p.attention.wo, mixed));
+  if (silent("mlp")) return { x: middle, looked };
   const given = feedForward(p.mlp, rmsNorm(middle, p.mlp_norm.scale, config.eps), config);
   return { x: add(middle, given), looked };
 }
@@ -66,7 +67,7 @@ function block(p, x, turn, seen, config) {
 /** What each head reads from the tokens so far, this one included (chapter 11).  h [D] -> [N H]
  *
  * wqkv holds, for each key/value head, its G query heads, its key and its value. */
-function attend(p, h, turn, seen, { N, K, H }) {
+function attend(p, h, turn, seen, { N, K, H }, silent) {
   const G = N / K, qkv = linear(p.wqkv, h);
   const mixed = new Float32Array(N * H), looked = [];
   for (let k = 0; k < K; k++) {
@@ -78,7 +79,7 @@ function attend(p, h, turn, seen, { N, K, H }) {
       rotate(part(g), turn);
       const shares = weights(part(g), seen.keys[k]);
       looked.push(shares);
-      mixed.set(mix(shares, seen.values[k]), (k * G + g) * H);
+      if (!silent(k * G + g)) mixed.set(mix(shares, seen.values[k]), (k * G + g) * H);
     }
   }
   return { mixed, looked };
