@@ -198,6 +198,11 @@ class ModelConfig:
         return 2 if self.latent is None else 1
 
     @property
+    def key_dim(self) -> int:
+        """How wide a head's key is, where it is made for itself."""
+        return self.head_dim if self.latent is None else self.latent.key + self.latent.rotated
+
+    @property
     def value_dim(self) -> int:
         """How wide what a head gives is."""
         return self.head_dim if self.latent is None else self.latent.value

@@ -105,6 +105,16 @@ def test_flops_of_attention_stop_at_the_window():
     assert more == again == fewer + 2 * 4 * 4 * 14 * (7 - 3)
 
 
+def test_of_latents_a_step_reads_one_vector_a_position_and_a_prompt_makes_keys_and_values_once():
+    """Three layers; vectors of 6 + 14, whatever the heads are; four heads with keys of 10 + 6 and values of 8."""
+    config = random_model("deepseek_v3").config
+    few, many = (roofline.part_bytes(config, 1, length, "float32")["cache"] for length in (8, 100))
+    assert (few, many) == (4 * 3 * 20 * (9 + 1), 4 * 3 * 20 * (101 + 1))
+    more = roofline.prompt_flops(config, 1, 21) - roofline.prompt_flops(config, 1, 20)
+    again = roofline.prompt_flops(config, 1, 11) - roofline.prompt_flops(config, 1, 10)
+    assert more - again == 3 * 2 * 4 * (10 + 6 + 8) * 10
+
+
 # measuring
 
 

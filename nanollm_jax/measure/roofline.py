@@ -67,8 +67,8 @@ def part_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> dict[
 def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
     """FLOPs of the matrix products that read `rows` prompts of `length` tokens and score what follows each.
 
-    Two per weight and token, of the experts those that the token chooses; in attention, four per head width and pair of
-    a query and a key that it sees; in recurrent layers what their records say.
+    Two per weight and token, of the experts those that the token chooses; in attention, two per channel of a key and of a
+    value and pair of a query and a key that it sees, a latent's made once; in recurrent layers what their records say.
     """
     used = used_weights(config, config.experts_per_token)
     products = [path for path in used if path.startswith("layers.") and path.rpartition(".")[2] in layout.INPUTS]
@@ -76,7 +76,7 @@ def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
     windows = [layer.window or length for layer in config.layers if layer.mixer is None]
     recurrent = length * sum(layer.mixer.flops for layer in config.layers if layer.mixer)
     pairs = sum(sum(min(position + 1, window) for position in range(length)) for window in windows)
-    attention = 4 * config.num_heads * config.head_dim * pairs
+    attention = 2 * config.num_heads * (config.key_dim + config.value_dim) * pairs
     return rows * (2 * length * weights + attention + recurrent + 2 * config.vocab_size * config.hidden_size)
 
 
