@@ -325,6 +325,52 @@ interactive(
 )
 
 # %% [markdown]
+# ## Latents
+# Heads that share keys and values make the cache smaller, and have less to tell apart. There is another way: keep for each
+# position one vector c, a *latent*, and make the keys and values of all heads of it, with two matrices for each head,
+# key = Uc and value = Wc. Then c is all that the cache holds (DeepSeek-AI 2024, arXiv:2405.04434, section 2.1).
+#
+# Nothing has to be made of it again for every new token. A query's product with a key is q·(Uc) = (Uᵀq)·c: the query may go to
+# the latents instead. And a mean of values Wc is W times the mean of the latents: all heads look at the same vectors.
+
+# %%
+SEEN, WIDTH, HEADS = 20, 32, 4  # positions, the width of a latent, heads
+latents, wk, wv, q1 = (random.normal(size=shape).astype(np.float32) for shape in (
+    (SEEN, WIDTH), (HEADS, 16, WIDTH), (HEADS, 24, WIDTH), (HEADS, 16)))  # fmt: skip
+
+
+def shares(scores):
+    """[N S] -> [N S]: chapter 09"""
+    powers = np.exp(scores / 4 - (scores / 4).max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+keys1, values1 = np.einsum("NXC,SC->NSX", wk, latents), np.einsum("NXC,SC->NSX", wv, latents)
+made = np.einsum("NS,NSX->NX", shares(np.einsum("NX,NSX->NS", q1, keys1)), values1)  # keys and values of every head
+met = np.einsum("NX,NXC->NC", q1, wk)  # queries, as wide as a latent
+looked = np.einsum("NXC,NC->NX", wv, shares(met @ latents.T) @ latents)
+same("queries at the latents give what keys and values of every head give", looked, made, tolerance=1e-4)
+
+DEEPSEEK_V3 = {"model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
+               "num_hidden_layers": 61, "num_attention_heads": 128, "max_position_embeddings": 163840, "kv_lora_rank": 512,
+               "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}  # fmt: skip
+c, _ = nano.read_config(DEEPSEEK_V3)
+one = 2 * c.num_layers * (c.latent.width + c.latent.rotated)
+every = 2 * c.num_layers * c.num_heads * (c.key_dim + c.value_dim)
+check("DeepSeek V3: the library's cache of a token is as large", one == library_bytes(c, 1, 2))
+llama = cache_bytes(models["Llama 3.1 8B"], 1)
+print(
+    f"DeepSeek V3, a token in 16 bits: {one / 1024:.1f} KiB of latents; keys and values of its {c.num_heads} heads would be"
+)
+print(
+    f"{every / 1024:,.0f} KiB, {every / one:.0f} times as much. Llama 3.1 8B, a smaller model: {llama / 1024:.0f} KiB."
+)
+
+# %% [markdown]
+# Only the rotation of chapter 12 is in the way: it would stand between U and c, with another angle at every position. So a
+# small part of each key is made apart: it is rotated, all heads share it, and it is kept beside the latent (of DeepSeek V3's
+# 576 numbers, 64). The price is arithmetic: a query at the latents is wider than one at a head's own key.
+#
 # ## In the engine
 # - `nanollm_jax.cache` is the only room that knows how keys and values are stored: one buffer a layer, `[B*K S H]`, for
 #   B texts at once. `nanollm_jax.cache.extend` adds the new ones and says which position each slot holds.
@@ -334,6 +380,7 @@ interactive(
 # - Shapes are fixed inside a program, so the cache has a capacity. The engine begins with a small one and takes the
 #   next power of two when it is full: `nanollm_jax.engine.buckets.capacity`, `nanollm_jax.cache.resize`.
 # - Layers with a window are rings as soon as the capacity exceeds it.
+# - A model with latents keeps them in `nanollm_jax.cache.Latents`; `nanollm_jax.ops.latent` takes queries there.
 #
 # ## Your engine
 # Attention, the block, the forward pass and the loop take a cache, and give a longer one back. One program, `step`, reads a

@@ -21,8 +21,8 @@ TERMS = {
     "forward pass": (17, r"forward pass"), "tied": (17, r"tied"), "sampling": (18, r"sampling"),
     "temperature": (18, r"temperature"), "top-k": (18, r"top-k"), "top-p": (18, r"top-p|nucleus"), "min-p": (18, r"min-p"),
     "seed": (18, r"seeds?"), "greedy": (19, r"greedy"), "host": (19, r"hosts?"), "perplexity": (19, r"perplexit(?:y|ies)"),
-    "KV cache": (20, r"KV cache"), "ring buffer": (20, r"rings?(?: buffers?)?"), "donation": (20, r"donat(?:e[sd]?|ion)"),
-    "quantisation": (24, r"quantis\w+"), "collective": (22, r"collectives?"), "all-reduce": (22, r"all-reduces?"),
-    "continuous batching": (25, r"continuous batching"),
+    "KV cache": (20, r"KV cache"), "ring buffer": (20, r"rings?(?: buffers?)?"), "latent": (20, r"latents?"),
+    "donation": (20, r"donat(?:e[sd]?|ion)"), "quantisation": (24, r"quantis\w+"), "collective": (22, r"collectives?"),
+    "all-reduce": (22, r"all-reduces?"), "continuous batching": (25, r"continuous batching"),
     "mesh": (22, r"mesh(?:es)?"), "activation patching": (23, r"patching"),
 }  # fmt: skip
