@@ -14,8 +14,12 @@ from agreement import agree
 from law import ROWS, alone, letters, requests_for, result, schedule
 from lora import checkpoint, loaded_with, with_adapter, write_adapter
 from safetensors.numpy import load_file, save_file
+from test_glass import paths
+from test_watch import LONG
+from test_watch import law as law_of_edits
 
 import nanollm_jax as nano
+from nanollm_jax import glass
 from nanollm_jax import params as parameters
 from nanollm_jax.engine import buckets
 from nanollm_jax.engine.engine import Engine
@@ -179,16 +183,73 @@ def test_adapters_on_a_mesh_that_divides_nothing(three):
         assert [answer.token_ids for answer in nano.generate(model, [[5, 6, 7]] * 4, **asked)] == tokens
     merged = nano.load(path, dtype="float32", mesh=mesh, adapters={"b": adapters["b"]}, merge="b")
     agree(logits(merged)[0], expected[0], 1e-4)
+    box = nano.watch(model, [TEXT, TEXT], keep=["layers.*.out", "final_norm"], max_new_tokens=4, adapter=[None, "b"])
+    for name in ("lens", "contributions", "saliency", "tree"):
+        agree(OF_TEXTS[name](box, row=1), OF_TEXTS[name](one.adapted("b"), box.tokens[1]), 1e-3)
+
+
+TEXT, OTHER, AIM = [5, 6, 7, 5, 8], [5, 6, 9, 5, 8], {"token": 7, "against": 60}
+# of a text that a row of a box has, or that is given with a model
+OF_TEXTS = {
+    "lens": lambda *source, **row: glass.lens(*source, k=3, places=["layers.*.out", "final_norm"], **row).logprobs[:, :5],
+    "contributions": lambda *source, **row: shares(glass.contributions(*source, **AIM, **row)),
+    "ablate": lambda *source, **row: glass.ablate(*source, parts="mlps", **AIM, **row).values,
+    "saliency": lambda *source, **row: glass.saliency(*source, **AIM, method="integrated", steps=3, **row).scores,
+    "tree": lambda *source, **row: [branch.total for _, branch in paths(glass.tree(*source, width=2, depth=2, **row))],
+}  # fmt: skip
+OF_MODELS = {
+    "patch": lambda model: glass.patch(model, TEXT, OTHER, **AIM).values,
+    "steer": lambda model: glass.steer(model, [(TEXT, OTHER)], "layers.1.out").vector,
+    "sampling_lab": lambda model: glass.sampling_lab(model, TEXT, [nano.Sampling(top_k=5)], max_new_tokens=4).mass,
+}  # fmt: skip
+
+
+def shares(found):
+    return [*found.heads.flat, *found.mlps, found.embedding, found.bias, found.total, found.logit]
+
+
+def watched(three):
+    """Rows of one batch with different adapters, changed from a position on; and who wrote each, with it in the weights."""
+    model, path, adapters = three
+    merged = {name: nano.load(path, dtype="float32", adapters={name: adapters[name]}, merge=name) for name in "ab"}
+    asked = {"keep": ["layers.*.out", "final_norm"], "max_new_tokens": 4, "adapter": ["b", None, "a"]}
+    return nano.watch(model, [TEXT] * 3, **asked), [merged["b"], nano.load(path, dtype="float32"), merged["a"]]
+
+
+QUICK_TOOLS = ("contributions", "lens")
+
+
+@pytest.mark.parametrize(
+    "rows", [(0,), pytest.param((0, 1, 2), marks=pytest.mark.parity)], ids=["one tool", "every tool, every row"]
+)
+def test_tools_on_a_row_with_an_adapter_read_with_it(three, rows):
+    """What they say of it is what they say of the model with the adapter in its weights."""
+    box, alone = watched(three)
+    for name, tool in OF_TEXTS.items():
+        if len(rows) > 1 or name in QUICK_TOOLS:
+            for row in rows:
+                expected = np.asarray(tool(alone[row], box.tokens[row]))
+                agree(tool(box, row=row), expected, 1e-4, np.abs(expected).max())
+    if len(rows) == 1:
+        return
+    for tool in OF_MODELS.values():
+        agree(tool(three[0].adapted("b")), tool(alone[0]), 1e-4)
+    for row, one in enumerate(alone):
+        found, expected = glass.story(box, row=row), glass.story(nano.watch(one, [TEXT], max_new_tokens=4))
+        assert found.head["adapter"] == ("b", None, "a")[row]
+        numbers = lambda story, name: story.arrays[name][1].astype(np.float32)  # noqa: E731
+        for name in ("lens.chances", "heads.weights", "shares.heads"):
+            agree(numbers(found, name), numbers(expected, name), 1e-2)
+        assert np.abs(numbers(found, "shares.rest")).max() < 1e-4 * np.abs(numbers(found, "shares.heads")).max()
 
 
 @pytest.mark.parity
-def test_a_row_that_is_watched_has_its_adapter(three):
-    """The named values are those of the model with that adapter alone."""
-    model, name = three[0], "layers.1.out"
-    box = nano.watch(model, [[5, 6, 7], [5, 6, 7]], keep=[name], max_new_tokens=4, adapter=["b", None])
-    own = nano.watch(model.adapted("b"), [5, 6, 7], keep=[name], max_new_tokens=4)
-    agree(box[name][0], own[name][0], 1e-4)
-    assert np.abs(box[name][0][:3] - box[name][1][:3]).max() > 0.01
+def test_the_law_of_edits_with_an_adapter_in_each_row(three):
+    """One pass with the adapter in the weights says what the cached generation of that row does, changed or not."""
+    model, path, adapters = three
+    merged = {name: nano.load(path, dtype="float32", adapters={name: adapters[name]}, merge=name) for name in "ab"}
+    alone = [merged["b"], nano.load(path, dtype="float32"), merged["a"], merged["b"]]
+    law_of_edits(model, LONG, alone, adapter=["b", None, "a", "b"], rows=2)
 
 
 def test_eight_bits_with_an_adapter(three):

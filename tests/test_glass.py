@@ -111,16 +111,6 @@ def test_lens_of_a_box(model, box):
             glass.lens(box, **wrong)
 
 
-def test_a_row_that_was_written_with_an_adapter_is_no_tools(box):
-    """They would read it with the model as it is, and say nothing of it."""
-    ticket = dataclasses.replace(box.tickets[1], request=dataclasses.replace(box.tickets[1].request, adapter=1))
-    model = dataclasses.replace(box.model, adapters=("pirate",))
-    adapted = nano.Watched(model, [ticket], box.programs)
-    for tool in (glass.lens, glass.contributions, glass.story, glass.tree):
-        with pytest.raises(nano.RequestError, match="row 0 of this box was written with the adapter 'pirate'"):
-            tool(adapted)
-
-
 # contributions
 
 

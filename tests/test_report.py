@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import agree
+from lora import write_adapter
 from models import CONFIG_JSON, FURTHER, RELATED, random_model
+from safetensors.flax import load_file
 from test_watch import steered, vector
 
 import nanollm_jax as nano
@@ -306,6 +308,21 @@ def test_modules_name_what_they_take_and_share_no_names():
             taken |= {(name.strip(), other) for name in names.split(",")}
         assert text.startswith("// ")
     assert taken and all(given.get(name) == other for name, other in taken)
+
+
+@pytest.mark.parity
+def test_look_on_a_mesh_and_with_an_adapter(short, tmp_path, capsys):
+    """The text that generate writes with the same options on one device; the report names the adapter."""
+    write_adapter(tmp_path / "a", load_file(short / "model.safetensors"), "proj", size=2.0)
+    asked = ["Once upon a time", "--model", str(short), "--max-new-tokens", "8", "--temperature", "0"]
+    adapted = ["--adapter", f"a={tmp_path / 'a'}"]
+    assert cli.run(["generate", *asked]) == cli.run(["generate", *asked, *adapted]) == 0
+    plain, text = capsys.readouterr().out.splitlines(keepends=True)
+    mesh = ["--devices", "8", "--dp", "2", "--tp", "2", "--report", str(tmp_path / "story.html")]
+    assert cli.run(["look", *asked, *adapted, *mesh]) == 0
+    assert capsys.readouterr().out == text != plain
+    written = (tmp_path / "story.html").read_text()
+    assert json.loads(re.search(r'type="application/json">(.*?)</script>', written)[1])["head"]["adapter"] == "a"
 
 
 def test_look_writes_what_generate_does(tmp_path, capsys):

@@ -21,7 +21,7 @@ from nanollm_jax.glass import passes
 from nanollm_jax.glass.names import check_attends
 from nanollm_jax.glass.texts import Source, of_each, text_of
 from nanollm_jax.glass.walk import Kept
-from nanollm_jax.ops.embedding import look_up
+from nanollm_jax.ops.embedding import scorers
 from nanollm_jax.ops.linear import contract, multiply
 from nanollm_jax.params import Params
 from nanollm_jax.partition import sources
@@ -124,7 +124,7 @@ def direction_of(params: Params, ids: jax.Array, signs: jax.Array, config: Model
     """
     head = params.get("unembedding", {})
     table = params["embedding"]["tokens"] if config.tie_embeddings else head["tokens"]
-    rows = look_up(table, ids[None])[0].astype(jnp.float32)  # [X D]
+    rows = scorers(table, ids)  # [X D]
     bias = head["bias"][ids].astype(jnp.float32) if config.head_bias else jnp.zeros_like(signs)
     return config.logit_scale * jnp.sum(signs[:, None] * rows, axis=0), config.logit_scale * jnp.sum(signs * bias)
 

@@ -1,4 +1,5 @@
-"""What somebody changes in a generation, as watch takes it: heads switched off, a direction added, a vector put in its place.
+"""What somebody changes in a generation, as watch takes it: heads switched off, a direction added, a vector put in its place,
+and an adapter that its row takes.
 
 All of it is arrays of one program, with nothing switched off, added and put where nobody asked for it: another head, direction,
 strength or place compiles nothing, and without any the answer has the bits of a plain row.
@@ -20,7 +21,7 @@ from nanollm_jax.glass import passes
 from nanollm_jax.glass.edits import Change
 from nanollm_jax.glass.names import check_attends
 from nanollm_jax.glass.steering import differences
-from nanollm_jax.glass.texts import own_config, text_of
+from nanollm_jax.glass.texts import own_config, text_of, with_adapter
 from nanollm_jax.loading import Model
 
 
@@ -49,16 +50,18 @@ class Patch:
 
 @dataclass(frozen=True)
 class Edits:
-    """heads are pairs (layer, head) of those that give nothing."""
+    """heads are pairs (layer, head) of those that give nothing; adapter the name of one that the model was loaded with."""
 
     heads: tuple[tuple[int, int], ...] = ()
     steer: Steer | None = None
     patch: Patch | None = None
+    adapter: str | None = None
 
     def check(self, model: Model) -> None:
         """Raise RequestError for what this model does not have."""
         config = own_config(model)
         check_attends(config, "what the page changes")
+        model.adapter(self.adapter)
         for pair in self.heads:
             if len(pair) != 2:
                 raise RequestError(f"heads has {shown(list(pair))}; expected pairs [layer, head].")
@@ -81,7 +84,7 @@ class Edits:
 
     def change(self, model: Model, prompt: int) -> dict[str, Change]:
         """What watch takes as `change`, of a prompt of so many tokens: the same edits whatever is asked for."""
-        config = own_config(model)
+        config, model = own_config(model), with_adapter(model, self.adapter)
         L, N, D = config.num_layers, config.num_heads, config.hidden_size
         gates = np.ones((L, N), np.float32)
         for layer, head in self.heads:

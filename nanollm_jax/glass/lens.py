@@ -21,7 +21,7 @@ from nanollm_jax.devices.programs import parallelize
 from nanollm_jax.errors import RequestError
 from nanollm_jax.glass import passes
 from nanollm_jax.glass.names import letters
-from nanollm_jax.glass.texts import Source, check_box, of_each, pieces_of, text_of
+from nanollm_jax.glass.texts import Source, check_box, model_of, of_each, pieces_of, text_of
 from nanollm_jax.glass.watch import Watched
 from nanollm_jax.params import Params
 
@@ -81,7 +81,7 @@ def lens(
     (k,) = check_counts(k=k)
     if isinstance(source, Watched):
         check_box(source, text, row)
-        model, ids = source.model, source.tokens[row]
+        model, ids = model_of(source, row), source.tokens[row]
         names = list(passes.places_of(model, places))
         check_vectors(names)
         found = [source[name][row] for name in names]

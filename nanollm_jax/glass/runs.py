@@ -114,9 +114,13 @@ class Run:
             "edits": None if self.edits is None else dataclasses.asdict(self.edits), "bytes": self.bytes,
             "limit": limit(self.model),
         }  # fmt: skip
-        change = [(edits or plain).change(self.model, len(self.ids)) for edits in (None, self.edits)[: len(self.rows)]]
+        both = [edits or plain for edits in (None, self.edits)[: len(self.rows)]]
+        how = self.asked | {
+            "change": [edits.change(self.model, len(self.ids)) for edits in both],
+            "adapter": [edits.adapter for edits in both],
+        }
         shown, told, cost, spent = [0] * len(self.rows), begun, 0.0, Spent()
-        for box in watch_stream(self.model, [self.ids] * len(self.rows), keep=self.keep, change=change, **self.asked):
+        for box in watch_stream(self.model, [self.ids] * len(self.rows), keep=self.keep, **how):
             self.box, now = box, time.perf_counter()
             engine = box.programs.engine
             assert engine is not None
@@ -264,8 +268,13 @@ def runs_of(held: np.ndarray) -> list[list[int]]:
 
 
 def example(model: Model, limit: int = LIMIT) -> Run:
-    """What a page shows before anybody has asked for anything: a prompt that any model continues, and a direction beside it."""
+    """What a page shows before anybody has asked for anything: a prompt that any model continues; beside it the same with an
+    adapter, or with a direction.
+    """
+    edits = Edits(adapter=model.adapters[0]) if model.adapters else None
     if model.tokenizer is None:
-        return Run(model, [0], max_new_tokens=min(32, model.config.max_positions - 1), seed=1, limit=limit)
+        new = min(32, model.config.max_positions - 1)
+        return Run(model, [0], max_new_tokens=new, seed=1, edits=edits, limit=limit)
     steer = Steer("The monster was very angry", "The girl was very happy", model.config.num_layers // 3, 0.5, "answer")
-    return Run(model, "Once upon a time, there was a little girl", seed=1, edits=Edits(steer=steer), limit=limit)
+    begins = "Once upon a time, there was a little girl"
+    return Run(model, begins, seed=1, edits=edits or Edits(steer=steer), limit=limit)

@@ -43,7 +43,7 @@ from nanollm_jax.glass.story_arrays import (
     strongest,
     thinned,
 )
-from nanollm_jax.glass.texts import check_box, own_config, text_of, word_of
+from nanollm_jax.glass.texts import adapter_of, check_box, model_of, own_config, text_of, word_of
 from nanollm_jax.glass.watch import Watched, aligned
 from nanollm_jax.loading import Model
 from nanollm_jax.measure.roofline import part_bytes
@@ -106,11 +106,11 @@ def story(box: Watched, *, row: int = 0, name: str | None = None, times: dict[st
     that for_report names, for one that was written with changes: another pass would not be what happened.
     """
     check_box(box, None, row)
-    ticket, model = box.tickets[row], box.model
+    ticket, model = box.tickets[row], model_of(box, row)
     ids, answer = box.tokens[row], box.answers[row]
     if not answer.token_ids:
         raise RequestError("this row has written nothing yet; wait for its first chunk.")
-    values, again, rows_of = values_of(box, row)
+    values, again, rows_of = values_of(box, model, row)
     first = max(0, len(ids) - TOKENS)
     values = {name: jax.tree.map(lambda x: x[first:], value) for name, value in values.items()}
     shown_ids, given, left = ids[first:], len(ticket.request.ids), []
@@ -142,6 +142,7 @@ def story(box: Watched, *, row: int = 0, name: str | None = None, times: dict[st
     head = {
         "form": 1,
         "name": name or f"{L} layers of width {config.hidden_size}",
+        "adapter": adapter_of(box, row),
         "model": {"parameters": model.num_parameters, "bytes": model.nbytes, "dtype": model.dtype.name, "layers": L,
                   "width": config.hidden_size, "heads": config.num_heads, "vocabulary": config.vocab_size},
         "tokens": texts, "names": names, "ids": shown_ids, "given": written,
@@ -160,9 +161,9 @@ def story(box: Watched, *, row: int = 0, name: str | None = None, times: dict[st
     return Story(head, arrays)
 
 
-def values_of(box: Watched, row: int) -> tuple[dict[str, Any], list[str], int | None]:
+def values_of(box: Watched, model: Model, row: int) -> tuple[dict[str, Any], list[str], int | None]:
     """What was kept of a row, and where it was not, is in one more pass; the names of the latter; the layer of whole rows."""
-    model, kept = box.model, dict(box.programs.asked.keep)
+    kept = dict(box.programs.asked.keep)
     whole_rows = [name for name in kept if name.endswith(".attention.weights") and kept[name] is None]
     layer = int(whole_rows[0].split(".")[1]) if whole_rows else None
     wanted = expanded(model_names(model), for_report(model, layer))

@@ -100,7 +100,7 @@ def text_of(source: Source, text: Any, row: int = 0) -> Text:
                 f"row {row} of this box was changed while it was written, and this tool makes a plain pass of its own; "
                 "watch it without change, or give the model and a text."
             )
-        return Text(source.model, source.tokens[row])
+        return Text(model_of(source, row), source.tokens[row])
     if not isinstance(source, Model):
         raise RequestError(
             f"the first argument is {type(source).__name__}; expected a model, or a box that watch gave."
@@ -113,16 +113,30 @@ def text_of(source: Source, text: Any, row: int = 0) -> Text:
 
 
 def check_box(box: Watched, text: Any, row: int) -> None:
-    """Raise RequestError unless a box has such a row, without an adapter, and nobody gave it another text."""
+    """Raise RequestError unless a box has such a row, and nobody gave it another text."""
     if text is not None:
-        raise RequestError("a box has its texts already; leave text out, or give the model in place of the box.")
+        raise RequestError(
+            f"a box has its texts already, and {shown(text)} is one more; name what comes behind it (row=, token= ..), or "
+            "give the model in place of the box."
+        )
     if whole(row) is None or not 0 <= row < len(box.tickets):
         raise RequestError(f"row is {shown(row)}; expected one from 0 to {len(box.tickets) - 1}.")
-    if number := box.tickets[row].request.adapter:
-        raise RequestError(
-            f"row {row} of this box was written with the adapter {box.model.adapters[number - 1]!r}, and this tool reads with "
-            "the model as it is; watch a model that was loaded with merge=."
-        )
+
+
+def adapter_of(box: Watched, row: int) -> str | None:
+    """The name of the adapter that a row was written with, None for none."""
+    number = box.tickets[row].request.adapter
+    return box.model.adapters[number - 1] if number else None
+
+
+def model_of(box: Watched, row: int) -> Model:
+    """The model that wrote a row."""
+    return with_adapter(box.model, adapter_of(box, row))
+
+
+def with_adapter(model: Model, name: str | None) -> Model:
+    """A model with one of its adapters, or none, in every row of whatever is computed with it."""
+    return model if name is None and not model.adapters else model.adapted(name)
 
 
 def pieces_of(model: Model, ids: Iterable[int]) -> list[str]:

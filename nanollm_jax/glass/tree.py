@@ -26,7 +26,7 @@ from nanollm_jax.glass import passes
 from nanollm_jax.glass.asking import changes_of, model_names
 from nanollm_jax.glass.edits import Edit
 from nanollm_jax.glass.harvest import harvest
-from nanollm_jax.glass.texts import Source, Text, check_box, of_each, pieces_of, text_of
+from nanollm_jax.glass.texts import Source, Text, check_box, model_of, of_each, pieces_of, text_of
 from nanollm_jax.glass.watch import Changes, Watched
 from nanollm_jax.glass.watched_programs import changed
 from nanollm_jax.params import Params
@@ -92,7 +92,7 @@ def tree(
             raise RequestError(
                 "a box has its changes already; leave change out, or give the model in place of the box."
             )
-        text, edits = Text(source.model, source.tokens[row]), dict(source.programs.asked.change)
+        text, edits = Text(model_of(source, row), source.tokens[row]), dict(source.programs.asked.change)
         changes = source.programs.requests[source.tickets[row].number].changes
         edits = {name: edit for name, edit in edits.items() if name in changes}
     else:

@@ -82,6 +82,11 @@ class Adapted:
         """One row per id, of the weight as it is: what is looked up in a table is not adapted.  ids [B T] -> [B T D]"""
         return look_up(self.base, ids)
 
+    def outputs(self, ids: jax.Array) -> jax.Array:
+        """The rows that x is multiplied by where all take the first adapter.  weight [V D], ids [X] -> [X D] float32"""
+        rows = look_up(self.base, ids[None])[0].astype(jnp.float32) + contract("XR,RD->XD", self.b[0, ids], self.a[0])
+        return rows if self.gain is None else rows * self.gain[0, ids][:, None]
+
     def letters(self, axes: str) -> Any:
         """The letters of all its arrays: n is X, which no mesh splits, and neither is R."""
         inputs = self.a.ndim - 2

@@ -34,6 +34,13 @@ def embed(table: Weight, ids: jax.Array) -> jax.Array:
     return collectives.psum(found)
 
 
+def scorers(table: Weight, ids: jax.Array) -> jax.Array:
+    """What unembed multiplies by for these ids: rows of the table, or what is beside it too.  ids [X] -> [X D] float32"""
+    if hasattr(table, "outputs"):  # a kind that is looked up otherwise than it is multiplied
+        return table.outputs(ids)
+    return look_up(table, ids[None])[0].astype(jnp.float32)
+
+
 @jax.named_scope("logits")
 def unembed(table: Weight, x: jax.Array, vocab_size: int | None = None, bias: jax.Array | None = None) -> jax.Array:
     """Score every entry of the vocabulary.  table [V D], x [B T D], bias [V] -> [B T V] float32

@@ -16,7 +16,7 @@ from nanollm_jax.engine.request import encode_prompts
 from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.glass.changes import Edits, Patch, Steer
 from nanollm_jax.glass.runs import Run
-from nanollm_jax.glass.texts import word_of
+from nanollm_jax.glass.texts import with_adapter, word_of
 from nanollm_jax.glass.tree import Branch
 from nanollm_jax.loading import Model
 from nanollm_jax.serve.bodies import Body, read_body
@@ -57,12 +57,13 @@ class Changes(msgspec.Struct, forbid_unknown_fields=True):
     heads: list[tuple[int, int]] = ()  # type: ignore[assignment]  # msgspec makes no default of a list
     steer: Steered | None = None
     patch: Patched | None = None
+    adapter: str | None = None
 
     def edits(self) -> Edits:
         """The same for the model."""
         steer = None if self.steer is None else Steer(**msgspec.structs.asdict(self.steer))
         patch = None if self.patch is None else Patch(**msgspec.structs.asdict(self.patch))
-        return Edits(tuple(self.heads), steer, patch)
+        return Edits(tuple(self.heads), steer, patch, self.adapter)
 
 
 class Watch(Body, kw_only=True):
@@ -99,6 +100,7 @@ class Compare(Body, kw_only=True):
 
     clean: str
     corrupted: str
+    adapter: str | None = None
 
 
 def watcher_of(request: Request) -> Watcher:
@@ -113,7 +115,7 @@ async def about(request: Request) -> Response:
     return Json({
         "name": options.names[0], "layers": config.num_layers, "heads": config.num_heads, "width": config.hidden_size,
         "parameters": model.num_parameters, "context": min(options.context, config.max_positions),
-        "texts": model.tokenizer is not None, "engine": request.app.state.timeline is not None,
+        "adapters": model.adapters, "texts": model.tokenizer is not None, "engine": request.app.state.timeline is not None,
     })  # fmt: skip
 
 
@@ -193,7 +195,8 @@ async def tree(request: Request) -> Response:
 
     def work() -> dict[str, Any]:
         change = edits.change(model, given)
-        return branch(model, glass.tree(model, ids, width=body.width, depth=body.depth, change=change))
+        says = with_adapter(model, edits.adapter)
+        return branch(model, glass.tree(says, ids, width=body.width, depth=body.depth, change=change))
 
     return await worked(request, work)
 
@@ -212,9 +215,10 @@ async def patch(request: Request) -> Response:
     check_context(
         len((await checked(encode_prompts, watcher.model, body.clean))[0][0]), request.app.state.options.context
     )
+    await checked(watcher.model.adapter, body.adapter)
 
     def work() -> dict[str, Any]:
-        found = glass.patch(watcher.model, body.clean, body.corrupted)
+        found = glass.patch(with_adapter(watcher.model, body.adapter), body.clean, body.corrupted)
         return {
             "recovered": found.recovered.tolist(), "places": found.places, "pieces": found.pieces, "said": found.said,
             "clean": found.clean, "corrupted": found.corrupted,

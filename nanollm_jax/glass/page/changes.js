@@ -1,6 +1,6 @@
-// What is changed beside the plain text: heads switched off, a direction added, a value of another text put in.
+// What is changed beside the plain text: heads switched off, a direction added, a value of another text put in, an adapter taken.
 //   const part = changes({ onchange: () => ..., ask })
-//   part.node     part.edits()  as the server takes them, null for none     part.fit(begin)  to a model of so many layers and heads
+//   part.node     part.edits()  as the server takes them, null for none     part.fit(begin, about)  to a model of so many layers and heads
 //   part.show()
 
 import { grid } from "./grid.js";
@@ -36,6 +36,10 @@ export function changes({ onchange, ask }) {
   const put = element("p", { className: "quiet" });
   let patch = null;
 
+  const adapter = select(["", "none"]);
+  const adapters = element("div", { className: "wide", hidden: true }, element("h3", { textContent: "An adapter: small matrices beside the weights" }),
+    element("div", { className: "fields" }, field("Written with", adapter)));
+
   const board = element("div", { className: "board" });
   const everything = element("button", { type: "button", textContent: "Undo all changes", onclick: () => { clear(); onchange(); } });
 
@@ -45,6 +49,7 @@ export function changes({ onchange, ask }) {
     strength.oninput();
     steered = false;
     patch = null;
+    adapter.value = "";
     draw();
   }
 
@@ -84,7 +89,7 @@ export function changes({ onchange, ask }) {
   async function compare() {
     found.replaceChildren(element("p", { className: "quiet", textContent: "Looking ..." }));
     try {
-      const told = await ask("patch", { clean: other.value, corrupted: prompt });
+      const told = await ask("patch", { clean: other.value, corrupted: prompt, ...(adapter.value && { adapter: adapter.value }) });
       const places = [...told.places].reverse(), values = [...told.recovered].reverse();
       const name = (r) => `layer ${places[r].split(".")[1]}`;
       const map = grid({
@@ -112,16 +117,19 @@ export function changes({ onchange, ask }) {
         element("label", { className: "wide" }, element("span", {}, "Strength ", amount), strength))),
     element("div", { className: "wide" }, element("h3", { textContent: "A value of another text" }),
       element("div", { className: "fields" }, field("Other text", other), find), found, put),
+    adapters,
     element("div", { className: "wide" }, everything));
 
   return {
     node,
     show() {},
-    fit(begin) {
+    fit(begin, about) {
       prompt = begin.tokens.join("").replace(/^ /, "");
       if (!other.value) other.value = prompt.replace(/girl/, "boy");
       if (layers === begin.layers && heads === begin.heads) return;
       [layers, heads] = [begin.layers, begin.heads];
+      adapter.append(...about.adapters.map((value) => element("option", { value, textContent: value })));
+      adapters.hidden = !about.adapters.length;
       layer.max = layers - 1;
       layer.value = Math.floor(layers / 3);
       draw();
@@ -129,6 +137,7 @@ export function changes({ onchange, ask }) {
     /** What a run was changed by, for who has not changed anything yet. */
     take(edits) {
       clear();
+      adapter.value = edits?.adapter ?? "";
       if (!edits?.steer) return;
       [toward.value, away.value, layer.value, since.value, strength.value] = ["toward", "away", "layer", "since", "strength"].map((name) => edits.steer[name]);
       strength.oninput();
@@ -138,6 +147,7 @@ export function changes({ onchange, ask }) {
       if (off.size) made.heads = [...off].map((key) => key.split(" ").map(Number));
       if (steered) made.steer = { toward: toward.value, away: away.value, layer: Number(layer.value), strength: Number(strength.value), since: since.value };
       if (patch) made.patch = patch;
+      if (adapter.value) made.adapter = adapter.value;
       return Object.keys(made).length ? made : null;
     },
   };

@@ -176,7 +176,7 @@ const HEARD = {
     }));
     if (!mine.asked) at("prompt").value = data.tokens.join("").replace(/^ /, "");
     mine.picked = { row: Math.min(before?.picked.row ?? 0, data.rows.length - 1), t: data.tokens.length - 1 };
-    changing.fit(data);
+    changing.fit(data, about);
     if (!mine.asked) changing.take(data.edits);
     written.begin(mine.rows, data.edits);
     show();

@@ -79,7 +79,7 @@ function notes(story) {
   const { machine } = head;
   const lines = [
     ["Settings", settings],
-    ["Model", `${head.name} · ${count(head.model.parameters)} parameters, ${size(head.model.bytes)} in ${head.model.dtype} · ${head.model.layers} layers of width ${head.model.width}, ${head.model.heads} heads`],
+    ["Model", `${head.name} · ${count(head.model.parameters)} parameters, ${size(head.model.bytes)} in ${head.model.dtype} · ${head.model.layers} layers of width ${head.model.width}, ${head.model.heads} heads${head.adapter ? `, with the adapter ${head.adapter}` : ""}`],
     ["Machine", `${machine.cpu}, ${machine.cores} cores · ${machine.device} · Python ${machine.python} · jax ${machine.jax} · nanollm_jax ${machine.nanollm_jax}`],
     ["Numbers", head.recomputed.length ? `Read off one more pass over the finished text, because they were not kept: ${head.recomputed.join(", ")}. The rest is made of what the compiled loop computed while it wrote.` : "All are made of what the compiled loop computed while it wrote: nothing was run again."],
     ...(head.changed.length ? [["Changed", `This text was written with changes to ${head.changed.join(", ")}.`]] : []),

@@ -22,6 +22,7 @@ function inWords(edits) {
   if (edits?.heads.length) found.push(`without ${edits.heads.length === 1 ? "head" : "heads"} ${edits.heads.map(([layer, head]) => `${layer}.${head}`).join(", ")}`);
   if (edits?.steer) found.push(`${edits.steer.strength} × (“${edits.steer.toward}” − “${edits.steer.away}”) behind layer ${edits.steer.layer}`);
   if (edits?.patch) found.push(`token ${edits.patch.position + 1} behind layer ${edits.patch.layer} as in “${edits.patch.text}”`);
+  if (edits?.adapter) found.push(`with the adapter ${edits.adapter}`);
   return found.join(", ");
 }
 
