@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import serving
 from agreement import agree
+from lora import checkpoint, write_adapter
 from models import random_model
 from starlette.testclient import TestClient
 
 import nanollm_jax as nano
 from nanollm_jax.cli import run as cli
+from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.rows import Event
 from nanollm_jax.glass.changes import Edits
 from nanollm_jax.glass.costs import bytes_of
@@ -29,6 +31,7 @@ from nanollm_jax.model import hidden_states
 from nanollm_jax.serve.app import make_app
 from nanollm_jax.serve.looking import Looking
 from nanollm_jax.serve.pages import CHAT, GLASS
+from nanollm_jax.serve.refusals import Refusal
 from nanollm_jax.serve.service import Options
 from nanollm_jax.serve.timeline import STEPS, Timeline
 from nanollm_jax.serve.watcher import Watcher
@@ -354,6 +357,84 @@ def test_a_server_of_the_glass_box_alone():
             assert len(tokens(found, 0)) == 3
 
 
+def asked_of(port):
+    """What a run with edits, a tree and a patch say over HTTP."""
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as http:
+        with followed(http, max_tokens=8, edits={"steer": STEER, "heads": [[0, 2]]}) as found:
+            texts = [[token["id"] for token in tokens(found, row)] for row in (0, 1)]
+            weights = values(http, found, "heads.weights", row=1).astype(np.float32)
+        tree = http.post("/glass/tree", json={"prompt": "One day", "width": 2, "depth": 2}).json()
+        patch = http.post("/glass/patch", json={"clean": "One day a dog", "corrupted": "One day a girl"}).json()
+    return texts, weights, [child["total"] for child in tree["children"]], patch["recovered"]
+
+
+def same(found, expected):
+    assert found[0] == expected[0] and expected[0][0] != expected[0][1]
+    for ours, theirs, tolerance in zip(found[1:], expected[1:], (1e-2, 1e-4, 1e-3), strict=True):
+        agree(ours, theirs, tolerance)
+
+
+@pytest.mark.parity
+def test_the_glass_box_of_a_mesh(port):
+    """Rows and heads over four devices: what it says of one device."""
+    mesh = nano.shard(serving.tiny(), nano.make_mesh(2, 2))
+    looking = Looking(Watcher(mesh, prompt="One day"), Options(names=("tiny",), context=128, hosts=serving.HOSTS))
+    with serving.running(looking) as other:
+        same(asked_of(other), asked_of(port))
+
+
+@pytest.mark.parity
+def test_beside_the_engine_of_a_mesh(port):
+    """They take turns on its devices: nobody waits for ever, and other answers have the bits that they have alone."""
+    model = nano.shard(serving.tiny(), nano.make_mesh(2, 2))
+    one = serving.Service(
+        model, Engine(model, 2, piece=16), Options(names=("tiny",), context=128, hosts=serving.HOSTS), "0"
+    )
+    one.watcher = Watcher(model)
+    body = {"prompt": [5, 6, 7], "max_tokens": 30, "temperature": 0, "logprobs": 0, "seed": 0}
+    with serving.running(one) as other, httpx2.Client(base_url=f"http://127.0.0.1:{other}", timeout=300) as http:
+        ask = lambda: http.post("/v1/completions", json=body).json()["choices"]  # noqa: E731
+        alone, answers, over = ask(), [], threading.Event()
+
+        def ask_on():
+            while not over.is_set():
+                answers.append(ask())
+
+        asking = threading.Thread(target=ask_on)
+        asking.start()
+        try:
+            same(asked_of(other), asked_of(port))
+        finally:
+            over.set()
+            asking.join(300)
+        assert len(answers) > 3 and all(answer == alone for answer in answers)
+    with pytest.raises(Refusal, match="the engine failed"):  # it has ended
+        one.thread.turn(lambda: None)
+
+
+@pytest.mark.parity
+def test_an_adapter_beside_the_plain_text(tmp_path):
+    """The row that takes it is generate's with it; what is asked of it elsewhere, a tree or a patch, is its as well."""
+    path, base = checkpoint("llama", tmp_path)
+    write_adapter(tmp_path / "a", base, "proj", size=2.0)
+    model = nano.load(path, dtype="float32", adapters={"a": tmp_path / "a"})
+    run = Run(model, [5, 6, 7], max_new_tokens=9, seed=3, edits=Edits(heads=((0, 1),), adapter="a"))
+    *_, (_, told) = run.write()
+    plain = nano.generate(model, [[5, 6, 7]] * 2, max_new_tokens=9, seed=3, adapter=[None, "a"], rows=2)
+    assert run.box.answers[0].token_ids == plain[0].token_ids != run.box.answers[1].token_ids
+    gates = lambda value, seen: value.at[:, :, 1].set(0)  # noqa: E731
+    edited = nano.watch(
+        model, [5, 6, 7], change={"layers.0.attention.mixed": gates}, adapter="a", max_new_tokens=9, rows=2
+    )
+    assert edited.answers[0].token_ids == run.box.answers[1].token_ids
+    assert run.stories[1][1].head["adapter"] == "a" and run.stories[0][1].head["adapter"] is None
+    with pytest.raises(nano.RequestError, match="there is no adapter 'b'; loaded are a"):
+        Run(model, [5, 6, 7], edits=Edits(adapter="b"))
+    app = TestClient(make_app(Looking(Watcher(nano.load(dtype="float32")), Options(names=("x",), context=64))))
+    found = app.post("/glass/patch", json={"clean": "a dog", "corrupted": "a girl", "adapter": "b"})
+    assert found.status_code == 400 and "there is no adapter 'b'" in found.json()["error"]["message"]
+
+
 def test_the_files_of_the_page_are_whole():
     """What one of them names is there, nothing is from elsewhere, and the package has them all."""
     for files in (CHAT, GLASS):
@@ -396,7 +477,7 @@ def test_slots_of_a_cache_as_runs():
     "arguments,said",
     [
         ("serve --glass --host 0.0.0.0", "--glass with --host 0.0.0.0"),
-        ("serve --glass --tp 2 --devices 2", "--glass is for one device"),
+        ("serve --glass --distributed", "--glass with --distributed: what somebody looks at runs in process 0 alone"),
         ("look --model no/such/folder", "no/such/folder"),
         ("look --context 100000 --port 0", "context 100000 is more than the model's"),
     ],

@@ -6,12 +6,15 @@ import secrets
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from nanollm_jax.cli.devices import Devices, Dp, Tp
 from nanollm_jax.cli.generate import PROMPT, SPECIAL, TRUNCATE, figures, open_model, prompt_ids
 from nanollm_jax.cli.options import (
+    Adapter,
+    Cache,
     Dtype,
     Frequency,
     KeepCompiled,
@@ -27,9 +30,11 @@ from nanollm_jax.cli.options import (
     Temperature,
     TopK,
     TopP,
+    adapters_of,
     expanded,
     given_settings,
     read_text,
+    the_adapter,
 )  # fmt: skip
 from nanollm_jax.cli.printing import show
 from nanollm_jax.cli.progress import compiling_shown
@@ -45,7 +50,9 @@ CONTEXT = "Of the page: tokens of a prompt and its answer. Default: what the mod
 KEY = "Of the page: what is asked for where --host is not this machine. Default: a new one, in the address that is printed."
 MEMORY = "Of the page: megabytes that may be kept of what is watched."
 PAGE = ("host", "port", "context", "api_key", "memory")
-BOTH = ("command", "prompt", "report", "model", "revision", "dtype", "compile_cache")
+BOTH = (
+    "command", "prompt", "report", "model", "revision", "dtype", "adapter", "cache", "dp", "tp", "devices", "compile_cache",
+)  # fmt: skip
 TIMES = "Trace the same sizes once more, for the time of each part of the model; that takes longer than the text."
 
 
@@ -58,6 +65,11 @@ def look(
     model: Source = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
+    adapter: Adapter = None,
+    cache: Cache = "auto",
+    dp: Dp = 1,
+    tp: Tp = 1,
+    devices: Devices = None,
     max_new_tokens: MaxNewTokens = 128,
     special: Annotated[bool, typer.Option("--special", help=SPECIAL)] = False,
     stop: Stop = None,
@@ -81,8 +93,8 @@ def look(
     """Look inside a model while it writes. Without --report a page on this machine, whose address is printed.
 
     The page shows what each layer would have said, where each head looked and who wrote a token; it switches heads off, adds a
-    direction or puts in what another text has, beside the plain text of the same seed; it has the tree of what else could have
-    been said, the cache and what the engine does. nanollm serve --glass has it beside the OpenAI routes.
+    direction, puts in what another text has or takes an adapter, beside the plain text of the same seed; it has the tree of
+    what else could have been said, the cache and what the engine does. nanollm serve --glass has it beside the OpenAI routes.
 
     With --report FILE a text is continued and how each token came about written to that file: the text is what nanollm
     generate writes with the same options. It is printed, then one line of figures on standard error.
@@ -93,18 +105,21 @@ def look(
     if wrong := [name for name in given if name in others]:
         option = f"--{wrong[0].replace('_', '-')}"
         raise RequestError(f"{option} is {'of the page; leave out it or' if report else 'for'} --report FILE.")
+    adapters = adapters_of(adapter)
     if report is None:
         from nanollm_jax.cli.look_page import serve_page
 
-        how = {"host": host, "port": port, "context": context, "api_key": api_key, "memory": memory}
-        raise typer.Exit(serve_page(prompt, model, revision, dtype, **how, compile_cache=compile_cache))  # type: ignore[arg-type]
+        how: dict[str, Any] = {"host": host, "port": port, "context": context, "api_key": api_key, "memory": memory}
+        how |= {"adapters": adapters, "cache": cache, "dp": dp, "tp": tp, "devices": devices}
+        raise typer.Exit(serve_page(prompt, model, revision, dtype, **how, compile_cache=compile_cache))
     settings = given_settings(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
     path = writable(expanded(report))
     text = read_text(prompt) or ""
-    loaded = open_model(model, revision, dtype, compile_cache, 1, 1, None)
+    own = the_adapter(adapters)
+    loaded = open_model(model, revision, dtype, compile_cache, dp, tp, devices, cache, adapters)
     import nanollm_jax as nano
     from nanollm_jax.settings import with_settings
 
@@ -120,6 +135,7 @@ def look(
             seed=secrets.randbelow(2**32) if seed is None else seed,
             stop=stop or (),
             stop_ids=stop_id or (),
+            adapter=own,
         )
     (answer,) = box.answers
     show(f"{answer.text}\n")

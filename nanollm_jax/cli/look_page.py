@@ -7,6 +7,7 @@ import secrets
 import signal
 import sys
 
+from nanollm_jax.cli.devices import mesh_for
 from nanollm_jax.cli.options import checkpoint, keep_compiled
 from nanollm_jax.cli.printing import warn
 from nanollm_jax.errors import RequestError
@@ -16,14 +17,16 @@ DRAIN = 1.0  # seconds; what is watched can be watched again
 
 
 def serve_page(
-    prompt: str | None, model: str | None, revision: str | None, dtype: str, *, host: str, port: int, context: int | None,
-    api_key: str | None, memory: int, compile_cache: bool,
+    prompt: str | None, model: str | None, revision: str | None, dtype: str, *, adapters: dict[str, str], cache: str, dp: int,
+    tp: int, devices: int | None, host: str, port: int, context: int | None, api_key: str | None, memory: int,
+    compile_cache: bool,
 ) -> int:  # fmt: skip
     """Serve the page until a signal ends it. Returns the exit code.
 
     prompt: of what is written first, an example where it is None; memory: megabytes that all pages together may keep.
     """
     folder = checkpoint(model, revision)
+    mesh = mesh_for(dp, tp, devices)
     try:
         from nanollm_jax.serve.server import bind, run
     except ModuleNotFoundError as error:
@@ -39,7 +42,7 @@ def serve_page(
         from nanollm_jax.serve.watcher import Watcher
 
         keep_compiled(compile_cache)
-        loaded = nano.load(folder, dtype=dtype)
+        loaded = nano.load(folder, dtype=dtype, mesh=mesh, adapters=adapters, cache=cache)
         _, context = served(loaded, 2, context)
         local = host in LOCAL
         keys = (api_key,) if api_key else () if local else (secrets.token_urlsafe(16),)

@@ -77,7 +77,7 @@ CHECK = (
 )
 GLASS = (
     "Have the page of nanollm look too, at /glass: watched answers, in an engine of their own that leaves those of others as "
-    "they are, one at a time."
+    "they are, one at a time. On a mesh both engines take turns, and others wait while a new program of the page is compiled."
 )
 
 
@@ -134,9 +134,10 @@ def serve(
         raise RequestError(
             f"--glass with --host {host}: who reaches it sees what is inside; ask for a key with --api-key."
         )
-    if glass and (distributed or dp * tp > 1):
+    if glass and distributed:
         raise RequestError(
-            "--glass is for one device: the tools of the page run on one; leave out --dp, --tp, --distributed."
+            "--glass with --distributed: what somebody looks at runs in process 0 alone, and a mesh over several processes "
+            "needs all of them; leave out one of the two."
         )
     written = None if template is None else decoded(expanded(template).read_bytes(), str(template))
     join(distributed, coordinator, num_processes, process_id)

@@ -2,7 +2,8 @@
 
 Between two steps it takes in new calls and cancellations, and does one job at most (embedding a text), so that nobody who
 writes waits longer than for one of these; that is a turn, and other processes of the same server are handed it first. After a
-step the loop of the server is woken once, for all rows together.
+step the loop of the server is woken once, for all rows together. Another thread that wants a mesh has its turns here as well:
+two threads could hand the devices two programs, to each in another order, whose members would wait for each other.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
@@ -31,6 +33,7 @@ from nanollm_jax.serve.watchdog import Watchdog
 
 log = logging.getLogger("nanollm.serve")
 PATIENCE = 5.0  # seconds of compiling before a word is said of it
+Made = TypeVar("Made")
 BROKEN = Refusal(500, "the engine failed and this server ends; ask again.")
 
 
@@ -60,6 +63,7 @@ class EngineThread(threading.Thread):
         self.wake = threading.Condition()
         self.notes: deque[Callable[[], None]] = deque()
         self.jobs: deque[tuple[Job, asyncio.Future[Any]]] = deque()
+        self.others: deque[tuple[Callable[[], Any], Future[Any]]] = deque()  # what other threads wait for
         self.new: list[Request] = []  # of the next turn, and numbers of tickets whose answers nobody wants
         self.cancelled: list[int] = []
         self.seen = 0
@@ -67,7 +71,7 @@ class EngineThread(threading.Thread):
         self.shown: dict[Ticket, tuple[int, int]] = {}  # characters and tokens of an answer that were handed out
         self.answers: set[asyncio.Future[Any]] = set()  # of jobs; the loop's
         self.warm = False
-        self.closing = False
+        self.closing = self.over = False
         self.broken: BaseException | None = None
         self.ended: Callable[[], None] = lambda: None
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -121,6 +125,18 @@ class EngineThread(threading.Thread):
         self.leave(self.jobs, (job, answer))
         return await answer
 
+    # what another thread says
+
+    def turn(self, work: Callable[[], Made]) -> Made:
+        """What comes of work that needs the devices, done between two turns; the caller waits for it. Raises what it raises."""
+        answer: Future[Made] = Future()
+        with self.wake:
+            if self.over:
+                raise BROKEN
+            self.others.append((work, answer))
+            self.wake.notify()
+        return answer.result()
+
     def leave(self, where: deque[Any], note: Any) -> None:
         """Leave a note, or a job."""
         with self.wake:
@@ -135,16 +151,24 @@ class EngineThread(threading.Thread):
             self.warm_up()
             while not self.closing:
                 with self.wake:
-                    while not (self.notes or self.jobs or not self.engine.idle):
+                    while not (self.notes or self.jobs or self.others or not self.engine.idle):
                         self.wake.wait()
                 while self.notes:
                     self.notes.popleft()()
+                if self.others:
+                    work, answer = self.others.popleft()
+                    finish(work, answer)
                 with self.watchdog.watching():
                     self.take_turn()
         except Closing:
             return
         except BaseException as error:
             self.fail(error)
+        finally:
+            with self.wake:
+                self.over = True
+            for _, answer in self.others:
+                answer.set_exception(BROKEN)
 
     def take_turn(self) -> None:
         """Say to the other processes what comes now, and do it."""
@@ -265,3 +289,11 @@ class EngineThread(threading.Thread):
         for answer in list(self.answers):
             settle(answer, None, BROKEN)
         self.ended()
+
+
+def finish(work: Callable[[], Any], answer: Future[Any]) -> None:
+    """Work that another thread waits for."""
+    try:
+        answer.set_result(work())
+    except BaseException as error:
+        answer.set_exception(error)

@@ -109,6 +109,8 @@ class Service:
 
         self.thread.begin(loop, engine_ended)
         if self.watcher is not None:
+            if self.model.mesh is not None:
+                self.watcher.turn = self.thread.turn
             self.watcher.begin(loop)
 
     def check_model(self, name: str | None) -> str:

@@ -1,7 +1,8 @@
 """The thread of the glass box: one watched generation or one tool after the other, in an engine of its own.
 
 The engine that serves is never asked, so its answers have the bits that they have without: two engines share a device, and no
-program and no row. A run lives as long as somebody's stream of it is open; then what it kept is free again.
+program and no row. Those of a mesh they share by turns, which that engine's thread gives. A run lives as long as somebody's
+stream of it is open; then what it kept is free again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -92,6 +94,7 @@ class Watcher(threading.Thread):
         first = example(model, limit) if prompt is None else Run(model, prompt, limit=limit)
         self.runs = {EXAMPLE: Kept(EXAMPLE, None, first)}
         self.begun = False
+        self.turn: Callable[[Callable[[], Any]], Any] = lambda work: work()  # where devices are somebody else's, theirs
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closing = False
         # as the engine's thread has them, for a server that has this one alone
@@ -149,7 +152,7 @@ class Watcher(threading.Thread):
             if answer.cancelled():
                 return
             try:
-                found = tool()
+                found = self.turn(tool)
             except Exception as error:
                 self.call(settle, answer, None, said(error))
             else:
@@ -212,10 +215,10 @@ class Watcher(threading.Thread):
         try:
             writing = kept.run.write()
             try:
-                for word, data in writing:
+                while (told := self.turn(partial(next, writing, None))) is not None:
                     if kept.unwanted or self.closing:
                         return
-                    self.call(kept.say, word, data)
+                    self.call(kept.say, *told)
             finally:
                 writing.close()
         except Exception as error:
@@ -228,5 +231,7 @@ def said(error: Exception) -> Refusal:
     """What went wrong, as it is told."""
     if isinstance(error, NanoLLMError):
         return refusal_of(error)
+    if isinstance(error, Refusal):
+        return error
     log.error("a watched run failed", exc_info=error)
     return Refusal(500, "something went wrong here; the log of this server says what.")
