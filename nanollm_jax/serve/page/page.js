@@ -170,7 +170,10 @@ async function list() {
   }
 }
 
-at("key").onchange = list;
-at("glass").onclick = () => at("key").value && sessionStorage.setItem("nanollm.key", at("key").value); // that page asks for it too
+at("key").value = sessionStorage.getItem("nanollm.key") ?? ""; // until the tab is closed; the page at /glass reads it too
+at("key").onchange = () => {
+  sessionStorage.setItem("nanollm.key", at("key").value);
+  list();
+};
 await list();
 at("text").focus();
