@@ -20,13 +20,16 @@ export function chips({ label, onpick, onlook }) {
   const warmth = (token) => (token.surprise >= 0 ? Math.min(token.surprise / MOST, 1) : 0);
 
   function chip(token, t) {
-    const made = element("span", { className: "chip", role: "option", tabIndex: -1, textContent: token.text });
+    const [, space, rest] = /^( *)([^]*)$/.exec(token.text);
+    // what has the colour begins behind the space: at the end of a line nothing is left of the token that begins the next one
+    const word = element("span", { className: "word", textContent: rest || space });
+    const made = element("span", { className: "chip", role: "option", tabIndex: -1 }, rest ? space : "", word);
     made.dataset.t = t;
     made.ariaSelected = "false";
     if (TURNS.test(token.text)) made.classList.add("alone");
     if (token.given) made.classList.add("given");
-    if (token.name) made.dataset.name = token.name;
-    else if (token.text.startsWith("\n")) made.dataset.name = "↵";
+    if (token.name) word.dataset.name = token.name;
+    else if (token.text.startsWith("\n")) word.dataset.name = "↵";
     made.style.setProperty("--heat", warmth(token));
     return made;
   }

@@ -4,9 +4,10 @@
 //   part.node     part.show(now, picked, about)     of this run, or of the engine that serves others
 
 import { element, fitted, percent, size, svg } from "./make.js";
-import { legend } from "./plot.js";
+import { legend, ticks } from "./plot.js";
 
 const EVERY = 1000; // milliseconds between two looks at the engine that serves
+const clock = (time, of) => (of < 2 ? `${Math.round(1000 * time)} ms` : `${time.toFixed(1)} s`);
 const LANE = 46, LEFT = 56, FOOT = 22, RATES = 76;
 
 export function engineView({ ask }) {
@@ -64,10 +65,9 @@ export function engineView({ ask }) {
       const y = base - (room * limit) / most;
       picture.append(svg("line", { class: "limit", x1: LEFT, x2: LEFT + wide, y1: y, y2: y }), svg("text", { x: LEFT + 4, y: y - 8, class: "number" }, `${size(limit)}/s: as fast as this machine reads`));
     }
-    const spans = Math.max(2, Math.floor(wide / 120));
-    for (let tick = 0; tick <= spans; tick++) {
-      const seconds = (last - first) * (tick / spans);
-      picture.append(svg("text", { x: x(first + seconds), y: rows * LANE + 12, class: "number", "text-anchor": tick ? (tick === spans ? "end" : "middle") : "start" }, last - first < 2 ? `${Math.round(1000 * seconds)} ms` : `${seconds.toFixed(1)} s`));
+    for (const time of ticks(0, last - first, wide / 120)) {
+      const at = x(first + time), anchor = at > LEFT + wide - 24 ? "end" : time ? "middle" : "start";
+      picture.append(svg("text", { x: at, y: rows * LANE + 12, class: "number", "text-anchor": anchor }, clock(time, last - first)));
     }
     drawing.replaceChildren(picture);
     const total = (what) => steps.reduce((sum, { events }) => sum + events.reduce((sum, event) => sum + (event[0] === what ? event[3] : 0), 0), 0);
@@ -75,7 +75,7 @@ export function engineView({ ask }) {
     const figures = [
       [`${steps.length}`, "steps of the engine"],
       [`${total("piece")} + ${total("hit")}`, "tokens of prompts read, and found read before"],
-      [last - first < 2 ? `${Math.round(1000 * (last - first))} ms` : `${(last - first).toFixed(1)} s`, compiling > 0.05 ? `from the first to the last, and ${compiling.toFixed(1)} s of making programs ready` : "from the first to the last"],
+      [clock(last - first, last - first), compiling > 0.05 ? `from the first to the last, and ${compiling.toFixed(1)} s of making programs ready` : "from the first to the last"],
       ...rateFigure(found),
       ...(drafted ? [[`${accepted} of ${drafted}`, "guesses were right"]] : []),
     ];
