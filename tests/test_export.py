@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lora import checkpoint, write_adapter
 from models import FURTHER, random_model
 
 import nanollm_jax as nano
@@ -146,6 +147,18 @@ def test_a_cache_in_8_bits(tmp_path):
     assert max(short) < 0.1 and sum(score.best) > 15
 
 
+@pytest.mark.parity
+def test_an_adapter_in_every_row(tmp_path):
+    """What is exported is the model with it, DoRA's lengths too."""
+    path, base = checkpoint("llama", tmp_path)
+    write_adapter(tmp_path / "a", base, "proj", size=2.0, dora=True)
+    model = nano.load(path, dtype="float32", adapters={"a": tmp_path / "a"})
+    folder = nano.export(model.adapted("a"), tmp_path / "out", capacity=64)
+    with native.portable(True):
+        plain, expected = nano.generate(model, [[3, 5, 7]] * 2, max_new_tokens=20, adapter=[None, "a"])
+    assert script_of(folder).write(folder, [3, 5, 7], 20) == expected.token_ids != plain.token_ids
+
+
 @pytest.fixture
 def no_programs(monkeypatch):
     """What is written is looked at elsewhere."""
@@ -204,6 +217,8 @@ def test_what_cannot_be_written_leaves_nothing(no_programs, tmp_path, monkeypatc
     mesh = nano.shard(model, nano.make_mesh(dp=2))
     with pytest.raises(nano.RequestError, match=r"on a mesh .* runs on one device"):
         nano.export(mesh, tmp_path / "out")
+    with pytest.raises(nano.RequestError, match=r"has the adapters a, b beside it.* export model\.adapted\(name\)"):
+        nano.export(dataclasses.replace(model, adapters=("a", "b")), tmp_path / "out")
 
 
 def test_the_library_that_jax_writes_with_is_named(tmp_path, monkeypatch):

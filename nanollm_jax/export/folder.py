@@ -46,13 +46,19 @@ def export(model: Model, folder: str | os.PathLike[str], *, capacity: int | None
     of a bfloat16 model in float32 where it is a CPU, and in 8 bits where the model keeps them so. A tokenizer.json or
     tokenizer.model is copied where its library, which the script calls, reads texts as this one does; with any other the
     script takes ids, which a NanoLLMWarning says.
-    Raises RequestError where the folder is there, cannot be written or has no room, and for a model on a mesh.
+    Raises RequestError where the folder is there, cannot be written or has no room, for a model on a mesh, and for one with
+    adapters of which each row takes its own.
     """
     if not isinstance(model, Model):
         raise RequestError(f"the first argument is {type(model).__name__}; expected a model, as load gives.")
     if model.mesh is not None:
         raise RequestError(
             f"this model is on a mesh of {dict(model.mesh.shape)}, and what is exported runs on one device; load it without."
+        )
+    if model.adapters:
+        raise RequestError(
+            f"this model has the adapters {', '.join(model.adapters)} beside it, and what is exported takes one for all texts; "
+            "export model.adapted(name), or model.adapted(None) without any."
         )
     config = model.config
     (capacity,) = check_counts(capacity=min(config.max_positions, CAPACITY) if capacity is None else capacity)
