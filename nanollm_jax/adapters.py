@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,12 @@ from nanollm_jax.errors import CheckpointError
 from nanollm_jax.layout import adaptable, layout
 from nanollm_jax.letters import spec
 from nanollm_jax.ops.adapted import Adapted, added, gains
-from nanollm_jax.ops.kept import Weight
-from nanollm_jax.weights.adapters import Adapter, Piece
+from nanollm_jax.ops.kept import Weight, decoded
+from nanollm_jax.weights.adapters import Adapter
 from nanollm_jax.weights.rows import rearrange
 
 Keep = Callable[[str, jax.Array], Weight]
+Fill = TypeVar("Fill")
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,26 @@ class Onto:
                         f"{adapter.folder}: this adapter has {path} whole, with other numbers than the model; load it with "
                         "merge=, which puts them in its place."
                     )
-            weight, pieces = keep(path, array), [adapter.pieces.get(path) for adapter in self.apart]
-            if not any(piece is not None for piece in pieces):
-                return weight
-            return self.beside(weight, array, pieces, letters[path].split(), self.large[path])
+            return self.beside(path, keep(path, array), lambda: array)
 
         return kept
+
+    def untouched(self, fill: Mapping[str, Fill]) -> dict[str, Fill]:
+        """Of what makes parameters a part at a time that of those to which no adapter says anything."""
+        given = [*self.apart, *([] if self.merge is None else [self.merge])]
+        return {path: one for path, one in fill.items()
+                if not any(path in adapter.pieces or adapter.replaced.get(path) for adapter in given)}  # fmt: skip
+
+    def few(self, path: str, keep: Callable[[Any], Weight | None], groups: Any) -> Weight | None:
+        """What becomes of a parameter that is published in few bits, where it would be what keep makes of it without adapters.
+
+        None where its numbers have to be there: what is merged, and what an adapter has whole.
+        """
+        merged = self.merge is not None and path in self.merge.pieces
+        if merged or any(one.replaced.get(path) for one in (*self.apart, self.merge) if one is not None):
+            return None
+        weight = keep(groups)
+        return weight if weight is None else self.beside(path, weight, lambda: decoded(weight))
 
     def merged(self, adapter: Adapter, path: str, letters: str, array: jax.Array) -> jax.Array:
         """A parameter with all of an adapter in it, rounded once."""
@@ -86,10 +101,15 @@ class Onto:
             there[row.piece()] = 1
         return jnp.where(self.place(there, letters) > 0, self.place(values, letters), array.astype(jnp.float32))
 
-    def beside(
-        self, weight: Weight, array: jax.Array, pieces: Sequence[Piece | None], letters: Sequence[str], outputs: int
-    ) -> Adapted:
-        """A weight with its piece of each adapter, and of none in front of these; array is what it was kept of."""
+    def beside(self, path: str, weight: Weight, whole: Callable[[], jax.Array]) -> Weight:
+        """A weight with its piece of each adapter, and of none in front of these; itself where none has one.
+
+        whole gives the numbers that it was kept of.
+        """
+        pieces = [adapter.pieces.get(path) for adapter in self.apart]
+        if not any(piece is not None for piece in pieces):
+            return weight
+        letters, outputs = layout(self.config)[path].split(), self.large[path]
         before, behind = " ".join(letters[:outputs]), " ".join(letters[outputs:])
         there = {n: piece for n, piece in enumerate(pieces, 1) if piece is not None}
         one = next(iter(there.values()))
@@ -98,7 +118,7 @@ class Onto:
         for at, piece in there.items():
             rank = len(piece.a)
             a[at, :rank], b[at, ..., :rank] = piece.a, piece.b
-        place = partial(self.place, dtype=array.dtype)
+        place = partial(self.place, dtype=weight.dtype)
         stacks = place(a, f"X R {behind}"), place(b, f"X {before} R")
         if all(piece.magnitude is None for piece in there.values()):
             return Adapted(weight, *stacks)
@@ -107,7 +127,7 @@ class Onto:
         for at, piece in there.items():
             if piece.magnitude is not None:
                 parts = self.place(piece.a, f"R {behind}"), self.place(piece.b, f"{before} R")
-                gain[at] = gains(array, *parts, self.place(piece.magnitude, before))
+                gain[at] = gains(whole(), *parts, self.place(piece.magnitude, before))
         where = None if self.mesh is None else NamedSharding(self.mesh, spec(f"X {before}"))
         return Adapted(weight, *stacks, jax.device_put(jnp.stack(gain), where))
 

@@ -36,7 +36,7 @@ from nanollm_jax.tokenizer import Tokenizer
 from nanollm_jax.weights import Checkpoint, resolve
 from nanollm_jax.weights.adapters import Adapter, Base, read_adapter
 from nanollm_jax.weights.kept import load_kept
-from nanollm_jax.weights.load import load_params
+from nanollm_jax.weights.load import load_params, nbytes_kept
 from nanollm_jax.weights.source import find
 
 # What trainers leave in a model's folder, or alone
@@ -144,7 +144,7 @@ def load(
 
     dtype: of weights and activations: "auto" (float32 on CPU, bfloat16 on GPU and TPU), "float32", "bfloat16" or "float16";
     or "int8" or "int4": matrices in 8 or 4 bits, everything else as "auto" has it. With "auto" weights that are published in
-    few bits stay in these, where they can and no adapter is loaded onto them; with another they are decoded to it once.
+    few bits stay in these, where they can and no adapter is merged into them; with another they are decoded to it once.
     revision: a branch, tag or commit of a hub id.
     mesh: from make_mesh, the devices that share the model; each reads its own part of the files.
     adapters: {name: folder or hub id} of LoRA adapters in PEFT's form (DoRA and rsLoRA too), kept beside the weights: generate
@@ -163,9 +163,13 @@ def load(
     config, family = found.config()
     checkpoint = found.tensors()
     check_claims(checkpoint, config)
-    few = is_auto(dtype) and not adapters and any(checkpoint.few().values())
-    if mesh is None and not few:
-        check_memory(found.path, sum(parameters.nbytes(config, kept).values()))
+    few = {name: size for name, size in checkpoint.few().items() if size and is_auto(dtype)}
+    if mesh is None:
+        rows = [] if found.kept is not None else family.table(config)
+        sizes = parameters.nbytes(config, kept) | nbytes_kept(
+            rows, family.PREFIXES, few, parameters.large_matrices(config)
+        )
+        check_memory(found.path, sum(sizes.values()))
     tokenizer = found.tokenizer()
     if tokenizer is not None:
         check_vocabulary(found.path, tokenizer, config)
@@ -189,14 +193,16 @@ def load(
         parameters.adaptable(config),
     )
     apart, merged = read_adapters(adapters or {}, merge, base)
-    keep = Onto(apart, merged, config, mesh).keeper(parameters.keeper(config, kept))
+    adapted = Onto(apart, merged, config, mesh)
+    keep = adapted.keeper(parameters.keeper(config, kept))
+    as_published = {path: partial(keep_few, path, kept.activations, config, mesh) for path in large} if few else {}
     stored = config if mesh is None else arrange(config, mesh.shape["tp"])
     onto = None if mesh is None else partial(spread, dtype=kept.activations, config=config, mesh=mesh)
     flat = load_params(
         checkpoint, base.rows, base.layout, config.sizes, kept.activations,
         ignore=family.ignored(config), prefixes=family.PREFIXES, spread=onto, finish=keep,
-        fill={} if adapters else parameters.fillers(config, kept),
-        few={path: partial(keep_few, path, kept.activations, config, mesh) for path in large} if few else {},
+        fill=adapted.untouched(parameters.fillers(config, kept)),
+        few={path: partial(adapted.few, path, make) for path, make in as_published.items()},
     )  # fmt: skip
     names = () if merge is not None else tuple(adapters or {})
     return Model(stored, parameters.nest(flat), tokenizer, defaults, chat_template, config, found.folder, names, cache)

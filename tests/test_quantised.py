@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import quantised_files as forms
 from agreement import agree
+from lora import write_adapter
 from models import GPT2, LLAMA, SHARED
 from quantised_files import BNB, FP8, GPTQ, KINDS, MLX, WIDE, compressed, published
 from test_loading import draw, in_their_names, write
 
 import nanollm_jax as nano
-from nanollm_jax import cli, params
+from nanollm_jax import cli, files, params
 from nanollm_jax.errors import CheckpointError, ConfigError
+from nanollm_jax.ops.kept import name_of
 from nanollm_jax.sources import source_at
 from nanollm_jax.weights.quantised import groups
 from nanollm_jax.weights.quantised.groups import Groups, unpack
@@ -155,6 +157,40 @@ def test_experts_of_gpt_oss_stay_in_their_bits(tmp_path, tokens):
         assert found.name == "fp4"
         agree(np.asarray(found.decoded()), np.asarray(expected.params["layers"][0]["mlp"][name]), 1e-6)
     agree(logits(ours, tokens), logits(expected, tokens), 1e-3)  # digits of vectors
+
+
+@pytest.mark.parametrize(("kind", "dora"), [("gptq with an order", False), ("fp8 in blocks", True)])
+def test_weights_with_adapters_stay_in_their_bits(tmp_path, tokens, kind, dora):
+    """But for those that one is merged into."""
+    few, plain = published(tmp_path, WIDE, *KINDS[kind])
+    base = {f"model.layers.0.{name}.weight": np.empty(shape) for name, shape in (
+        ("self_attn.q_proj", (64, 64)), ("mlp.down_proj", (64, 96)))}  # fmt: skip
+    write_adapter(tmp_path / "adapter", base, "proj", dora=dora)
+    ours, expected = (nano.load(one, adapters={"a": tmp_path / "adapter"}) for one in (few, plain))
+    down = ours.params["layers"][0]["mlp"]["down"]
+    assert down.base.name == KEPT[kind] and ours.nbytes < 0.6 * expected.nbytes
+    for name in (None, "a"):
+        agree(logits(ours.adapted(name), tokens), wanted := logits(expected.adapted(name), tokens), 1e-3)
+    merged = nano.load(few, adapters={"a": tmp_path / "adapter"}, merge="a")
+    kinds = {path: name_of(weight) for path, weight in params.flatten(merged.params).items()}
+    assert kinds["layers.0.mlp.down"] == "float32" and kinds["layers.0.mlp.up"] == KEPT[kind]
+    agree(logits(merged, tokens), wanted, 1e-3)
+
+
+def test_a_machine_that_is_too_small_is_named_by_what_is_kept_and_what_is_decoded(tmp_path, monkeypatch):
+    """Of the files what stays in their bits, of the rest what it becomes."""
+    few, plain = published(tmp_path, WIDE, *KINDS["mlx"])
+    held, whole = nano.load(few).nbytes, nano.load(plain).nbytes
+    for memory, fails in ((held // 2, True), (held, False)):
+        monkeypatch.setattr(files, "host_memory", lambda memory=memory: memory)
+        if fails:
+            with pytest.raises(CheckpointError, match="its parameters take"):
+                nano.load(few)
+        else:
+            nano.load(few)
+    assert held < whole
+    with pytest.raises(CheckpointError, match="its parameters take"):
+        nano.load(few, dtype="float32")
 
 
 def test_a_family_that_stores_inputs_first(tmp_path):

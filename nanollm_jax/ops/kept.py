@@ -79,6 +79,12 @@ def some(weight: Any, begin: Any, size: int) -> Any:
     return jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, begin, size), weight)
 
 
+@jax.jit
+def decoded(weight: Any) -> jax.Array:
+    """The numbers of a weight, of any kind but an adapted one, in float32."""
+    return weight.decoded() if hasattr(weight, "decoded") else weight.astype(jnp.float32)
+
+
 def name_of(weight: Any) -> str:
     """The name of the dtype in which a weight is kept."""
     return weight.name if isinstance(weight, Kept) else np.dtype(weight.dtype).name

@@ -105,8 +105,8 @@ class Checkpoint:
         self.dtype(name)
         return mapped(self.tensors[name])
 
-    def few(self) -> dict[str, bool]:
-        """The names of tensors in few bits, and whether they can be kept so."""
+    def few(self) -> dict[str, int]:
+        """The names of tensors in few bits, and their bytes where they can be kept so, else 0."""
         return {}
 
     def groups(self, name: str) -> Groups | None:

@@ -6,6 +6,7 @@ reads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -77,9 +78,11 @@ class GGUFCheckpoint(Checkpoint):
                     raise CheckpointError(f"{info.file}: tensor {name!r} has a block that is no number; {AGAIN}.")
         return tensor
 
-    def few(self) -> dict[str, bool]:
-        """The names of tensors in blocks, and whether these can be kept."""
-        return {name: info.dtype in KINDS for name, info in self.stored.items() if info.dtype in BLOCKS}
+    def few(self) -> dict[str, int]:
+        """The names of tensors in blocks, and their bytes where these can be kept, else 0."""
+        return {
+            name: nbytes(info) * (info.dtype in KINDS) for name, info in self.stored.items() if info.dtype in BLOCKS
+        }
 
     def groups(self, name: str) -> Groups | None:
         """The numbers of a tensor in blocks of a kind that can be kept, its rows in the family's order."""
@@ -96,6 +99,12 @@ class GGUFCheckpoint(Checkpoint):
         moved = (lambda part: part) if change is None else change
         offset = None if found.offset is None else moved(found.offset)
         return replace(found, values=moved(found.values), scale=moved(found.scale), offset=offset)
+
+
+def nbytes(info: TensorInfo) -> int:
+    """Bytes of a tensor in blocks."""
+    _, count, size = BLOCKS[info.dtype]
+    return math.prod(info.shape) // count * size
 
 
 def dequantize() -> Callable[[np.ndarray, int], np.ndarray]:
