@@ -39,6 +39,7 @@ class ModelConfig:
     norm_behind_rope does so when they have been rotated.
     counted_heads is how many query and key heads a norm of all together counts, where a mesh holds more; None means all.
     norm_offset is added to every norm's scale. A cap c makes c * tanh(x / c) of x.
+    attention_gate is one for each channel of each query head, which lets a part of what it gives through.
     attention_sinks is one more score for each query head, which takes its part and gives nothing. expert_bias is one in the
     router and two in every expert.
     latent says how keys and values are made of one vector a position. The cache then holds it for one key/value head, behind
@@ -79,6 +80,7 @@ class ModelConfig:
     logit_softcap: float | None = None
     qkv_clip: float | None = None
     attention_sinks: bool = False
+    attention_gate: bool = False
     latent: Latent | None = None
     parallel_residual: bool = False
     shared_norm: bool = False
@@ -156,7 +158,7 @@ class ModelConfig:
             raise ConfigError("a layer has experts, and num_experts is 0; say how many there are.")
         for name in ("gated_mlp", "learned_positions", "qkv_bias", "attention_out_bias", "mlp_bias", "tie_embeddings",
                      "pre_norm", "post_norm", "norm_behind_rope", "parallel_residual", "shared_norm", "head_bias",
-                     "shared_gate", "attention_sinks", "expert_bias"):  # fmt: skip
+                     "shared_gate", "attention_sinks", "attention_gate", "expert_bias"):  # fmt: skip
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False.")
 
@@ -171,7 +173,8 @@ class ModelConfig:
                 "latent says."
             )
         others = {"qkv_bias": self.qkv_bias, "qk_norm": self.qk_norm, "qkv_clip": self.qkv_clip,
-                  "attention_sinks": self.attention_sinks, "window": any(layer.window for layer in self.layers)}  # fmt: skip
+                  "attention_sinks": self.attention_sinks, "attention_gate": self.attention_gate,
+                  "window": any(layer.window for layer in self.layers)}  # fmt: skip
         if beside := [name for name, value in others.items() if value]:
             raise ConfigError(f"{', '.join(beside)} beside a latent: that is not computed; leave it out.")
 
@@ -184,9 +187,9 @@ class ModelConfig:
         """How long each axis letter is."""
         return {
             "V": self.vocab_size, "D": self.hidden_size, "P": self.max_positions, "N": self.num_heads,
-            "K": self.num_kv_heads, "G": self.num_heads // self.num_kv_heads, "H": self.head_dim,
-            "Q": self.num_heads // self.num_kv_heads + 2, "F": self.intermediate_size, "U": 2 if self.gated_mlp else 1,
-            "E": self.num_experts, "M": self.expert_size, "W": self.shared_size,
+            "K": self.num_kv_heads, "G": (G := self.num_heads // self.num_kv_heads), "H": self.head_dim,
+            "R": (R := 2 * G if self.attention_gate else G), "Q": R + 2, "F": self.intermediate_size,
+            "U": 2 if self.gated_mlp else 1, "E": self.num_experts, "M": self.expert_size, "W": self.shared_size,
         } | ({} if (one := self.latent) is None else {
             "C": one.width, "A": one.value, "X": one.key + one.value, "Y": one.key + one.rotated, "Z": one.rotated,
             "J": one.query_width or 0,

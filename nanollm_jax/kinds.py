@@ -200,7 +200,7 @@ class LayerConfig:
         if self.router is not None and not isinstance(self.router, Router):
             raise ConfigError(f"router is {shown(self.router)}; expected a Router, or None.")
         if self.mixer is not None and not isinstance(self.mixer, Mixer):
-            raise ConfigError(f"mixer is {shown(self.mixer)}; expected a ShortConvolution, or None.")
+            raise ConfigError(f"mixer is {shown(self.mixer)}; expected a record of mixers.py, or None.")
 
     def __repr__(self) -> str:
         return told(self)

@@ -4,13 +4,12 @@
     D model width    V vocabulary                 P learned positions
     N query heads    K key/value heads            G = N / K          H head width
     F MLP width      E experts                    M width of one expert
-    Q = G + 2: the query heads of one key/value head, then its key and its value
+    Q = R + 2: the query heads of one key/value head, then its key and its value; R = G, or 2G where each query has a gate
     U = 2: gate and up, or 1 in a model without a gate
     W width of the MLP that all tokens share beside the experts
     C width of a latent of keys and values        J of a latent of queries        Y of a query, X of a key and a value that a
     latent gives, A of the value
-    h channels of a recurrent layer               w tokens that its convolution sees
-    t = 3: its two gates, and what passes both
+    h channels or groups of a recurrent layer; mixers.py has the other small letters
 
 Each is one array, or for a large matrix what its dtype keeps in place of one (ops/kept.py). Weights are stored outputs
 first. What is multiplied by the same vector lies in one array, cut where it also divides among devices: wqkv [K Q H D]

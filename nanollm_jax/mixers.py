@@ -6,10 +6,10 @@ kept of each row, and the work of a token. Nothing about devices or weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-from nanollm_jax.checks import check_count
+from nanollm_jax.checks import check_count, check_positive
 from nanollm_jax.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ class ShortConvolution:
         return {"h": self.channels, "w": self.width, "t": 3}
 
     @property
-    def parameters(self) -> dict[str, str]:
+    def parameters(self) -> dict[str, Any]:
         """{name: axis letters}."""
         biases = {"win_bias": "t h", "taps_bias": "h", "down_bias": "D"}
         return {"win": "t h D", "taps": "h w", "down": "D h"} | (biases if self.bias else {})
@@ -61,7 +61,71 @@ class ShortConvolution:
 
     def divided(self, members: int) -> ShortConvolution:
         """The same with channels of zeros, until so many devices have as many each."""
-        return ShortConvolution(-(-self.channels // members) * members, self.width, self.bias)
+        return replace(self, channels=-(-self.channels // members) * members)
 
 
-Mixer = ShortConvolution
+@dataclass(frozen=True)
+class GatedDelta:
+    """A state of each value head that maps keys to values, a little of which each token forgets and corrects.
+    Yang, Kautz & Hatamizadeh 2024, arXiv:2412.06464.
+
+    groups     how many key heads there are: h
+    heads      how many value heads each of them serves: r
+    key        width of a key and of a query: i
+    value      width of a value: j
+    width      how many tokens the convolution in front of it sees: w
+    eps        of the norm behind it
+    """
+
+    kind: ClassVar[str] = "gated_delta"
+    groups: int
+    heads: int
+    key: int
+    value: int
+    width: int
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("groups", "heads", "key", "value", "width"):
+            object.__setattr__(self, name, check_count(f"gated delta: {name}", getattr(self, name)))
+        object.__setattr__(self, "eps", check_positive("gated delta: eps", self.eps))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How long its axis letters are. Of a group v are its values, z what is convolved (a query, a key, values), e these
+        with as many gates as values, s two numbers of each head, and y all of them.
+        """
+        values, rates = self.heads * self.value, 2 * self.heads
+        convolved = 2 * self.key + values
+        return {
+            "h": self.groups, "r": self.heads, "i": self.key, "j": self.value, "w": self.width, "v": values,
+            "z": convolved, "e": convolved + values, "s": rates, "y": convolved + values + rates,
+        }  # fmt: skip
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """{name: axis letters}."""
+        rates = {"decay": "h r", "decay_bias": "h r"}
+        return {"win": "h y D", "taps": "h z w"} | rates | {"norm": {"scale": "j"}, "wo": "D h v"}
+
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """What is kept of the last tokens of a row, in the dtype of the cache.  [u h z], u = w - 1"""
+        return (self.width - 1, self.groups, self.sizes["z"])
+
+    @property
+    def state(self) -> tuple[int, ...] | None:
+        """What is kept of all tokens of a row, in float32.  [h r i j]"""
+        return (self.groups, self.heads, self.key, self.value)
+
+    @property
+    def flops(self) -> int:
+        """Of a token, beside the products with its matrices: the convolution, and three products with each state."""
+        return 2 * self.groups * self.sizes["z"] * self.width + 6 * self.groups * self.heads * self.key * self.value
+
+    def divided(self, members: int) -> GatedDelta:
+        """The same with groups of zeros, until so many devices have as many each."""
+        return replace(self, groups=-(-self.groups // members) * members)
+
+
+Mixer = ShortConvolution | GatedDelta

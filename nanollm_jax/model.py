@@ -109,10 +109,10 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
     """Self-attention of the new tokens over everything in the cache, themselves included.  h [B T D] -> [B T D], cache"""
     name, layer, p = f"layers.{index}.attention", config.layers[index], p["attention"]
     if config.latent is None:
-        q, k, v = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")))  # [B T N H], and [B T K H] twice
+        q, k, v, gate = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")), config.attention_gate)
     else:
         q, k = latent.project(p, h, config.latent, config.num_kv_heads)  # all heads look at the same, their values too
-        v = k
+        v, gate = k, None
     if config.qk_norm is not None and not config.norm_behind_rope:
         q, k = norm.heads(p, q, k, config.norm_eps, config.norm_offset, config.counted_heads)
     q, k, v = (attention.clip(x, config.qkv_clip) for x in (q, k, v))
@@ -128,7 +128,7 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
     mask = new.positions, layer.window, layer.attention_scale, config.attention_softcap
     mixed = dot_product(q, seen, *mask, name, p.get("sinks"))
     mixed = mixed if config.latent is None else latent.values(p, mixed, config.latent)
-    mixed = tag(mixed.astype(h.dtype), f"{name}.mixed")  # [B T N H]
+    mixed = tag(attention.let_through(mixed, gate).astype(h.dtype), f"{name}.mixed")  # [B T N H]
     return linear_sum(mixed, p["wo"], p.get("bo")), cache
 
 

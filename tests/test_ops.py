@@ -137,7 +137,7 @@ def test_blocks_of_queries_change_nothing():
 def test_heads_lie_behind_one_another():
     """[q q q k v] of each key/value head."""
     qkv = random(1, 2, 2, 5, 4)
-    q, k, v = attention.split_heads(jnp.asarray(qkv))
+    q, k, v, _ = attention.split_heads(jnp.asarray(qkv))
     assert q.shape == (1, 2, 6, 4)
     for head in range(6):
         np.testing.assert_array_equal(q[:, :, head], qkv[:, :, head // 3, head % 3])

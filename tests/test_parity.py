@@ -105,6 +105,11 @@ DEEPSEEK_V3 = LLAMA | dict(
 DEEPSEEK_V2 = DEEPSEEK_V3 | dict(model_type="deepseek_v2", q_lora_rank=None, topk_method="greedy", n_group=1, topk_group=1,
                                  rope_parameters=None)  # fmt: skip
 GLM4_MOE_LITE = DEEPSEEK_V3 | dict(model_type="glm4_moe_lite", n_group=1, topk_group=1, rope_parameters=None)
+DELTA = dict(head_dim=16, layer_types=["linear_attention", "full_attention", "linear_attention"], linear_num_key_heads=2,
+             linear_num_value_heads=6, linear_key_head_dim=10, linear_value_head_dim=14)  # fmt: skip
+QWEN3_NEXT = LLAMA | DELTA | dict(model_type="qwen3_next", num_experts=7, num_experts_per_tok=3, moe_intermediate_size=24,
+                                  shared_expert_intermediate_size=40)  # fmt: skip
+QWEN3_5_TEXT = LLAMA | DELTA | dict(model_type="qwen3_5_text")
 LFM2 = dict(model_type="lfm2", vocab_size=101, hidden_size=48, intermediate_size=88, num_hidden_layers=3, norm_eps=1e-5,
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0,
             layer_types=["conv", "full_attention", "conv"])  # fmt: skip
@@ -117,6 +122,11 @@ MINICPM3 = LLAMA | dict(model_type="minicpm3", num_key_value_heads=4, kv_lora_ra
 EYES = dict(depth=1, hidden_size=32, intermediate_size=37, num_heads=2, out_hidden_size=48)
 SEEN = dict(image_token_id=901, video_token_id=902, vision_start_token_id=903, vision_end_token_id=904)
 MROPE = {"rope_type": "default", "rope_theta": 1e5, "mrope_section": [2, 2, 2]}
+QWEN3_5 = SEEN | dict(
+    model_type="qwen3_5", text_config=QWEN3_5_TEXT | dict(layer_types=None, full_attention_interval=3, rope_parameters={
+        "rope_type": "default", "rope_theta": 1e5, "mrope_section": [1, 1, 0], "mrope_interleaved": True,
+        "partial_rotary_factor": 0.25}),
+    vision_config=EYES)  # fmt: skip
 MISTRAL3 = dict(model_type="mistral3", text_config=MISTRAL | dict(head_dim=14), image_token_index=901,
                 tie_word_embeddings=False, vision_config=dict(
                     model_type="pixtral", hidden_size=32, intermediate_size=37, num_hidden_layers=1, head_dim=16,
@@ -292,6 +302,11 @@ CASES = {
                                              routed_scaling_factor=3.0, rope_parameters=YARN | dict(
                                                  mscale=0.707, mscale_all_dim=0.707)),
     "glm4_moe_lite": GLM4_MOE_LITE,
+    "qwen3_next": QWEN3_NEXT,
+    "qwen3_next-dense-tied": QWEN3_NEXT | dict(mlp_only_layers=[0, 2], norm_topk_prob=False, tie_word_embeddings=True,
+                                               linear_num_value_heads=2, linear_conv_kernel_dim=3),
+    "qwen3_5_text": QWEN3_5_TEXT,
+    "qwen3_5": QWEN3_5,
     "lfm2": LFM2 | dict(conv_bias=True, conv_L_cache=5),
     "lfm2-adjusted": LFM2 | dict(block_multiple_of=16, block_ffn_dim_multiplier=1.3, tie_word_embeddings=False),
     "minicpm3": MINICPM3,
@@ -310,7 +325,7 @@ CASES = {
 
 
 # model types whose text the reference has in another class
-SEES = {"mistral3", "kimi_k25", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"}
+SEES = {"mistral3", "kimi_k25", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"}
 
 ONE_OF_EACH = {settings["model_type"]: name for name, settings in reversed(CASES.items())}
 

@@ -62,7 +62,9 @@ from nanollm_jax.families import (
     qwen2_5_vl,
     qwen2_moe,
     qwen3,
+    qwen3_5,
     qwen3_moe,
+    qwen3_next,
     qwen3_vl,
     seed_oss,
     smollm3,
@@ -86,6 +88,7 @@ FAMILIES: dict[str, ModuleType] = {
     "ernie4_5_moe": ernie4_5_moe, "minimax_m2": minimax_m2, "gpt_oss": gpt_oss,
     "deepseek_v2": deepseek_v2, "deepseek_v3": deepseek_v3, "glm4_moe_lite": glm4_moe_lite, "lfm2": lfm2,
     "kimi_k2": deepseek_v3, "kimi_k25": kimi_k25, "minicpm3": minicpm3,
+    "qwen3_next": qwen3_next, "qwen3_5": qwen3_5, "qwen3_5_text": qwen3_5,
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ DEEPSEEK_V3 = {
     "scoring_func": "a sigmoid is what is computed",
     "topk_method": "experts are always corrected",
 }
+STATES = "states are always in float32"
 
 # {family, or "" for all: {reason: names}}
 INERT = {
@@ -77,6 +78,13 @@ INERT = {
     "qwen2_vl": {"what sees images": IMAGES},
     "qwen2_5_vl": {"what sees images": IMAGES},
     "qwen3_vl": {"what sees images": IMAGES},
+    "qwen3_next": {GUESSES: "mtp_num_hidden_layers mtp_use_dedicated_embeddings", STATES: "mamba_ssm_dtype"},
+    "qwen3_5": {"what sees images": IMAGES},
+    "qwen3_5_text": {
+        GUESSES: "mtp_num_hidden_layers mtp_use_dedicated_embeddings",
+        STATES: "mamba_ssm_dtype",
+        "there are no experts": "mlp_only_layers",
+    },
     "granitemoehybrid": {
         "of Mamba and of experts, where there are none": """
             mamba_chunk_size mamba_conv_bias mamba_d_conv mamba_d_head mamba_d_state mamba_expand mamba_n_groups

@@ -75,7 +75,7 @@ def attention(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
         Row(f"{ours}.taps", f"{theirs}.conv.weight", "h 1 w -> h w"),
         Row(f"{ours}.down", f"{theirs}.out_proj.weight", "D h"),
     ]
-    if mixer.bias:
+    if "win_bias" in mixer.parameters:
         rows += [
             Row(f"{ours}.win_bias", f"{theirs}.in_proj.bias", "(t h) -> t h"),
             Row(f"{ours}.taps_bias", f"{theirs}.conv.bias", "h -> h"),

@@ -126,17 +126,17 @@ def ignored(config: ModelConfig) -> tuple[str, ...]:
 
 def attention(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
     """The rows of one layer's attention."""
-    G = config.sizes["G"]
-    queries, keys, values = (1, 0, G), (1, G, G + 1), (1, G + 1, G + 2)  # along the Q axis of wqkv
+    R = config.sizes["R"]
+    queries, keys, values = (1, 0, R), (1, R, R + 1), (1, R + 1, R + 2)  # along the Q axis of wqkv
     rows = [
-        Row(f"{ours}.wqkv", f"{theirs}.q_proj.weight", "(K G H) D -> K G H D", queries),
+        Row(f"{ours}.wqkv", f"{theirs}.q_proj.weight", "(K R H) D -> K R H D", queries),
         Row(f"{ours}.wqkv", f"{theirs}.k_proj.weight", "(K H) D -> K 1 H D", keys),
         Row(f"{ours}.wqkv", f"{theirs}.v_proj.weight", "(K H) D -> K 1 H D", values),
         Row(f"{ours}.wo", f"{theirs}.o_proj.weight", "D (N H) -> D N H"),
     ]
     if config.qkv_bias:
         rows += [
-            Row(f"{ours}.bqkv", f"{theirs}.q_proj.bias", "(K G H) -> K G H", queries),
+            Row(f"{ours}.bqkv", f"{theirs}.q_proj.bias", "(K R H) -> K R H", queries),
             Row(f"{ours}.bqkv", f"{theirs}.k_proj.bias", "(K H) -> K 1 H", keys),
             Row(f"{ours}.bqkv", f"{theirs}.v_proj.bias", "(K H) -> K 1 H", values),
         ]

@@ -47,10 +47,8 @@ MISSING = {
     "phi3small": "attention to blocks of positions in a pattern for each head, and an activation of its own",
     "phimoe": "a router that masks what is far below the best expert, twice",
     "qwen": NAMES,
-    "qwen3_5": STATE,
     "qwen3_5_moe": STATE,
     "qwen3_5_vision": "an encoder of images: there is no text in it",
-    "qwen3_next": STATE,
     "qwen3_vl_moe": "a table of its tensors' names, whose experts lie with inputs first",
     "step3p7": "heads whose number differs from layer to layer, with a gate of each",
 }

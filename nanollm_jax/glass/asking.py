@@ -34,6 +34,9 @@ def model_names(model: Model) -> dict[str, list[str]]:
         lacks |= set() if model.config.latent is None else {"layers.*.attention.v"}
         other = "layers.*.recurrent." if layer.mixer is None else "layers.*.attention."
         lacks |= {row for row in inside if row.startswith(other)} - {"layers.*.attention.out"}
+        lacks |= {
+            "layers.*.recurrent.mixed" if layer.mixer and layer.mixer.state is None else "layers.*.recurrent.convolved"
+        }
         found |= {row.replace("*", str(index)): axes for row, axes in inside.items() if row not in lacks}
     return found | {row: axes for row, axes in rows.items() if row not in inside}
 

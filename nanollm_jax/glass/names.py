@@ -32,7 +32,8 @@ NAMES = {
     "layers.*.attention.scores": "B K G T S",  # the lowest float where a query may not look
     "layers.*.attention.weights": "B K G T S",
     "layers.*.attention.mixed": "B T N H",  # of latents as wide as their values
-    "layers.*.recurrent.convolved": "B T h",  # of a layer that has it in place of attention
+    "layers.*.recurrent.convolved": "B T h",  # of a layer that has this in place of attention
+    "layers.*.recurrent.mixed": "B T h v",  # or this
     "layers.*.attention.out": "B T D",  # what is added to the stream, as mlp.out is, of a recurrent layer too
     "layers.*.middle": "B T D",  # the residual stream between the two
     "layers.*.mlp_norm": "B T D",

@@ -13,13 +13,22 @@ from nanollm_jax.ops.blocks import blocks, in_blocks
 from nanollm_jax.ops.linear import contract
 
 
-def split_heads(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries, keys and values out of one product.  [B T K Q H] -> q [B T N H], k and v [B T K H]
+def split_heads(qkv: jax.Array, gated: bool = False) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Queries, keys, values and gates out of one product.  [B T K Q H] -> q [B T N H], k and v [B T K H], gate as q or None
 
-    Q = G + 2: each key/value head comes behind the G query heads that it serves.
+    Q = G + 2: each key/value head comes behind the G query heads that it serves; gated, each query has its gate behind it.
     """
     B, T, K, Q, H = qkv.shape
-    return qkv[:, :, :, :-2].reshape(B, T, K * (Q - 2), H), qkv[:, :, :, -2], qkv[:, :, :, -1]
+    q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
+    if not gated:
+        return q.reshape(B, T, K * (Q - 2), H), k, v, None
+    pairs = q.reshape(B, T, K * (Q - 2) // 2, 2, H)
+    return pairs[..., 0, :], k, v, pairs[..., 1, :]
+
+
+def let_through(mixed: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """What heads give, times the sigmoid of a gate if there is one.  [B T N H] float32.  Qiu et al. 2025, arXiv:2505.06708"""
+    return mixed if gate is None else mixed * jax.nn.sigmoid(gate.astype(jnp.float32))
 
 
 @jax.named_scope("scores")

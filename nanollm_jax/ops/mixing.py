@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name as tag
 
+from nanollm_jax.ops import gated_delta
 from nanollm_jax.ops.linear import linear, linear_sum
+from nanollm_jax.ops.norm import rms_norm
 
 
 class Memory(NamedTuple):
@@ -66,4 +68,31 @@ def convolve(
     return made.astype(x.dtype), jnp.take_along_axis(joined, last, axis=1)
 
 
-FORMS: dict[str, Callable[..., tuple[jax.Array, Memory]]] = {"convolution": convolution}
+@jax.named_scope("recurrent")
+def delta(
+    p: dict[str, Any], x: jax.Array, memory: Memory, count: jax.Array, mixer: Any, name: str
+) -> tuple[jax.Array, Memory]:
+    """The gated delta rule, behind a convolution and before a norm and a gate.  x [B T D] -> [B T D]
+
+    p holds win [h y D], of whose y a group has a query, a key, values, as many gates, and for each head how much it corrects
+    and how fast it forgets; taps [h z w], decay and decay_bias [h r], norm.scale [j] and wo [D h v].
+    """
+    (B, T, _), i, r, j, v = x.shape, mixer.key, mixer.heads, mixer.value, mixer.heads * mixer.value
+    made = linear(x, p["win"])  # [B T h y]
+    wide, tail = convolve(made[..., : 2 * i + v], memory.tail, p["taps"], None, count)
+    wide = jax.nn.silu(wide.astype(jnp.float32)).astype(x.dtype).astype(jnp.float32)
+    heads = lambda part: part.reshape(*part.shape[:3], r, -1)  # noqa: E731  # [B T h (r ..)] -> [B T h r ..]
+    gate, rest = heads(made[..., 2 * i + v : 2 * i + 2 * v]), made[..., 2 * i + 2 * v :].astype(jnp.float32)
+    real = (jnp.arange(T)[None] < count[:, None])[..., None, None]  # what is padding corrects and forgets nothing
+    rate = jax.nn.softplus(rest[..., r:] + p["decay_bias"].astype(jnp.float32)[None, None])
+    rate = jnp.where(real, -jnp.exp(p["decay"].astype(jnp.float32))[None, None] * rate, 0)
+    beta = jnp.where(real, jax.nn.sigmoid(rest[..., :r]), 0)
+    query, key = gated_delta.normal(wide[..., :i]) * i**-0.5, gated_delta.normal(wide[..., i : 2 * i])
+    given, state = gated_delta.rule(query, key, heads(wide[..., 2 * i :]), rate, beta, memory.state)
+    given = rms_norm(given.astype(x.dtype), p["norm"]["scale"], mixer.eps).astype(jnp.float32)
+    given = (given * jax.nn.silu(gate.astype(jnp.float32))).astype(x.dtype)
+    mixed = tag(given.reshape(B, T, -1, r * j), f"{name}.mixed")  # [B T h v]
+    return linear_sum(mixed, p["wo"]), Memory(tail, state)
+
+
+FORMS: dict[str, Callable[..., tuple[jax.Array, Memory]]] = {"convolution": convolution, "gated_delta": delta}
