@@ -3,7 +3,7 @@
     python experiments/playground.py        # experiments/pages/playground.html
 
 The weights are those of nano.load(dtype="int8"): they are taken from the library's own file and written into the page when it
-is built. page/model/ reads and runs them in plain JavaScript, page/playground.js shows what comes out. What 8 bits cost is
+is built. page/model/ reads and runs them in plain JavaScript, page/playground/ shows what comes out. What 8 bits cost is
 measured here, on texts that the model writes with all its bits.
 """
 
@@ -26,7 +26,11 @@ from nanollm_jax.params import flatten
 from nanollm_jax.tokenizer.pieces import SPACE_MARK
 
 HERE = Path(__file__).parent / "page"
-FOLDERS = (HERE, HERE / "model", PAGE)  # of the page's modules; what draws is that of the glass box's page
+FOLDERS = (
+    HERE / "playground",
+    HERE / "model",
+    PAGE,
+)  # of the page's modules; what draws is that of the glass box's page
 BEGINNINGS = ["Once upon a time", "One day, a girl", "The little dog", "There was a king"]
 WRITTEN = 160  # tokens of each
 
@@ -92,11 +96,13 @@ def data() -> dict[str, Any]:
 def page(told: dict[str, Any]) -> str:
     """The page's text, of what data gave. Its policy lets nothing run but the script in it, and nothing be fetched."""
     script = joined("playground.js", folders=FOLDERS)
-    style = "\n".join(path.read_text() for path in (PAGE / "parts.css", PAGE / "style.css", HERE / "playground.css"))
+    style = "\n".join(
+        path.read_text() for path in (PAGE / "parts.css", PAGE / "style.css", HERE / "playground" / "playground.css")
+    )
     allowed = f"script-src '{hashed(script)}'; style-src '{hashed(style)}'; img-src data:"
     policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     sources = {path.name: path.read_text() for path in (HERE / "model").glob("*.js")}
-    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True)
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "playground"), autoescape=True)
     head = json.dumps(told["head"]).replace("<", "\\u003c")
     shown = {"sources": sources, "script": script, "style": style, "policy": policy}
     return templates.get_template("playground.html.j2").render(head=head, bytes=told["bytes"], **shown)

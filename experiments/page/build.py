@@ -226,8 +226,9 @@ def main(arguments: list[str], experiments: Path = EXPERIMENTS) -> int:
     drawn.mkdir(exist_ok=True)
     if not (drawn / "story.json").exists():
         write_story(experiments)
-    if not (drawn / "playground.json").exists():
-        (drawn / "playground.json").write_text(json.dumps(playground.data()))
+    told = drawn / "playground.json"
+    if not told.exists() or told.stat().st_mtime < Path(playground.__file__).stat().st_mtime:
+        told.write_text(json.dumps(playground.data()))
     failed = {}
     for path in track(asked.chapters or sorted(experiments.glob("[0-9][0-9]_*.py")), "running chapters"):
         begun, number, path = time.perf_counter(), path.stem[:2], path.resolve()

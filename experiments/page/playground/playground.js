@@ -1,7 +1,9 @@
 // The page of the bundled model: what is typed goes in, a story comes out, and everything on the way can be looked at.
-// What runs the model is in model/; what draws is, for the most part, that of the glass box's page.
+// What runs the model is in ../model/; what draws is, for the most part, that of the glass box's page.
 
+import { board, partName } from "./board.js";
 import { chips } from "./chips.js";
+import { choices } from "./choices.js";
 import { heads } from "./heads.js";
 import { lens } from "./lens.js";
 import { liveText } from "./live.js";
@@ -92,22 +94,10 @@ function showChoices() {
   const logits = live.logits(picked), own = softmax(logits), shaped = shape(logits, settings());
   const now = live.ids[picked], token = live.token(picked), ids = largest(own, SHOWN);
   if (now !== undefined && !ids.includes(now)) ids[SHOWN - 1] = now;
-  const most = ids.reduce((most, id) => Math.max(most, own[id], shaped[id]), 0);
   by("picked").replaceChildren(...(now === undefined ? ["What comes next?"] : [
     element("b", { textContent: word(token.text || token.name) }), ` was ${token.given ? "given" : "written"}; the model gave it ${percent(token.chance)}.`,
   ]));
-  const bar = (kind, chance) => {
-    const made = element("i", { className: kind });
-    made.style.width = `${(100 * chance) / most}%`;
-    return made;
-  };
-  by("choices").replaceChildren(...ids.map((id) => element("button", {
-      type: "button", className: `choice${id === now ? " strong" : ""}${shaped[id] ? "" : " cut"}`, disabled: picked >= positions,
-      ariaLabel: `${tokenName(id)}: ${percent(own[id])}, with your settings ${percent(shaped[id])}`, onclick: () => instead(id),
-    },
-    element("span", { className: "name", textContent: tokenName(id) }),
-    element("span", { className: "meter" }, bar("own", own[id]), bar("shaped", shaped[id])),
-    element("span", { className: "said", textContent: shaped[id] ? percent(shaped[id]) : "cut" }))));
+  by("choices").replaceChildren(...choices({ ids, own, shaped, now, name: tokenName, onpick: picked < positions ? instead : null }));
   const left = shaped.reduce((sum, chance) => sum + (chance > 0), 0);
   by("left").textContent = `Your settings leave ${count(left)} of ${count(own.length)} tokens. Press one: it is written here, and the story goes on from it.`;
 }
@@ -221,28 +211,9 @@ const instead = (id) => alone(async (going) => {
 });
 
 // What is switched off
-function showBoard() {
-  const { L, N } = told.config, parts = [...Array(N).keys(), "mlp"];
-  const boxes = Array.from({ length: L }, (_, layer) => parts.map((part) => {
-    const box = element("input", { type: "checkbox", checked: true, ariaLabel: part === "mlp" ? `MLP of layer ${layer}` : `head ${part} of layer ${layer}` });
-    box.onchange = () => {
-      live.off[box.checked ? "delete" : "add"](`${layer} ${part}`);
-      writeAgain();
-    };
-    return box;
-  }));
-  const all = element("button", { type: "button", textContent: "All on", onclick: () => {
-    live.off.clear();
-    for (const box of boxes.flat()) box.checked = true;
-    writeAgain();
-  } });
-  const cell = (textContent, className = "") => element("span", { textContent, className });
-  by("board").append(cell("head"), ...parts.map((part) => cell(part === "mlp" ? "MLP" : part)), ...boxes.flatMap((row, layer) => [cell(`layer ${layer}`, "layer"), ...row]), all);
-}
-
 /** The story as it is with all of the model, and beside it as it is without what is off. */
 function showLess() {
-  const off = [...live.off].map((name) => name.split(" ")).map(([layer, part]) => (part === "mlp" ? `the MLP of layer ${layer}` : `head ${part} of layer ${layer}`));
+  const off = [...live.off].map(partName);
   by("missing").textContent = off.length ? `Without ${off.join(", ")}` : "";
   by(off.length ? "less" : "whole").textContent = typed.node.textContent;
   if (!off.length) by("less").textContent = "";
@@ -301,7 +272,7 @@ by("facts").append(...[
   [`${(100 * cost.same).toFixed(1)}%`, "of the places have the same likeliest token"],
   [cost.perplexity.toFixed(4), `perplexity, instead of ${cost.before.toFixed(4)}`],
 ].map(([figure, words]) => element("div", {}, element("dt", { textContent: figure }), element("dd", { textContent: words }))));
-by("cost").textContent = `Each number is one of 255, times a number that its whole row shares. What that changes was measured when this page was built, at the ${count(cost.places)} places of ${cost.texts} stories that the model had written with all its bits.`;
+by("cost").textContent = `Each number of a matrix is one of 255, times a number that its whole row shares. What that changes was measured when this page was built, at the ${count(cost.places)} places of ${cost.texts} stories that the model had written with all its bits.`;
 by("prompt").oninput();
-showBoard();
+by("board").append(board({ layers: told.config.L, heads: told.config.N, off: live.off, onchange: writeAgain }));
 write();
