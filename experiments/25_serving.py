@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 25 · Serving: rows that come and go
 #
-# [Previous: 24 · Quantisation](24_quantisation.py) · [Contents](README.md)
+# [Previous: 24 · Quantisation](24_quantisation.py) · [Contents](README.md) · [Next: 26 · Speculation](26_speculation.py)
 #
 # ## The question
 # Many people ask one model. They come when they like, some want a word and some a page, and a batch is what makes the
@@ -366,4 +366,4 @@ print(f"{each / 2**30:.0f} GiB a row: {int(8e9 // each)} rows")
 check("seven", 8e9 // each == 7)
 
 # %% [markdown]
-# [Previous: 24 · Quantisation](24_quantisation.py) · [Contents](README.md)
+# [Previous: 24 · Quantisation](24_quantisation.py) · [Contents](README.md) · [Next: 26 · Speculation](26_speculation.py)

@@ -24,5 +24,6 @@ TERMS = {
     "KV cache": (20, r"KV cache"), "ring buffer": (20, r"rings?(?: buffers?)?"), "latent": (20, r"latents?"),
     "donation": (20, r"donat(?:e[sd]?|ion)"), "quantisation": (24, r"quantis\w+"), "collective": (22, r"collectives?"),
     "all-reduce": (22, r"all-reduces?"), "continuous batching": (25, r"continuous batching"),
+    "speculation": (26, r"speculat\w+"), "acceptance": (26, r"acceptance"),
     "mesh": (22, r"mesh(?:es)?"), "activation patching": (23, r"patching"),
 }  # fmt: skip

@@ -1,0 +1,349 @@
+# %% [markdown]
+# # 26 · Speculation: several tokens a step
+#
+# [Previous: 25 · Serving](25_serving.py) · [Contents](README.md)
+#
+# ## The question
+# One text, one reader, and a machine that could write many texts in the same time: each step reads all weights and uses
+# them for one token (chapter 21). A batch needs other texts. Can one text be written faster? The next token depends on
+# the one before, so it seems that they have to come one after the other.
+#
+# ## The idea
+# Reading is faster than writing: a prompt goes through the model in one pass, since its tokens are known. So somebody
+# *guesses* the next k tokens, and the model reads them all at once, behind its own last token. That pass gives logits
+# at every place, as for a prompt. At each place the model draws its token as it always would. As long as the guess and
+# the draw are the same, the next place was right too; behind the first difference everything is thrown away. This is
+# *speculation* (Leviathan et al. 2023, arXiv:2211.17192). The guesses are called *drafts*, and the share of them that
+# is accepted *acceptance*; those behind a wrong one are lost with it.
+#
+# Each pass writes at least one token, the model's own behind the last right draft, and at most k + 1. And whoever
+# guesses, however badly, the text is the model's: a draft is only ever accepted where the model has drawn the same.
+#
+# Guessing must be cheap. Two ways:
+#
+# - *prompt lookup*: when did the text last have the tokens that it has at its end now? What came then may come again.
+#   That costs nothing, and is right where texts repeat: names, quotes, edits, code.
+# - a *draft model*: a smaller model of the same vocabulary writes the drafts.
+
+# %%
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import engine
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chapter import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    check,
+    check_time,
+    outcome,
+    plt,
+    predict,
+    quick,
+    save,
+    seconds,
+    table,
+)
+
+import nanollm_jax as nano
+from nanollm_jax.engine import drafts
+
+FOLDER = Path(nano.__file__).parent / "assets/nano-stories"
+model = engine.load(FOLDER)
+S = 128  # positions of the cache
+K = 4  # drafts of a step
+GREEDY = engine.Sampling(temperature=0.0)
+random = np.random.default_rng(26)
+
+# %% [markdown]
+# ## From scratch
+# ### Who guesses
+# The lookup looks for the longest run of up to three tokens that the text has at its end and had before, the last place
+# of these. A text that goes round in circles goes on so.
+
+
+# %%
+def look_up(ids, k, longest=3):
+    """ids [n] -> k drafts, or none where the last token is new"""
+    for run in range(longest, 0, -1):
+        for place in range(len(ids) - 1, run - 1, -1):
+            if ids[place - run : place] == ids[-run:]:
+                circle = ids[place:]
+                return [circle[i % len(circle)] for i in range(k)]
+    return []
+
+
+print("1 2 3 9 1 2 3 is followed by", look_up([1, 2, 3, 9, 1, 2, 3], 4))
+texts = [random.integers(0, 6, size=20).tolist() for _ in range(50)]
+theirs, found = drafts.look_up(jnp.asarray(texts), jnp.full(len(texts), 20), K)
+ours = [look_up(text, K) for text in texts]
+check(
+    "nanollm_jax.engine.drafts.look_up finds the same",
+    [row.tolist() for row in theirs[found]] == [g for g in ours if g],
+)
+check("and nothing where we find nothing", found.tolist() == [bool(guess) for guess in ours])
+
+# %% [markdown]
+# A small model of this vocabulary is not at hand. But a model has small ones inside: its first layers, with the last
+# norm and the table behind them (chapter 14 has seen what they would say). `Draft` keeps a cache of its own. It goes
+# back to where its text and the real one part, reads what is new, and writes on.
+
+
+# %%
+class Draft:
+    """The first layers of the model, guessing."""
+
+    def __init__(self, layers, sampling, seed):
+        self.params = {**model.params, "layers": model.params["layers"][:layers]}
+        self.cache, self.held = engine.init_cache(self.params, S), []
+        self.sampling, self.seed = sampling, seed
+
+    def __call__(self, ids, k):
+        """ids [n] -> k drafts"""
+        at = next(
+            (n for n, (a, b) in enumerate(zip(self.held, ids, strict=False)) if a != b), min(len(self.held), len(ids))
+        )
+        self.cache = self.cache._replace(length=jnp.int32(min(at, len(ids) - 1)))
+        ids = list(ids)
+        for _ in range(k):
+            while len(new := ids[int(self.cache.length) :]) > K + 1:  # the prompt, a block at a time
+                self.run(new[: K + 1])
+            ids.append(self.run(new))
+        self.held = ids[:-1]  # the last draft was written and not read
+        return ids[-k:]
+
+    def run(self, tokens):
+        """Read some tokens; the token that comes next."""
+        block = np.zeros(K + 1, np.int32)
+        block[: len(tokens)] = tokens
+        count = len(tokens)
+        token, self.cache = engine.step(
+            self.params, block, count, self.cache, self.sampling, self.seed, config=model.config
+        )
+        return int(token)
+
+
+# %% [markdown]
+# ### Who decides
+# One pass over the block: the token that was drawn and not yet read, and behind it the drafts. It is the forward pass
+# of your engine, with logits at every place. Randomness comes from the seed and the place alone (chapter 18), so at each
+# place the model draws what it would draw without drafts.
+
+
+# %%
+@partial(jax.jit, donate_argnames="cache")
+def verify(params, block, cache, sampling, seed):
+    """block [k+1] behind what the cache holds -> what the model draws behind each of them [k+1], the longer cache"""
+    x = params["embedding"]["tokens"][block]  # [k+1 D]
+    for layer, w in enumerate(params["layers"]):
+        x, cache = engine.block(x, w, cache, layer, model.config)
+    logits = jax.vmap(lambda x: engine.unembed(params, x))(
+        engine.rms_norm(x, params["final_norm"], model.config.norm_eps)
+    )
+    places = cache.length + 1 + jnp.arange(len(block))
+    return jax.vmap(engine.draw, (0, None, None, 0))(logits, sampling, seed, places), cache
+
+
+def write(prompt, new_tokens, guess, k=K, sampling=GREEDY, seed=0):
+    """-> the tokens of the answer, and for each pass how many drafts were accepted of how many"""
+    ids = model.tokenizer.encode(prompt)
+    begin, passes = len(ids), []
+    token, cache = engine.read(model, ids, engine.init_cache(model.params, S), sampling, seed)
+    ids.append(int(token))
+    while len(ids) < begin + new_tokens:
+        tried = guess(ids, k)
+        block = np.zeros(k + 1, np.int32)
+        block[: 1 + len(tried)] = [ids[-1], *tried]
+        drawn, cache = verify(model.params, block, cache, sampling, seed)
+        drawn = drawn.tolist()
+        right = next((n for n, (a, b) in enumerate(zip(tried, drawn, strict=False)) if a != b), len(tried))
+        ids += drawn[: right + 1]  # the right drafts, and the model's own token behind them
+        cache = cache._replace(length=cache.length + right + 1)  # what is behind is as if it had not been read
+        passes.append((right, len(tried)))
+    return ids[begin : begin + new_tokens], passes
+
+
+def nobody(ids, k):
+    """No drafts: one token a pass."""
+    return []
+
+
+LINES = "The cat sat on the mat. The dog sat on the mat. The bird sat on the mat. The cat sat on"
+STORY = "Once upon a time, there was a little girl named Lily. She had a red ball. One day,"
+NEW = 12 if quick() else 60
+prompts = {"a text that repeats": LINES, "a story": STORY}
+answers = {name: write(prompt, NEW, nobody)[0] for name, prompt in prompts.items()}
+library = nano.load(dtype="float32")
+greedy = nano.Sampling(temperature=0.0)
+theirs = nano.generate(library, [LINES, STORY], max_new_tokens=NEW, sampling=greedy, speculate=f"lookup:{K}")
+for (name, ours), answer in zip(answers.items(), theirs, strict=True):
+    same_tokens = ours[: len(answer.token_ids)] == answer.token_ids
+    check(f"{name}: the tokens of nanollm_jax.generate, which speculates", same_tokens)
+
+# %% tags=["question"]
+predict(
+    f"prompt lookup, {K} drafts a pass, a story that the model makes up: how many tokens does a pass write, in the mean?"
+)
+
+# %% tags=["answer"]
+rows, each = [], {}
+for name, prompt in prompts.items():
+    guessers = {"nobody": nobody, "lookup": look_up}
+    guessers |= {f"its first {n} layers": Draft(n, GREEDY, 0) for n in ((5,) if quick() else (3, 5))}
+    for who, guess in guessers.items():
+        tokens, passes = write(prompt, NEW, guess)
+        check(f"{name}, {who}: the same tokens", tokens == answers[name])
+        right, tried = (sum(column) for column in zip(*passes, strict=True))
+        each[name, who] = (NEW - 1) / len(passes), passes
+        rows.append([name, who, len(passes), f"{right / tried:.0%}" if tried else "", f"{(NEW - 1) / len(passes):.2f}"])
+table(f"{NEW} tokens, always the best one", ["text", "who guesses", "passes", "acceptance", "tokens a pass"], rows)
+outcome(each["a story", "lookup"][0], "tokens a pass")
+check("what repeats is guessed better", each["a text that repeats", "lookup"][0] > each["a story", "lookup"][0])
+
+# %% [markdown]
+# No guesser changes a token. That holds for the worst of all as well, one that guesses at random, and for one that knows
+# the answer already:
+
+# %%
+wrong, lost = write(STORY, NEW, lambda ids, k: random.integers(0, 2048, size=k).tolist())
+known = [*model.tokenizer.encode(STORY), *answers["a story"]]
+knows, won = write(STORY, NEW - K, lambda ids, k: known[len(ids) : len(ids) + k])
+check("random drafts: the same tokens", wrong == answers["a story"])
+check("right drafts: the same tokens", knows == answers["a story"][: NEW - K])
+check("and k + 1 in every pass", all(right == K for right, _ in won))
+hot = engine.Sampling(temperature=0.8, top_p=0.95)
+drawn, _ = write(STORY, NEW, nobody, sampling=hot, seed=3)
+speculated, hot_passes = write(STORY, NEW, Draft(5, hot, 3), sampling=hot, seed=3)
+check("drawn with a seed: the same tokens too", speculated == drawn)
+
+# %% tags=["figure"]
+figure, axes = plt.subplots(2, 1, figsize=(10, 4.4))
+for ax, (name, who) in zip(axes, (("a text that repeats", "lookup"), ("a story", "lookup")), strict=True):
+    tokens, (_, passes) = answers[name], each[name, who]
+    accepted = [False]
+    for right, _ in passes:
+        accepted += [True] * right + [False]
+    x = y = 0
+    for token, was_draft in zip(tokens, accepted, strict=False):
+        piece = model.tokenizer.token_bytes(token).decode(errors="replace").replace("\n", " ")
+        if x + len(piece) > 84:
+            x, y = 0, y - 1
+        colour = "#bcd8f2" if was_draft else "#eeeeee"
+        ax.add_patch(plt.Rectangle((x, y - 0.42), len(piece), 0.84, facecolor=colour, edgecolor="white"))
+        ax.text(x + len(piece) / 2, y, piece, ha="center", va="center", family="monospace", size=9)
+        x += len(piece)
+    ax.set(xlim=(0, 85), ylim=(y - 0.6, 0.6), title=f"{name}: {each[name, who][0]:.2f} tokens a pass")
+    ax.axis("off")
+save(figure, "26_accepted")
+
+# %% [markdown]
+# ![Two answers, the tokens that were accepted drafts in blue](figures/26_accepted.png)
+#
+# *Prompt lookup. Blue: drafts that were right. Grey: the model's own token, one for each pass.*
+#
+# ## When it pays
+# A pass over k + 1 tokens takes longer than one over a single token, and guessing takes time too. If each draft is right
+# with the probability a, whatever came before, a pass writes
+#
+#     1 + a + a^2 + ... + a^k = (1 - a^(k+1)) / (1 - a)
+#
+# tokens in the mean (equation 1 of the paper). So it pays where that is more than the pass costs, in units of a pass
+# over one token.
+
+
+# %%
+def expected(a, k):
+    """Tokens of a pass in the mean, with acceptance a of each draft"""
+    return (1 - a ** (k + 1)) / (1 - a)
+
+
+def simulated(a, k, passes=20_000):
+    right = random.random((passes, k)) < a
+    return 1 + np.cumprod(right, axis=1).sum() / passes
+
+
+for a in (0.3, 0.8):
+    check(f"acceptance {a}: simulated as computed", abs(simulated(a, K) / expected(a, K) - 1) < 0.03)
+
+
+def clock(block_length):
+    """Seconds of a pass over a block"""
+    block = np.zeros(block_length, np.int32)
+    return seconds(lambda: verify(model.params, block, engine.init_cache(model.params, S), GREEDY, 0)[0], repeats=20)
+
+
+one, many = clock(1), clock(K + 1)
+print(f"here a pass over {K + 1} tokens takes {many / one:.1f} times as long as a pass over one")
+check_time(f"it costs less than {K + 1} passes", many < (K + 1) * one)
+rows = [
+    [name, who, f"{tokens:.2f}", f"{tokens / (many / one):.2f}"]
+    for (name, who), (tokens, _) in each.items()
+    if who == "lookup"
+]
+table("prompt lookup on this machine", ["text", "who guesses", "tokens a pass", "times as fast"], rows)
+
+# %% tags=["figure"]
+figure, ax = plt.subplots(figsize=(8, 3.8))
+lengths = np.arange(17)
+for a, colour in ((0.95, BLUE), (0.8, GREEN), (0.6, ORANGE), (0.3, RED)):
+    ax.plot(lengths, [expected(a, k) for k in lengths], "o-", color=colour, markersize=3, label=f"acceptance {a:.0%}")
+ax.plot([0, K], [1, many / one], "s:", color=GREY, label="what a pass costs here")
+ax.set(xlabel="drafts of a pass", ylabel="tokens of a pass", ylim=(0, 12))
+ax.legend()
+save(figure, "26_pays")
+
+# %% [markdown]
+# ![Tokens of a pass against the number of drafts, for four acceptances](figures/26_pays.png)
+#
+# *It pays where a curve is above the cost. A curve ends at 1 / (1 - a), so many drafts help only who is nearly always
+# right. On an accelerator a pass over a few tokens costs hardly more than one over a single token; on a processor with
+# few cores arithmetic is soon the limit (chapter 21), and only good drafts pay.*
+#
+# ## In the engine
+# - `nanollm_jax.generate` with speculate="lookup:4" is the lookup of this chapter, for all rows of a batch at once and
+#   inside the compiled loop: `nanollm_jax.engine.drafts.look_up`. `nanollm_jax.DraftModel` is a smaller model that
+#   guesses; it draws with the settings and the random number of each place, as our `Draft` does.
+# - A block has one length, whatever the drafts are. So its bits do not depend on who guesses: the right drafts, the wrong
+#   ones and the random ones give the same numbers, and speculation is a property of the engine, not of a request.
+# - Layers with a window keep a ring (chapter 20). A rejected draft has taken the place of the oldest token in it, which
+#   is needed again. So a ring has room for k more: `nanollm_jax.engine.drafts.spare`.
+# - `nanollm bench --speculate lookup:4` measures it with a model and on a text that repeats itself.
+#
+# ## Exercises
+# 1. The drafts are right with probability 0.8 each. How many tokens does a pass of 4 drafts write in the mean, and how
+#    many at most however many drafts there are?
+# 2. What does the cache hold behind the first wrong draft, and why does nobody see it?
+# 3. A draft model takes a tenth of the time of a pass for each token, and a pass over a block costs as much as one over
+#    a single token. With acceptance 0.8, which number of drafts is best?
+
+# %% tags=["answer"]
+print(f"{expected(0.8, 4):.2f}, and {1 / (1 - 0.8):.0f} at most")
+check("the curve ends there", abs(expected(0.8, 200) - 5) < 1e-6)
+
+# %% tags=["answer"]
+print(
+    "Keys and values of tokens that were never written. They lie at positions behind the length of the cache. A query"
+)
+print("sees positions up to its own, and each of these is written over by the token that really stands there, first.")
+_, cache = engine.read(model, known[:20], engine.init_cache(model.params, S), GREEDY, 0)
+cache = cache._replace(keys=cache.keys.at[:, 20:].set(9.0), values=cache.values.at[:, 20:].set(9.0))
+_, clean = engine.read(model, known[:20], engine.init_cache(model.params, S), GREEDY, 0)
+block = np.array(known[20 : 20 + K + 1], np.int32)
+ours, theirs = (verify(model.params, block, one, GREEDY, 0)[0].tolist() for one in (cache, clean))
+check("rubbish behind the length changes nothing", ours == theirs)
+
+# %% tags=["answer"]
+gain = {k: expected(0.8, k) / (1 + k / 10) for k in range(1, 17)}
+best = max(gain, key=gain.get)
+print(f"{best} drafts: {gain[best]:.2f} times as fast")
+check("more or fewer are worse", gain[best] > max(gain[best - 1], gain[best + 1]))
+
+# %% [markdown]
+# [Previous: 25 · Serving](25_serving.py) · [Contents](README.md)
