@@ -240,7 +240,7 @@ save(figure, "10_heads")
 # heads look at the first piece is not shown here. The usual explanation: weights must sum to 1, and who has found
 # nothing needs a place to put them (Xiao et al. 2023, arXiv:2309.17453).*
 
-# %%
+# %% tags=["figure"]
 interactive(
     "looks",
     {

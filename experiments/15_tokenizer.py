@@ -332,6 +332,8 @@ print("Once upon a time ->", [pieces[number][0] for number in sentencepiece_enco
 # %%
 ranked = [score for _, score, type_ in pieces if type_ == NORMAL]
 check("what was learned first has the lower number and the better score", ranked == sorted(ranked, reverse=True))
+
+# %% tags=["figure"]
 interactive(
     "merges",
     {

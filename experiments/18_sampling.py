@@ -185,7 +185,7 @@ save(figure, "18_places")
 # *top-k is blind to how sure the model is: it offers five pieces after "Once upon a", four of them nonsense, and cuts
 # a list of names after five. top-p and min-p follow the model.*
 
-# %%
+# %% tags=["figure"]
 surest, widest = int(counts["top-p 0.9"].argmin()), int(counts["top-p 0.9"].argmax())
 read = {t: model.tokenizer.decode(ids[max(0, t - 3) : t + 1].tolist()).strip() for t in (PLACE, surest, widest)}
 interactive(

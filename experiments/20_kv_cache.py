@@ -311,7 +311,7 @@ save(figure, "20_ring")
 #
 # *Dark is new. Each token takes the slot of the oldest one.*
 
-# %%
+# %% tags=["figure"]
 lengths_so_far = jnp.arange(T + 1)  # 0 to T tokens
 buffers = {size: jnp.zeros((1, size, 1)) for size in (S, T)}
 interactive(

@@ -270,7 +270,7 @@ save(figure, "21_limits")
 # of shares above says how much that is. A point above the limit of memory is possible too: this model is so small
 # that a large cache holds its weights, and the limit is that of the memory behind.*
 
-# %%
+# %% tags=["figure"]
 lengths = {"the bundled model": (config, STEPS // 2), "Llama 3.1 8B": (LLAMA_8B, 1000)}
 interactive(
     "roofline",

@@ -304,6 +304,8 @@ check("a forgotten sum is noticed only by comparing", error > 0.1)
 for one in meshes:
     check(f"{one['data']} x {one['tensor']}: the exchanges are those that were counted",
           (len(one["steps"]), sum(step["bytes"] for step in one["steps"])) == counts[one["data"], one["tensor"]])  # fmt: skip
+
+# %% tags=["figure"]
 interactive(
     "mesh",
     {"meshes": meshes},

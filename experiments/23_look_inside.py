@@ -419,6 +419,8 @@ for off in [[], *([at] for at in np.ndindex(config.num_layers, N)), carriers]:
     recorded.append({"off": off, "ids": best, "chances": np.round(probabilities, 4)})
 check("with all heads the last layer says the name", recorded[0]["ids"][-1, last, 0] == right)
 check("without the two it does not", recorded[-1]["ids"][-1, last, 0] != right)
+
+# %% tags=["figure"]
 said = {int(token) for one in recorded for token in one["ids"].flat}
 interactive(
     "switches",

@@ -89,6 +89,13 @@ def opened(browser, tmp_path):
     assert not wrong
 
 
+def test_without_scripts_nothing_stands_in_its_place(opened, browser):
+    page, _ = opened("ring")
+    other = browser.new_context(java_script_enabled=False).new_page()
+    other.goto(page.url)
+    assert other.locator(".part").bounding_box()["height"] == 0 and page.locator(".part").bounding_box()["height"] > 100
+
+
 def set_to(page, label, wanted):
     """Move a slider by keys until it says so."""
     one = page.get_by_role("slider", name=label)

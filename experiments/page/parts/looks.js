@@ -11,7 +11,7 @@ export function looks({ tokens, weights }) {
   const sentence = element("p", { className: "says", ariaLive: "polite" });
   const board = element("div", { className: "heads-board", role: "group", ariaLabel: "All heads, a row for each layer" });
   board.style.gridTemplateColumns = `auto repeat(${weights[0].length}, minmax(0, 1fr))`;
-  let now = tokens.length - 1, chosen = [0, 0];
+  let now = tokens.findLastIndex((one) => /\p{L}/u.test(one)), chosen = [0, 0];
   const share = (weight) => `${Math.round(100 * weight)} %`;
   const largest = (row) => row.map((weight, place) => ({ weight, place })).sort((a, b) => b.weight - a.weight);
 

@@ -6,7 +6,7 @@ import { element } from "./make.js";
 
 export function mesh({ meshes }) {
   const grid = element("ol", { className: "devices" }), program = element("ol", { className: "program" });
-  let now = meshes[0];
+  let now = meshes.find(({ steps }) => steps.length);
   const plural = (count, one) => `${count} ${one}${count === 1 ? "" : "s"}`;
   const names = meshes.map(({ data, tensor }) => `${data} x ${tensor}`);
   const which = choice({ label: "data x tensor", names, onpick: (n) => ((now = meshes[n]), control.to(now.steps.length)) });
@@ -35,6 +35,7 @@ export function mesh({ meshes }) {
     program.replaceChildren(...now.steps.map(({ name }, at) => element("li", { className: at + 1 === n ? "now" : at + 1 < n ? "past" : "", textContent: name })));
   }
 
+  which.pick(meshes.indexOf(now));
   control.to(now.steps.length);
   return element("div", { className: "mesh" }, which.node, control.node,
     element("h4", { textContent: "the devices: a row has the same texts, a column the same part of the weights" }), grid,
