@@ -422,7 +422,7 @@ def test_flags_need_a_gpu_and_a_model_that_runs(run, monkeypatch):
     ran(monkeypatch, "gpu", {"": "error: there is no such file"})
     code, _, err = run("bench", "none", "--try-flags")
     assert code == 2 and "nanollm bench failed without any flag: error: there is no such file" in " ".join(err.split())
-    for more in (["--plot", "picture.png"], ["--speculate", "lookup:2"], ["--repeats", "0"]):
+    for more in (["--plot", "picture.png"], ["--speculate", "lookup:2"], ["--repeats", "0"], ["--starts", "1"]):
         code, _, err = run("bench", "--try-flags", *more)
         assert code == 2 and "--try-flags measures prefill and decode" in " ".join(err.split())
 

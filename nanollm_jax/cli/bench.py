@@ -12,7 +12,7 @@ from nanollm_jax.cli.plot import check_plot, draw_bench
 from nanollm_jax.cli.printing import harmless, print_json, print_table
 from nanollm_jax.errors import RequestError
 
-ROWS = "A batch size of prefill and decode. May be repeated; not given: 1, 4, 8 and 32."
+ROWS = "A batch size of prefill and decode. May be repeated; not given: 1, 4, 8 and 32, with --try-flags 1 and 32."
 SPECULATE = "Measure lookup:N too: decode behind a text that says the same over and over, with drafts and without."
 REPEATS = "Timed calls, after one thrown away; 0 leaves all but starting out."
 FLAGS = "Measure a few flags of XLA's compiler for GPUs instead, each in a process of its own, beside none of them."
@@ -27,7 +27,7 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option(metavar="T", min=1, help="Tokens of each prompt.")] = 128,
     new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens that decode writes per row.")] = 64,
     repeats: Annotated[int, typer.Option(metavar="R", min=0, help=REPEATS)] = 5,
-    starts: Annotated[int, typer.Option(metavar="P", min=0, help=STARTS)] = 3,
+    starts: Annotated[int | None, typer.Option(metavar="P", min=0, show_default="3", help=STARTS)] = None,
     speculate: Annotated[str | None, typer.Option(metavar="HOW", show_default=False, help=SPECULATE)] = None,
     try_flags: Annotated[bool, typer.Option("--try-flags", help=FLAGS)] = False,
     plot: Plot = None,
@@ -44,9 +44,9 @@ def bench(
             raise RequestError("--plot draws prefill and decode, which --repeats 0 leaves out.")
     guesses = guesses_of(speculate)
     if try_flags:
-        if plot is not None or speculate is not None or not repeats:
+        if plot is not None or speculate is not None or starts is not None or not repeats:
             raise RequestError(
-                "--try-flags measures prefill and decode; leave out --plot, --speculate and --repeats 0."
+                "--try-flags measures prefill and decode; leave out --plot, --speculate, --starts and --repeats 0."
             )
         counts = {"--prompt-tokens": prompt_tokens, "--new-tokens": new_tokens, "--repeats": repeats, "--dtype": dtype}
         words = [*([] if model is None else [model]), *(f"{name}={value}" for name, value in counts.items())]
@@ -56,7 +56,8 @@ def bench(
 
     report = measure(
         model, revision=revision, dtype=dtype, rows=rows or (1, 4, 8, 32), prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens, repeats=repeats, starts=starts, speculate=guesses, progress=show_progress,
+        new_tokens=new_tokens, repeats=repeats, starts=3 if starts is None else starts, speculate=guesses,
+        progress=show_progress,
     )  # fmt: skip
     if plot is not None:
         draw_bench(report, plot)
