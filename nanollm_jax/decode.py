@@ -129,18 +129,26 @@ def write_tokens(
     return tokens.T, logprobs.T, state
 
 
-@program()
+@program(static=("kept",))
 def read_states(
-    params: Params, tokens: jax.Array, count: jax.Array, adapter: jax.Array, choices: jax.Array, *, config: ModelConfig
+    params: Params,
+    tokens: jax.Array,
+    count: jax.Array,
+    adapter: jax.Array,
+    choices: jax.Array,
+    *,
+    config: ModelConfig,
+    kept: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """What the model makes of texts: the mean of its normalised last states, and the last of them; and how it scores some
     tokens as the next one.  tokens [B T], choices [B C] -> [B 2 D], [B C] float32
 
-    count [B] says how many of each row's tokens are real, at least one; adapter [B] which one it takes.
+    count [B] says how many of each row's tokens are real, at least one; adapter [B] which one it takes. kept
+    is how keys and values are, see init_cache.
     """
     params = for_rows(params, adapter)
     B, T = tokens.shape
-    cache = init_cache(config, B, T, params["embedding"]["tokens"].dtype)
+    cache = init_cache(config, B, T, params["embedding"]["tokens"].dtype, kept=kept)
     x, _ = model.hidden_states(params, tokens, count, cache, config=config)
     end = jnp.take_along_axis(x, count[:, None, None] - 1, axis=1)
     scores = jnp.take_along_axis(model.logits(params, end, config)[:, 0], choices, axis=1)

@@ -38,6 +38,15 @@ def test_a_vector_is_off_by_half_a_step_at_most():
     np.testing.assert_array_equal(rounded.keep(buffer, jnp.asarray(found)).values, kept.values)
 
 
+def test_an_embedding_is_made_with_the_cache_that_the_model_has():
+    model = random_model("llama")
+    ids = np.random.default_rng(1).integers(0, model.config.vocab_size, 20).tolist()
+    _, values = nano.observe(in_8_bits(model), ids)
+    found = [nano.embed(one, [ids], normalize=False)[0] for one in (in_8_bits(model), model)]
+    agree(found[0], np.asarray(values["final_norm"][0], np.float64).mean(0), 1e-4)
+    assert 1e-4 < difference(*found) < 0.1
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "deepseek_v3"])
 def test_pieces_and_steps_give_what_one_pass_gives(family):
     """Full layers, rings and latents: what a token sees is rounded wherever it came from."""

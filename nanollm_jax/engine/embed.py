@@ -148,6 +148,7 @@ def made_of(
             count[at] = len(rows[row])
             tokens[at, : count[at]] = rows[row]
         pair = np.tile(np.array(choices, np.int32), (len(tokens), 1))
-        found = read_states(model.params, tokens, count, np.full_like(count, own), pair, config=model.config)
+        rows_of = tokens, count, np.full_like(count, own), pair
+        found = read_states(model.params, *rows_of, config=model.config, kept=model.cache)
         states, scores = (gathered(array)[: len(part)] for array in found)
         yield part, states, scores
