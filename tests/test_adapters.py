@@ -421,6 +421,14 @@ def test_the_command_line_takes_adapters(three, tmp_path, capsys):
     greedy, names = nano.Sampling(temperature=0.0), ["a", None, "b"]
     expected = nano.generate(three[0], [[5, 6, 7]] * 3, max_new_tokens=6, adapter=names, sampling=greedy)
     assert sorted(found) == sorted(one.token_ids for one in expected)
-    for wrong, message in ((named, "one answer has one"), (["--adapter", "x"], "expected NAME=SOURCE")):
+    file = ["--input", str(lines), "--output", str(tmp_path / "merged")]
+    lines.write_text(json.dumps({"prompt": [5, 6, 7]}) + "\n")
+    assert command([*run, "--no-compile-cache", *named[:2], "--merge", "a", *file]) == 0
+    assert json.loads((tmp_path / "merged").read_text())["token_ids"] == expected[0].token_ids
+    capsys.readouterr()
+    for wrong, message in (
+        (named, "one answer has one"), (["--adapter", "x"], "expected NAME=SOURCE"),
+        ([*named, "--merge", "a"], "the name of the one --adapter a=SOURCE"), (["--merge", "a"], "of the one --adapter"),
+    ):  # fmt: skip
         assert command([*run, *wrong, "hi"]) != 0
         assert message in " ".join(capsys.readouterr().err.split())

@@ -17,6 +17,7 @@ from nanollm_jax.cli.options import (
     Frequency,
     KeepCompiled,
     MaxNewTokens,
+    Merge,
     MinP,
     Presence,
     Repetition,
@@ -57,6 +58,7 @@ def chat(
     revision: Revision = None,
     dtype: Dtype = "auto",
     adapter: Adapter = None,
+    merge: Merge = None,
     cache: Cache = "auto",
     system: Annotated[str | None, typer.Option(metavar="TEXT", help=SYSTEM)] = None,
     template: Annotated[Path | None, typer.Option(metavar="FILE", help=TEMPLATE)] = None,
@@ -87,14 +89,15 @@ def chat(
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
     adapters = adapters_of(adapter)
-    own = the_adapter(adapters)
+    own = the_adapter(adapters, merge)
     written = None if template is None else decoded(expanded(template).read_bytes(), str(template))
     folder = checkpoint(model, revision)
     import nanollm_jax as nano
     from nanollm_jax.settings import with_settings
 
     keep_compiled(compile_cache)
-    loaded = nano.load(folder, dtype=dtype, mesh=mesh_for(1, tp, devices), adapters=adapters, cache=cache)
+    mesh = mesh_for(1, tp, devices)
+    loaded = nano.load(folder, dtype=dtype, mesh=mesh, adapters=adapters, merge=merge, cache=cache)
     if template is not None and written is not None:
         loaded = with_template(loaded, template, written)
     conversation = nano.Conversation(

@@ -34,6 +34,7 @@ from nanollm_jax.cli.options import (
     Frequency,
     KeepCompiled,
     MaxNewTokens,
+    Merge,
     MinP,
     Presence,
     Repetition,
@@ -78,6 +79,7 @@ def generate(
     revision: Revision = None,
     dtype: Dtype = "auto",
     adapter: Adapter = None,
+    merge: Merge = None,
     cache: Cache = "auto",
     max_new_tokens: MaxNewTokens = 128,
     special: Annotated[bool, typer.Option("--special", help=SPECIAL)] = False,
@@ -136,7 +138,7 @@ def generate(
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
     form, how, adapters = form_given(schema, regex, lark), (compile_cache, dp, tp, devices, cache), adapters_of(adapter)
-    own = the_adapter(adapters) if lines is None or len(adapters) == 1 else None
+    own = the_adapter(adapters, merge) if lines is None or len(adapters) == 1 or merge is not None else None
     guesses = guesses_of(speculate, draft, lambda name: open_model(name, None, dtype, *how))
     if lines is not None:
         from nanollm_jax.cli.bulk import Bulk
@@ -146,15 +148,16 @@ def generate(
         run = (
             f"{model} {revision} {dtype}"
             + (f" {adapters}" if adapters else "")
+            + ("" if merge is None else " merged")
             + (f" {cache}" if cache != "auto" else "")
         )
         bulk = Bulk(lines, output, said, run + (f" {form.kind} {form.text}" if form else ""))
-        bulk_model = open_model(model, revision, dtype, *how, adapters)
+        bulk_model = open_model(model, revision, dtype, *how, adapters, merge)
         failed, interrupted = bulk.answer(bulk_model, rows, guesses)
         raise typer.Exit(INTERRUPTED if interrupted else 2 if failed else 0)
     # of several processes each has a standard input of its own, which is read where that was asked for
     text = ("" if prompt is None and distributed else read_text(prompt)) or ""
-    loaded = open_model(model, revision, dtype, *how, adapters)
+    loaded = open_model(model, revision, dtype, *how, adapters, merge)
     import jax
 
     import nanollm_jax as nano
@@ -204,13 +207,15 @@ def open_model(
     devices: int | None,
     cache: str = "auto",
     adapters: dict[str, str] | None = None,
+    merge: str | None = None,
 ) -> Model:
     """The model that the options name."""
     folder = checkpoint(model, revision)
     import nanollm_jax as nano
 
     keep_compiled(compile_cache)
-    return nano.load(folder, dtype=dtype, mesh=mesh_for(dp, tp, devices), adapters=adapters, cache=cache)
+    mesh = mesh_for(dp, tp, devices)
+    return nano.load(folder, dtype=dtype, mesh=mesh, adapters=adapters, merge=merge, cache=cache)
 
 
 def prompt_ids(model: Model, text: str, new: int, *, special: bool, truncate: bool) -> list[int]:

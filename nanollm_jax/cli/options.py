@@ -51,6 +51,7 @@ DRAFT = (
     "step, or N with --speculate draft:N."
 )
 ADAPTER = "A LoRA adapter in PEFT's form, found as --model is, under a name: NAME=SOURCE. May be repeated."
+MERGE = "Add the one --adapter, by its name, into the weights, in place of keeping it beside them."
 CACHE = "How keys and values are kept: auto, as the activations are, or int8, in 8 bits and a scale for each token and head."
 
 Source = Annotated[str | None, typer.Option("--model", metavar="SOURCE", help=MODEL)]
@@ -75,6 +76,7 @@ Draft = Annotated[str | None, typer.Option("--draft", metavar="SOURCE", show_def
 Adapter = Annotated[
     list[str] | None, typer.Option("--adapter", metavar="NAME=SOURCE", show_default=False, help=ADAPTER)
 ]
+Merge = Annotated[str | None, typer.Option("--merge", metavar="NAME", show_default=False, help=MERGE)]
 Cache = Annotated[str, typer.Option("--cache", metavar="HOW", help=CACHE)]
 Frequency = Annotated[float | None, typer.Option(metavar="R", help=FREQUENCY)]
 
@@ -101,8 +103,20 @@ def adapters_of(given: list[str] | None) -> dict[str, str]:
     return found
 
 
-def the_adapter(adapters: dict[str, str]) -> str | None:
-    """The one adapter with which there is an answer, None without any. Raises RequestError where there are several."""
+def check_merge(merge: str | None, adapters: dict[str, str]) -> None:
+    """Raise RequestError unless it is the name of the only adapter."""
+    if merge is not None and list(adapters) != [merge]:
+        raise RequestError(f"--merge {merge}: expected the name of the one --adapter {merge}=SOURCE.")
+
+
+def the_adapter(adapters: dict[str, str], merge: str | None = None) -> str | None:
+    """The one adapter with which there is an answer, None without any, and where it is merged.
+
+    Raises RequestError where there are several, and where another one is to be merged.
+    """
+    check_merge(merge, adapters)
+    if merge is not None:
+        return None
     if len(adapters) > 1:
         raise RequestError(f"--adapter names {', '.join(adapters)}; one answer has one: leave the others out.")
     return next(iter(adapters), None)

@@ -34,10 +34,12 @@ from nanollm_jax.cli.options import (
     Draft,
     Dtype,
     KeepCompiled,
+    Merge,
     Revision,
     Source,
     Speculate,
     adapters_of,
+    check_merge,
     checkpoint,
     decoded,
     expanded,
@@ -86,6 +88,7 @@ def serve(
     revision: Revision = None,
     dtype: Dtype = "auto",
     adapter: Adapter = None,
+    merge: Merge = None,
     cache: Cache = "auto",
     template: Annotated[Path | None, typer.Option(metavar="FILE", help=TEMPLATE)] = None,
     host: Annotated[str, typer.Option(metavar="HOST", help=HOST)] = "127.0.0.1",
@@ -130,6 +133,7 @@ def serve(
     if log_level not in levels:
         raise RequestError(f"--log-level {log_level}: expected {', '.join(levels)}.")
     local, adapters = host in LOCAL, adapters_of(adapter)
+    check_merge(merge, adapters)
     if glass and not local and not api_key:
         raise RequestError(
             f"--glass with --host {host}: who reaches it sees what is inside; ask for a key with --api-key."
@@ -161,7 +165,7 @@ def serve(
 
         keep_compiled(compile_cache)
         guesses = guesses_of(speculate, draft, lambda name: nano.load(checkpoint(name, None), dtype=dtype, mesh=mesh))
-        loaded = nano.load(folder, dtype=dtype, mesh=mesh, adapters=adapters, cache=cache)
+        loaded = nano.load(folder, dtype=dtype, mesh=mesh, adapters=adapters, merge=merge, cache=cache)
         if template is not None and written is not None:
             loaded = with_template(loaded, template, written)
         rows, context = served(loaded, rows, context, guesses)
