@@ -50,7 +50,7 @@ def test_no_answer_depends_on_what_was_guessed_on_meshes(family, mesh):
 
 
 @pytest.mark.parametrize("mesh", [(1, 8), (2, 4), (4, 2)], ids=str)
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe", "deepseek_v3"])
 def test_on_meshes(family, mesh):
     """Eight devices: the same bits alone and under load, and the tokens of one device."""
     model, rows = model_of(family), 8
