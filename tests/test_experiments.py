@@ -275,7 +275,7 @@ def test_the_page(tmp_path, capsys):
         (tmp_path / f"figures/{name}.png").write_bytes(dot)
     draw = "import base64; open('run/{}.png', 'wb').write(base64.b64decode({!r}))"
     (tmp_path / "01_small.py").write_text(
-        "# %% [markdown]\n# # 01 · Small\n# [Next](02_broken.py) ![dot](figures/01_dot.png)\n"
+        "# %% [markdown]\n# # 01 · Small\n# [Next](02_broken.py) [own](engine.py) ![dot](figures/01_dot.png)\n"
         "# ## The idea\n# Some words.\n# ## The idea\n# %%\n"
         "from __future__ import annotations\n\nimport sys\n\nprint(sys.byteorder)\n"
         "# %% tags=['question']\nprint('Predict: 6 < 7?')\n# %% tags=['answer']\nprint(6 * 7, '<b>')\n"
@@ -297,6 +297,7 @@ def test_the_page(tmp_path, capsys):
     pages = tmp_path / "pages"
     first, second = ((pages / f"{name}.html").read_text().partition("<main>")[2] for name in ("01_small", "02_broken"))
     png = [base64.b64encode(image).decode() for image in (dot, other)]
+    assert "<code>own</code>" in first
     assert 'href="02_broken.html"' in first and f'src="data:image/png;base64,{png[1]}"' in first
     assert '<h2 id="the-idea">' in first and '<h2 id="the-idea-2">' in first
     assert "Predict: 6 &lt; 7?" in first and "print('Predict" not in first

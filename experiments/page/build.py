@@ -110,6 +110,7 @@ def render(notebook: NotebookNode, path: Path) -> dict[str, Any]:
     exporter.exclude_anchor_links = True
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(path.parent)}})
     body = re.sub(r'href="(\d\d_\w+)\.py"', r'href="\1.html"', body).replace('href="README.md"', 'href="index.html"')
+    body = re.sub(r'<a href="\w+\.py">(.*?)</a>', r"<code>\1</code>", body)  # the engine is no page
     found: list[tuple[str, str]] = []
 
     def heading(shown: re.Match[str]) -> str:
