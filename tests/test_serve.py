@@ -385,7 +385,7 @@ def test_nobody_who_writes_waits_for_the_pool_of_prefixes_to_be_made(monkeypatch
     for name in ("warm", "warm_embed"):  # which are tried elsewhere
         monkeypatch.setattr(turns, name, lambda *args, **rest: 0)
     turns.ready(engine, 128, print)
-    assert engine.pool is not None and engine.pool.k[0].shape[:2] == (2 * engine.places, serving.PIECE)
+    assert engine.pool is not None and engine.pool.layers[0].k.shape[:2] == (2 * engine.places, serving.PIECE)
 
 
 def test_a_disconnect_frees_the_row_within_two_chunks(http, service):
