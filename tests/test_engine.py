@@ -168,6 +168,19 @@ def test_a_writing_row_waits_for_one_piece_and_one_chunk():
     assert len(read) == 4 + 3  # four of the next prompt, and the last one of those that begin alike
 
 
+def test_who_leaves_is_not_read_to_the_end():
+    """Where nobody waits for pieces of text, too; and the rest is as if nobody else had been there."""
+    model = model_of("llama")
+    stays = Request((7,) * 40, 6, SETTINGS[0])
+    engine = Engine(model, ROWS, piece=SHORT)
+    leaves, other = engine.submit(Request((1,) * 290, 6, SETTINGS[0])), engine.submit(stays)
+    engine.step()
+    engine.cancel(leaves)
+    while not engine.idle:
+        engine.step()
+    assert leaves.read_tokens == SHORT and result(other) == alone(model, [stays], piece=SHORT)[0]
+
+
 def test_what_came_back_is_handed_out_before_anything_else_is_waited_for(monkeypatch):
     """While others arrive, a step looks at one thing; and between two chunks a piece is read or room is made for it, and a few
     blocks of a prefix are put back.

@@ -104,8 +104,8 @@ class Engine:
 
         Where somebody waits for pieces of text at most one piece of a prompt is read between two chunks, and what has come
         back is handed out before anything else is waited for, so that who writes waits for one piece and one chunk; else all
-        that are seated are read first. One chunk is always on its way while the last one is looked at. Where the device has no
-        memory for a step, who wanted it is told (NoRoomError), and all that have a row where the state went with the step.
+        that are seated are read first, a piece a step. One chunk is always on its way while the last one is looked at. Where
+        the device has no memory for a step, who wanted it is told (NoRoomError), and where the state went with it all that sit.
         """
         try:
             self.turn()
@@ -121,13 +121,13 @@ class Engine:
         for slot in self.slots:
             if slot.ticket is not None and slot.ticket.ended:
                 self.free(slot)
-        if len(self.pending) > 1:  # somebody waits for it, and behind it a chunk is on its way
+        if len(self.pending) > 1:  # somebody may wait for it, and more is on its way
             self.look_at(len(self.pending) - 1)
             return
         self.seat()
         watched = any(slot.ticket is not None and slot.ticket.request.streamed for slot in self.slots)
-        while self.read() and not watched:
-            pass
+        if self.read() and not watched:  # a step a piece, so that who leaves is not read to the end
+            return
         # a first token that nothing was written before waits for no loop to be compiled
         first = watched and bool(self.pending) and not any(pending.steps for pending in self.pending)
         # what may come next in an answer of a grammar depends on what is on its way
