@@ -175,6 +175,8 @@ def load(
         check_vocabulary(found.path, tokenizer, config)
     chat_template = None if tokenizer is None else found.template(tokenizer)
     defaults = found.defaults(config, None if tokenizer is None else tokenizer.eos_id)
+    wanted()  # what executables call is there before they are read
+    read_ahead(config, kept.name, mesh, cache, repr(adapters), merge, bool(few))
     if found.kept is not None:
         forms = parameters.forms(config, kept)
         arrays = load_kept(checkpoint, parameters.named(forms))
@@ -182,8 +184,6 @@ def load(
         model = Model(config, params, tokenizer, defaults, chat_template, config, found.folder, (), cache)
         return model if mesh is None else shard(model, mesh)
     check_tied(checkpoint, config, family)
-    wanted()  # what executables call is there before they are read
-    read_ahead(config, kept.name, mesh)
     large = parameters.large_matrices(config)
     base = Base(
         family.table(config),

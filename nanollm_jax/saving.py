@@ -55,7 +55,8 @@ def save(model: Model, folder: str | os.PathLike[str]) -> Path:
     few = [name for name in parameters.names(model.params, model.config) if name not in PLAIN]
     if few and model.dtype.name in PLAIN:
         raise RequestError(
-            f"this model's matrices are in {' and '.join(few)}, in which none is written; load it in {', '.join(PLAIN)}."
+            f"this model's matrices are in the bits that they were published in ({' and '.join(few)}), in which none is "
+            f"written; load it with dtype {', '.join(PLAIN)}, or int8 or int4, which round it anew."
         )
     if model.folder is None:
         raise RequestError(

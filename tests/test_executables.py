@@ -19,7 +19,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from models import random_model
 
 import nanollm_jax as nano
-from nanollm_jax import executables, model, params, sampling, startup
+from nanollm_jax import executables, loading, model, params, sampling, startup
 from nanollm_jax.ahead import Ahead
 from nanollm_jax.decode import init_state, read_prompts, read_states, write_tokens
 from nanollm_jax.engine.timings import CompileWatch
@@ -335,6 +335,17 @@ def test_many_at_once(folder):
 
 
 # before anybody asks
+
+
+def test_models_that_ask_for_other_programs_have_other_lists(tmp_path, monkeypatch):
+    """One that is kept as it is in memory has one too."""
+    words = []
+    monkeypatch.setattr(loading, "read_ahead", lambda *given: words.append(repr(given)))
+    nano.load()
+    nano.load(cache="int8")
+    written = nano.save(nano.load(dtype="int8"), tmp_path / "written")
+    nano.load(written)
+    assert len(words) == 4 and len(set(words[:3])) == 3 and words[3] == words[2]
 
 
 def test_what_the_last_process_asked_for_is_read_ahead(folder, monkeypatch):

@@ -121,7 +121,7 @@ def test_a_model_in_few_bits_computes_what_its_weights_stand_for(tmp_path, token
     ours, expected = nano.load(few), nano.load(plain)
     assert ours.nbytes < 0.6 * expected.nbytes and f"bytes of float32 and {KEPT[kind]}," in repr(ours)
     agree(logits(ours, tokens), logits(expected, tokens), 1e-4)
-    with pytest.raises(nano.RequestError, match=f"matrices are in {KEPT[kind]}, in which none is written"):
+    with pytest.raises(nano.RequestError, match=rf"published in \({KEPT[kind]}\), in which none is written"):
         nano.save(ours, tmp_path / "saved")
 
 

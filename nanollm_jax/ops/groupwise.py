@@ -91,9 +91,8 @@ class Groupwise:
         if self.table is not None:
             numbers = jnp.asarray(self.table, jnp.float32)[numbers.astype(jnp.int32) + 8]
         wide = numbers.reshape(*self.scale.shape, self.group).astype(jnp.float32)
-        found = wide * self.scale[..., None].astype(jnp.float32)
         offset = 0 if self.offset is None else self.offset[..., None].astype(jnp.float32)
-        return (found + offset).reshape(self.shape)
+        return (wide * self.scale[..., None].astype(jnp.float32) + offset).reshape(self.shape)
 
     def letters(self, axes: str) -> Any:
         """The letters of its arrays, all of which have the axes of the weight; of the last they have parts."""
@@ -104,11 +103,12 @@ class Groupwise:
         offset = None if self.offset is None else change(self.offset)
         return dataclasses.replace(self, values=values, scale=change(self.scale), offset=offset)
 
-    def parted(self, inputs: int) -> Groupwise:
-        """The same weight in smaller groups where need be: so many inputs of the last axis are whole groups."""
+    def parted(self, inputs: int) -> Any:
+        """The same weight in smaller groups where need be: so many inputs of the last axis are whole groups. An array where
+        these would be so small that scales take more than they spare."""
         size = math.gcd(self.group, inputs)
-        if size == self.group:
-            return self
+        if size == self.group or size < 8:
+            return self if size == self.group else self.decoded().astype(self.dtype)
         finer = lambda part: jnp.repeat(part, self.group // size, axis=-1)  # noqa: E731
         return packed(self.like(unpack(self.values, self.group) if self.bits == 4 else self.values, finer), size)
 

@@ -45,8 +45,8 @@ def described(config_json: Mapping[str, Any], where: str, known: tuple[str, ...]
 
 
 def load_kept(checkpoint: Checkpoint, expected: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """{name: array} on the default device, of the shapes that are expected; floats in the dtype that is, where they are a
-    parameter of their own and not a part of one.
+    """{name: array} on the default device, of the shapes that are expected; floats, scales too, in the dtype that is, whichever
+    they are stored in.
 
     Raises CheckpointError for what is missing, left over, or of another shape or dtype, and for floats that are no numbers.
     """
