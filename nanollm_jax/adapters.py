@@ -81,7 +81,7 @@ class Onto:
         if (piece := adapter.pieces.get(path)) is not None:
             names, outputs = letters.split(), self.large[path]
             before, behind = " ".join(names[:outputs]), " ".join(names[outputs:])
-            a, b = self.place(piece.a, f"R {behind}"), self.place(piece.b, f"{before} R")
+            a, b = self.place(piece.a, f"r {behind}"), self.place(piece.b, f"{before} r")
             whole = added(new, a, b)
             if piece.magnitude is not None:
                 gain = gains(new, a, b, self.place(piece.magnitude, before))
@@ -119,16 +119,16 @@ class Onto:
             rank = len(piece.a)
             a[at, :rank], b[at, ..., :rank] = piece.a, piece.b
         place = partial(self.place, dtype=weight.dtype)
-        stacks = place(a, f"X R {behind}"), place(b, f"X {before} R")
+        stacks = place(a, f"n r {behind}"), place(b, f"n {before} r")
         if all(piece.magnitude is None for piece in there.values()):
             return Adapted(weight, *stacks)
         ones = np.ones(one.b.shape[:-1], np.float32)
         gain = [self.place(ones, before)] * n
         for at, piece in there.items():
             if piece.magnitude is not None:
-                parts = self.place(piece.a, f"R {behind}"), self.place(piece.b, f"{before} R")
+                parts = self.place(piece.a, f"r {behind}"), self.place(piece.b, f"{before} r")
                 gain[at] = gains(whole(), *parts, self.place(piece.magnitude, before))
-        where = None if self.mesh is None else NamedSharding(self.mesh, spec(f"X {before}"))
+        where = None if self.mesh is None else NamedSharding(self.mesh, spec(f"n {before}"))
         return Adapted(weight, *stacks, jax.device_put(jnp.stack(gain), where))
 
     def place(self, array: np.ndarray, letters: str, dtype: Any = np.float32) -> jax.Array:
