@@ -33,7 +33,7 @@ SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix
 # no -ffast-math: it forgets what is not a number
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=default")
 FOLDER = ("nanollm_jax", "native")  # below the folder of the user's caches
-SECONDS = 120.0  # a compiler that needs longer is stuck; gcc takes seven
+SECONDS = 600.0  # a compiler that needs longer is stuck; gcc takes seven, and many times that on a machine that is busy
 
 log = logging.getLogger("nanollm")
 
