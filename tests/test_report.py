@@ -321,6 +321,8 @@ def test_look_on_a_mesh_and_with_an_adapter(short, tmp_path, capsys):
     mesh = ["--devices", "8", "--dp", "2", "--tp", "2", "--report", str(tmp_path / "story.html")]
     assert cli.run(["look", *asked, *adapted, *mesh]) == 0
     assert capsys.readouterr().out == text != plain
+    assert cli.run(["look", *asked, *adapted, "--merge", "a", "--report", str(tmp_path / "merged.html")]) == 0
+    assert capsys.readouterr().out == text
     written = (tmp_path / "story.html").read_text()
     assert json.loads(re.search(r'type="application/json">(.*?)</script>', written)[1])["head"]["adapter"] == "a"
 

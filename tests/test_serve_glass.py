@@ -479,6 +479,7 @@ def test_slots_of_a_cache_as_runs():
         ("serve --glass --host 0.0.0.0", "--glass with --host 0.0.0.0"),
         ("serve --glass --distributed", "--glass with --distributed: what somebody looks at runs in process 0 alone"),
         ("look --model no/such/folder", "no/such/folder"),
+        ("look --adapter a=folder --merge b", "--merge b: expected the name of the one --adapter b=SOURCE"),
         ("look --context 100000 --port 0", "context 100000 is more than the model's"),
     ],
 )

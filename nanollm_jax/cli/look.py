@@ -19,6 +19,7 @@ from nanollm_jax.cli.options import (
     Frequency,
     KeepCompiled,
     MaxNewTokens,
+    Merge,
     MinP,
     Presence,
     Repetition,
@@ -31,6 +32,7 @@ from nanollm_jax.cli.options import (
     TopK,
     TopP,
     adapters_of,
+    check_merge,
     expanded,
     given_settings,
     read_text,
@@ -51,7 +53,8 @@ KEY = "Of the page: what is asked for where --host is not this machine. Default:
 MEMORY = "Of the page: megabytes that may be kept of what is watched."
 PAGE = ("host", "port", "context", "api_key", "memory")
 BOTH = (
-    "command", "prompt", "report", "model", "revision", "dtype", "adapter", "cache", "dp", "tp", "devices", "compile_cache",
+    "command", "prompt", "report", "model", "revision", "dtype", "adapter", "merge", "cache", "dp", "tp", "devices",
+    "compile_cache",
 )  # fmt: skip
 TIMES = "Trace the same sizes once more, for the time of each part of the model; that takes longer than the text."
 
@@ -66,6 +69,7 @@ def look(
     revision: Revision = None,
     dtype: Dtype = "auto",
     adapter: Adapter = None,
+    merge: Merge = None,
     cache: Cache = "auto",
     dp: Dp = 1,
     tp: Tp = 1,
@@ -106,11 +110,12 @@ def look(
         option = f"--{wrong[0].replace('_', '-')}"
         raise RequestError(f"{option} is {'of the page; leave out it or' if report else 'for'} --report FILE.")
     adapters = adapters_of(adapter)
+    check_merge(merge, adapters)
     if report is None:
         from nanollm_jax.cli.look_page import serve_page
 
         how: dict[str, Any] = {"host": host, "port": port, "context": context, "api_key": api_key, "memory": memory}
-        how |= {"adapters": adapters, "cache": cache, "dp": dp, "tp": tp, "devices": devices}
+        how |= {"adapters": adapters, "merge": merge, "cache": cache, "dp": dp, "tp": tp, "devices": devices}
         raise typer.Exit(serve_page(prompt, model, revision, dtype, **how, compile_cache=compile_cache))
     settings = given_settings(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
@@ -118,8 +123,8 @@ def look(
     )  # fmt: skip
     path = writable(expanded(report))
     text = read_text(prompt) or ""
-    own = the_adapter(adapters)
-    loaded = open_model(model, revision, dtype, compile_cache, dp, tp, devices, cache, adapters)
+    own = the_adapter(adapters, merge)
+    loaded = open_model(model, revision, dtype, compile_cache, dp, tp, devices, cache, adapters, merge)
     import nanollm_jax as nano
     from nanollm_jax.settings import with_settings
 

@@ -17,9 +17,9 @@ DRAIN = 1.0  # seconds; what is watched can be watched again
 
 
 def serve_page(
-    prompt: str | None, model: str | None, revision: str | None, dtype: str, *, adapters: dict[str, str], cache: str, dp: int,
-    tp: int, devices: int | None, host: str, port: int, context: int | None, api_key: str | None, memory: int,
-    compile_cache: bool,
+    prompt: str | None, model: str | None, revision: str | None, dtype: str, *, adapters: dict[str, str],
+    merge: str | None, cache: str, dp: int, tp: int, devices: int | None, host: str, port: int, context: int | None,
+    api_key: str | None, memory: int, compile_cache: bool,
 ) -> int:  # fmt: skip
     """Serve the page until a signal ends it. Returns the exit code.
 
@@ -42,7 +42,7 @@ def serve_page(
         from nanollm_jax.serve.watcher import Watcher
 
         keep_compiled(compile_cache)
-        loaded = nano.load(folder, dtype=dtype, mesh=mesh, adapters=adapters, cache=cache)
+        loaded = nano.load(folder, dtype=dtype, mesh=mesh, adapters=adapters, merge=merge, cache=cache)
         _, context = served(loaded, 2, context)
         local = host in LOCAL
         keys = (api_key,) if api_key else () if local else (secrets.token_urlsafe(16),)
