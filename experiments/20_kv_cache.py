@@ -53,6 +53,7 @@ from engine_steps import grow
 import nanollm_jax as nano
 from nanollm_jax import cache as kv
 from nanollm_jax import params as parameters
+from nanollm_jax.ops import gated_delta
 
 model = nano.load(dtype="float32")
 config, tokenizer = model.config, model.tokenizer
@@ -370,6 +371,70 @@ print(
 # Only the rotation of chapter 12 is in the way: it would stand between U and c, with another angle at every position. So a
 # small part of each key is made apart: it is rotated, all heads share it, and it is kept beside the latent (of DeepSeek V3's
 # 576 numbers, 64). The price is arithmetic: a query at the latents is wider than one at a head's own key.
+#
+# ## Layers without keys
+# A *hybrid* model has attention in a few layers only. The others are *recurrent*: what they remember of a text is a
+# *state*, an array that each token changes and whose size is the same however long the text is. It holds less than all keys
+# and values do, so a model learns what to keep in it. Qwen 3.5 has attention in every fourth layer, and in the others the
+# *gated delta rule*: each head's state is a matrix `[i j]` that gives a value for a key. A token lets it fade a little,
+# corrects what it says of its own key, and asks it with its query. These three lines are the whole memory:
+
+
+# %%
+def recur(state, q, k, v, stays, corrects):
+    """One token, one head.  state [i j], q and k [i], v [j], two numbers from 0 to 1 -> state, what the query finds [j]"""
+    state = stays * state
+    state = state + np.outer(k, corrects * (v - k @ state))
+    return state, q @ state
+
+
+keys, _ = np.linalg.qr(random.normal(size=(16, 16)))  # 16 keys of length 1, at right angles to each other
+said = random.normal(size=(17, 8))
+state = np.zeros((16, 8))
+for k, v in zip([*keys, keys[3]], said, strict=True):  # the last one has the key of the fourth
+    state, _ = recur(state, k, k, v, 1.0, 1.0)
+same("16 keys, and each still gives its own value", (keys @ state)[4:], said[4:16], tolerance=1e-6)
+same("what was said of a key last is what it gives", keys[3] @ state, said[16], tolerance=1e-6)
+
+T = 70
+q, k, v = (random.normal(size=(T, size)).astype(np.float32) for size in (16, 16, 8))
+k = k / np.linalg.norm(k, axis=-1, keepdims=True)
+stays, corrects = random.uniform(0.8, 1.0, T).astype(np.float32), random.uniform(0.0, 1.0, T).astype(np.float32)
+state, found = np.zeros((16, 8), np.float32), []
+for token in zip(q, k, v, stays, corrects, strict=True):
+    state, given = recur(state, *token)
+    found.append(given)
+tokens = (q[None, :, None], k[None, :, None], v[None, :, None, None], np.log(stays)[None, :, None, None])
+theirs, last = gated_delta.rule(*tokens, corrects[None, :, None, None], np.zeros((1, 1, 1, 16, 8), np.float32))
+same("the library reads a prompt in chunks, and finds the same", theirs[0, :, 0, 0], found, tolerance=1e-4)
+same("and remembers the same", last[0, 0, 0], state, tolerance=1e-4)
+
+# %% [markdown]
+# What it saves is counted from the sizes of Qwen 3.5 27B, once as it is and once with attention in all its layers:
+
+# %%
+hybrid, _ = nano.read_config({
+    "model_type": "qwen3_5_text", "vocab_size": 248320, "hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 24,
+    "num_key_value_heads": 4, "intermediate_size": 17408, "linear_num_value_heads": 48, "max_position_embeddings": 262144,
+})  # fmt: skip
+looking = [layer for layer in hybrid.layers if layer.mixer is None]
+rows = []
+for tokens in (1024, 32768, 262144):
+    size = library_bytes(hybrid, tokens, 2)
+    keys_and_values = cache_bytes(hybrid, tokens) * len(looking) // hybrid.num_layers
+    rows.append([f"{tokens:,}"] + [f"{n / 2**20:,.0f}" for n in (keys_and_values, size - keys_and_values, size)]
+                + [f"{cache_bytes(hybrid, tokens) / 2**20:,.0f}"])  # fmt: skip
+table(
+    f"a text in {len(looking)} layers of attention and {hybrid.num_layers - len(looking)} recurrent ones, MiB",
+    ["tokens", "keys, values", "states", "both", "with attention in all"],
+    rows,
+)
+check("states have the same size whatever the text", len({row[2] for row in rows}) == 1)
+
+# %% [markdown]
+# The price: a state goes forwards only. Keys that were read can be left out again, and a text goes on from any of its
+# places; what a state has read cannot be taken out of it. So the engine keeps a copy of the states at the end of each piece
+# of a prompt, reads a chat that goes back anew, and guesses no tokens ahead that it might have to take back.
 #
 # ## In the engine
 # - `nanollm_jax.cache` is the only room that knows how keys and values are stored: one buffer a layer, `[B*K S H]`, for
