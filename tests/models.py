@@ -41,6 +41,9 @@ DELTA = {
     "head_dim": 12, "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_num_key_heads": 2,
     "linear_num_value_heads": 6, "linear_key_head_dim": 10, "linear_value_head_dim": 7, "partial_rotary_factor": 0.5,
 }  # fmt: skip
+DELTA_EXPERTS = {
+    "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20,
+}  # fmt: skip
 # one of every further family, with what is special to it switched on
 FURTHER = {
     "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
@@ -71,14 +74,13 @@ FURTHER = {
                     "qk_rope_head_dim": 6, "qk_nope_head_dim": 10, "v_head_dim": 8, "rope_scaling": {
                         "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 0.7,
                         "mscale_all_dim": 1.3}},
-    "qwen3_next": DELTA | {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "mlp_only_layers": [1],
-                           "shared_expert_intermediate_size": 20},
+    "qwen3_next": DELTA | DELTA_EXPERTS | {"mlp_only_layers": [1]},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "conv_bias": True, "block_auto_adjust_ff_dim": False},
     "glm4_moe": {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "n_shared_experts": 2,
                  "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7, "use_qk_norm": True, "attention_bias": True},
 }  # fmt: skip
 FURTHER = {name: SHARED | special | {"model_type": name} for name, special in FURTHER.items()}
-HYBRIDS = ("lfm2", "qwen3_next")  # those with recurrent layers
+HYBRIDS = ("lfm2", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")  # those with recurrent layers
 # families whose mathematics is that of others: a config reader and a table of their own
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 RELATED = {
@@ -117,6 +119,7 @@ RELATED = {
     "ernie4_5_moe": {"head_dim": 10, "use_bias": True, "moe_num_experts": 5, "moe_k": 2, "moe_intermediate_size": 12,
                      "moe_num_shared_experts": 2},
     "qwen3_5_text": DELTA,
+    "qwen3_5_moe_text": DELTA | DELTA_EXPERTS,
     "minimax_m2": {"head_dim": 10, "num_local_experts": 5, "num_experts_per_tok": 2, "rotary_dim": 4},
 }  # fmt: skip
 RELATED = {name: SHARED | special | {"model_type": name} for name, special in RELATED.items()}
@@ -131,6 +134,7 @@ COMPOSITE = {
         "qwen2_5_vl": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}},
         "qwen3_vl": {"head_dim": 10},
         "qwen3_5": DELTA,
+        "qwen3_5_moe": DELTA | DELTA_EXPERTS,
     }.items()
 }
 INVARIANT = CONFIG_JSON | {name: FURTHER[name] for name in ("gemma3_text", "gpt_neox", "qwen3_moe", "deepseek_v3")}

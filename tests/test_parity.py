@@ -109,6 +109,7 @@ DELTA = dict(head_dim=16, layer_types=["linear_attention", "full_attention", "li
              linear_num_value_heads=6, linear_key_head_dim=10, linear_value_head_dim=14)  # fmt: skip
 QWEN3_NEXT = LLAMA | DELTA | dict(model_type="qwen3_next", num_experts=7, num_experts_per_tok=3, moe_intermediate_size=24,
                                   shared_expert_intermediate_size=40)  # fmt: skip
+QWEN3_5_MOE_TEXT = QWEN3_NEXT | dict(model_type="qwen3_5_moe_text")
 QWEN3_5_TEXT = LLAMA | DELTA | dict(model_type="qwen3_5_text")
 LFM2 = dict(model_type="lfm2", vocab_size=101, hidden_size=48, intermediate_size=88, num_hidden_layers=3, norm_eps=1e-5,
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0,
@@ -307,6 +308,8 @@ CASES = {
                                                linear_num_value_heads=2, linear_conv_kernel_dim=3),
     "qwen3_5_text": QWEN3_5_TEXT,
     "qwen3_5": QWEN3_5,
+    "qwen3_5_moe_text": QWEN3_5_MOE_TEXT,
+    "qwen3_5_moe": QWEN3_5 | dict(model_type="qwen3_5_moe", text_config=QWEN3_5_MOE_TEXT),
     "lfm2": LFM2 | dict(conv_bias=True, conv_L_cache=5),
     "lfm2-adjusted": LFM2 | dict(block_multiple_of=16, block_ffn_dim_multiplier=1.3, tie_word_embeddings=False),
     "minicpm3": MINICPM3,
@@ -325,7 +328,7 @@ CASES = {
 
 
 # model types whose text the reference has in another class
-SEES = {"mistral3", "kimi_k25", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"}
+SEES = {"mistral3", "kimi_k25", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"}
 
 ONE_OF_EACH = {settings["model_type"]: name for name, settings in reversed(CASES.items())}
 

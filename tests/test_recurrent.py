@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from agreement import agree
 from law import alone, check_law, model_of, requests_for, result
-from models import FURTHER, HYBRIDS, random_model
+from models import FURTHER, HYBRIDS, RELATED, random_model
 from test_watch import SHORT
 from test_watch import law as law_of_edits
 
@@ -104,7 +104,30 @@ def test_a_token_that_corrects_and_forgets_nothing_leaves_the_state_bit_for_bit(
     agree(few, many, 1e-6)
 
 
-@pytest.fixture(scope="module", params=HYBRIDS)
+def test_derivatives_of_chunks_are_those_of_steps():
+    """Of what 9 tokens look up and of the state behind them, by all that they are given."""
+    given = tuple(map(jnp.asarray, numbers_of_delta(1, 9, 1, 2, 4, 3)))
+
+    def weighed(rule):
+        def total(*args):
+            made, state = rule(*args)
+            return jnp.sum(made * random(*made.shape, seed=6)) + jnp.sum(state * random(*state.shape, seed=7))
+
+        return jax.jit(jax.grad(total, argnums=tuple(range(6))))(*given)
+
+    def by_steps(*args):
+        *tokens, state = args
+        made = []
+        for t in range(9):
+            one, state = gated_delta.step(*(x[:, t] for x in tokens), state)
+            made.append(one)
+        return jnp.stack(made, axis=1), state
+
+    for ours, theirs in zip(weighed(gated_delta.rule), weighed(by_steps), strict=True):
+        agree(ours, theirs, 1e-4)
+
+
+@pytest.fixture(scope="module", params=[name for name in HYBRIDS if name in FURTHER])
 def model(request):
     return model_of(request.param)
 
@@ -194,6 +217,20 @@ def test_a_mesh_splits_what_is_remembered(model, mesh):
         agree(mine.logprobs, theirs.logprobs, 1e-4)
     layer = recurrent_layers(nano.init_cache(spread.config, 2, 32, mesh=spread.mesh))[0]
     assert layer.tail.addressable_shards[0].data.nbytes * 2 == layer.tail.nbytes
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("tp", [3, 4])
+def test_groups_and_gated_heads_that_a_mesh_does_not_divide(tp):
+    """Two groups as three or four, of zeros; two key heads as three, of zeros, or as four, of which each is there twice."""
+    config, _ = nano.read_config(RELATED["qwen3_5_text"])
+    one = nano.Model(config, nano.init_params(config, jax.random.key(1), jnp.float32))
+    spread = nano.shard(one, nano.make_mesh(1, tp))
+    assert (spread.config.mixer.groups, spread.config.num_kv_heads) == (tp, tp)
+    ids = np.arange(8, dtype=np.int32)[None]
+    caches = (nano.init_cache(m.config, 1, 8, mesh=m.mesh) for m in (one, spread))
+    logits = [nano.forward(m.params, ids, c, config=m.config)[0] for m, c in zip((one, spread), caches, strict=True)]
+    agree(logits[1], logits[0], 1e-4)
 
 
 @pytest.mark.parity

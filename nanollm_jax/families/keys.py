@@ -80,6 +80,12 @@ INERT = {
     "qwen3_vl": {"what sees images": IMAGES},
     "qwen3_next": {GUESSES: "mtp_num_hidden_layers mtp_use_dedicated_embeddings", STATES: "mamba_ssm_dtype"},
     "qwen3_5": {"what sees images": IMAGES},
+    "qwen3_5_moe": {"what sees images": IMAGES},
+    "qwen3_5_moe_text": {
+        GUESSES: "mtp_num_hidden_layers mtp_use_dedicated_embeddings",
+        STATES: "mamba_ssm_dtype",
+        "every layer has experts": "mlp_only_layers",
+    },
     "qwen3_5_text": {
         GUESSES: "mtp_num_hidden_layers mtp_use_dedicated_embeddings",
         STATES: "mamba_ssm_dtype",

@@ -47,7 +47,6 @@ MISSING = {
     "phi3small": "attention to blocks of positions in a pattern for each head, and an activation of its own",
     "phimoe": "a router that masks what is far below the best expert, twice",
     "qwen": NAMES,
-    "qwen3_5_moe": "a table of its tensors' names: the layers are those of 'qwen3_5', the experts those of 'qwen2_moe'",
     "qwen3_5_vision": "an encoder of images: there is no text in it",
     "qwen3_vl_moe": "a table that tells by their shapes which way its experts lie: published files and the reference's differ",
     "step3p7": "heads whose number differs from layer to layer, with a gate of each",
