@@ -277,6 +277,36 @@ def test_what_is_typed_is_text_and_too_much_is_said(model, opened):
 
 
 @in_a_browser
+def test_a_reading_that_is_stopped_leaves_a_text_to_go_on_from(opened):
+    page = opened(390, 844, "light")
+    move(page, "most", 2)
+    short, long = text(page), "Lily saw a dog. " * 40
+
+    def stop(first):
+        """Begin, and in the same breath do something else."""
+        both = "(one) => { document.getElementById('ask').requestSubmit(); document.querySelector(one).click(); }"
+        page.evaluate(both, first)
+
+    page.fill("#prompt", long)
+    after(page, lambda: stop("#write"))
+    read = text(page)
+    assert long.startswith(read) and read != short and page.locator("#state").text_content() == "Stopped."
+    assert page.locator("#heads .chip").count() == page.locator("#chips .chip").count()
+    after(page, lambda: page.click("#one"))
+    assert text(page).startswith(read) and len(text(page)) > len(read)
+    page.fill("#prompt", "Tom")
+    after(page, lambda: page.press("#prompt", "Enter"))
+    page.fill("#prompt", long)
+    after(page, lambda: stop("[aria-label='head 0 of layer 0']"))  # the whole prompt is read anew, without that head
+    assert text(page).startswith(long)
+    page.fill("#prompt", "Tom")
+    after(page, lambda: page.press("#prompt", "Enter"))
+    page.fill("#prompt", long)
+    after(page, lambda: stop(".choice:nth-child(2)"))  # another token, where the text stood
+    assert page.locator("#write").text_content() == "Write"
+
+
+@in_a_browser
 def test_what_8_bits_cost_is_measured(model, built, opened):
     cost, _ = built
     assert cost["bytes"] == model.nbytes and cost["places"] > 300

@@ -37,6 +37,7 @@ by("chips").append(typed.node);
 let picked = 0; // the token whose choice is shown; the one behind the last is what comes next
 let views = null, chosen; // of what is inside, while nothing is written; the head that is shown large
 let job = 0; // the number of the work that runs, or ran last
+let asked = []; // the tokens that were given, those too that a reading that was stopped did not come to
 
 // What is set
 const control = {};
@@ -130,10 +131,11 @@ function idsOf(text) {
   return { ids: null, says: `This text has ${found} tokens, and the model ${positions} positions: what stands further back it has never seen. Shorten it${shorter}.` };
 }
 
-/** Do this and nothing else; whatever was done before ends. work is asked to look, after each pause, whether it still goes on. */
+/** Do this and nothing else; whatever was done before ends, and as far as it came is the text. work is asked to look, after each pause, whether it still goes on. */
 async function alone(work) {
   const own = ++job;
   chosen = views?.[1].chosen() ?? chosen;
+  if (!views) showText();
   views = null;
   by("write").textContent = "Stop";
   by("views").classList.add("busy");
@@ -154,6 +156,9 @@ async function readAll(ids, going) {
   let same = 0;
   while (same < ids.length && live.ids[same] === ids[same]) same++;
   live.keep(same);
+  live.given = ids.length;
+  asked = ids;
+  picked = Math.max(1, Math.min(picked, same));
   let since = performance.now();
   for (const id of ids.slice(same)) {
     live.take(id);
@@ -188,26 +193,30 @@ async function writeOn(most, going) {
   announce(`${why}${live.ids.length} of ${positions} tokens${written ? `, written at ${Math.round((1000 * written) / spent)} a second by your machine` : ""}.`);
 }
 
-/** Show a text that was read, of which so many tokens were given, and write on. */
-function begin(given, going) {
-  live.given = given;
-  picked = live.ids.length;
+/** The text as it is, a chip for each token and one for what comes next. */
+function showText() {
   typed.show(Array.from({ length: live.ids.length + 1 }, (_, t) => live.token(t)));
+}
+
+/** Show a text that was read, and write on. */
+function begin(going) {
+  picked = live.ids.length;
+  showText();
   return writeOn(number("most"), going);
 }
 
 const write = () => alone(async (going) => {
   const { ids, says } = idsOf(by("prompt").value);
   if (!ids) announce(says, true);
-  else if (await readAll(ids, going)) await begin(ids.length, going);
+  else if (await readAll(ids, going)) await begin(going);
 });
 
 /** Another token in the picked place, and on from there. */
 const instead = (id) => alone(async (going) => {
-  const at = picked, given = Math.min(live.given, at);
-  live.keep(at);
+  live.keep(picked);
+  live.given = Math.min(live.given, picked);
   live.take(id);
-  await begin(given, going);
+  await begin(going);
 });
 
 // What is switched off
@@ -221,9 +230,8 @@ function showLess() {
 
 /** The story once more from what was given, after something was switched on or off. */
 const writeAgain = () => alone(async (going) => {
-  const ids = live.ids.slice(0, live.given);
   live.keep(0); // what was read was read with other parts
-  if (await readAll(ids, going)) await begin(ids.length, going);
+  if (await readAll(asked.slice(0, live.given), going)) await begin(going);
 });
 
 // The page
