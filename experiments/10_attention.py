@@ -302,7 +302,7 @@ save(figure, "10_scale")
 #
 # ## Your engine
 # From here on you build an engine of your own: one file, `engine.py`, to which each chapter adds what it has worked out,
-# in `jax.numpy` and with the library's names. It is about 400 lines in the end, behind chapter 22, and writes what the
+# in `jax.numpy` and with the library's names. It stays short, and behind chapter 22 it writes what the
 # library writes. `grow` prints what this chapter adds; the last line says how to get the whole file.
 
 # %%

@@ -235,7 +235,9 @@ class Model(NamedTuple):
 def read_config(path):
     """config.json of a LLaMA or a Mistral; ValueError for what this engine does not compute"""
     said = json.loads(Path(path).read_text())
-    expected = {"model_type": ("llama", "mistral"), "hidden_act": ("silu",), "rope_scaling": (None,),
+    rope = said.get("rope_parameters") or said.get("rope_scaling") or {}  # the newer name, and the older one
+    said["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
+    expected = {"model_type": ("llama", "mistral"), "hidden_act": ("silu",), "rope_type": ("default",),
                 "attention_bias": (None, False), "mlp_bias": (None, False)}  # fmt: skip
     for name, values in expected.items():
         if said.get(name) not in values:
@@ -245,7 +247,7 @@ def read_config(path):
         eos_id=said["eos_token_id"],
         max_positions=said["max_position_embeddings"],
         norm_eps=said["rms_norm_eps"],
-        rope_theta=said.get("rope_theta", 10_000.0),
+        rope_theta=rope.get("rope_theta", said.get("rope_theta", 10_000.0)),
         window=said.get("sliding_window"),
     )
 
@@ -424,7 +426,7 @@ def main(arguments=None):
         print(asked.prompt[0], end="", flush=True)
         for token in generate(model, asked.prompt[0], sampling, asked.seed, asked.max_new_tokens):
             print(stream.push(token), end="", flush=True)
-        print()
+        print(stream.held.decode(errors="replace"))
     if asked.measure:
         speed, moved = measure(model, len(asked.prompt))
         print(f"{speed:.0f} tokens/s; memory allows {speed / moved * bandwidth():.0f}")
@@ -545,6 +547,8 @@ def shard(model, count):
     """The model on `count` devices, each with its own heads, units and pieces; the compiler puts in the sums between them"""
     if model.config.num_kv_heads % count:
         raise ValueError(f"{model.config.num_kv_heads} key and value heads cannot be dealt out to {count} devices.")
+    if count > len(jax.devices()):
+        raise ValueError(f"{count} devices are asked for, and JAX has {len(jax.devices())}.")
     mesh = Mesh(np.array(jax.devices()[:count]), ("tensor",))
 
     def place(path, array):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from functools import cache
@@ -119,11 +120,16 @@ def test_16_weights(library, tmp_path):
     theirs = (config.num_kv_heads, *library.defaults.eos_ids, config.max_positions, config.norm_eps,
               config.layers[0].rope.theta, config.layers[0].window)  # fmt: skip
     assert tuple(vars(ours.config).values()) == theirs
-    for wrong in ('"model_type": "gpt2"', '"rope_scaling": {"rope_type": "yarn"}', '"hidden_act": "gelu"'):
-        text = (FOLDER / "config.json").read_text()
-        (tmp_path / "config.json").write_text(text[: text.rindex("}")] + f", {wrong}}}")
-        with pytest.raises(ValueError, match=wrong.split('"')[1]):
-            engine(16).read_config(tmp_path / "config.json")
+    said, path = json.loads((FOLDER / "config.json").read_text()), tmp_path / "config.json"
+    for wrong, name in (({"model_type": "gpt2"}, "model_type"), ({"hidden_act": "gelu"}, "hidden_act"),
+                        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
+                        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type is 'yarn'")):  # fmt: skip
+        path.write_text(json.dumps(said | wrong))
+        with pytest.raises(ValueError, match=name):
+            engine(16).read_config(path)
+    del said["rope_theta"], said["rope_scaling"]  # as newer files have it
+    path.write_text(json.dumps(said | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}))
+    assert engine(16).read_config(path).rope_theta == 5e5
 
 
 def test_17_forward(seen, library):
@@ -169,7 +175,7 @@ def test_21_many_texts(answers):
     assert 0 < tokens < np.inf and 0 < ours.bandwidth(2**10) < np.inf
 
 
-def test_22_devices(answers):
+def test_22_devices(answers, monkeypatch):
     ours = engine(22)
     model = ours.shard(ours.load(FOLDER), 2)
     assert list(ours.generate(model, PROMPT, settings(ours, SAMPLED), 5, NEW)) == answers[1]
@@ -177,6 +183,18 @@ def test_22_devices(answers):
     assert wqkv.sharding.shard_shape(wqkv.shape)[0] == 1  # of two heads of keys and values
     with pytest.raises(ValueError, match="2 key and value heads"):
         ours.shard(model, 4)
+    monkeypatch.setattr(jax, "devices", lambda: [None])
+    with pytest.raises(ValueError, match="2 devices are asked for, and JAX has 1"):
+        ours.shard(model, 2)
+
+
+@pytest.mark.parametrize("chapter", [19, 22])
+def test_what_ends_within_a_character_is_printed(chapter, monkeypatch, capsys):
+    ours = engine(chapter)
+    dog = ours.Tokenizer(FOLDER / "tokenizer.model").encode("🐶")[2:]  # behind <s> and the space: four bytes
+    monkeypatch.setattr(ours, "generate", lambda *_: iter([*dog, *dog[:3]]))
+    ours.main([str(FOLDER), "Look:"])
+    assert capsys.readouterr().out == "Look:🐶�\n"
 
 
 def test_the_whole_file(answers, capsys, library):

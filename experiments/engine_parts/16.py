@@ -37,7 +37,9 @@ class Model(NamedTuple):
 def read_config(path):
     """config.json of a LLaMA or a Mistral; ValueError for what this engine does not compute"""
     said = json.loads(Path(path).read_text())
-    expected = {"model_type": ("llama", "mistral"), "hidden_act": ("silu",), "rope_scaling": (None,),
+    rope = said.get("rope_parameters") or said.get("rope_scaling") or {}  # the newer name, and the older one
+    said["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
+    expected = {"model_type": ("llama", "mistral"), "hidden_act": ("silu",), "rope_type": ("default",),
                 "attention_bias": (None, False), "mlp_bias": (None, False)}  # fmt: skip
     for name, values in expected.items():
         if said.get(name) not in values:
@@ -47,7 +49,7 @@ def read_config(path):
         eos_id=said["eos_token_id"],
         max_positions=said["max_position_embeddings"],
         norm_eps=said["rms_norm_eps"],
-        rope_theta=said.get("rope_theta", 10_000.0),
+        rope_theta=rope.get("rope_theta", said.get("rope_theta", 10_000.0)),
         window=said.get("sliding_window"),
     )
 

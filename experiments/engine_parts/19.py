@@ -69,7 +69,7 @@ def main(arguments=None):
     print(asked.prompt, end="", flush=True)
     for token in generate(model, asked.prompt, sampling, asked.seed, asked.max_new_tokens):
         print(stream.push(token), end="", flush=True)
-    print()
+    print(stream.held.decode(errors="replace"))
 
 
 if __name__ == "__main__":

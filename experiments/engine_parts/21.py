@@ -108,7 +108,7 @@ def main(arguments=None):
         print(asked.prompt[0], end="", flush=True)
         for token in generate(model, asked.prompt[0], sampling, asked.seed, asked.max_new_tokens):
             print(stream.push(token), end="", flush=True)
-        print()
+        print(stream.held.decode(errors="replace"))
     if asked.measure:
         speed, moved = measure(model, len(asked.prompt))
         print(f"{speed:.0f} tokens/s; memory allows {speed / moved * bandwidth():.0f}")

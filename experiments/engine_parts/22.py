@@ -26,6 +26,8 @@ def shard(model, count):
     """The model on `count` devices, each with its own heads, units and pieces; the compiler puts in the sums between them"""
     if model.config.num_kv_heads % count:
         raise ValueError(f"{model.config.num_kv_heads} key and value heads cannot be dealt out to {count} devices.")
+    if count > len(jax.devices()):
+        raise ValueError(f"{count} devices are asked for, and JAX has {len(jax.devices())}.")
     mesh = Mesh(np.array(jax.devices()[:count]), ("tensor",))
 
     def place(path, array):
@@ -71,7 +73,7 @@ def main(arguments=None):
         print(asked.prompt[0], end="", flush=True)
         for token in generate(model, asked.prompt[0], sampling, asked.seed, asked.max_new_tokens):
             print(stream.push(token), end="", flush=True)
-        print()
+        print(stream.held.decode(errors="replace"))
     if asked.measure:
         speed, moved = measure(model, len(asked.prompt))
         print(f"{speed:.0f} tokens/s; memory allows {speed / moved * bandwidth():.0f}")
