@@ -197,13 +197,19 @@ def test_what_ends_within_a_character_is_printed(chapter, monkeypatch, capsys):
     assert capsys.readouterr().out == "Look:🐶�\n"
 
 
-def test_the_whole_file(answers, capsys, library):
+def test_the_whole_file(capsys, library):
     """engine.py is what the parts give, and writes to the terminal what the library writes."""
     assert (EXPERIMENTS / "engine.py").read_text() == engine_steps.after(22)
-    command = [str(FOLDER), PROMPT, "--max-new-tokens", str(NEW), "--seed", "5", "--temperature", "0.9"]
+    seed = 2**32 - 1
+    drawn = nano.generate(library, PROMPT, max_new_tokens=NEW, sampling=SAMPLED, seed=seed).token_ids
+    command = [str(FOLDER), PROMPT, "--max-new-tokens", str(NEW), "--seed", str(seed), "--temperature", "0.9"]
     engine(22).main([*command, "--top-k", "40", "--top-p", "0.9", "--min-p", "0.02"])
     text = capsys.readouterr().out.removesuffix("\n")
-    assert text == library.tokenizer.decode(library.tokenizer.encode(PROMPT) + answers[1])
+    for wrong in ("--temperature=-1", "--top-p=0", "--min-p=2"):
+        with pytest.raises(SystemExit):
+            engine(22).main([*command, wrong])
+        assert "the best token stays" in capsys.readouterr().err
+    assert text == library.tokenizer.decode(library.tokenizer.encode(PROMPT) + drawn)
 
 
 def test_parts_that_cannot_be_put_together_are_noticed(tmp_path, monkeypatch):

@@ -61,8 +61,10 @@ def main(arguments=None):
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--min-p", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=np.uint32, default=0)
     asked = parser.parse_args(arguments)
+    if asked.temperature < 0 or asked.top_p <= 0 or asked.min_p > 1:
+        parser.error("expected --temperature from 0, --top-p above 0 and --min-p up to 1: the best token stays.")
     model = load(asked.folder)
     sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, asked.min_p)
     stream = Stream(model.tokenizer)

@@ -94,9 +94,11 @@ def main(arguments=None):
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--min-p", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=np.uint32, default=0)
     parser.add_argument("--measure", action="store_true", help="then say how fast so many texts are written")
     asked = parser.parse_args(arguments)
+    if asked.temperature < 0 or asked.top_p <= 0 or asked.min_p > 1:
+        parser.error("expected --temperature from 0, --top-p above 0 and --min-p up to 1: the best token stays.")
     model = load(asked.folder)
     sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, asked.min_p)
     if len(asked.prompt) > 1:

@@ -56,10 +56,12 @@ def main(arguments=None):
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--min-p", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=np.uint32, default=0)
     parser.add_argument("--measure", action="store_true", help="then say how fast so many texts are written")
     parser.add_argument("--devices", type=int, default=1)
     asked = parser.parse_args(arguments)
+    if asked.temperature < 0 or asked.top_p <= 0 or asked.min_p > 1:
+        parser.error("expected --temperature from 0, --top-p above 0 and --min-p up to 1: the best token stays.")
     model = load(asked.folder)
     if asked.devices > 1:
         model = shard(model, asked.devices)
