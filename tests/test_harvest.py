@@ -233,7 +233,7 @@ def forward(model, tokens, keep, change=None):
 def test_the_table_and_the_tags_agree():
     """Every tag of any family is a row of the table, with the axes that it says, and every row is some family's."""
     found = set()
-    for family in ("gpt2", "qwen2_moe"):
+    for family in ("gpt2", "qwen2_moe", "lfm2", "qwen3_5_text"):
         model = random_model(family)
         config = model.config
 

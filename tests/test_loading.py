@@ -290,7 +290,7 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path, file):
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_a_pipe_or_an_endless_device_among_the_files_is_named(tmp_path, file):
-    write(tmp_path, LLAMA, config=LLAMA | {"vocab_size": 999}, tokenizer=trained("llama2"), tokenizer_config={})
+    write(tmp_path, LLAMA, config=LLAMA | {"vocab_size": 999}, tokenizer=trained("phi3"), tokenizer_config={})
     for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path)):
         (tmp_path / file).unlink(missing_ok=True)
         make(tmp_path / file)
