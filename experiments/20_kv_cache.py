@@ -336,13 +336,14 @@ interactive(
 
 # %%
 SEEN, WIDTH, HEADS = 20, 32, 4  # positions, the width of a latent, heads
+# C numbers in a latent; X in a query and a key of a head, or in a value
 latents, wk, wv, q1 = (random.normal(size=shape).astype(np.float32) for shape in (
     (SEEN, WIDTH), (HEADS, 16, WIDTH), (HEADS, 24, WIDTH), (HEADS, 16)))  # fmt: skip
 
 
 def shares(scores):
-    """[N S] -> [N S]: chapter 09"""
-    powers = np.exp(scores / 4 - (scores / 4).max(axis=-1, keepdims=True))
+    """[N S] -> [N S], divided by the root of the 16 numbers of a query: chapters 09 and 10"""
+    powers = np.exp((scores - scores.max(axis=-1, keepdims=True)) / 4)
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
@@ -374,10 +375,11 @@ print(
 #
 # ## Layers without keys
 # A *hybrid* model has attention in a few layers only. The others are *recurrent*: what they remember of a text is a
-# *state*, an array that each token changes and whose size is the same however long the text is. It holds less than all keys
-# and values do, so a model learns what to keep in it. Qwen 3.5 has attention in every fourth layer, and in the others the
-# *gated delta rule*: each head's state is a matrix `[i j]` that gives a value for a key. A token lets it fade a little,
-# corrects what it says of its own key, and asks it with its query. These three lines are the whole memory:
+# *state*, an array that each token changes and whose size is the same however long the text is. Not all that a long
+# text says has room in it, so a model learns what to keep. Qwen 3.5 has attention in every fourth layer, and in the
+# others the *gated delta rule*: each head's state is a matrix `[i j]` that gives a value for a key. A token lets it
+# fade a little, corrects what it says of its own key, and asks it with its query. These three lines are the whole
+# memory:
 
 
 # %%
@@ -433,8 +435,9 @@ check("states have the same size whatever the text", len({row[2] for row in rows
 
 # %% [markdown]
 # The price: a state goes forwards only. Keys that were read can be left out again, and a text goes on from any of its
-# places; what a state has read cannot be taken out of it. So the engine keeps a copy of the states at the end of each piece
-# of a prompt, reads a chat that goes back anew, and guesses no tokens ahead that it might have to take back.
+# places; what a state has read cannot be taken out of it. So the engine, which reads a long prompt in parts, keeps a copy
+# of the states at the end of each. A chat that goes back to an earlier place is read again, from such a copy or from the
+# beginning. And no tokens are guessed ahead, since they might have to be taken back (chapter 26).
 #
 # ## In the engine
 # - `nanollm_jax.cache` is the only room that knows how keys and values are stored: one buffer a layer, `[B*K S H]`, for

@@ -87,8 +87,8 @@ same("and the same scales", theirs.scale, scale[:, 0, 0])
 
 # %% [markdown]
 # ### A product of whole numbers
-# The vectors can be quantised too, each with a scale of its own. Then the product is one of whole numbers, which
-# processors do faster than that of real ones, and exactly; the two scales are multiplied in at the end.
+# The vectors can be quantised too, each with a scale of its own. Then the product is one of whole numbers: it is exact, and
+# many processors have faster instructions for it. The two scales are multiplied in at the end.
 
 # %%
 x = random.normal(size=(3, inputs)).astype(np.float32)  # [3 I]
@@ -309,8 +309,8 @@ check("the search loses less", best < ours)
 # 1. One weight of a row is 100 times as large as it was. What happens to the others, when the row is quantised?
 # 2. How many bits does a weight cost in groups of 16 with 4 bits and scales of float32? With which size of group is it
 #    5 bits?
-# 3. Round the weights *up* always, instead of to the nearest. How much larger is the error of a product with 688
-#    inputs?
+# 3. Round the weights of `w` *up* always, instead of to the nearest. How much larger is the error of its product with
+#    positive inputs?
 
 # %% tags=["answer"]
 row = w[:1].copy()

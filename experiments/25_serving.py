@@ -173,46 +173,46 @@ class Server:
     def __init__(self, B):
         empty = engine.init_cache(model.params, S)
         self.cache = jax.tree.map(lambda leaf: jnp.stack([leaf] * B), empty)
-        self.rows, self.waiting, self.answers = [None] * B, [], {}
+        self.rows, self.waiting = [None] * B, []  # requests with their answers
         self.tokens, self.seeds = np.zeros(B, np.int32), np.zeros(B, np.uint32)
 
     def submit(self, request):
-        """Take a request in. Its answer will stand in self.answers: tokens, and ln p of each."""
-        self.waiting.append(request)
-        self.answers[request] = []
+        """Take a request in -> its answer, still empty: a list that will have its tokens, with ln p of each."""
+        self.waiting.append((request, answer := []))
+        return answer
 
     def step(self):
         for row, sitting in enumerate(self.rows):
             if sitting is None and self.waiting:
-                self.sit(row, self.waiting.pop(0))
+                self.sit(row, *self.waiting.pop(0))
         tokens, logprobs, self.cache = write(model.params, self.tokens, self.cache, self.seeds)
         self.tokens = np.array(tokens)
-        for row, request in enumerate(self.rows):
-            if request is not None:
-                self.take(row, request, int(tokens[row]), float(logprobs[row]))
+        for row, sitting in enumerate(self.rows):
+            if sitting is not None:
+                self.take(row, int(tokens[row]), float(logprobs[row]))
 
-    def sit(self, row, request):
+    def sit(self, row, request, answer):
         """Read a prompt, alone, and put what was read into the row."""
         ids = model.tokenizer.encode(request.prompt)
         padded = np.zeros(16, np.int32)
         padded[: len(ids)] = ids
         token, logprob, one = read(model.params, padded, len(ids), engine.init_cache(model.params, S), request.seed)
         self.cache = jax.tree.map(lambda all_rows, leaf: all_rows.at[row].set(leaf), self.cache, one)
-        self.rows[row], self.tokens[row], self.seeds[row] = request, token, request.seed
-        self.take(row, request, int(token), float(logprob))
+        self.rows[row], self.tokens[row], self.seeds[row] = (request, answer), token, request.seed
+        self.take(row, int(token), float(logprob))
 
-    def take(self, row, request, token, logprob):
+    def take(self, row, token, logprob):
         """Note a token, and free the row behind the last one."""
-        self.answers[request].append((token, logprob))
-        if token == model.config.eos_id or len(self.answers[request]) == request.new_tokens:
+        request, answer = self.rows[row]
+        answer.append((token, logprob))
+        if token == model.config.eos_id or len(answer) == request.new_tokens:
             self.rows[row] = None
 
     def run(self, requests):
-        for request in requests:
-            self.submit(request)
+        answers = [self.submit(request) for request in requests]
         while self.waiting or any(row is not None for row in self.rows):
             self.step()
-        return [self.answers[request] for request in requests]
+        return answers
 
 
 PROMPTS = [
@@ -236,9 +236,11 @@ theirs = nano.generate(
     library, PROMPTS, max_new_tokens=[request.new_tokens for request in asked],
     sampling=nano.Sampling(temperature=0.8, top_p=0.95), seed=[request.seed for request in asked],
 )  # fmt: skip
-ended = [[token for token, _ in answer if token != model.config.eos_id] for answer in together]
-check("each answer is what nanollm_jax.generate writes", ended == [answer.token_ids for answer in theirs])
-same("with the same ln p", together[0][0][1], theirs[0].logprobs[0], 1e-4)
+ours = [[(token, logprob) for token, logprob in answer if token != model.config.eos_id] for answer in together]
+check("each answer is what nanollm_jax.generate writes",
+      [[token for token, _ in answer] for answer in ours] == [answer.token_ids for answer in theirs])  # fmt: skip
+same("with the same ln p", [logprob for answer in ours for _, logprob in answer],
+     [logprob for answer in theirs for logprob in answer.logprobs], 1e-4)  # fmt: skip
 
 # %% [markdown]
 # ## The answer must not depend on the company
@@ -249,16 +251,17 @@ alone = [Server(B).run([request])[0] for request in asked]
 check("alone: the same tokens and the same ln p, bit for bit", alone == together)
 turned = Server(B).run(asked[::-1])[::-1]
 check("in another order, in other rows, beside others: bit for bit", turned == together)
+check("asked for twice at once: the same answer twice", Server(B).run(asked[:1] * 2) == together[:1] * 2)
 
 # %% [markdown]
 # Here are three naive ways to write the first request beside others:
 #
-# - *as many rows as there are requests*: a program for one row multiplies in another order than one for four;
+# - *as many rows as there are requests*: a program for one row may add in another order than one for four;
 # - *padding that is seen*: shorter prompts are filled up in front, to the length of the longest, and nothing hides it;
 # - *one stream of chance*: a step draws its random numbers from one key for all rows, so who sits where decides.
 
 # %% tags=["question"]
-predict("which of the three changes the tokens of an answer at once, which only later or never?")
+predict("which of the three changes an answer at once, and which only now and then?")
 
 
 # %% tags=["answer"]
@@ -316,11 +319,11 @@ check("shared chance: another row, another answer", here != there)
 # The rounding of the first way is small and treacherous: it changes nothing until two tokens are nearly equally
 # probable, or a random number falls on the line between two. Then the texts part, rarely, and never when one looks. So
 # the number of rows of an engine is fixed. So is all else that decides in which order numbers are added: how many
-# positions a row has, and where the pieces end in which a long prompt is read.
+# positions a row has, and where a long prompt is cut, as the next section does it.
 #
 # ## Long prompts
 # While a prompt is read, all other rows wait. With 4,000 tokens that is a pause that everybody notices. So a long prompt
-# is read in *pieces*, and between two of them every row writes.
+# is read in *pieces* of so many tokens, and between two of them every row writes.
 
 # %%
 half, text = T // 2, np.array([model.tokenizer.encode("Lily had a red ball and a blue kite.")[:T]])  # [1 T]
