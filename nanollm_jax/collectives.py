@@ -6,6 +6,8 @@ axis does not exist, and the functions here hand their argument back: the same o
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -49,6 +51,13 @@ def members() -> int:
 def index() -> jax.Array | int:
     """Which member this is, counted from 0."""
     return jax.lax.axis_index(AXIS) if split() else 0
+
+
+def varied(x: jax.Array, like: Any) -> jax.Array:
+    """x as a number of each member's own wherever `like` is one, as what a loop carries has to be from the beginning."""
+    kind, own = like.manual_axis_type, jax.typeof(x).manual_axis_type
+    more = tuple(kind.varying - own.varying) if kind is not None and own is not None else ()
+    return jax.lax.pcast(x, more, to="varying") if more else x
 
 
 def whole(x: jax.Array | np.ndarray) -> np.ndarray:

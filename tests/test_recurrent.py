@@ -215,6 +215,7 @@ def test_a_mesh_splits_what_is_remembered(model, mesh):
     for mine, theirs in zip(one, many, strict=True):
         assert mine.token_ids == theirs.token_ids
         agree(mine.logprobs, theirs.logprobs, 1e-4)
+    agree(nano.embed(spread, prompts), nano.embed(model, prompts), 1e-4)  # whose states are made in its program
     layer = recurrent_layers(nano.init_cache(spread.config, 2, 32, mesh=spread.mesh))[0]
     assert layer.tail.addressable_shards[0].data.nbytes * 2 == layer.tail.nbytes
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
+from nanollm_jax import collectives
 from nanollm_jax.ops.linear import contract
 
 CHUNK = 64  # tokens whose corrections are solved together
@@ -50,6 +51,7 @@ def rule(
         given, state = chunk(q, k, v, g, beta, state)
         return state, given
 
+    state = collectives.varied(state, jax.typeof(k))  # one that was made inside a member's program is the same for all
     state, given = jax.lax.scan(one, state, tuple(map(chunks, (q, k, v, g, beta))))
     given = jnp.moveaxis(given, 0, 1)
     return given.reshape(given.shape[0], n * size, *given.shape[3:])[:, :T], state

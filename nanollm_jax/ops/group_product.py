@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from nanollm_jax import collectives
 from nanollm_jax.ops.kept import Kept, Weight, some
 from nanollm_jax.ops.linear import product
 
@@ -52,9 +53,7 @@ def in_tiles(x: jax.Array, weight: Weight, sizes: jax.Array) -> jax.Array:
         return product(rows, some(weight, e * O, O))
 
     def none(at: jax.Array) -> jax.Array:
-        kind = jax.eval_shape(tile, at).manual_axis_type  # who, on a mesh, has numbers of its own
-        zeros = jnp.zeros((size, O), jnp.float32)
-        return jax.lax.pcast(zeros, tuple(kind.varying), to="varying") if kind is not None and kind.varying else zeros
+        return collectives.varied(jnp.zeros((size, O), jnp.float32), jax.eval_shape(tile, at))
 
     def one(at: jax.Array) -> jax.Array:
         return jax.lax.cond(at < last[-1], jax.checkpoint(tile), none, at)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from nanollm_jax import collectives
+
 
 def attention(
     q: jax.Array, keys: jax.Array, values: jax.Array, at: jax.Array, positions: jax.Array, filled: jax.Array,
@@ -25,8 +27,7 @@ def attention(
         shape = jax.ShapeDtypeStruct(q.shape, jnp.float32)
         sinks = arrays[6].astype(jnp.float32) if len(arrays) > 6 else jnp.full(q.shape[2], -jnp.inf)
         made = jax.ffi.ffi_call("nanollm_attention", shape, vmap_method="sequential")(*arrays[:6], sinks, how)
-        kind = jax.typeof(arrays[1]).manual_axis_type  # each member of a mesh has its own rows and heads
-        return jax.lax.pcast(made, tuple(kind.varying), to="varying") if kind.varying else made
+        return collectives.varied(made, jax.typeof(arrays[1]))  # each member of a mesh has its own rows and heads
 
     @fused.defjvp
     def derivative(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
