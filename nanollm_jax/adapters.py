@@ -81,7 +81,7 @@ class Onto:
         if (piece := adapter.pieces.get(path)) is not None:
             names, outputs = letters.split(), self.large[path]
             before, behind = " ".join(names[:outputs]), " ".join(names[outputs:])
-            a, b = self.place(piece.a, f"r {behind}"), self.place(piece.b, f"{before} r")
+            a, b = self.place(piece.a, f"rank {behind}"), self.place(piece.b, f"{before} rank")
             whole = added(new, a, b)
             if piece.magnitude is not None:
                 gain = gains(new, a, b, self.place(piece.magnitude, before))
@@ -119,14 +119,14 @@ class Onto:
             rank = len(piece.a)
             a[at, :rank], b[at, ..., :rank] = piece.a, piece.b
         place = partial(self.place, dtype=weight.dtype)
-        stacks = place(a, f"n r {behind}"), place(b, f"n {before} r")
+        stacks = place(a, f"n rank {behind}"), place(b, f"n {before} rank")
         if all(piece.magnitude is None for piece in there.values()):
             return Adapted(weight, *stacks)
         ones = np.ones(one.b.shape[:-1], np.float32)
         gain = [self.place(ones, before)] * n
         for at, piece in there.items():
             if piece.magnitude is not None:
-                parts = self.place(piece.a, f"r {behind}"), self.place(piece.b, f"{before} r")
+                parts = self.place(piece.a, f"rank {behind}"), self.place(piece.b, f"{before} rank")
                 gain[at] = gains(whole(), *parts, self.place(piece.magnitude, before))
         where = None if self.mesh is None else NamedSharding(self.mesh, spec(f"n {before}"))
         return Adapted(weight, *stacks, jax.device_put(jnp.stack(gain), where))

@@ -170,6 +170,21 @@ def test_guesses_change_no_token_of_a_row_with_an_adapter(three):
 
 
 @pytest.mark.parity
+def test_adapters_of_layers_with_states_on_one_device_and_on_a_mesh(tmp_path):
+    """A rank is no axis of the config's, whose small letters count heads and widths of a recurrent layer."""
+    path, base = checkpoint("qwen3_5_text", tmp_path)
+    tensors = write_adapter(tmp_path / "a", base, "_proj")
+    expected = loaded_with(tmp_path / "by hand", path, with_adapter(base, tensors, plain))
+    how = {"dtype": "float32", "adapters": {"a": tmp_path / "a"}}
+    agree(logits(nano.load(path, **how), [1, 1]), logits(expected), 1e-4)
+    spread = nano.load(path, **how, mesh=nano.make_mesh(1, 3))
+    one, many = (nano.generate(m, [5, 6, 7], max_new_tokens=4) for m in (expected, spread.adapted("a")))
+    assert one.token_ids == many.token_ids
+    agree(one.logprobs, many.logprobs, 1e-4)
+    agree(nano.embed(spread, [5, 6], adapter="a"), nano.embed(expected, [5, 6]), 1e-4)
+
+
+@pytest.mark.parity
 def test_adapters_on_a_mesh_that_divides_nothing(three):
     """Loaded onto it, or spread from one device: heads made up, ranks whole, gains of DoRA as on one device."""
     one, path, adapters = three

@@ -88,12 +88,12 @@ class Adapted:
         return rows if self.gain is None else rows * self.gain[0, ids][:, None]
 
     def letters(self, axes: str) -> Any:
-        """The letters of all its arrays: n and r, which no mesh splits."""
+        """The letters of all its arrays: n and rank, which no mesh splits."""
         inputs = self.a.ndim - 2
         outputs, inside = " ".join(axes.split()[:-inputs]), " ".join(axes.split()[-inputs:])
         gain = None if self.gain is None else f"n {outputs}"
         which = None if self.which is None else "B"
-        return Adapted(letters_of(self.base, axes), f"n r {inside}", f"n {outputs} r", gain, which)  # type: ignore[arg-type]
+        return Adapted(letters_of(self.base, axes), f"n rank {inside}", f"n {outputs} rank", gain, which)  # type: ignore[arg-type]
 
     def parted(self, inputs: int) -> Adapted:
         """The same, so that a device can hold so many inputs of the weight's last axis."""

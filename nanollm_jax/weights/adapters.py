@@ -191,7 +191,7 @@ def parts_of(
         a, b = (read(checkpoint, tensors[kind + one], size) for one, size in (("A", (rank, I)), ("B", (O, rank))))
     vector = tensors.get("lora_magnitude_vector")
     magnitude = None if vector is None else read(checkpoint, vector, (O,))
-    sizes = base.sizes | {"r": rank}  # a letter that no config has
+    sizes = base.sizes | {"rank": rank}  # a word, where every axis of a config has a letter
     for row in taking:
         count, target = base.large[row.path], [group[0] for group in parse(row.axes)[1]]
         groups = parse(row.axes)[0]
@@ -199,8 +199,8 @@ def parts_of(
         cut = slice(None) if row.part is None else slice(*row.part[1:])
         outputs = " ".join(target[:count])
         yield Part(row, module, Piece(
-            rearrange(a, f"r ({theirs}) -> r {' '.join(target[count:])}", sizes),
-            factor * rearrange(b[cut], f"({ours}) r -> {outputs} r", sizes),
+            rearrange(a, f"rank ({theirs}) -> rank {' '.join(target[count:])}", sizes),
+            factor * rearrange(b[cut], f"({ours}) rank -> {outputs} rank", sizes),
             None if magnitude is None else rearrange(magnitude[cut], f"({ours}) -> {outputs}", sizes),
         ))  # fmt: skip
 
