@@ -27,7 +27,7 @@ serve: .venv/installed-serve ## an OpenAI-compatible server of the bundled model
 look: .venv/installed-serve ## a page that shows the bundled model from inside while it writes
 	@$(BIN)/nanollm look
 
-test: .venv/installed-test ## every test that needs no reference implementation
+test: .venv/installed-test ## every room, without reference implementations
 	XLA_FLAGS="$(QUICK) $(XLA_FLAGS)" $(TESTS)
 
 test-portable: .venv/installed-test ## the same tests as on a processor without AVX-512, then compiled as for users; takes long

@@ -132,6 +132,7 @@ def test_each_row_has_its_own_adapter_whatever_is_beside_it(three, monkeypatch):
     assert watch.programs == 0 and "hit" in {event.what for event in engine.events}
 
 
+@pytest.mark.parity
 def test_a_name_for_each_prompt_in_all_ways_to_ask(three):
     """generate, stream, chat's engine, score and embed take it; what was not loaded is refused by its name."""
     model = three[0]

@@ -60,6 +60,7 @@ def test_decode_does_not_lead_a_text_past_longropes_original_length(phi):
         nano.decode(phi.params, start(), *rows, config=phi.config, steps=17)
 
 
+@pytest.mark.parity
 def test_scores_of_longrope_do_not_depend_on_the_texts_beside(phi):
     """A text of 20 tokens beside one of 50, and one of 50 beside one of 20: as each alone, and as one forward of it."""
     texts = [list(range(1, 21)), list(range(5, 55))]

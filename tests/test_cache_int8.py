@@ -106,6 +106,7 @@ def test_long_texts_lose_little():
     assert np.abs(np.subtract(plain.logprobs, eight.logprobs)).mean() < 0.02
 
 
+@pytest.mark.parity
 def test_tools_that_make_a_cache_keep_it_as_the_model_does():
     """A pass over a text, a tree, a lab: what observe and generate give of this model, in 8 bits too."""
     one = in_8_bits(model_of("llama"))

@@ -24,7 +24,12 @@ from nanollm_jax.measure.hlo import Program
 WIDE = LLAMA | {"hidden_size": 192, "vocab_size": 512}
 
 
-KINDS = [*CONFIG_JSON, "int8", "int4", "bfloat16", "float16"]
+KINDS = [
+    *CONFIG_JSON,
+    "int8",
+    "bfloat16",
+    *(pytest.param(kind, marks=pytest.mark.parity) for kind in ("int4", "float16")),
+]
 LOOPS = [
     ("llama", 4),
     ("mistral", 4),
@@ -73,6 +78,7 @@ def arguments(model, batch):
     return nano.Sampling().rows(batch, model.config.vocab_size), np.zeros(batch, np.uint32)
 
 
+@pytest.mark.parity
 def test_new_settings_compile_nothing():
     """Sampling, seeds, stops, and prompt lengths in the same bucket, after one request; more tokens in the same capacity."""
     model = nano.load(dtype="float32")

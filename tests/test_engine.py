@@ -32,13 +32,16 @@ from nanollm_jax.measure.plan import make_plan
 SHORT = 16  # a piece of one length alone: fewer programs to compile
 
 
+LATENTS = pytest.param("deepseek_v3", 2, marks=pytest.mark.parity)
+
+
 def elements(line):
     """How many numbers the result of an instruction has."""
     shape = re.search(r"= \w+\[([\d,]*)\]", line)
     return int(np.prod([int(size) for size in shape.group(1).split(",") if size])) if shape else 0
 
 
-@pytest.mark.parametrize(("family", "together"), [("llama", 2), ("gemma3_text", 4), ("deepseek_v3", 2)])
+@pytest.mark.parametrize(("family", "together"), [("llama", 2), ("gemma3_text", 4), LATENTS])
 def test_an_answer_is_a_function_of_its_request(family, together, monkeypatch):
     """Full attention, rings, latents; prefixes kept, found, and (the bound is a few blocks) forgotten; some pieces."""
     model = model_of(family)
@@ -95,6 +98,7 @@ def test_any_order_of_events(monkeypatch):
     )
 
 
+@pytest.mark.parity
 def test_longrope_switches_inside_the_engine():
     """A text that outgrows the original length of 32 is read again with the other factors: as one forward of all of it."""
     model = model_of("phi3", positions=256)
@@ -353,7 +357,7 @@ def test_fewer_rows_are_taken_where_there_is_no_memory_for_more(monkeypatch):
         nano.generate(random_model("llama"), [1], max_new_tokens=2)
 
 
-@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("window", [None, pytest.param(50, marks=pytest.mark.parity)])
 def test_no_program_copies_the_cache(window):
     """The state is given back in place; and what reading a row makes besides does not grow with the other rows.
 

@@ -155,6 +155,7 @@ def test_18_sampling(seen):
             assert np.array_equal(drawn_by[0](logits, setting, seed, places), theirs)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("chapter", [19, 20])
 def test_19_and_20_write_what_the_library_writes(chapter, answers):
     ours = engine(chapter)
@@ -165,6 +166,7 @@ def test_19_and_20_write_what_the_library_writes(chapter, answers):
         next(ours.generate(model, PROMPT, ours.Sampling(), 0, 510))
 
 
+@pytest.mark.parity
 def test_21_many_texts(answers):
     ours = engine(21)
     model = ours.load(FOLDER)

@@ -66,6 +66,7 @@ def run_alone(folder: Path, lines: list[dict]) -> list[str]:
     return found.stdout.splitlines()
 
 
+@pytest.mark.parity
 def test_a_process_without_this_library_writes_the_same(tmp_path):
     """Greedy and drawn, past the length from which the rope turns otherwise, and past the ring."""
     model = everything()

@@ -73,6 +73,7 @@ def test_tokens(model, module):
     assert jnp.concatenate(found, axis=1).tolist() == [answer.token_ids for answer in answers]
 
 
+@pytest.mark.parity
 def test_grad(model, module):
     """nnx.grad gives a state of nnx.Param that is jax.grad's tree; a step of an nnx.Optimizer goes down."""
     import optax

@@ -321,6 +321,7 @@ def test_tree(model):
     assert len(repr(found).splitlines()) == 1 + len(all_paths)
 
 
+@pytest.mark.parity
 def test_a_tree_has_the_changes_of_its_box(model, box):
     """Its greedy path is what an edited generation writes, with the same chances; and the other rows of the box are plain."""
     change = {"layers.0.out": (steered, vector(model, 3))}
@@ -465,6 +466,7 @@ def on_mesh(one, many):
     assert repr(a) == repr(b)
 
 
+@pytest.mark.parity
 def test_on_a_mesh():
     """Two parts of the rows and four of the heads, of which the model has 6 over 2."""
     one = random_model("llama")

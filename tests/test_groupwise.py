@@ -187,6 +187,7 @@ def test_a_matrix_is_rounded_in_parts_as_it_is_whole(dtype):
     jax.tree.map(np.testing.assert_array_equal, found, parameters.MAKERS[dtype](array, outputs=2))
 
 
+@pytest.mark.parity
 def test_loading_onto_a_mesh_divides_what_is_loaded():
     mesh = nano.make_mesh(1, 2)
     loaded, sharded = nano.load(dtype="int4", mesh=mesh), nano.shard(nano.load(dtype="int4"), mesh)

@@ -144,7 +144,7 @@ def in_8_bits(config, key=7):
 
 
 # experts, norms over all heads, rings and soft caps, a parallel block; compiling is all that the others cost
-QUICK = ("gemma3_text", "gpt_neox", "qwen3_moe")
+QUICK = ("gpt_neox", "qwen3_moe")
 FAMILIES = [
     pytest.param(family, marks=[] if family in QUICK else pytest.mark.parity) for family in CONFIG_JSON | FURTHER
 ]

@@ -164,6 +164,7 @@ print(not found.digest, found.reason)
 """
 
 
+@pytest.mark.parity
 def test_where_it_cannot_be_compiled_a_line_says_so(tmp_path):
     """A compiler that fails; switched off, nothing is said; a folder that others may write to is left alone."""
     bad = tmp_path / "cc"

@@ -247,6 +247,7 @@ def test_channels_that_a_mesh_does_not_divide_are_made_up():
     agree(logits[1], logits[0], 1e-4)
 
 
+@pytest.mark.parity
 def test_in_8_bits_and_with_a_cache_in_8_bits(model):
     """Matrices of recurrent layers are large ones; what is remembered stays as it is."""
     config = model.config

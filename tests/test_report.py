@@ -327,6 +327,7 @@ def test_look_on_a_mesh_and_with_an_adapter(short, tmp_path, capsys):
     assert json.loads(re.search(r'type="application/json">(.*?)</script>', written)[1])["head"]["adapter"] == "a"
 
 
+@pytest.mark.parity
 def test_look_writes_what_generate_does(tmp_path, capsys):
     """The same text and options; a report of it; and a wrong place for one is refused before a model is loaded."""
     asked = ["Once upon a time", "--max-new-tokens", "4", "--temperature", "0.9", "--seed", "5"]

@@ -62,6 +62,7 @@ def test_what_cannot_be_judged_is_refused(model):
     refused(r"text 0 has \d+ tokens, the model 512 positions", model, "a", ["word " * 600], labels=(5, 6))
 
 
+@pytest.mark.parity
 def test_the_server_ranks(model, monkeypatch):
     """As Jina and Cohere have it: the best first, no more than asked for, the numbers of the library."""
     httpx2, serving, service = (

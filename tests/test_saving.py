@@ -65,6 +65,7 @@ def test_the_bundled_model_with_other_numbers(tmp_path):
     assert {name: array.shape for name, array in written.items()} == {n: a.shape for n, a in read.items()}
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_a_model_in_few_bits_is_written_as_it_is_in_memory(tmp_path, dtype):
     """The same bits, on one device and on a mesh; in another dtype it is refused, and so is whatever does not fit."""

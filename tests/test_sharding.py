@@ -356,6 +356,7 @@ def test_what_is_made_up_is_said():
     ]
 
 
+@pytest.mark.parity
 def test_load_onto_a_mesh():
     """The bundled model from its file to its shards, and its text, on three devices that divide nothing of it."""
     mesh = nano.make_mesh(2, 3)
@@ -395,6 +396,7 @@ def test_a_field_of_several_arrays_has_letters_for_each():
     assert alphabet.of(prefix.Pool(kept, 16)) == prefix.Pool(letters, 16)
 
 
+@pytest.mark.parity
 def test_each_part_of_the_rows_keeps_its_own_prefixes():
     """Two prompts at once, one in each part, each read in pieces that the other part takes no notice of; then both again."""
     model = nano.shard(random_model("llama"), nano.make_mesh(2, 1))
@@ -478,6 +480,7 @@ def test_a_mesh_of_the_command_line_that_cannot_be(capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parity
 def test_the_mesh_command(capsys):
     """The bundled model, D = 256, on dp=2 x tp=3: its parts, what is made up, what a step exchanges, and the same logits."""
     words = ["mesh", "--dp", "2", "--tp", "3", "--dtype", "float32"]

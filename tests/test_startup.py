@@ -27,6 +27,7 @@ def test_importing_the_package_waits_for_nothing():
     assert python(code) == ["True", "False", "ConfigError"]
 
 
+@pytest.mark.parity
 def test_generating_imports_no_other_library_of_networks():
     """flax among them: it imports as long as the rest of the package together."""
     code = (
@@ -38,6 +39,7 @@ def test_generating_imports_no_other_library_of_networks():
     assert python(code)[-1] == "True"
 
 
+@pytest.mark.parity
 def test_public_names_are_functions_whatever_is_imported_first():
     """As attributes and by `from nanollm_jax import`, before and after every module of the package was imported."""
     code = (
@@ -121,6 +123,7 @@ def test_after_warmup_nothing_compiles(tmp_path):
     assert watch.programs == 0
 
 
+@pytest.mark.parity
 def test_long_prompts_are_warmed_up_too(monkeypatch):
     """Several pieces, growing caches; the sizes of the pieces made small for it."""
     from nanollm_jax.engine import buckets
@@ -209,6 +212,7 @@ cli.main(["generate", "Once", "--max-new-tokens", "2"])
 """
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("cache", [[], ["/dev/null"], ["~nobody at all"]])
 def test_where_nothing_can_be_kept_a_line_says_so_and_the_answer_comes(cache):
     done = subprocess.run([sys.executable, "-c", NOBODY, *cache], capture_output=True, text=True)

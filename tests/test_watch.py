@@ -128,6 +128,7 @@ def test_the_law_of_edits_where_tokens_are_guessed(model):
 LONG = [list(range(1, 60)) * 3, list(range(40)), [1, 2, 3] * 12, [5, 6] * 70]  # all beyond longrope's original length
 
 
+@pytest.mark.parity
 def test_the_law_of_edits_with_sinks_and_experts():
     law(random_model("gpt_oss"), [*SHORT, [7] * 3], rows=2)
 

@@ -59,6 +59,7 @@ def test_loading_holds_no_second_copy_of_the_model(tmp_path, stored, dtype):
     assert peak <= final + 2 * largest + SLACK, f"peak {peak:.0f} MB for {final:.0f} MB of parameters"
 
 
+@pytest.mark.parity
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_is_rounded_to_few_bits_is_never_there_in_more(tmp_path):
     """Of each thread, a tensor's pages and the same in float32 would be six times what it is at the end."""
