@@ -4,7 +4,7 @@
 //   steps({ label, count, say, onstep })           a place from 0 to count, by hand or played
 //     .node  .go(n)  .to(count)  with another count, from the beginning
 //   choice({ label, names, onpick })               one of a few names
-//     .node  .pick(n)  without calling onpick
+//     .node  .pick(n)  without calling onpick; -1 for none
 
 import { element } from "./make.js";
 

@@ -10,7 +10,7 @@ const LONGEST = 60; // characters
 export function merges({ pieces, special, examples }) {
   const tokenizer = readTokenizer({ pieces, special });
   const row = element("ol", { className: "symbols" });
-  const input = element("input", { type: "text", maxLength: LONGEST, ariaLabel: "your text", spellcheck: false, autocomplete: "off", oninput: () => read(input.value) });
+  const input = element("input", { type: "text", maxLength: LONGEST, ariaLabel: "your text", spellcheck: false, autocomplete: "off", oninput: () => (names.pick(-1), read(input.value)) });
   const names = choice({ label: "an example", names: examples, onpick: (n) => read((input.value = examples[n])) });
   const control = steps({ label: "merges", count: 0, say, onstep: show });
   let states = [[]], tokens = [];
