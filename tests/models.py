@@ -76,11 +76,14 @@ FURTHER = {
                         "mscale_all_dim": 1.3}},
     "qwen3_next": DELTA | DELTA_EXPERTS | {"mlp_only_layers": [1]},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "conv_bias": True, "block_auto_adjust_ff_dim": False},
+    "granitemoehybrid": {"num_local_experts": 0, "shared_intermediate_size": 40, "embedding_multiplier": 3.0,
+                         "residual_multiplier": 0.6, "layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 8,
+                         "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_d_state": 10, "mamba_proj_bias": True},
     "glm4_moe": {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "n_shared_experts": 2,
                  "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7, "use_qk_norm": True, "attention_bias": True},
 }  # fmt: skip
 FURTHER = {name: SHARED | special | {"model_type": name} for name, special in FURTHER.items()}
-HYBRIDS = ("lfm2", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")  # those with recurrent layers
+HYBRIDS = ("lfm2", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid")  # those with recurrent layers
 # families whose mathematics is that of others: a config reader and a table of their own
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 RELATED = {
@@ -90,8 +93,6 @@ RELATED = {
     "cwm": {"head_dim": 10, "sliding_window": 6, "mlp_bias": True},
     "exaone4": {"sliding_window": 6, "sliding_window_pattern": 2},
     "granitemoe": {"num_local_experts": 5, "num_experts_per_tok": 2, "attention_multiplier": 0.1},
-    "granitemoehybrid": {"num_local_experts": 0, "shared_intermediate_size": 40, "layer_types": ["attention"] * 3,
-                         "mamba_n_heads": 8},
     "stablelm": {"use_qkv_bias": True},
     "internlm3": {"head_dim": 10, "qkv_bias": True, "bias": True},
     "glm": {"head_dim": 12},

@@ -79,11 +79,12 @@ LAYERS = ["full_attention", "sliding_attention", "sliding_attention"]
         ("exaone4", {"layer_types": LAYERS, "sliding_window_pattern": "LLLG"}, (None, 6, 6), 2),
         ("exaone4", {"sliding_window": None, "sliding_window_pattern": None}, (), 3),
         ("granitemoehybrid", {}, (), 0),
-        ("granitemoehybrid", {"position_embedding_type": "rope"}, (), 3),
+        ("granitemoehybrid", {"position_embedding_type": "rope"}, (), 1),
+        ("granitemoehybrid", {"position_embedding_type": "rope", "layer_types": ["attention"] * 3}, (), 3),
     ],
 )
 def test_which_layers_have_a_window_and_which_rotate(family, changes, windows, rotates):
-    config = read(RELATED[family], **changes)
+    config = read((FURTHER | RELATED)[family], **changes)
     assert tuple(layer.window for layer in config.layers) == (windows or (None,) * 3)
     assert sum(layer.rope is not None for layer in config.layers) == rotates
 
@@ -93,14 +94,16 @@ def test_which_layers_have_a_window_and_which_rotate(family, changes, windows, r
     [
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm is True; expected false"),
         ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual is True; expected false"),
-        ("granitemoehybrid", {"layer_types": None}, "layer_types is None; expected attention in every layer: Mamba's"),
         (
             "granitemoehybrid",
-            {"layer_types": ["mamba", "attention", "mamba"]},
-            "layer_types is .*; expected attention in every layer",
+            {"layer_types": ["mamba", "attention", "mamba2"]},
+            "layer_types is .*; expected a list of 3 of mamba, linear_attention, attention, full_attention",
         ),
-        ("granitemoehybrid", {"layer_types": ["attention"]}, "layer_types is .*; expected one entry a layer"),
-        ("granitemoehybrid", {"num_local_experts": 4}, "num_local_experts is 4; expected 0: experts beside an MLP"),
+        ("granitemoehybrid", {"layer_types": ["attention"]}, "layer_types is .*; expected a list of 3"),
+        ("granitemoehybrid", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected 'silu'"),
+        ("granitemoehybrid", {"mamba_n_heads": 7}, "mamba_n_heads is 7; expected a divisor of mamba_expand .* 64"),
+        ("granitemoehybrid", {"mamba_n_groups": 3}, "mamba_n_groups is 3; expected a divisor of mamba_n_heads 8"),
+        ("granitemoehybrid", {"mamba_d_head": 9}, "mamba_d_head is 9; expected 'auto' or 8"),
         ("granitemoehybrid", {"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),
         ("internlm3", {"bias": False}, "bias is False; expected True, as for queries, keys and values"),
         ("exaone4", {"sliding_window_pattern": "LX"}, "sliding_window_pattern is 'LX'; expected a whole number"),
@@ -109,7 +112,7 @@ def test_which_layers_have_a_window_and_which_rotate(family, changes, windows, r
 )
 def test_what_a_related_family_does_not_have_is_refused(family, changes, words):
     with pytest.raises(ConfigError, match=f"^config.json: {words}"):
-        read(RELATED[family], **changes)
+        read((FURTHER | RELATED)[family], **changes)
 
 
 def test_the_ropes_of_olmo_3():

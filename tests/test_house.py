@@ -250,7 +250,7 @@ def test_compiled_code_stands_in_one_place():
             "decode.py": {"scan"},
             "engine/slots.py": {"scan", "while_loop"},
             "engine/drafts.py": {"scan"},
-            "ops/gated_delta.py": {"jit", "scan"},  # chunks of a prompt, each on the state of the one before
+            "ops/state_space.py": {"jit", "scan"},  # chunks of a prompt, each on the state of the one before
             "devices/programs.py": {"jit"},
             "params.py": {"jit"},
             "glass/walk.py": {"jit", "scan", "while_loop"},

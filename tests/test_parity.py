@@ -65,6 +65,8 @@ GRANITEMOE = GRANITE | dict(model_type="granitemoe", num_local_experts=5, num_ex
 GRANITE4 = GRANITE | dict(model_type="granitemoehybrid", num_local_experts=0, shared_intermediate_size=56,
                           position_embedding_type="rope", layer_types=["full_attention"] * 3, mamba_n_heads=8,
                           mamba_d_head=12, mamba_n_groups=1, mamba_d_state=8)  # fmt: skip
+GRANITE4_H = GRANITE4 | dict(position_embedding_type=None, tie_word_embeddings=True, layer_types=[
+    "linear_attention", "full_attention", "linear_attention"])  # fmt: skip
 STABLELM = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"} | dict(
     model_type="stablelm", hidden_size=64, use_qkv_bias=True)  # fmt: skip
 INTERNLM3 = LLAMA | dict(model_type="internlm3", head_dim=14, attention_bias=True, mlp_bias=True)
@@ -233,9 +235,15 @@ CASES = {
                                         tie_word_embeddings=True),
     "granitemoe": GRANITEMOE,
     "granitemoe-bias-tied": GRANITEMOE | dict(attention_bias=True, tie_word_embeddings=True, num_experts_per_tok=1),
-    "granitemoehybrid": GRANITE4,
-    "granitemoehybrid-no-rope": GRANITE4 | dict(position_embedding_type=None, attention_bias=True,
-                                                tie_word_embeddings=True),
+    "granitemoehybrid": GRANITE4_H,
+    "granitemoehybrid-attention": GRANITE4,
+    "granitemoehybrid-attention-no-rope": GRANITE4 | dict(position_embedding_type=None, attention_bias=True,
+                                                          tie_word_embeddings=True),
+    "granitemoehybrid-groups": GRANITE4_H | dict(
+        mamba_n_groups=2, mamba_d_conv=3, mamba_proj_bias=True, mamba_conv_bias=False, mamba_expand=1, mamba_d_head="auto"),
+    "granitemoehybrid-experts": GRANITE4_H | dict(
+        num_local_experts=5, num_experts_per_tok=3, intermediate_size=24, position_embedding_type="rope",
+        tie_word_embeddings=False, layer_types=["linear_attention", "linear_attention", "full_attention"]),
     "stablelm": STABLELM,
     "stablelm-half": STABLELM | dict(use_qkv_bias=False, num_key_value_heads=4, rope_parameters={
         "rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.5}),

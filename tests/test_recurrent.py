@@ -21,8 +21,8 @@ from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.glass.cache_view import cache_view
 from nanollm_jax.measure import roofline
 from nanollm_jax.measure.plan import make_plan
-from nanollm_jax.mixers import ShortConvolution
-from nanollm_jax.ops import gated_delta, mixing
+from nanollm_jax.mixers import ShortConvolution, StateSpace
+from nanollm_jax.ops import convolution, gated_delta, state_space
 
 
 def random(*shape, seed=0):
@@ -46,84 +46,95 @@ def test_a_convolution_in_pieces_is_that_of_the_whole_text(width):
     for begin, size, padded in ((0, 1, 1), (1, 3, 5), (4, 7, 7)):
         piece = np.full((2, padded, 6), 1e3, np.float32)
         piece[:, :size] = x[:, begin : begin + size]
-        made, tail = mixing.convolve(jnp.asarray(piece), tail, taps, bias, jnp.full(2, size))
+        made, tail = convolution.convolve(jnp.asarray(piece), tail, taps, bias, jnp.full(2, size))
         found.append(made[:, :size])
     agree(jnp.concatenate(found, axis=1), expected)
     agree(tail, x[:, 11 - width + 1 :])
-    _, other = mixing.convolve(random(2, 4, 6, seed=1), tail, taps, bias, jnp.asarray([0, 1]))
+    _, other = convolution.convolve(random(2, 4, 6, seed=1), tail, taps, bias, jnp.asarray([0, 1]))
     np.testing.assert_array_equal(other[0], tail[0])
 
 
-def delta_by_delta(q, k, v, g, beta, state):
-    """The gated delta rule, a token and a head after the other.  q, k [T i], v [T j], g, beta [T], state [i j]"""
+def token_by_token(q, k, v, g, *rest):
+    """A rule, a token and a head after the other.  q, k [T i], v [T j], g [T], for the delta rule beta [T], state [i j]"""
+    *beta, state = rest
     given = []
     for t in range(len(q)):
         state = np.exp(g[t]) * state
-        state = state + np.outer(k[t], beta[t] * (v[t] - k[t] @ state))
+        state = state + np.outer(k[t], beta[0][t] * (v[t] - k[t] @ state) if beta else v[t])
         given.append(q[t] @ state)
     return np.array(given), state
 
 
-def numbers_of_delta(B, T, h, r, i, j):
+def numbers(rule, B, T, h, r, i, j):
     q, k = random(B, T, h, i) / 3, random(B, T, h, i, seed=1)
     k /= np.linalg.norm(k, axis=-1, keepdims=True)
     g, beta = -np.abs(random(B, T, h, r, seed=2)) / 8, 1 / (1 + np.exp(-random(B, T, h, r, seed=3)))
-    return q, k, random(B, T, h, r, j, seed=4), g, beta, random(B, h, r, i, j, seed=5)
+    tokens = q, k, random(B, T, h, r, j, seed=4), g, beta
+    return *tokens[: 5 if rule is gated_delta.rule else 4], random(B, h, r, i, j, seed=5)
 
 
+RULES = {gated_delta.rule: gated_delta.step, state_space.rule: state_space.step}
+of_each_rule = pytest.mark.parametrize("rule", RULES, ids=["gated_delta", "state_space"])
+
+
+@of_each_rule
 @pytest.mark.parametrize("pieces", [(150,), (1, 70, 9, 1, 1, 68), (64, 64, 22)], ids=str)
-def test_the_gated_delta_rule_in_chunks_and_by_steps_is_the_slow_recurrence(pieces):
+def test_a_rule_in_chunks_and_by_steps_is_the_slow_recurrence(rule, pieces):
     """Two rows, two groups of three heads, 150 tokens: more than two chunks; in pieces on the state of those before."""
-    *tokens, begun = numbers_of_delta(2, 150, 2, 3, 6, 5)
+    *tokens, begun = numbers(rule, 2, 150, 2, 3, 6, 5)
     state, found, at = jnp.asarray(begun), [], 0
     for size in pieces:
-        made, state = gated_delta.rule(*(jnp.asarray(x[:, at : at + size]) for x in tokens), state)
+        made, state = rule(*(jnp.asarray(x[:, at : at + size]) for x in tokens), state)
         found.append(made)
         at += size
     found = np.concatenate(found, axis=1)
     q, k, *rest = tokens
     for b, h, r in np.ndindex(2, 2, 3):
-        slow, last = delta_by_delta(q[b, :, h], k[b, :, h], *(x[b, :, h, r] for x in rest), begun[b, h, r])
+        slow, last = token_by_token(q[b, :, h], k[b, :, h], *(x[b, :, h, r] for x in rest), begun[b, h, r])
         agree(found[b, :, h, r], slow, 1e-4)
         agree(state[b, h, r], last, 1e-4)
 
 
-def test_a_token_that_corrects_and_forgets_nothing_leaves_the_state_bit_for_bit():
+@of_each_rule
+def test_a_token_that_says_nothing_and_forgets_nothing_leaves_the_state_bit_for_bit(rule):
     """Which is what padding does: in a step, alone in a piece, and behind tokens that do."""
-    q, k, v, g, beta, state = map(jnp.asarray, numbers_of_delta(1, 70, 1, 2, 6, 5))
+    q, k, *rest, state = map(jnp.asarray, numbers(rule, 1, 70, 1, 2, 6, 5))
+
+    def silent(T, real):
+        """The first T tokens, of which those that are not real have g = 0 and beta, or where there is none v, = 0."""
+        v, *rates = (x[:, :T] for x in rest)
+        where = real[:, :T, None, None]
+        v = v if len(rates) == 2 else jnp.where(where[..., None], v, 0)
+        return q[:, :T], k[:, :T], v, *(jnp.where(where, x, 0) for x in rates)
+
     for T in (1, 16, 70):
-        _, after = gated_delta.rule(q[:, :T], k[:, :T], v[:, :T], 0 * g[:, :T], 0 * beta[:, :T], state)
+        _, after = rule(*silent(T, jnp.zeros((1, 70), bool)), state)
         np.testing.assert_array_equal(after, state)
-    real = jnp.arange(16)[None, :, None, None] < 9
-    few, many = (
-        gated_delta.rule(
-            q[:, :T], k[:, :T], v[:, :T], *(jnp.where(real[:, :T], x[:, :T], 0) for x in (g, beta)), state
-        )[1]
-        for T in (9, 16)
-    )
+    few, many = (rule(*silent(T, jnp.arange(70)[None] < 9), state)[1] for T in (9, 16))
     agree(few, many, 1e-6)
 
 
-def test_derivatives_of_chunks_are_those_of_steps():
+@of_each_rule
+def test_derivatives_of_chunks_are_those_of_steps(rule):
     """Of what 9 tokens look up and of the state behind them, by all that they are given."""
-    given = tuple(map(jnp.asarray, numbers_of_delta(1, 9, 1, 2, 4, 3)))
+    given = tuple(map(jnp.asarray, numbers(rule, 1, 9, 1, 2, 4, 3)))
 
-    def weighed(rule):
+    def weighed(way):
         def total(*args):
-            made, state = rule(*args)
+            made, state = way(*args)
             return jnp.sum(made * random(*made.shape, seed=6)) + jnp.sum(state * random(*state.shape, seed=7))
 
-        return jax.jit(jax.grad(total, argnums=tuple(range(6))))(*given)
+        return jax.jit(jax.grad(total, argnums=tuple(range(len(given)))))(*given)
 
     def by_steps(*args):
         *tokens, state = args
         made = []
         for t in range(9):
-            one, state = gated_delta.step(*(x[:, t] for x in tokens), state)
+            one, state = RULES[rule](*(x[:, t] for x in tokens), state)
             made.append(one)
         return jnp.stack(made, axis=1), state
 
-    for ours, theirs in zip(weighed(gated_delta.rule), weighed(by_steps), strict=True):
+    for ours, theirs in zip(weighed(rule), weighed(by_steps), strict=True):
         agree(ours, theirs, 1e-4)
 
 
@@ -222,9 +233,10 @@ def test_a_mesh_splits_what_is_remembered(model, mesh):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("tp", [3, 4])
-def test_groups_and_gated_heads_that_a_mesh_does_not_divide(tp):
+@pytest.mark.parametrize("values", [RELATED["qwen3_5_text"], FURTHER["granitemoehybrid"]], ids=["delta", "space"])
+def test_groups_and_gated_heads_that_a_mesh_does_not_divide(values, tp):
     """Two groups as three or four, of zeros; two key heads as three, of zeros, or as four, of which each is there twice."""
-    config, _ = nano.read_config(RELATED["qwen3_5_text"])
+    config, _ = nano.read_config(values)
     one = nano.Model(config, nano.init_params(config, jax.random.key(1), jnp.float32))
     spread = nano.shard(one, nano.make_mesh(1, tp))
     assert (spread.config.mixer.groups, spread.config.num_kv_heads) == (tp, tp)
@@ -329,6 +341,10 @@ def test_what_a_file_cannot_say(changes, words):
 
 
 def test_what_a_record_cannot_say():
+    with pytest.raises(ConfigError, match="state space: key is 0"):
+        StateSpace(1, 2, 0, 4, 4)
+    with pytest.raises(ConfigError, match="state space: taps_bias is 1; expected True or False"):
+        StateSpace(1, 2, 3, 4, 4, taps_bias=1)
     for values, words in (((0, 3), "convolution: channels is 0"), ((4, 0), "width is 0"), ((4, 3, 1), "bias is 1")):
         with pytest.raises(ConfigError, match=words):
             ShortConvolution(*values)
@@ -344,3 +360,32 @@ def test_which_layers_of_an_older_file_convolve():
     config, _ = nano.read_config(old | {"block_ff_dim": 300, "block_multiple_of": 16, "block_ffn_dim_multiplier": 1.1})
     assert [layer.mixer is not None for layer in config.layers] == [False, True, False]
     assert config.intermediate_size == 224  # int(1.1 * 200) = 220
+
+
+def test_a_published_model_with_state_spaces():
+    """Granite 4.0 H 350M, which its card gives 340M parameters: 28 of its 32 layers have a state of [48 128 32] numbers."""
+    attends = (10, 13, 17, 27)
+    values = dict(
+        model_type="granitemoehybrid", vocab_size=100352, hidden_size=768, intermediate_size=2048, num_hidden_layers=32,
+        layer_types=["attention" if layer in attends else "mamba" for layer in range(32)], num_attention_heads=12,
+        num_key_value_heads=4, shared_intermediate_size=2048, num_local_experts=0, num_experts_per_tok=0,
+        position_embedding_type="nope", max_position_embeddings=32768, rope_theta=10000, rms_norm_eps=1e-5,
+        attention_multiplier=0.015625, embedding_multiplier=12, logits_scaling=3, residual_multiplier=0.246,
+        mamba_n_heads=48, mamba_d_head=32, mamba_d_state=128, mamba_n_groups=1, mamba_d_conv=4, mamba_expand=2,
+        mamba_conv_bias=True, mamba_proj_bias=False, mamba_chunk_size=256, tie_word_embeddings=True, attention_bias=False,
+    )  # fmt: skip
+    config, _ = nano.read_config(values)
+    assert tuple(index for index, layer in enumerate(config.layers) if layer.mixer is None) == attends
+    assert config.mixer == StateSpace(1, 48, 128, 32, 4, 1e-5)
+    assert all(layer.rope is None for layer in config.layers) and round(nano.layout.count(config) / 1e6) == 340
+    assert nano.layout.state_nbytes(config, 2) == 28 * (2 * 3 * (48 * 32 + 2 * 128) + 4 * 48 * 32 * 128)
+    older, _ = nano.read_config(values | {"layer_types": None, "layers_block_type": values["layer_types"]})
+    written, _ = nano.read_config(
+        values | {"time_step_limit": [0.0, {"__float__": "Infinity"}], "mamba_d_head": "auto"}
+    )
+    assert older == written == config
+    for limit in ([0.0, 9.0], [0.1, float("inf")], [0.0], 3, [[], {}]):
+        with pytest.raises(ConfigError, match=r"time_step_limit is .*; expected \[0, Infinity\]"):
+            nano.read_config(values | {"time_step_limit": limit})
+    beside, _ = nano.read_config(values | dict(num_local_experts=64, num_experts_per_tok=6, intermediate_size=512))
+    assert (beside.num_experts, beside.experts_per_token, beside.expert_size, beside.shared_size) == (64, 6, 512, 2048)

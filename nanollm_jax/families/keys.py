@@ -92,9 +92,7 @@ INERT = {
         "there are no experts": "mlp_only_layers",
     },
     "granitemoehybrid": {
-        "of Mamba and of experts, where there are none": """
-            mamba_chunk_size mamba_conv_bias mamba_d_conv mamba_d_head mamba_d_state mamba_expand mamba_n_groups
-            mamba_n_heads mamba_proj_bias time_step_limit num_experts_per_tok""",
+        "how many tokens another program takes together": "mamba_chunk_size",
         "the only one that there is": "normalization_function",
         "training": "init_method",
     },

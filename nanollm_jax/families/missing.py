@@ -41,7 +41,7 @@ MISSING = {
     "minicpm": NAMES,
     "mllama": "layers that look at an image instead of at the text",
     "nemotron-nas": "heads and widths that differ from layer to layer, and layers without one half",
-    "nemotron_h": STATE,
+    "nemotron_h": "layers of one half only: a state, attention, an MLP or experts",
     "phi-msft": "its older names of tensors; the same weights are published as 'phi'",
     "phi3_v": IMAGES,
     "phi3small": "attention to blocks of positions in a pattern for each head, and an activation of its own",

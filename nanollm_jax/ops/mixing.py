@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name as tag
 
-from nanollm_jax.ops import gated_delta
+from nanollm_jax.ops import gated_delta, state_space
+from nanollm_jax.ops.convolution import convolve
 from nanollm_jax.ops.linear import linear, linear_sum
 from nanollm_jax.ops.norm import rms_norm
 
@@ -50,25 +51,6 @@ def convolution(
     return linear_sum(mixed, p["down"], p.get("down_bias")), Memory(tail, None)
 
 
-def convolve(
-    x: jax.Array, tail: jax.Array, taps: jax.Array, bias: jax.Array | None, count: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Each channel's last w tokens, weighted.  x [B T *h], tail [B w-1 *h], taps [*h w], bias [*h] -> x's shape, tail's shape
-
-    The tail are the tokens before x; the new one is that of the first count [B] of x.
-    w = 3: y[t] = a x[t-2] + b x[t-1] + c x[t].
-    """
-    T, w = x.shape[1], taps.shape[-1]
-    joined = jnp.concatenate([tail, x.astype(tail.dtype)], axis=1)
-    wide, weights = joined.astype(jnp.float32), taps.astype(jnp.float32)[None, None]
-    made = sum((wide[:, place : place + T] * weights[..., place] for place in range(w)), jnp.float32(0))
-    made = made if bias is None else made + bias.astype(jnp.float32)[None, None]
-    last = count[:, None] + jnp.arange(w - 1)[None]  # of the joined ones
-    last = last.reshape(*last.shape, *(1,) * (x.ndim - 2))
-    return made.astype(x.dtype), jnp.take_along_axis(joined, last, axis=1)
-
-
-@jax.named_scope("recurrent")
 def delta(
     p: dict[str, Any], x: jax.Array, memory: Memory, count: jax.Array, mixer: Any, name: str
 ) -> tuple[jax.Array, Memory]:
@@ -77,22 +59,54 @@ def delta(
     p holds win [h y D], of whose y a group has a query, a key, values, as many gates, and for each head how much it corrects
     and how fast it forgets; taps [h z w], decay and decay_bias [h r], norm.scale [j] and wo [D h v].
     """
-    (B, T, _), i, r, j, v = x.shape, mixer.key, mixer.heads, mixer.value, mixer.heads * mixer.value
-    made = linear(x, p["win"])  # [B T h y]
-    wide, tail = convolve(made[..., : 2 * i + v], memory.tail, p["taps"], None, count)
-    wide = jax.nn.silu(wide.astype(jnp.float32)).astype(x.dtype).astype(jnp.float32)
-    heads = lambda part: part.reshape(*part.shape[:3], r, -1)  # noqa: E731  # [B T h (r ..)] -> [B T h r ..]
-    gate, rest = heads(made[..., 2 * i + v : 2 * i + 2 * v]), made[..., 2 * i + 2 * v :].astype(jnp.float32)
-    real = (jnp.arange(T)[None] < count[:, None])[..., None, None]  # what is padding corrects and forgets nothing
-    rate = jax.nn.softplus(rest[..., r:] + p["decay_bias"].astype(jnp.float32)[None, None])
-    rate = jnp.where(real, -jnp.exp(p["decay"].astype(jnp.float32))[None, None] * rate, 0)
+    i, r = mixer.key, mixer.heads
+    query, key, values, gate, rest, real, tail = parts(p, x, memory, count, mixer)
+    rate = jax.nn.softplus(rest[..., r:] + single(p["decay_bias"]))
+    rate = jnp.where(real, -jnp.exp(single(p["decay"])) * rate, 0)
     beta = jnp.where(real, jax.nn.sigmoid(rest[..., :r]), 0)
-    query, key = gated_delta.normal(wide[..., :i]) * i**-0.5, gated_delta.normal(wide[..., i : 2 * i])
-    given, state = gated_delta.rule(query, key, heads(wide[..., 2 * i :]), rate, beta, memory.state)
+    query, key = gated_delta.normal(query) * i**-0.5, gated_delta.normal(key)
+    given, state = gated_delta.rule(query, key, values, rate, beta, memory.state)
     given = rms_norm(given.astype(x.dtype), p["norm"]["scale"], mixer.eps).astype(jnp.float32)
-    given = (given * jax.nn.silu(gate.astype(jnp.float32))).astype(x.dtype)
-    mixed = tag(given.reshape(B, T, -1, r * j), f"{name}.mixed")  # [B T h v]
+    mixed = tag((given.reshape(gate.shape) * jax.nn.silu(gate)).astype(x.dtype), f"{name}.mixed")  # [B T h v]
     return linear_sum(mixed, p["wo"]), Memory(tail, state)
 
 
-FORMS: dict[str, Callable[..., tuple[jax.Array, Memory]]] = {"convolution": convolution, "gated_delta": delta}
+def selective(
+    p: dict[str, Any], x: jax.Array, memory: Memory, count: jax.Array, mixer: Any, name: str
+) -> tuple[jax.Array, Memory]:
+    """A state that fades as each token says, behind a convolution and before a gate and a norm.  x [B T D] -> [B T D]
+
+    p holds win [h y D], of whose y a group has a query, a key, values, as many gates, and for each head how long its token
+    lasts; taps [h z w], decay, decay_bias and skip [h r], norm.scale [h v] and wo [D h v].
+    """
+    query, key, values, gate, rest, real, tail = parts(p, x, memory, count, mixer)
+    lasts = jnp.where(real, jax.nn.softplus(rest + single(p["decay_bias"])), 0)  # [B T h r]
+    taken, fades = values * lasts[..., None], -jnp.exp(single(p["decay"])) * lasts
+    given, state = state_space.rule(query, key, taken, fades, memory.state)
+    given = (given + values * single(p["skip"])[..., None]).reshape(gate.shape) * jax.nn.silu(gate)
+    given = rms_norm(given, jnp.ones(given.shape[-1]), mixer.eps) * single(p["norm"]["scale"])
+    mixed = tag(given.astype(x.dtype), f"{name}.mixed")  # [B T h v]
+    return linear_sum(mixed, p["wo"], p.get("wo_bias")), Memory(tail, state)
+
+
+def parts(p: dict[str, Any], x: jax.Array, memory: Memory, count: jax.Array, mixer: Any) -> tuple[jax.Array, ...]:
+    """What a layer with a state makes of its tokens: queries, keys [B T h i], values [B T h r j], all convolved, gates
+    [B T h v], what is left of y, which are real [B T 1 1], and the new tail. In float32.
+    """
+    (B, T, _), i, r, v = x.shape, mixer.key, mixer.heads, mixer.heads * mixer.value
+    made = linear(x, p["win"], p.get("win_bias"))  # [B T h y]
+    wide, tail = convolve(made[..., : 2 * i + v], memory.tail, p["taps"], p.get("taps_bias"), count)
+    wide = jax.nn.silu(wide.astype(jnp.float32)).astype(x.dtype).astype(jnp.float32)
+    values, rest = wide[..., 2 * i :].reshape(B, T, -1, r, mixer.value), made[..., 2 * i + v :].astype(jnp.float32)
+    real = (jnp.arange(T)[None] < count[:, None])[..., None, None]
+    return wide[..., :i], wide[..., i : 2 * i], values, rest[..., :v], rest[..., v:], real, tail
+
+
+def single(x: jax.Array) -> jax.Array:
+    """A parameter of heads beside tokens.  [h r] -> [1 1 h r] in float32"""
+    return x.astype(jnp.float32)[None, None]
+
+
+FORMS: dict[str, Callable[..., tuple[jax.Array, Memory]]] = {
+    "convolution": convolution, "gated_delta": delta, "state_space": selective,
+}  # fmt: skip
