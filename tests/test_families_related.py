@@ -44,6 +44,10 @@ def test_of_qwen_and_mistral_with_images_the_text_model_is_read():
         ConfigError, match=r"^config.json: text_config: model_type is 'llama'; expected 'mistral' or 'mini"
     ):
         read(sees, text_config=MISTRAL | {"model_type": "llama"})
+    with pytest.raises(
+        ConfigError, match=r"^config.json: text_config: model_type is \[\]; expected 'mistral' or 'mini"
+    ):
+        read(sees, text_config=MISTRAL | {"model_type": []})
     with pytest.raises(ConfigError, match=r"^config.json: text_config is missing; expected an object"):
         read(sees)
 

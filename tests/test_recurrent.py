@@ -202,6 +202,32 @@ def test_a_chat_goes_on_where_it_stands_and_reads_anew_where_it_went_back(model)
     assert ask([*longer[:50], 9])[1] == 0
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_chat_goes_on_behind_an_answer_that_ended_by_itself(model, streamed):
+    """Which is seen when the next chunk is on its way already: nothing of that was run, and nothing is read anew."""
+    first = dataclasses.replace(
+        requests_for(model, 1)[0], ids=tuple(range(3, 40)), max_new_tokens=40, ends=(), streamed=streamed, grammar=None
+    )
+    (tokens, *_), rows = alone(model, [first], rows=1, piece=16)[0], Engine(model, 1, piece=16, remember=True)
+    end = next(token for token in tokens[6:] if token not in tokens[:6])
+    text: tuple[int, ...] = first.ids
+    for turn in range(2):
+        ticket = rows.submit(dataclasses.replace(first, ids=text, ends=(end,)))
+        while not ticket.ended:
+            rows.step()
+        assert turn or (rows.pending and ticket.answer.token_ids[-1] == end)
+        assert ticket.cached_tokens == turn * (len(text) - 4)
+        text = (*text, *ticket.answer.token_ids, 5, 6, 7)
+
+
+def test_convolutions_of_one_token_remember_nothing():
+    """Nor do their rows take memory, of which a bound on what is kept of prompts could be a part."""
+    model = random_model("lfm2", layer_types=["conv"] * 3, conv_L_cache=1)
+    one, two = (nano.generate(model, [ids], max_new_tokens=3)[0] for ids in ([1, 2, 3], [7, 3]))
+    assert one.token_ids == two.token_ids
+
+
 def test_what_cannot_go_back_takes_no_drafts(model):
     words = "layers 0 2 are recurrent, and what such a layer has read cannot be taken back; leave speculate out"
     plain = random_model("qwen3")

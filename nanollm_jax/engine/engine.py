@@ -121,7 +121,7 @@ class Engine:
         for slot in self.slots:
             if slot.ticket is not None and slot.ticket.ended:
                 self.free(slot)
-        if len(self.pending) > 1:  # somebody may wait for it, and more is on its way
+        if len(self.pending) > (not (self.remember and self.queue)):  # more is on its way, or a row goes on from it
             self.look_at(len(self.pending) - 1)
             return
         self.seat()
@@ -300,8 +300,9 @@ class Engine:
         grown, found = [], jax.tree.map(whole, pending.found)
         for owner in pending.owners:
             slot, ticket = owner.slot, owner.ticket
-            if slot.ticket is not ticket:
-                continue  # it was cancelled, and the row is somebody else's by now
+            if slot.ticket is not ticket:  # it has ended or was cancelled, and the row may be somebody else's by now
+                slot.settle(found, owner, pending.steps > 0)
+                continue
             grown.append(ticket)
             self.events += slot.take(found, owner, pending.steps > 0)
             if ticket.ended:

@@ -139,7 +139,7 @@ def places(engine: Engine, limit: int | None) -> int:
     """How many blocks of a prefix each part of an engine's rows may keep in so many bytes; None is buckets' choice."""
     block = sum(layer.block_nbytes(engine.rows, engine.piece) for layer in engine.state.cache.layers)
     limit = buckets.prefix_bytes(block * engine.config.max_positions // engine.piece) if limit is None else limit
-    return limit // (block * engine.dp)
+    return limit // (block * engine.dp) if block else 0  # convolutions of one token alone remember nothing
 
 
 def ran_out(error: BaseException) -> bool:

@@ -119,7 +119,8 @@ class Slot:
     part       which part of the rows it is in, of as many as the mesh splits them into, and place which of the part's
     allowed    tokens that it may draw before it ends or is read anew, drawn how many it has drawn, flying how many more at most
                are on their way and were not looked at, those that are guessed not counted
-    filled     positions that its cache holds of its text at most: held, and those of tokens that were not looked at
+    filled     positions that its cache holds of its text at most: held, and those of tokens that were not looked at, until they
+               are (settle)
     reach      positions that were ever written behind the first ones that are held, of this text or of one before
     block      the last block of its prefix, while it is kept (keeps)
     world      in which what it holds was read (Engine.root)
@@ -189,7 +190,7 @@ class Slot:
         row = jax.tree.map(lambda x: x[owner.at], found)
         drafted, accepted = int(row.drafted.sum()), int((row.drafted & row.real).sum())
         ticket.drafted, ticket.accepted = ticket.drafted + drafted, ticket.accepted + accepted
-        self.filled -= owner.positions - int(row.real.sum()) if wrote else 0
+        self.settle(found, owner, wrote)
         for n in np.flatnonzero(row.real):
             if ticket.ended:
                 break
@@ -203,6 +204,11 @@ class Slot:
                 ticket.error = error
         noted = {"drafted": drafted, "accepted": accepted} if drafted else {}
         return [Event(what, ticket.number, self.row, amount) for what, amount in noted.items()]
+
+    def settle(self, found: Any, owner: Owner, wrote: bool) -> None:
+        """Note how many positions a chunk wrote, of those that were at most; of somebody else's row nothing."""
+        if wrote and self.ticket in (None, owner.ticket):
+            self.filled -= owner.positions - int(found.real[owner.at].sum())
 
     def piece(self, longest: int) -> int:
         """How many tokens its next piece has: it ends where the text does, or at a multiple of the longest."""

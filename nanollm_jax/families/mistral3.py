@@ -18,6 +18,6 @@ def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig. The text is Mistral's, or says that it is Ministral 3's."""
     text = reader.object("text_config")
     name = text.get("model_type", "mistral")
-    if name not in TEXTS:
+    if name not in tuple(TEXTS):
         raise text.error("model_type", " or ".join(map(repr, TEXTS)))
     return text_part(reader, name, TEXTS[name].from_hf, {}, tied=False)
