@@ -103,7 +103,7 @@ def bundled_is_short(short):
 
 
 # Pieces of memory that a process has mapped: compiled programs have many, and Linux ends who wants more than 65,530.
-MANY, TOO_MANY = 12_000, 40_000
+MANY, TOO_MANY = 12_000, 30_000
 TESTS = itertools.count(1)
 
 
@@ -117,9 +117,10 @@ def compiled_programs_end_some_time():
 
 @pytest.fixture(autouse=True)
 def compiled_programs_end_in_time(request):
-    """Also within a file of hundreds of tests, though what its tests share is then compiled again; a law makes thousands."""
+    """Also within a file of hundreds of tests, though what they share is compiled again then; a long one makes thousands."""
     yield
-    if (next(TESTS) % 16 == 0 or request.node.get_closest_marker("laws")) and mapped() > TOO_MANY:
+    long = any(request.node.get_closest_marker(mark) for mark in ("laws", "parity"))
+    if (long or next(TESTS) % 16 == 0) and mapped() > TOO_MANY:
         forget()
 
 
