@@ -17,6 +17,7 @@ import pytest
 import nanollm_jax as nano
 from nanollm_jax.families import FAMILIES
 from nanollm_jax.families.keys import is_inert
+from nanollm_jax.families.missing import MISSING
 
 # file: what the error says of it
 REFUSED = {
@@ -53,6 +54,10 @@ def test_every_config_of_a_supported_family_is_read_or_refused_for_what_it_says(
                 nano.read_config(values, name)
         texts = [str(warning.message) for warning in said]
         assert len(texts) == (name in NAMED) and all(NAMED[name] in text for text in texts), (name, texts)
+
+
+def test_nothing_is_said_to_be_missing_that_is_there():
+    assert not MISSING.keys() & FAMILIES.keys()
 
 
 @pytest.mark.skipif(not VALUES, reason="NANOLLM_TEST_DATA has no configs")

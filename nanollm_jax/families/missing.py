@@ -5,7 +5,6 @@ An entry goes when its family comes; families/README.md says of the largest what
 
 from __future__ import annotations
 
-STATE = "layers whose memory is a state and not keys and values"
 CHOSEN = "an indexer that chooses, for each query, the positions that attention looks at"
 COMPRESSED = (
     "attention over compressed positions that an indexer chooses, and several residual streams beside each other"
@@ -35,7 +34,7 @@ MISSING = {
     "gptj": "a table of its tensors' names",
     "internlm": NAMES,
     "internlm2": NAMES,
-    "kimi_linear": STATE,
+    "kimi_linear": "a delta rule whose state fades by a share of its own in each channel, beside attention over latents",
     "llama4": "attention within chunks, norms of heads without a scale, and experts weighted before they are asked",
     "llava": IMAGES,
     "minicpm": NAMES,
