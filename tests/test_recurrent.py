@@ -96,6 +96,17 @@ def test_a_rule_in_chunks_and_by_steps_is_the_slow_recurrence(rule, pieces):
 
 
 @of_each_rule
+def test_a_chunk_keeps_its_digits_where_a_token_forgets_all(rule):
+    """Rates from 1e-2 to 1e3 in one chunk: a difference of their sums from its beginning on would be wrong by 1e-4."""
+    q, k, v, g, *rest, begun = (x.astype(np.float64) for x in numbers(rule, 1, 64, 1, 1, 6, 5))
+    g = -np.exp(np.random.default_rng(8).uniform(np.log(1e-2), np.log(1e3), g.shape))
+    found, state = rule(*(jnp.asarray(x, jnp.float32) for x in (q, k, v, g, *rest, begun)))
+    slow, last = token_by_token(q[0, :, 0], k[0, :, 0], *(x[0, :, 0, 0] for x in (v, g, *rest)), begun[0, 0, 0])
+    agree(found[0, :, 0, 0], slow, 2e-6)
+    agree(state[0, 0, 0], last, 2e-6)
+
+
+@of_each_rule
 def test_a_token_that_says_nothing_and_forgets_nothing_leaves_the_state_bit_for_bit(rule):
     """Which is what padding does: in a step, alone in a piece, and behind tokens that do."""
     q, k, *rest, state = map(jnp.asarray, numbers(rule, 1, 70, 1, 2, 6, 5))
