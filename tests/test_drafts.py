@@ -91,8 +91,12 @@ def draft_for(model):
     return nano.Model(config, nano.init_params(config, jax.random.key(9), "float32"), model.tokenizer)
 
 
-def check_guesses(model, count, longest, guesses, rows=ROWS):
-    """Whoever guesses: the same tokens, logprobs, scores and ends, in any schedule; and the tokens of who does not guess."""
+def check_guesses(model, count, longest, guesses, rows=ROWS, parted=0):
+    """Whoever guesses: the same tokens, logprobs, scores and ends, in any schedule; and the tokens of who does not guess.
+
+    parted answers may depart from those of who does not guess, whose steps are other programs: where a draw falls between two
+    tokens, rounding decides. All before it is the same.
+    """
     requests = requests_for(model, count, longest=longest)
     plain = alone(model, requests, rows=rows, piece=SHORT)
     texts, known = told(model, requests, plain), None
@@ -104,7 +108,11 @@ def check_guesses(model, count, longest, guesses, rows=ROWS):
             tickets = schedule(engine, requests, seed=1)
         assert watch.programs == 0
         found = [None if ticket.cancelled else result(ticket) for ticket in tickets]
-        assert all(mine is None or mine[0] == theirs[0] for mine, theirs in zip(found, plain, strict=True))
+        pairs = [(mine, theirs) for mine, theirs in zip(found, plain, strict=True) if mine and mine[0] != theirs[0]]
+        assert len(pairs) <= parted
+        for mine, theirs in pairs:
+            same = next(n for n, (a, b) in enumerate(zip(mine[0], theirs[0], strict=False)) if a != b)
+            agree(np.array(mine[1][:same]), np.array(theirs[1][:same]), 1e-3)
         known = known or [None] * count
         assert all(a is None or b is None or a == b for a, b in zip(found, known, strict=True)), guess
         known = [a or b for a, b in zip(known, found, strict=True)]

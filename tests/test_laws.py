@@ -38,7 +38,8 @@ def test_no_answer_depends_on_what_was_guessed(family, dtype, tokens):
     """Nothing guessed, most of it right, what the text or the model says."""
     model = model_of(family, dtype)
     guesses = [Told(tokens), Told(tokens, wrong=6), nano.Lookup(tokens), nano.DraftModel(model, tokens)]
-    check_guesses(model, 24, 300, guesses)
+    # in 8 bits C rounds the activations of up to 16 rows to 16 bits, and XLA none of those of more
+    check_guesses(model, 24, 300, guesses, parted=1 if dtype == "int8" else 0)
 
 
 @pytest.mark.parametrize("mesh", [(1, 8), (2, 4), (4, 2)], ids=str)
