@@ -45,17 +45,17 @@ HAS_GGUF = {f"model-{kind}.gguf": kind.encode() for kind in ("Q4_K_M", "Q4_K", "
 HAS_GGUF |= {f"f16/model-f16-0000{n}-of-00002.gguf": b"part %d" % n for n in (1, 2)} | {"mmproj-F16.gguf": b"sees"}
 REFUSALS = {"no/such": (404, "RepoNotFound"), "gated/model": (403, "GatedRepo"), "broken/model": (500, "")}
 
-# Runs in a process of its own, because huggingface_hub reads its environment once, at import.
+# Runs in a process of its own, because huggingface_hub reads its environment once, at import. It waits longer behind each
+# answer that fails, which no test looks at.
 PROGRAM = """
-import json, os, sys
+import json, sys, time
+time.sleep = lambda seconds: None
 from nanollm_jax.errors import CheckpointError, ConfigError
 from nanollm_jax.weights.source import read_json
 from nanollm_jax.weights import open_checkpoint, resolve
 for source, revision in json.loads(sys.argv[1]):
     try:
-        folder = resolve(source, revision, weights="WEIGHTS" not in os.environ)
-        if "WEIGHTS" in os.environ:
-            continue
+        folder = resolve(source, revision, weights=source != "without/weights")
         if ":" in source:
             print(json.dumps({"file": str(folder), "size": folder.stat().st_size}))
             continue
@@ -90,7 +90,7 @@ class StandIn(http.server.BaseHTTPRequestHandler):
         else:
             file = "/".join(rest[2:])
             if self.command == "GET":
-                self.server.fetched.append(file)
+                self.server.fetched.append((f"{owner}/{name}", file))
             self.reply(200, files[file], {"X-Repo-Commit": COMMIT, "ETag": f'"{tag(files[file])}"'})
 
     def reply(self, status, body, headers=()):
@@ -130,13 +130,9 @@ def hub(tmp_path_factory):
     endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     revisions = [("owner/model", revision) for revision in (None, "v1", "v9")]
     refused = [(name, None) for name in (*REFUSALS, "not an id")]
-    online = run(revisions + refused, home, HF_ENDPOINT=endpoint)
-    fetched, server.fetched = server.fetched, []
     wanted = [(f"owner/gguf:{kind}", None) for kind in ("q4_k_m", "f16", "Q3_K_S", "model")] + [("no/such:Q8_0", None)]
-    ggufs = run(wanted, home, HF_ENDPOINT=endpoint)
-    fetched_ggufs, server.fetched = server.fetched, []
-    run([("owner/model", None)], home / "other", WEIGHTS="no", HF_ENDPOINT=endpoint)
-    light = server.fetched
+    online = run(revisions + refused + wanted + [("without/weights", None)], home, HF_ENDPOINT=endpoint)
+    files = {of: sorted(file for name, file in server.fetched if name == of) for of, _ in server.fetched}
     server.shutdown()
     thread.join()
     server.server_close()
@@ -145,11 +141,9 @@ def hub(tmp_path_factory):
     unreachable = run(again, home, HF_ENDPOINT=endpoint)
     return {
         "home": home,
-        "ggufs": ggufs,
-        "fetched_ggufs": fetched_ggufs,
-        "fetched": fetched,
-        "light": light,
-        "online": online,
+        "fetched": files,
+        "online": online[: -len(wanted) - 1],
+        "ggufs": online[-len(wanted) - 1 : -1],
         "offline": offline,
         "unreachable": unreachable,
     }
@@ -164,12 +158,12 @@ def test_a_hub_model_is_downloaded_to_the_hubs_cache_and_opens(hub):
 
 def test_only_what_we_read_is_fetched_and_only_once(hub):
     """Two revisions of one commit were asked for. No pickle, no other runtime's copy, no subfolder is among them."""
-    assert sorted(hub["fetched"]) == sorted(WANTED)
+    assert hub["fetched"]["owner/model"] == sorted(WANTED)
 
 
 def test_the_weights_can_be_left_out(hub):
     """What `nanollm info` and `nanollm tokenize` need of a hub model."""
-    assert sorted(hub["light"]) == sorted(name for name in WANTED if not name.endswith(".safetensors"))
+    assert hub["fetched"]["without/weights"] == sorted(name for name in WANTED if not name.endswith(".safetensors"))
 
 
 def test_a_revision_is_honoured(hub):
@@ -273,7 +267,8 @@ def test_one_of_a_hub_models_gguf_files_is_fetched_by_its_quantisation(hub):
     one, parts, none, several, no_model = hub["ggufs"]
     assert one["file"].endswith("/model-Q4_K_M.gguf") and one["size"] == len("Q4_K_M")
     assert parts["file"].endswith("/f16/model-f16-00001-of-00002.gguf")
-    assert sorted(hub["fetched_ggufs"]) == sorted([*(f for f in HAS_GGUF if f.startswith("f16/")), "model-Q4_K_M.gguf"])
+    wanted = [*(file for file in HAS_GGUF if file.startswith("f16/")), "model-Q4_K_M.gguf"]
+    assert hub["fetched"]["owner/gguf"] == sorted(wanted)
     assert "0 GGUF files are Q3_K_S, expected one of" in none["error"] and "model-Q8_0.gguf" in none["error"]
     assert "5 GGUF files are model" in several["error"]
     assert "is neither a folder nor a hub model" in no_model["error"]
