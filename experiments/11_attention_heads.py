@@ -13,7 +13,8 @@
 # - A *mask* says which pairs of a query and a key count. Those that do not get a score so low that softmax makes it
 #   0. The *causal* mask allows the past and the present.
 # - *Grouped queries*: G query heads share one head of keys and values, so there are K = N / G of those. Keys and
-#   values are what a model has to remember for each piece, so this divides its memory by G.
+#   values are what a model has to remember for each piece, so this divides its memory by G. Where all heads share one,
+#   it is called *multi-query*.
 # - A *sliding window* of w allows only the last w positions, the present one included. Then there is nothing to
 #   remember from before.
 #
@@ -30,7 +31,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, ORANGE, check, outcome, plt, predict, quick, same, save, table
+from chapter import BLUE, GREEN, ORANGE, check, interactive, outcome, plt, predict, quick, same, save, table
 from engine_steps import grow
 from safetensors import safe_open
 
@@ -169,6 +170,24 @@ save(figure, "11_heads")
 # the number is negative, this story is predicted a little better without the head. The upper right triangle is always
 # empty: the future. Some heads look one piece back, some at the beginning, some at few pieces that fit.*
 #
+# The pictures are small and have no words. On the chapter's page, one head at a time has them:
+
+# %% tags=["figure"]
+interactive(
+    "masks",
+    {
+        "tokens": [model.tokenizer.piece(token).replace("▁", " ") for token in ids],
+        "weights": [[[[float(f"{w:.4g}") for w in maps[layer, head, t, : t + 1]] for t in range(T)] for head in range(N)]
+                    for layer in range(L)],
+        "costs": [[round(float(cost[layer, head]), 4) if (layer, head) in cost else None for head in range(N)]
+                  for layer in range(L)],
+        "group": G,
+    },
+    "Point at a head: the text shows what it reads, from the word that you pointed at last. Narrow the window, and its "
+    "weights are shared among the words that are left.",
+)  # fmt: skip
+
+# %% [markdown]
 # ## Sharing keys and values
 # With G query heads for each head of keys and values, the library does not copy anything: G is one more axis of the
 # queries. Copying must give the same.
@@ -279,7 +298,7 @@ save(figure, "11_reach")
 #
 # *Left: the strong colour is what a window of 4 leaves of the causal mask. Right: measured on the bundled model. Each
 # layer hands things on by up to w - 1 positions, so L layers reach L (w - 1); the dotted lines. With a window, what
-# comes from the end of that reach arrives hundreds of times weaker than what is near.*
+# comes from the end of that reach changes the scores more than a hundred times less than the last piece does.*
 #
 # ## In the engine
 # - `nanollm_jax.ops.attention.visible` derives the mask from positions and nothing else. `nanollm_jax.model.attend`
@@ -308,8 +327,8 @@ check(
 
 # %% [markdown]
 # ## Exercises
-# 1. Which entries of the mask are there for the *first* new piece when 100 are remembered, without a window and with
-#    one of 10?
+# 1. 100 pieces are remembered, and new ones are read. Which positions may the *first* new one see, without a window and
+#    with one of 10?
 # 2. Two query heads that share one head of keys and values change places: their rows in the query matrix. What else
 #    must change so that the result stays the same? And what if they do not share one?
 # 3. A model of 32 layers has a window of 4096 in each. How far can a piece be felt in principle?

@@ -23,12 +23,14 @@ from nanollm_jax import sampling as smp
 from nanollm_jax.cache.layers import Plain, Ring
 from nanollm_jax.glass import report
 from nanollm_jax.measure import roofline as measured
+from nanollm_jax.ops import attention
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 BUILD = runpy.run_path(str(EXPERIMENTS / "page/build.py"))
 HOME = {
     "looks": "10_attention",
+    "masks": "11_attention_heads",
     "merges": "15_tokenizer",
     "sampling": "18_sampling",
     "ring": "20_kv_cache",
@@ -165,6 +167,37 @@ def test_what_each_head_looks_at_is_what_the_library_has(opened):
         heads.nth(7).click()  # layer 1, head 3
         heat = [float(one.evaluate("e => e.style.getPropertyValue('--heat')")) for one in page.locator(".chip").all()]
         agree(np.square(heat), weights[1][3, t], 1e-3)
+
+
+def test_a_head_reads_what_its_window_leaves(opened):
+    page, data = opened("masks", 390, "dark")
+    model, ids, values = inside("".join(data["tokens"]).removeprefix("<s>").strip())
+    assert [model.tokenizer.piece(token).replace("▁", " ") for token in ids] == data["tokens"]
+    config, at = model.config, jnp.arange(len(ids))[None]
+    group = config.num_heads // config.num_kv_heads
+    assert np.shape(data["costs"]) == (config.num_layers, config.num_heads)
+    for layer, head, t, window in ((0, 0, 9, "off"), (4, 2, 12, "3"), (3, 1, 17, "1"), (2, 3, 10, "6")):
+        set_to(page, "window", window)
+        page.locator(".chip").nth(t).hover()
+        page.get_by_role("button", name=f"layer {layer}, head {head}").hover()
+        q, k = (values[f"layers.{layer}.attention.{name}"] for name in "qk")
+        mask = attention.visible(at, at, None if window == "off" else int(window))
+        weights = attention.weights(attention.scores(q, k.swapaxes(1, 2), mask, config.head_dim**-0.5))
+        row = np.asarray(weights[0, head // group, head % group, t])
+        heat = [float(one.evaluate("e => e.style.getPropertyValue('--heat')")) for one in page.locator(".chip").all()]
+        agree(np.square(heat), row, 1e-3)
+        found = page.locator(".grid .says").text_content()
+        assert f"on “{data['tokens'][row.argmax()].strip()}”" in found
+        agree(float(re.search(r"([\d.]+)%", found)[1]), 100 * row.max(), 0.01, size=100)
+        assert f"together with head {head + 1 - 2 * (head % 2)}." in page.locator(".masks > .says").text_content()
+    page.get_by_role("img", name="This head").press("ArrowRight")
+    beside = int(row.argmax()) + 1
+    said = page.locator(".grid .says").text_content()
+    assert (
+        f" does not see “{data['tokens'][beside].strip()}”"
+        if beside > t
+        else f"% on “{data['tokens'][beside].strip()}”"
+    ) in said
 
 
 def test_merges_end_with_the_tokens_of_the_tokenizer(opened):
