@@ -8,10 +8,11 @@
 #
 # Running a trained model is called *inference*. Three things take part in it:
 #
-# - the *weights*: numbers that were found once, by *training*, and do not change any more;
+# - the *weights*, also called *parameters*: numbers that were found once, by *training*, and do not change any more;
 # - the *input*: the text so far, cut into *pieces*, short words or parts of words. Each piece that the model knows
 #   has a number, a *token*, and all of them together are its *vocabulary* (chapter 15);
-# - a fixed list of *operations* that combines the two and ends in one number for every possible next piece of text.
+# - a fixed list of *operations* that combines the two and ends in one number for every possible next piece of text,
+#   its *score*.
 #
 # Training runs the same operations, then works backwards through all of them to find out how each weight should
 # change, millions of times. Inference never looks back: it needs no correction, keeps no intermediate result that a
@@ -41,6 +42,9 @@ with safe_open(CHECKPOINT, framework="numpy") as file:
 
 first_layer = [name for name in weights if ".layers." not in name or ".layers.0." in name]
 numbers = sum(tensor.size for tensor in weights.values())
+in_layers = Counter(name.split(".")[2] for name in weights if ".layers." in name)
+check(f"{len(in_layers)} layers of nine tensors, and two outside", set(in_layers.values()) == {9} and
+      len(weights) == 9 * len(in_layers) + 2)  # fmt: skip
 table(
     f"The bundled model: {len(weights)} tensors, {numbers:,} numbers. The first of its layers, and what is outside",
     ["tensor", "shape", "type", "numbers"],
@@ -48,10 +52,14 @@ table(
 )
 
 # %% [markdown]
-# That is the whole model: a few dozen named tensors in one file. Two small files lie beside it. One, the *config*, says
-# how large the tensors are and how they are to be used (chapter 17), the other how text becomes numbers (chapter 15).
-# All together are a *checkpoint*: the state of a model at the end of its training, as files. What each tensor does is
-# the rest of the series.
+# That is the whole model: a few dozen named tensors in one file. The first is the *embedding*, a table with one row of
+# numbers for each piece that the model knows. Nearly all others belong to *layers*: sets of the same nine tensors with
+# other numbers, applied one behind the other. A model of this kind is a *transformer*; what each tensor of it does is the
+# rest of the series.
+#
+# Small files lie beside the large one. Two of them are needed: the *config* says how large the tensors are and how they
+# are to be used (chapter 17), another how text becomes numbers (chapter 15). All together are a *checkpoint*: the state
+# of a model at the end of its training, as files.
 #
 # The operations can be listed as well. The library is written with *JAX*, which has NumPy's functions under the name
 # `jax.numpy`, for arrays that cannot be changed once they are made. JAX can run a function without any numbers: it
@@ -70,6 +78,8 @@ def operations(jaxpr):
     for equation in jaxpr.eqns:
         inner = [p for p in equation.params.values() if hasattr(p, "jaxpr")]
         inner += equation.params.get("branches", ())[:1]  # of several ways to compute the same, the first
+        if equation.primitive.name in ("scan", "while"):  # a loop over what is inside
+            yield equation.primitive.name
         if inner:
             for graph in inner:
                 yield from operations(graph.jaxpr)
@@ -83,6 +93,7 @@ check(
     f"about a thousand operations ({total:,}), of a few dozen kinds ({len(kinds)})",
     500 < total < 2000 and len(kinds) < 60,
 )
+check("none of them is a loop", not {"scan", "while"} & {name for name, _ in kinds})
 print("the most frequent:")
 print(", ".join(f"{name} {count}" for name, count in kinds[:10]))
 
@@ -94,7 +105,7 @@ print("most probable next pieces:", [model.tokenizer.piece(int(i)) for i in np.a
 check("the same weights and the same input give the same scores, bit for bit", np.array_equal(first, second))
 
 # %% [markdown]
-# No loops over data and no state: `dot_general` is the multiplication of chapter 04, `mul` and `add` are those of
+# No loops and no state: `dot_general` is the multiplication of chapter 04, `mul` and `add` are those of
 # chapter 02, `rsqrt` and `exp` belong to chapters 08 and 09. In a few places the graph has branches that compute the
 # same, one of them for CPUs; the list has the first.
 #
@@ -219,9 +230,23 @@ check("bfloat16 cannot tell 257 from 256", jnp.bfloat16(257) == jnp.bfloat16(256
 check("float32 can", jnp.float32(257) != jnp.float32(256))
 
 # %% [markdown]
-# A number of 8 significant bits is good enough for a weight, because thousands of small errors average out in a sum.
-# It is not good enough for a counter, and a position in a text is one. Which numbers may be short is a question that
-# returns in chapters 08, 09 and 21.
+# It is not good enough for a counter, then, and a position in a text is one. For a weight it may be: weights are used in
+# long sums, and there the errors of the single numbers, some up and some down, nearly cancel.
+
+# %%
+long = np.random.default_rng(1).normal(size=(200, 4096))  # [200 4096]: the terms of 200 sums
+rounded = np.asarray(jnp.bfloat16(long), np.float64)
+one, whole = (
+    np.abs(rounded - long).sum() / np.abs(long).sum(),
+    np.abs((rounded - long).sum(1)).mean() / np.abs(long).sum(1).mean(),
+)
+print(
+    f"rounded to bfloat16, a number is off by {one:.2%} of its size, a sum of 4,096 by {whole:.4%} of what they are together"
+)
+check("the sum is at least ten times nearer", whole < one / 10)
+
+# %% [markdown]
+# Which numbers may be short is a question that returns in chapters 08, 09 and 24.
 
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(8, 3.4))
@@ -246,9 +271,9 @@ print(
 # - Which tensors a model has, and the shape of each, is decided in one place: `nanollm_jax.params.layout` names the
 #   axes with letters, and `nanollm_jax.params.shapes` puts sizes in. The letters are the same in the whole library:
 #   `D` is the length of a vector, `V` the size of the vocabulary.
-# - `nanollm_jax.dtypes.resolve_dtype` picks the dtype: float32 on a CPU, bfloat16 on a GPU or TPU. Angles of
-#   positions, sums of squares and scores are float32 always: `nanollm_jax.ops.rope.turns`,
-#   `nanollm_jax.ops.norm.rms_norm`, `nanollm_jax.ops.linear.contract`.
+# - `nanollm_jax.dtypes.resolve_dtype` picks the dtype: float32 on a CPU, bfloat16 on a GPU or a *TPU* (a processor
+#   that Google builds for products of tensors). Angles of positions, sums of squares and scores are float32 always:
+#   `nanollm_jax.ops.rope.turns`, `nanollm_jax.ops.norm.rms_norm`, `nanollm_jax.ops.linear.contract`.
 # - A JAX array has no strides that you could see, and cannot be changed. The compiler lays memory out as it likes,
 #   and a transposition is often no operation at all. NumPy shows what happens, so chapters 01 to 05 use it.
 #

@@ -12,11 +12,11 @@
 # A processor computes much faster than its memory answers. So it keeps copies of what was read lately in *caches*,
 # small and fast memories of its own: L1, L2 and L3, each larger and slower than the one before.
 #
-# Memory comes to a cache in *lines*, usually of 64 bytes: 16 float32 numbers. Whoever reads one number pays for the
-# line. The next 15 numbers are there already. Whether that is of any use depends on the order of reading:
+# Memory comes to a cache in *lines* (*cache lines*), usually of 64 bytes: 16 float32 numbers. Whoever reads one number
+# pays for the line. The next 15 numbers are there already. Whether that is of any use depends on the order of reading:
 #
 # - along a row of a row-major matrix, one line in 16 reads is new;
-# - down a column, every read is a new line, unless the lines of the last column are still in the cache.
+# - down a column, every read is a new line, unless the lines of the column before are still in the cache.
 #
 # ## From scratch
 # A cache in a few lines: it holds a number of lines, and throws away the one that was not used for the longest time.
@@ -57,6 +57,9 @@ def addresses(shape, strides, order):
     return [i * strides[outer] + j * strides[inner] for i in range(shape[outer]) for j in range(shape[inner])]
 
 
+check(
+    "what was used lately stays: with two lines, A B A C A is three fetches", misses([0, 64, 0, 128, 0], lines=2) == 3
+)
 matrix = np.zeros((128, 128), np.float32)  # [128 128], row-major
 count, lines_of_matrix = matrix.size, matrix.nbytes // LINE
 rows = []
@@ -114,8 +117,8 @@ check_time("less than half of the sixteenfold was gained", everything / sixteent
 
 # %% [markdown]
 # ## Measured: the size
-# Now read in random order, from tables of growing size. As long as the table fits in a cache, order does not matter
-# much. Beyond it, nearly every read waits for memory.
+# Now read in random order, from tables of growing size. As long as the table fits in a cache, order should not matter
+# much. Of a table four times as large as the cache, three of four reads should have to wait for memory.
 
 # %%
 sizes = [2**k for k in range(13, 16 if quick() else 28, 1)]  # bytes
@@ -138,6 +141,8 @@ table(
      for size, o, r in list(zip(sizes, ordered_ns, random_ns, strict=True))[::2]],
 )  # fmt: skip
 check_time("a step of 16 costs more per number than a step of 1", per_read[16] > 2 * per_read[1])
+check_time("up to a step of 16 the cost grows by a larger factor than from there on",
+           per_read[16] / per_read[1] > per_read[64] / per_read[16])  # fmt: skip
 check_time("random reads of a large table cost more than of a small one", random_ns[-1] > 2 * random_ns[0])
 check_time("reads in order hardly do", ordered_ns[-1] < 0.5 * random_ns[-1])
 
@@ -167,10 +172,11 @@ save(figure, "03_memory")
 # %% [markdown]
 # ![Time per number against step and against table size](figures/03_memory.png)
 #
-# *Measured on the machine that made this page. Left: the cost of a number grows with the step until every read needs
-# its own line. Right: the more of the table lies outside the caches (a dotted line is where one ends), the more a
-# random read costs. There is no sharp step: the table shares each cache with everything else that runs. Reads in
-# order stay cheap, because the processor fetches the next lines before they are asked for.*
+# *Measured on the machine that made this page. Left: the cost of a number grows with the step, most of all up to 16,
+# from where on every read needs its own line. Right: the more of the table lies outside the caches (a dotted line is
+# where one ends), the more a random read costs. The curve need not rise exactly at the dotted lines: the table
+# probably shares each cache with everything else that runs. Reads in order stay cheap. Processors are built for that:
+# they fetch the next lines before they are asked for.*
 #
 # ## What it means for a model
 # The embedding is a table `[V D]`: one row for each piece of text. To look up a piece is to read one row. Stored the
@@ -204,9 +210,9 @@ check("a row fills its lines, a column wastes 15 of 16 places", (row, column) ==
 # ## Exercises
 # 1. A matrix `[1000 1000]` of float32 is read down its columns. How large must a cache be for this to cost no more
 #    than reading by rows?
-# 2. Why does the curve on the left hardly rise from 16 to 32, although the step doubles?
-# 3. `x` is `[4096 4096]`. Which is faster, `x.sum(axis=0)` or `x.sum(axis=1)`? Guess, then measure. How would you sum
-#    the columns if you may read memory only in its order?
+# 2. How many lines have to be fetched for 1,000 numbers that are 1, 4, 16 and 32 numbers apart? Count them with `misses`.
+#    From which step on does a number cost no more lines?
+# 3. `x` is `[4096 4096]`. Sum each column, but read memory only in its order. Is that slower than the sum of each row?
 
 # %% tags=["answer"]
 print(f"It must hold one line for each of the 1000 rows: {1000 * LINE:,} bytes, for a matrix of {4 * 1000**2:,} bytes.")
@@ -214,16 +220,34 @@ walk = addresses((1000, 32), (4000, 4), "columns")  # 32 columns are enough to s
 check("with 1000 lines, 32 columns need 2 or 3 lines of each row", misses(walk, 1000) <= 3 * 1000)
 check("with 999 lines every read is a miss", misses(walk, 999) == len(walk))
 
-# %% [markdown] tags=["answer"]
-# From 16 on, every read needs a line of its own, and it cannot need more than one. What still grows is smaller: the
-# processor guesses which lines come next, and that works less well for larger steps.
+# %% tags=["answer"]
+needed = {step: misses(range(0, 1000 * step * 4, step * 4), 64) for step in (1, 4, 16, 32)}
+print("lines for 1,000 numbers:", needed)
+check("from 16 on each has a line of its own, and cannot have more", needed[4] < needed[16] == needed[32] == 1000)
+print(
+    "If the measured curve goes on rising from there, lines are not all of it. This chapter does not find out what is."
+)
 
 # %% tags=["answer"]
 x = np.ones((256, 256) if quick() else (4096, 4096), np.float32)  # [4096 4096]
-for axis in (0, 1):
-    print(f"axis {axis}: {seconds(lambda axis: x.sum(axis=axis), axis) * 1e3:.2f} ms")
-print("Close to each other: NumPy walks along the rows for axis 0 as well, and keeps a running sum for each column.")
-same("both add up to everything", x.sum(axis=0).sum(), x.sum(axis=1).sum())
+x[5] = np.arange(x.shape[1]) % 7  # so that columns differ
+
+
+def sum_columns(x):
+    """[R C] -> [C]: row after row, onto a running sum for each column."""
+    sums = np.zeros(x.shape[1], x.dtype)
+    for row in x:
+        sums += row
+    return sums
+
+
+same("the sum of each column", sum_columns(x), x.sum(axis=0))
+for name, way in {"columns, row after row": sum_columns, "columns, by NumPy": lambda x: x.sum(axis=0),
+                  "rows, by NumPy": lambda x: x.sum(axis=1)}.items():  # fmt: skip
+    print(f"{name}: {seconds(way, x) * 1e3:.2f} ms")
+check_time(
+    "columns take less than four times as long as rows", seconds(sum_columns, x) < 4 * seconds(lambda x: x.sum(1), x)
+)
 
 # %% [markdown]
 # [Previous: 02 · Operations](02_operations.py) · [Contents](README.md) · [Next: 04 · Matrix products](04_matmul.py)

@@ -17,7 +17,7 @@
 # Two numbers say what it costs:
 #
 # - *arithmetic*: M·K·N multiplications and as many additions. One such operation on floating-point numbers is a
-#   *FLOP*, so 2·M·K·N FLOPs;
+#   *FLOP*, so 2·M·K·N FLOPs. Speed is counted in GFLOP/s, thousands of millions of them in a second;
 # - *traffic*: at least the bytes of the two inputs and of the output have to move between memory and processor.
 #
 # Their ratio is the *arithmetic intensity*, in FLOPs per byte. The processor has a limit for each of the two.
@@ -167,6 +167,10 @@ with safe_open(Path(nano.__file__).parent / "assets/nano-stories/model.safetenso
 attention = config.num_layers * 2 * (2 * S * config.num_heads * config.head_dim)
 print(f"2 x {sum(matrices):,} weights + {attention:,} for attention = {2 * sum(matrices) + attention:,}")
 check("this is exactly what the graph has", flops["matrix product"] == 2 * sum(matrices) + attention)
+check(
+    f"of the operations, a few dozen are matrix products ({times['matrix product']})", 24 < times["matrix product"] < 60
+)
+check("more of them than of any other kind only move numbers", max(times, key=times.get) == "moving numbers")
 check("matrix products are more than 99% of the arithmetic", flops["matrix product"] > 0.99 * flops.total())
 
 # %% [markdown]
@@ -197,9 +201,9 @@ save(figure, "04_shares")
 # ## One vector or many
 # The same weight can be multiplied with one vector, or with many at once. Per vector the arithmetic is the same.
 #
-# First the two limits of this machine, measured by themselves: how fast it reads, with an array that no cache holds, which
-# is summed, and multiplied with one vector, whichever is faster; and how fast it calculates, with a product of two large
-# matrices.
+# First the two limits of this machine, measured by themselves: how fast it reads, with an array that no cache holds,
+# which is summed, and multiplied with one vector, whichever is faster; and how fast it calculates, with a product of
+# two large matrices.
 
 # %%
 size = 256 if quick() else 4096
@@ -255,9 +259,10 @@ save(figure, "04_intensity")
 # %% [markdown]
 # ![GFLOP/s against arithmetic intensity](figures/04_intensity.png)
 #
-# *Measured; the dotted limits were measured before, by themselves. With one vector the weight streams from memory
-# once and each number of it is used twice: memory is the limit. With many vectors each number that arrives is used
-# many times, and arithmetic becomes the limit.*
+# *Measured; the dotted limits were measured before, by themselves, and no better than that: a point may lie a little
+# above them. With one vector each number of the weight arrives from memory and is used twice, in a multiplication and
+# an addition: memory is the limit. With many vectors each number that arrives is used many times, and arithmetic
+# becomes the limit.*
 #
 # Such a picture, two limits and what was reached below them, is called a *roofline*. It shows the most important fact
 # about inference. Reading a *prompt*, the text that is to be continued (*prefill*), puts many vectors through each
@@ -271,7 +276,8 @@ save(figure, "04_intensity")
 # - `nanollm_jax.decode.prefill` and `nanollm_jax.decode.decode` are two programs, because their limits are different.
 # - Several texts at once, a *batch*, share the weights that were read: `nanollm_jax.generate` takes lists. Chapter 06
 #   has more on it.
-# - Weights in bfloat16 are half the bytes, so decode is up to twice as fast: chapter 21.
+# - Weights in bfloat16 are half the bytes. Where memory is the limit, half the bytes can be read in half the time;
+#   chapter 24 goes on from there.
 #
 # ## Exercises
 # 1. How many FLOPs does the bundled model need to read 100 pieces of text, by the rule of thumb? How far off is it

@@ -11,14 +11,14 @@
 # Every version in this chapter does the same multiplications and additions. What changes is the order, and how many
 # are done at once:
 #
-# - *vectors*: a processor has instructions that multiply 8 or 16 float32 numbers at once, if they lie side by side in
+# - *vectors*: a processor has instructions that multiply 4, 8 or 16 float32 numbers at once, if they lie side by side in
 #   memory;
 # - *loop order*: of the three loops, the innermost should walk along rows, so that its numbers lie side by side
 #   (chapter 03);
 # - *blocking*: work on a piece of the result that fits in a cache, and finish it before the next one;
 # - *threads*: give each processor core its own part of the result.
 #
-# Speed is counted in GFLOP/s: thousands of millions of multiplications and additions per second.
+# Speed is counted in GFLOP/s, as in chapter 04.
 #
 # ## From scratch
 # In Python a single multiplication costs far more than the multiplication itself: the interpreter looks at types,
@@ -126,7 +126,8 @@ same("the library's contract, compiled by XLA", xla(a, b), reference)
 # The processor's data sheet would say: cores, times clock, times numbers per vector, times vector units, times 2 for
 # a multiplication and an addition. The clock changes while it runs, so the limit is measured here: the best rate that
 # any product reaches, of several sizes, by two libraries that were tuned for years: XLA, and the one that NumPy calls
-# for products (a *BLAS*, short for basic linear algebra subprograms).
+# for products (a *BLAS*, short for basic linear algebra subprograms). That is one way to find it. Chapter 04 took one
+# size and one library, at another time, with another result: a limit that was measured is known no better than that.
 
 
 # %%
@@ -185,9 +186,9 @@ save(figure, "05_versions")
 # %% [markdown]
 # ![GFLOP/s of nine versions of a matrix product](figures/05_versions.png)
 #
-# *Each step to the right is a factor. Grey: one number at a time. Blue: one vector at a time. Orange: one block of
-# the result at a time. Green: the libraries, which do all of it and keep a small block of the result in the
-# processor's registers, where it costs nothing to reach.*
+# *Each label of the axis is ten times the one before. Grey: one number at a time. Blue: one vector at a time. Orange: the
+# whole result or a block of it at a time. Green: the libraries, which do all of it, and are known to keep a small block
+# of the result in the processor's registers besides, the few places in which it computes.*
 #
 # ## How large a block
 # A block has to be large enough to keep the vectors and the Python loop busy, and small enough for the cache. Where
@@ -224,8 +225,9 @@ save(figure, "05_blocks")
 # %% [markdown]
 # ![GFLOP/s by the shape of a block](figures/05_blocks.png)
 #
-# *One core. Small blocks lose their time in the Python loop. How much the largest lose is for this machine to say: a
-# block that no longer fits a cache is read from the next one, and that hurts only where the next one cannot keep up.*
+# *One core. Small blocks lose time: each costs as many steps of the Python loop as a large one, for fewer numbers.
+# How much the largest lose is for this machine to say: a block that no longer fits a cache is read from the next one,
+# and that hurts only where the next one cannot keep up.*
 #
 # ## In the engine
 # - The library contains none of this. `nanollm_jax.ops.linear.contract` says what is to be summed, and XLA picks
@@ -239,8 +241,8 @@ save(figure, "05_blocks")
 #   XLA has fast kernels for one of them only.
 #
 # ## Exercises
-# 1. `outer_products` writes products to `scratch` and then adds them to `out`. How many numbers does it read and
-#    write for each multiplication? What do the libraries avoid?
+# 1. `outer_products` writes products to `scratch` and then adds them to `out`. How many numbers of these two arrays does
+#    it read and write for each multiplication? What do the libraries avoid?
 # 2. Why can two threads write to the same result without waiting for each other?
 # 3. The sum over k is done in another order in every version. Are the results equal bit for bit?
 

@@ -203,16 +203,17 @@ save(figure, "06_batches")
 #
 # *Left: measured. A shared weight is read once for all texts, so each text pays less in a larger batch. Own keys are
 # read for one text only, so there is nothing to share. (Where their line rises before it is level, the keys of a few
-# texts probably still lay in the processor's cache from the run before, and those of many do not fit.) Right: what one
-# pair of the batch letters K and G of `"BKGTS"` holds, a matrix `[T S]`.*
+# texts probably still lay in the processor's cache from the run before, and those of many do not fit.) Right: what
+# `"BKGTS"` holds for one text B, one K and one G: a matrix `[T S]`, how much each new piece takes from each
+# remembered one.*
 #
 # ## In the engine
 # - `nanollm_jax.ops.attention.scores` and `nanollm_jax.ops.attention.mix` are the two batched products of attention;
 #   all others go through `nanollm_jax.ops.linear.product`, rows of vectors with rows of a weight.
 # - G query heads share the keys and values of one head K, so G is a *row* letter: a small gain that is built into the
 #   model. That is what grouped queries are for, chapter 11.
-# - `nanollm_jax.ops.attention.mix` moves T outwards after the product and not in the einsum, because the compiler
-#   would otherwise copy all values first.
+# - `nanollm_jax.ops.attention.mix` moves T outwards after the product and not in the einsum: a comment there says for
+#   which compiler.
 # - The memory that grows with every text is `nanollm_jax.cache.KVCache`; chapter 20.
 #
 # ## Exercises

@@ -9,6 +9,9 @@
 #
 # Inference is this step over and over: multiply by a matrix of weights, bend the result, multiply again. Whoever runs
 # a model has to know which curve it was trained with. Several look alike, and the wrong one raises no error.
+#
+# From here on three models are named again and again. The weights of *GPT-2* (2019), *LLaMA* (2023) and *Mistral* (2023)
+# were published, and most models since are built like one of them. The bundled model is a small LLaMA.
 
 # %%
 from __future__ import annotations
@@ -251,7 +254,7 @@ if not quick():
         print(f"{name:5} Lily and her friend{answer.text!r}")
 
 # %% [markdown]
-# Only a little worse, and what it writes is still made of sentences. That is what makes this mistake dangerous:
+# Worse, but far from guessing, and what it writes is still made of sentences. That is what makes this mistake dangerous:
 # nothing crashes, no output looks broken, the model is just not as good as it was. It can only be found by comparing
 # numbers with a reference, which is what the checks of this series do.
 #

@@ -148,10 +148,10 @@ check("already this small model would overflow float16", max(*largest, logits.ma
 
 # %% [markdown]
 # ## Masks, and rows that see nothing
-# Attention hides the future by giving it the score `-inf`: e^-inf = 0, so it gets no weight. That works as long as
-# every row has something left. If all scores of a row are `-inf`, the maximum is too, and `-inf - -inf` is nan. The
-# engine therefore uses the lowest finite float instead of `-inf`. A row that sees nothing then gets equal weights.
-# Nobody reads that row, but it does not poison the others.
+# Attention hides the future with a *mask*: what may not be seen gets the score `-inf`, and e^-inf = 0 is no weight.
+# That works as long as every row has something left. If all scores of a row are `-inf`, the maximum is too, and
+# `-inf - -inf` is nan. The engine therefore uses the lowest finite float instead of `-inf`. A row that sees nothing then
+# gets equal weights. Nobody reads that row, but it does not poison the others.
 
 # %%
 nothing = np.full(4, -np.inf, np.float32)
@@ -311,8 +311,9 @@ save(figure, "09_online")
 # %% [markdown]
 # ![Running maximum, running sum, and memory with and without blocks](figures/09_online.png)
 #
-# *Left and middle: one pass over 48 scores. Each time a new best is found (thin lines) the sum is scaled down,
-# because it is measured against the best. Right: the table of all scores grows with the square of the text.*
+# *Left and middle: one pass over 48 scores. Each time a new best is found (thin lines) what was summed is scaled down,
+# because it is measured against the best, and the new one adds 1. Right, on two logarithmic axes: the table of all scores
+# grows with the square of the text, what blocks need in proportion to it.*
 #
 # ## In the engine
 # - `nanollm_jax.ops.attention.scores` and `nanollm_jax.ops.attention.weights` compute scores and softmax in float32,

@@ -11,7 +11,7 @@
 # ## The idea
 # Think of a Python dictionary: there are keys with values, a query is compared with the keys, and the value of the
 # one that is equal comes back. *Attention* is a soft dictionary. All three are vectors, and each is made from the
-# vectors of the text by a weight matrix:
+# vectors of the text by a weight matrix, a *projection*:
 #
 # - the *query* of a position says what it looks for;
 # - the *key* of a position says what is to be found there;
@@ -126,8 +126,8 @@ q4, k4, v4 = (jnp.asarray(a)[None, :, None] for a in (q, k, v))  # [1 T 1 H]
 same("jax.nn.dot_product_attention", jax.nn.dot_product_attention(q4, k4, v4, is_causal=True)[0, :, 0], out)
 
 # %% [markdown]
-# ## What is still missing: the order
-# A dot product of two vectors does not know where they stand.
+# ## What about the order?
+# A text is more than the set of its pieces. Which part of the code above reads where a piece stands?
 
 # %% tags=["question"]
 predict(
@@ -142,9 +142,10 @@ print(f"the vector itself is as large as   {np.abs(out[-1]).max():.1e}")
 same("attention alone sees a bag of words", shuffled[-1], out[-1])
 
 # %% [markdown]
-# So the model has to put the position into the vectors. The bundled model turns each query and key by an angle that
-# grows with its position: chapter 12. The library does it right after the projection. At position 0 the angle is
-# zero, and turning never changes a length, so our projections can be checked already:
+# A dot product of two vectors does not know where they stand. So the model has to put the position into the vectors.
+# The bundled model turns each query and key by an angle that grows with its position: chapter 12. The library does it
+# right after the projection. At position 0 the angle is zero, and turning never changes a length, so our projections
+# can be checked already:
 
 # %%
 turned_q, turned_k = seen(LAYER, "attention.q")[:, HEAD], seen(LAYER, "attention.k")[:, HEAD * K // N]  # [T H]
@@ -201,6 +202,13 @@ SCORES = {
     "the first piece": lambda ids, w: np.mean(w[1:, 0]),
     "the same piece before": on_same,
 }
+for name, look in {
+    "the piece before": np.eye(T, k=-1),
+    "the first piece": np.eye(1, T).repeat(T, 0),
+    "itself": np.eye(T),
+}.items():
+    found = [score for score, measure in SCORES.items() if measure(ids, look) > 0.9]
+    check(f"a head that only ever looks at {name} is found so, and as nothing else", found == [name] * (name in SCORES))
 measured = {name: {at: np.mean([score(text, maps[at]) for text, maps in zip(texts, everywhere, strict=True)]) for at in every}
             for name, score in SCORES.items()}  # fmt: skip
 found = {name: max(means, key=means.get) for name, means in measured.items()}
@@ -215,6 +223,12 @@ for name, means in measured.items():
         f"{name}: that head looks there at least twice as much as heads do in the mean",
         means[found[name]] > 2 * np.mean(list(means.values())),
     )
+if not quick():
+    same_before = {
+        "all": max(measured["the same piece before"].values()),
+        "first": on_same(ids, every[found["the same piece before"]]),
+    }
+    check("on the first text that head hardly looks there", same_before["first"] < same_before["all"] / 2)
 
 
 # %% tags=["figure"]
@@ -237,8 +251,8 @@ save(figure, "10_heads")
 # *The first text. Each row is one query: how its weights are spread over the pieces so far. The strongest colour is
 # 1. Orange, at the right: places where the same piece stands again. On this text that head hardly looks there, though
 # over all texts it does so more than any other (the last column of the table): one picture proves little. Why many
-# heads look at the first piece is not shown here. The usual explanation: weights must sum to 1, and who has found
-# nothing needs a place to put them (Xiao et al. 2023, arXiv:2309.17453).*
+# heads look at the first piece is not shown here. The usual explanation: weights must sum to 1, and a head that has
+# found nothing needs a place to put them (Xiao et al. 2023, arXiv:2309.17453).*
 
 # %% tags=["figure"]
 interactive(
@@ -263,6 +277,10 @@ interactive(
 random = np.random.default_rng(0)
 S, trials = 32, 100 if quick() else 1000
 widths = [1, 4, 16, 64, 256]
+spread = [np.einsum("nh,nh->n", *np.random.default_rng(1).normal(size=(2, 4000, width))).std() for width in widths]
+same(
+    "the spread of 4,000 dot products, against the square root of H", spread, np.sqrt(widths), 0.1, size=np.sqrt(widths)
+)
 largest = {"divided by the square root of H": [], "as they are": []}
 for width in widths:
     scores = np.einsum(
@@ -290,6 +308,9 @@ save(figure, "10_scale")
 
 # %% [markdown]
 # ![Largest attention weight against head width, with and without the square root](figures/10_scale.png)
+#
+# *Random queries against 32 random keys. Undivided (orange), the largest weight goes towards 1 as vectors become longer;
+# divided (blue), it does not depend on their length.*
 #
 # ## In the engine
 # - `nanollm_jax.model.attend` is this chapter and the next: one product for queries, keys and values, the turning of

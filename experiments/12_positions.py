@@ -8,8 +8,8 @@
 # and takes weighted means; nothing in it knows which word came first. How does a model learn where each word stands,
 # and what happens when a text is longer than any it was trained on?
 #
-# For an engine this is the part with the most ways to be slightly wrong. Every family has its own constants, the
-# numbers must be exact far into the text, and a mistake shows only after the first few hundred words.
+# For an engine this is a part with many ways to be slightly wrong. Every family of models has its own constants, the
+# numbers must be exact far into the text, and some mistakes show only there.
 
 # %%
 from __future__ import annotations
@@ -240,8 +240,8 @@ same("the story told from position 100 on", moved_logits, plain_logits, 1e-4)
 #   range of the training, but the fast pairs, which tell neighbours apart, are slowed as well.
 # - *llama3*: pairs that turn many times in the original length stay as they are; pairs that never complete one turn
 #   are slowed by the factor; between the two a smooth mix. LLaMA 3.1 uses it.
-# - *yarn*: the same idea with another ramp, and the scores are raised a little, because more words compete in a
-#   longer text (Peng et al. 2023, arXiv:2309.00071).
+# - *yarn*: the same idea with another ramp, and the scores are raised a little, by a factor that its authors found by
+#   trying (Peng et al. 2023, arXiv:2309.00071).
 
 
 # %%
@@ -323,6 +323,10 @@ def surprise(setting):
 losses = {
     name: surprise(setting) for name, (_, setting) in SCALINGS.items() if name in ("plain", "llama3") or not quick()
 }
+check(
+    "what is measured is the next piece: far from guessing",
+    losses["plain"][:ORIGINAL].mean() < 0.5 * math.log(config.vocab_size),
+)
 parts = [(16, 512), (512, 640)] if quick() else [(16, 256), (256, 512), (512, 768), (768, 1024), (1024, 1400)]
 table(
     f"loss by position; trained on {ORIGINAL} positions, factor {FACTOR:g}",
@@ -359,9 +363,7 @@ for name, loss in losses.items():
     smooth = np.convolve(loss, np.ones(64) / 64, "valid")
     right.plot(np.arange(len(smooth)) + 32, smooth, line, color=colour, label=name, linewidth=1.5)
 right.axvline(ORIGINAL, color=GREEN, linewidth=1, linestyle=":")
-right.set(
-    title="loss along a text of three times the length", xlabel="position", ylabel="loss, mean of 64", ylim=(0, None)
-)
+right.set(title=f"loss along a text of {T:,} positions", xlabel="position", ylabel="loss, mean of 64", ylim=(0, None))
 right.legend()
 save(figure, "12_longer")
 
@@ -385,8 +387,8 @@ save(figure, "12_longer")
 #   says which kind of model this is.
 #
 # ## Your engine
-# Queries and keys are turned before they are compared. What a function has to know and cannot see from its arrays goes into
-# a `Config`, here the base of the angles and the window.
+# Queries and keys are turned before they are compared. What a function has to know and cannot see from its arrays
+# goes into a `Config`, here the base of the angles and the window.
 
 # %%
 mine = grow(12)

@@ -7,9 +7,9 @@
 # Attention moves information between words, by means of weighted averages. Where does a model do anything with one
 # word by itself, and where are most of its weights?
 #
-# In the *feed-forward network* of each layer, also called *MLP* (multi-layer perceptron). It holds two thirds of the
-# weights of a layer or more. Each new word reads all weights from memory once (chapter 04), so most of what an engine
-# reads while it writes are these.
+# In the *feed-forward network* of each layer, also called *MLP* (multi-layer perceptron). In the bundled model it
+# holds more than two thirds of the weights of a layer, and others are like that. Each new word reads all weights from
+# memory once (chapter 04), so most of what an engine reads while it writes are these.
 
 # %%
 from __future__ import annotations
@@ -171,6 +171,7 @@ table(
     [(kind, f"{n:,}", f"{n / total:.1%}") for kind, n in kinds.items()],
 )
 check("the MLPs have more weights than everything else together", kinds["MLP"] > total / 2)
+check("and more than two thirds of the layers' weights", kinds["MLP"] > 2 / 3 * (total - kinds["embedding"]))
 D, F = gate.shape
 print(
     f"F / D is {F / D:.3f}, so the three matrices have {3 * D * F / (8 * D * D):.3f} times the weights of two with F = 4 D"
@@ -201,8 +202,8 @@ table(
 )
 
 # %% [markdown]
-# Some of them read like rules: after this, expect that. Others make no sense by themselves; most of what a model
-# knows is spread over many units. ("▁" stands for a space, see chapter 15.)
+# Some of them read like rules: after this, expect that. Others make no sense by themselves; what a model knows is thought
+# to be spread over many units. ("▁" stands for a space, see chapter 15.)
 #
 # ## How many units does a word need?
 
@@ -246,6 +247,9 @@ def keep(share):
 
 
 whole = loss(logits[0])
+check("the loss is that of the next piece: far from guessing", whole < 0.5 * math.log(config.vocab_size))
+tenths = (keep(0.1)(activity) != 0).mean(axis=1)  # [T]
+check("of each word a tenth of the units is kept", np.all(np.abs(tenths - 0.1) < 2 / F))
 same("our MLP in every layer gives the model's own loss", run_with(lambda a: a), whole, 1e-4)
 shares = [0.1, 0.0] if quick() else [0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.0]
 losses = {1.0: whole} | {share: run_with(keep(share) if share else jnp.zeros_like) for share in shares}
@@ -253,11 +257,16 @@ table(
     "loss of the story", ["units kept", "loss"], [(f"{share:.0%}", f"{value:.3f}") for share, value in losses.items()]
 )
 check("a tenth of the units still does most of the work", losses[0.1] - whole < 0.3 * (losses[0.0] - whole))
+tenth = np.abs(activity) >= np.quantile(np.abs(activity), 0.9, axis=1, keepdims=True)  # [T F]: the tenth that is kept
+print(
+    f"layer {LAYER}: {tenth.any(0).mean():.0%} of the units are in that tenth for some word, {tenth.all(0).mean():.0%} for all"
+)
+check("which ones they are differs from word to word", tenth.any(0).mean() > 0.5 and tenth.all(0).mean() < 0.02)
 
 # %% [markdown]
-# Which units are needed differs from word to word, so none of them can simply be removed. Engines that could find out
-# in advance which units will be active would read a fraction of the weights; that is an open field, and for SiLU,
-# where hardly any unit is exactly 0, a hard one. ReLU models make it easier.
+# Which units are needed differs from word to word, so that few of them could be removed for good. An engine that knew in
+# advance which units will be active could read a fraction of the weights. With ReLU, where many units are exactly 0, that
+# is done (Liu et al. 2023, arXiv:2310.17157); with SiLU every one of them is only nearly silent.
 
 # %% tags=["figure"]
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.9), width_ratios=[1.5, 1, 1])
@@ -268,6 +277,14 @@ left.imshow(activity[first][:, loud], aspect="auto", cmap="RdBu", vmin=-3, vmax=
 left.set_yticks(range(24), pieces[first], fontsize=7)
 left.set(title=f"the 120 loudest units of layer {LAYER}", xlabel="unit, ordered by the piece it answers most")
 ordered = np.sort(np.abs(activity), axis=1)[:, ::-1]  # [T F], falling
+half = (ordered > ordered[:, :1] / 2).sum(1)  # [T]
+strong = (np.abs(activity[:, loud]) > np.abs(activity[:, loud]).max(0) / 2).sum(0)  # [120]
+print(f"half as active as the most active or more: {np.median(half):.0f} of {F} units for a piece, in the median;")
+print(f"and {np.median(strong):.0f} of {len(activity)} pieces for one of the loudest units")
+check(
+    "few units for a piece, and few pieces for a unit",
+    np.median(half) < F / 50 and np.median(strong) < len(activity) / 10,
+)
 for t in range(1, len(ordered), 8):
     middle.plot(100 * np.arange(F) / F, ordered[t] / ordered[t, 0], color=BLUE, linewidth=0.7, alpha=0.6)
 middle.set(title="units by activity, per piece", xlabel="percent of the units", ylabel="share of the most active one")
@@ -281,12 +298,13 @@ save(figure, "13_units")
 # %% [markdown]
 # ![Activity of units over a text, how it falls off, and the loss with only the most active kept](figures/13_units.png)
 #
-# *Left: each column is a unit, each line a piece of the story. A unit answers to a few pieces. Middle: for each piece
-# a few units are loud and most are nearly silent. Right: the loss when only the loudest are kept.*
+# *Left: each column is a unit, each line a piece of the story, blue is positive and red negative. Most units answer
+# strongly to a few pieces only. Middle: for each piece a few units are loud and most are nearly silent. Right: the
+# loss when only the loudest are kept.*
 #
 # ## In the engine
 # - `nanollm_jax.ops.mlp.widen` is both forms in one, `nanollm_jax.ops.mlp.narrow` the way back. Gate and up are one
-#   array `[U F D]`, because one wide product is faster than two: U is 2 in a gated model and 1 in a plain one. Biases
+#   array `[U F D]`, one wide product in the place of two: U is 2 in a gated model and 1 in a plain one. Biases
 #   are used where the parameters have them: GPT-2 has them, LLaMA has none.
 # - All T words of a prompt go through in one matrix product, so each weight is read once for the whole prompt. While
 #   writing, T is 1 and each weight is read for one word alone: chapter 21 shows that this reading is what limits the

@@ -5,13 +5,23 @@ that are explained where they are first needed, long before their own chapter, s
 """
 
 TERMS = {
+    "inference": (1, r"inference"), "training": (1, r"train(?:ed|ing)"), "parameter": (1, r"parameters?"),
+    "layer": (1, r"layers?"), "embedding": (1, r"embeddings?"), "score": (1, r"scores?"), "graph": (1, r"graphs?"),
+    "transformer": (1, r"transformers?"), "TPU": (1, r"TPUs?"),
     "tensor": (1, r"tensors?"), "token": (1, r"tokens?"), "vocabulary": (1, r"vocabular(?:y|ies)"), "config": (1, r"configs?"),
     "checkpoint": (1, r"checkpoints?"), "tracing": (1, r"trac(?:e[sd]?|ing)"), "dtype": (1, r"dtypes?"),
     "stride": (1, r"strides?"), "broadcasting": (1, r"broadcast(?:ing|s)?"),
     "elementwise": (2, r"elementwise"), "reduction": (2, r"reductions?"), "contraction": (2, r"contractions?"),
     "einsum": (2, r"einsums?"), "jit": (2, r"jit(?:ted)?"), "XLA": (2, r"XLA"),
+    "fusion": (2, r"fus(?:e[sd]?|ion|ing)"), "cache": (3, r"caches?"), "cache line": (3, r"cache lines?"),
+    "arithmetic intensity": (4, r"intensity"),
     "FLOP": (4, r"G?FLOPs?"), "linear layer": (4, r"linear layers?"), "prompt": (4, r"prompts?"), "prefill": (4, r"prefill"),
     "decode": (4, r"decode"), "batch": (4, r"batch(?:es)?"), "roofline": (4, r"rooflines?"), "BLAS": (5, r"BLAS"),
+    "neural network": (7, r"neural networks?"), "GPT-2": (7, r"GPT-2s?"), "LLaMA": (7, r"LLaMAs?"),
+    "Mistral": (7, r"Mistral"), "sigmoid": (7, r"sigmoid"), "root mean square": (8, r"root mean squares?"),
+    "epsilon": (8, r"epsilons?"), "mask": (9, r"masks?"),
+    "log-sum-exp": (9, r"log-sum-exp"), "flash attention": (9, r"flash attention"),
+    "projection": (10, r"projections?"), "grouped queries": (11, r"grouped quer(?:y|ies)"), "multi-query": (11, r"multi-query"),
     "bias": (7, r"bias(?:es)?"), "activation": (7, r"activations?"), "GELU": (7, r"GELU"), "SiLU": (7, r"SiLU"),
     "loss": (7, r"loss"), "norm": (8, r"RMS norm|layer norm|norms?"), "scan": (8, r"scans?"), "softmax": (9, r"softmax"),
     "logit": (9, r"logits?"), "attention": (10, r"attention"), "query": (10, r"quer(?:y|ies)"), "head": (11, r"heads?"),

@@ -200,13 +200,13 @@ def test_chapter_links_to_its_neighbours(chapter):
 
 
 def paragraphs(path):
-    """What is read of a chapter, item by item: its text and its questions, without code, figures and captions."""
+    """What is read of a chapter, item by item: its text, captions and questions, without code and figures."""
     for cell in cells(path):
         if cell.cell_type == "markdown":
             for paragraph in re.split(r"\n\s*\n|\n(?=- |\d\. )", cell.source):
                 plain = re.sub(r"`[^`]*`|!\[[^\]]*\]\([^)]*\)|\[(Previous|Contents|Next)[^)]*\)", "", paragraph).strip()
-                if not re.fullmatch(r"\*[^*].*\*", plain, re.DOTALL):
-                    yield plain
+                # a caption is in italics, which explain nothing in it
+                yield plain.strip("*") if re.fullmatch(r"\*[^*].*\*", plain, re.DOTALL) else plain
         elif "question" in tags(cell):
             yield cell.source
 
