@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,26 @@ def said(model, ids):
 
 def logprobs(logits):
     return np.asarray(jax.nn.log_softmax(logits))
+
+
+@partial(jax.jit, static_argnames="config")
+def moved(params, ids, added, *, config):
+    """Logits behind four texts [4 T] when so much is added to values, {name: [4 T D]}, and these values.  -> [4 V], as added"""
+    cache = nano.init_cache(config, *ids.shape, jnp.float32)
+    change = {name: lambda value, more=more: value + more for name, more in added.items()}
+    (logits, _), values = nano.observe(nano.forward, params, ids, cache, config=config, change=change)
+    return logits[:, -1], {name: values[name] for name in added}
+
+
+def measured(model, texts, **added):
+    """How far the logit of 8 is above that of 60 behind each of four texts, and what they have where something may be added:
+    the slopes of a family are checked by one program.
+    """
+    nothing = np.zeros((4, len(TEXT), model.config.hidden_size), np.float32)
+    added = {name: added.get(name.replace(".", "_"), nothing) for name in ("embedding", "layers.0.attention.out")}
+    logits, values = moved(model.params, np.array(texts), added, config=model.config)
+    logits = np.asarray(logits, np.float64)
+    return logits[:, 8] - logits[:, 60], {name: np.asarray(value) for name, value in values.items()}
 
 
 # lens
@@ -217,26 +238,22 @@ def test_patching(model):
     agree(heads.values[0, 3], put[-1, 8] - put[-1, 60], 1e-4)
 
 
-def check_estimate(family):
+def check_estimate(model):
     """The estimate is the slope on the way from one text to the other, which a small step of it shows too."""
-    model = random_model(family)
     found = glass.patch(model, TEXT, OTHER, token=8, against=60, places="layers.0.attention.out", approximate=True)
-    _, clean = look(model, TEXT)
+    clean, corrupted, *_ = measured(model, [TEXT, OTHER, OTHER, OTHER])[1]["layers.0.attention.out"]
     step = 2**-8 if model.config.mixer is None else 2**-13  # there is a router that changes its mind nearby
-    way = clean["layers.0.attention.out"] - look(model, OTHER)[1]["layers.0.attention.out"]
-
-    def on_the_way(at, share):
-        logits, _ = look(model, OTHER, layers_0_attention_out=lambda x: x.at[:, at].add(share * way[:, at]))
-        return np.float64(logits[-1, 8]) - np.float64(logits[-1, 60])
-
-    for at in (2, 8):
-        up, down = on_the_way(at, step), on_the_way(at, -step)
+    places, added = (2, 8), np.zeros((4, *clean.shape), np.float32)
+    for n, at in enumerate(places):
+        added[n, at], added[n + 2, at] = step * (clean - corrupted)[at], -step * (clean - corrupted)[at]
+    up_and_down, _ = measured(model, [OTHER] * 4, layers_0_attention_out=added)
+    for at, up, down in zip(places, up_and_down[:2], up_and_down[2:], strict=True):
         size = np.abs(found.values - found.corrupted).max()
         agree(found.values[0, at] - found.corrupted, (up - down) / (2 * step), 2e-2, size)
 
 
 def test_patches_by_gradient(model):
-    check_estimate("mistral")
+    check_estimate(model)
 
 
 # steering
@@ -259,26 +276,26 @@ def test_steering(model):
 # saliency
 
 
-def check_saliency(family):
-    model = random_model(family)
+def check_saliency(model):
     found = glass.saliency(model, TEXT, token=8, against=60)
-    _, values = look(model, TEXT)
-    x, step = values["embedding"][:, 4], 2**-8
-    ends = [look(model, TEXT, embedding=lambda e, s=s: e.at[:, 4].add(s * x))[0] for s in (step, -step)]
-    up, down = (np.float64(logits[-1, 8]) - np.float64(logits[-1, 60]) for logits in ends)
+    texts, step = [TEXT, TEXT, OTHER, OTHER], 2**-8
+    plain, values = measured(model, texts)
+    added = np.zeros_like(values["embedding"])
+    added[0, 4], added[1, 4] = step * values["embedding"][0, 4], -step * values["embedding"][0, 4]
+    (up, down, *_), _ = measured(model, texts, embedding=added)
     agree(found.scores[4], (up - down) / (2 * step), 2e-2, np.abs(found.scores).max())
     steps = (
         127 if model.config.mixer is None else 1023
     )  # keys at length 1 turn sharply on the way from one text to another
     whole = glass.saliency(model, TEXT, token=8, against=60, method="integrated", baseline=OTHER, steps=steps)
-    agree(whole.baseline, look(model, OTHER)[0][-1, 8] - look(model, OTHER)[0][-1, 60], 1e-4)
+    agree(whole.baseline, plain[2], 1e-4)
     # where a router changes its mind on the way, there is a jump that no gradient sees
     assert model.config.num_experts or abs(whole.missing) < 1e-3 * np.abs(whole.scores).sum()
     assert np.abs(np.delete(whole.scores, 2)).max() == 0 < abs(whole.scores[2])  # only there do they differ
 
 
 def test_saliency(model):
-    check_saliency("mistral")
+    check_saliency(model)
     found = glass.saliency(model, TEXT, token=8, method="integrated")
     logits, _ = look(model, TEXT, embedding=lambda e: jnp.zeros_like(e) + e.mean(1, keepdims=True))
     agree(found.baseline, logprobs(logits[-1])[8], 1e-4)
@@ -288,8 +305,9 @@ def test_saliency(model):
 @pytest.mark.parity
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_in_every_family(family):
-    check_saliency(family)
-    check_estimate(family)
+    model = random_model(family)
+    check_saliency(model)
+    check_estimate(model)
 
 
 # tree
