@@ -34,12 +34,12 @@ def start(*words):
     ]  # fmt: skip
 
 
-def test_two_processes_give_what_one_gives():
+def test_two_processes_give_what_one_gives(short):
     """tp=4 over both: process 0 prints the answer of one process, and process 1 nothing."""
-    first, second = start("--tp", "4", "--max-new-tokens", "24", "--dtype", "float32")
+    first, second = start("--tp", "4", "--max-new-tokens", "24", "--dtype", "float32", "--model", str(short))
     out, errors = first.communicate(timeout=600)
     assert first.returncode == 0, errors.decode()
-    expected = nano.generate(nano.load(dtype="float32"), "Once upon a time", max_new_tokens=24).text
+    expected = nano.generate(nano.load(short, dtype="float32"), "Once upon a time", max_new_tokens=24).text
     assert out.decode() == expected + "\n"
     assert b"24 new tokens" in errors
     out, errors = second.communicate(timeout=600)
@@ -82,7 +82,7 @@ model = nano.load(folder, dtype="bfloat16", mesh=nano.make_mesh(tp=4))
 peak = status("VmHWM") - before
 flat = params.flatten(model.params).values()
 own = sum(shard.data.nbytes for array in flat for shard in array.addressable_shards) / 2**20
-rows = nano.load(mesh=nano.make_mesh(dp=4))  # a row on every device, two of them in the other process
+rows = nano.load(sys.argv[4], mesh=nano.make_mesh(dp=4))  # a row on every device, two of them in the other process
 texts = [answer.text for answer in nano.generate(rows, ["Once", "One day", "The", "Tim"], max_new_tokens=8)]
 prompts = np.asarray([[1, 2], [3, 4], [5, 6], [7, 8]], np.int32)
 cache = nano.init_cache(rows.config, 4, 16, mesh=rows.mesh)
@@ -125,15 +125,15 @@ def write_large(folder):
 
 @pytest.mark.parity
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_process_holds_its_own_part_only(tmp_path):
+def test_a_process_holds_its_own_part_only(tmp_path, short):
     """At its peak: its shards, twice the largest tensor, and 100 MB. And rows, prompts and scores over both processes."""
     whole, port = write_large(tmp_path), free_port()
     runs = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path), str(port), str(process_id)],
+        subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path), str(port), str(process_id), str(short)],
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for process_id in (0, 1)
     ]  # fmt: skip
-    one = nano.load()
+    one = nano.load(short)
     expected = [answer.text for answer in nano.generate(one, ["Once", "One day", "The", "Tim"], max_new_tokens=8)]
     logprobs = [score.logprob for score in nano.score(one, ["Once upon a time", "a time upon Once"])]
     for process in runs:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import agree
+from models import forward
 
 import nanollm_jax as nano
 from nanollm_jax.engine.embed import ASKED, INSTRUCTION, JUDGE
 
+pytestmark = pytest.mark.usefixtures("bundled_is_short")
+
 DOCUMENTS = ["The dog ran home.", "Once upon a time there was a cat, and it was happy all day.", "rain"]
-forward = jax.jit(nano.forward, static_argnames="config")
 # the turns of models that can be told not to think
 TEMPLATE = """{% for m in messages %}<{{ m.role }}>{{ m.content }}
 {% endfor %}{% if add_generation_prompt %}<assistant>{% if enable_thinking is false %}<think></think>{% endif %}{% endif %}"""

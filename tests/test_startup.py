@@ -173,18 +173,19 @@ import nanollm_jax as nano
 seen = []
 jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: seen.append(event))
 nano.keep_compiled(sys.argv[1] if len(sys.argv) > 1 else {folder!r})
-stream = nano.stream(nano.load(), "Once", max_new_tokens=5)
+stream = nano.stream(nano.load({model!r}), "Once", max_new_tokens=5)
 "".join(stream)
 print(stream.timings.compiled, stream.timings.fetched, sum(event.startswith("/jax/core/compile/") for event in seen))
 print(repr(jax.config.jax_compilation_cache_dir))
 """
 
 
-def test_a_second_process_traces_and_compiles_nothing(tmp_path):
+def test_a_second_process_traces_and_compiles_nothing(tmp_path, short):
     """And what is compiled by others is left to JAX."""
     folder = str(tmp_path / "kept")
     unset = {"JAX_COMPILATION_CACHE_DIR": ""}
-    (compiled, fetched, events, own), second = (python(SECOND.format(folder=folder), **unset) for _ in range(2))
+    program = SECOND.format(folder=folder, model=str(short))
+    (compiled, fetched, events, own), second = (python(program, **unset) for _ in range(2))
     assert os.stat(folder).st_mode & 0o777 == 0o700
     assert int(compiled) > 2 and fetched == "0" and int(events) > 2 * int(compiled)  # traced, lowered, compiled
     assert second == ["0", compiled, "0", own] and own in ("None", "''")
