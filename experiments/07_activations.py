@@ -267,7 +267,7 @@ if not quick():
 #   `"gelu_new"` the tanh form, `"swish"` is SiLU. `nanollm_jax.families.reader.ACTIVATIONS` is the dictionary; an
 #   unknown name is an error, never a default.
 # - Elementwise steps cost little when they are compiled: XLA makes one loop of those that follow each other (chapter
-#   02). Whether that loop is part of the product before it or comes behind it depends on the device.
+#   02). Whether that loop is part of the product before it or comes behind it depends on the processor.
 #
 # ## Exercises
 # 1. A linear layer of a LLaMA has no bias. Show that a layer with a bias is the same as one without, if every input

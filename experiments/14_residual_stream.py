@@ -208,6 +208,9 @@ same("the shares are everything", share.sum(), 1, 1e-12)
 rms = dict(zip(names, sizes.mean(-1), strict=True))
 check("the embedding is less than a tenth of what any part behind the first attention writes",
       rms["embedding"] < 0.1 * min(size for name, size in rms.items() if name not in ("embedding", "attention 0")))  # fmt: skip
+behind = parts[:3].sum(0)  # [T-1 D]: the stream behind layer 0
+check("nine tenths of the stream behind layer 0, or more, are what its MLP wrote",
+      ((parts[2] * behind).sum(-1) / np.square(behind).sum(-1)).mean() > 0.9)  # fmt: skip
 check("the MLPs write more than the attentions, in sum", sum(rms[n] for n in names if n.startswith("MLP"))
       > sum(rms[n] for n in names if n.startswith("attention")))  # fmt: skip
 
@@ -258,10 +261,10 @@ check("the first layer's MLP is the one that cannot be spared", ordered[0][0] ==
 check("no other part costs a fifth of that", ordered[1][1] < ordered[0][1] / 5)
 
 # %% [markdown]
-# Residual connections make a model robust: any other part can be left out, some of them without a visible loss on
-# this story, because what the others wrote is still there. The exception is the first layer's MLP. The table above says
-# how small the embeddings are: what that MLP makes of them is most of what every later layer has ever read. (That this
-# is why it cannot be spared is a guess. Chapter 23 has the tools to test it.)
+# Any other part can be left out, and the loss on this story rises little or not at all: what the others wrote is still
+# there. The exception is the first layer's MLP. The table above says how small the embeddings are: what that MLP writes is
+# nearly all that the next layer reads. (That this is why it cannot be spared is a guess. Chapter 23 has the tools to test
+# it.)
 
 # %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
@@ -291,8 +294,8 @@ save(figure, "14_parts")
 #   read from the parameters and the config. In some families both halves read the same stream.
 # - `nanollm_jax.model.attend` writes keys and values into a cache and reads all earlier ones from there, so that a
 #   token that was read is never computed again (chapter 20).
-# - The layers stand in a Python loop in `nanollm_jax.model.hidden_states`. When the program is compiled, the loop is
-#   unrolled.
+# - The layers stand in a Python loop in `nanollm_jax.model.hidden_states`. Tracing (chapter 01) goes through that loop, so
+#   the compiled program has no loop: it holds the operations of each layer, one layer behind the other.
 # - Every value of this chapter has its name in those functions. `nanollm_jax.glass.observe` runs the program equation
 #   by equation and collects or replaces them. In the compiled program the names are gone and cost nothing.
 #

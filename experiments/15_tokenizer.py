@@ -8,8 +8,8 @@
 # lost, no text is impossible, and the list stays short? And how does it become text again while the answer is still
 # being written, when half a character may have arrived?
 #
-# This part has no weights to multiply, and yet more models run wrong because of it than because of their mathematics.
-# A space in the wrong place gives other integers, and the model answers a slightly different question.
+# This part has no weights to multiply, and it is easy to get wrong all the same, without any error: a space in the wrong
+# place gives other integers, and the model answers a slightly different question.
 
 # %%
 from __future__ import annotations
@@ -370,9 +370,10 @@ per_character = [float(row[-1]) for row in rows]
 check("English is cheapest; scripts without pieces cost their bytes", per_character[0] < 0.5 < 2.5 < per_character[-1])
 
 # %% [markdown]
-# Each token is one run of the model and one place in its memory. A language that the vocabulary does not know is
-# slower by that factor and fills the context sooner by that factor, before the model has understood anything. Large
-# vocabularies, 128,000 pieces and more, are made for this.
+# Each token that is written is one run of the model, and each token, read or written, takes a place in its memory
+# (chapter 20), of which there are only so many. So a language that the vocabulary does not know is written more slowly
+# by that factor, and its texts fill the memory sooner by that factor. A larger vocabulary has room for pieces of more
+# languages: that of LLaMA 3 has 128,256.
 #
 # ## Special tokens
 # Tokens 1 and 2 of this model, `<s>` and `</s>`, say "a text begins" and "it is over". They steer the model, so
@@ -418,6 +419,8 @@ class Stream:
 
 
 message = tokenizer.encode("I like you 🙂!", bos=False)
+check("four of them are the emoji, and each alone is a mark of damage",
+      [tokenizer.token_bytes(token).decode(errors="replace") for token in message].count("\ufffd") == 4)  # fmt: skip
 print("each by itself:", [tokenizer.token_bytes(token).decode(errors="replace") for token in message])
 stream = Stream()
 print("held back:     ", [stream.push(token) for token in message])

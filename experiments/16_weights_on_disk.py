@@ -199,6 +199,17 @@ for label, colour in KINDS.values():
     exponents = np.frexp(numbers[numbers != 0])[1] - 1  # the power of two at or below each number
     powers, counts = np.unique(exponents, return_counts=True)
     right.plot(powers, counts / len(numbers), "o-", markersize=3, color=colour, label=label)
+matrices = np.abs(np.concatenate([array.ravel() for array in theirs.values() if array.ndim == 2]))
+check("nine tenths of the matrices' numbers, or more, lie between 2^-10 and 2^-2",
+      ((matrices >= 2**-10) & (matrices < 2**-2)).mean() > 0.9)  # fmt: skip
+order = sorted(contents, key=lambda name: contents[name]["data_offsets"])
+check("the embedding stands first, the layers in order behind it", "embed" in order[0] and all(
+    f".layers.{n}." in name for n, group in enumerate(np.array_split([x for x in order if ".layers." in x], 6))
+    for name in group))  # fmt: skip
+for n in range(6):
+    sizes = {name: theirs[name].size for name in theirs if f".layers.{n}." in name}
+    mlp = sum(size for name, size in sizes.items() if "mlp" in name)
+    check(f"layer {n}: the MLP takes more than half of the room", 2 * mlp > sum(sizes.values()))
 right.set(title="how large the weights are", xlabel="power of two", ylabel="share", xlim=(-18, 4))
 right.legend(fontsize=9)
 save(figure, "16_file")
@@ -207,9 +218,9 @@ save(figure, "16_file")
 # ![The file as a picture, and the sizes of its weights](figures/16_file.png)
 #
 # *Left: the file from its first byte to its last, line by line. Six layers follow the embedding; in each the MLP
-# (blue) takes most of the room, and the norms are the small red marks. Right: nearly all weights lie between 1/1000
-# and 1/4. The range of bfloat16 goes down to 2^-126, so hardly any of its exponents are used; chapter 24 makes
-# weights smaller.*
+# (blue) takes most of the room, and the norms are the small red marks. Right: nearly all numbers of the matrices lie
+# between 1/1000 and 1/4; the few of the norms are larger. The range of bfloat16 goes down to 2^-126, so hardly any of
+# its exponents are used; chapter 24 makes weights smaller.*
 #
 # ## Names to parameters
 # The file has its authors' names and their order of the axes. The engine has its own. The linear layers in the file
@@ -315,7 +326,8 @@ table("time from a file that is already in the system's memory", ["", "bytes", "
 # - `nanollm_jax.families.llama.table` is the list of names, one line for each tensor, with its axes in letters.
 #   `nanollm_jax.weights.rows.rearrange` follows the letters. Every parameter must be filled and every tensor used,
 #   otherwise loading stops and says which are left over.
-# - `nanollm_jax.weights.load.load_params` goes through the list and puts each tensor on its device, in its final
+# - `nanollm_jax.weights.load.load_params` goes through the list and puts each tensor on its *device*, the
+#   processor that will compute with it and the memory beside that, in its final
 #   dtype, before the next one is touched.
 #
 # ## Your engine

@@ -356,6 +356,13 @@ by_hand = {
     "norms": (2 * c.num_layers + 1) * c.hidden_size,
 }
 check("Llama 3.1 8B, counted by hand", by_hand == parts(c))
+share_of = {name: {part: n / sum(parts(c).values()) for part, n in parts(c).items()} for name, c in published.items()}
+check("the table is a larger share of GPT-2 than of any other",
+      max(share_of, key=lambda name: share_of[name]["embedding"]) == "GPT-2")  # fmt: skip
+check("of the large models the MLP is more than half; where keys and values are shared, attention is less",
+      min(share_of[name]["MLP"] for name in ("Llama 2 7B", "Mistral 7B", "Llama 3.1 8B")) > 0.5
+      and max(share_of[name]["attention"] for name in ("Mistral 7B", "Llama 3.1 8B"))
+      < share_of["Llama 2 7B"]["attention"])  # fmt: skip
 check(
     "the bundled model's arrays",
     sum(parts(model.config).values()) == sum(a.size for a in flatten(model.params).values()),
@@ -392,8 +399,8 @@ save(figure, "17_parameters")
 #   the parameter is missing, and the function sees that.
 # - A family's own file, such as `nanollm_jax.families.gpt2`, has no mathematics in it. It reads `config.json`, refuses
 #   what it does not know, and lists which tensor fills which parameter.
-# - A prompt needs the logits of its last token only. `nanollm_jax.decode.prefill` leaves out all others: for a large
-#   vocabulary that is the largest array of the whole pass.
+# - A prompt needs the logits of its last token only. `nanollm_jax.decode.prefill` leaves out all others, which take a lot
+#   of memory where the vocabulary is large (exercise 3).
 #
 # ## Your engine
 # Both ends, and a loop over the layers. It is a model now.

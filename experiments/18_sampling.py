@@ -9,8 +9,8 @@
 # go in circles (chapter 19). Drawing by the probabilities alone picks something absurd now and then: each of the many
 # poor pieces is improbable, all of them together are not.
 #
-# Between the two lie the rules that every engine offers. They cost almost nothing to compute, and decide whether a
-# text is dull, lively or broken. A user who sets them wants exactly what their definition says.
+# Between the two lie the rules that every engine offers. They decide whether a text is dull, lively or broken. A user who
+# sets them wants exactly what their definition says.
 #
 # ## The idea
 # Everything called *sampling* changes the logits before the draw:
@@ -18,7 +18,7 @@
 # - *penalties* lower the logits of pieces that have occurred already;
 # - *temperature* divides all logits: below 1 the best piece wins more often, above 1 less often;
 # - *top-k* keeps the k best pieces;
-# - *top-p*, also called nucleus sampling, keeps the fewest best pieces that have probability p together;
+# - *top-p*, also called nucleus sampling, keeps the fewest best pieces that have at least probability p together;
 # - *min-p* keeps the pieces that are at least p times as probable as the best one.
 #
 # A piece that is removed gets the logit `-inf`, so its probability is 0 (chapter 09), and the rest share what it had.
@@ -163,6 +163,9 @@ for name, setting in CUTS.items():
 by_hand = [np.isfinite(top_p(row, 0.9)).sum() for row in everywhere]
 check("top-p at every place, by hand", np.array_equal(by_hand, counts["top-p 0.9"]))
 check("top-k keeps 5 everywhere, sure or not", (counts["top-k 5"] == 5).all())
+upon = pieces.index("▁upon") + 1
+check("after 'Once upon a' one piece has nine tenths", pieces[upon] == "▁a" and counts["top-p 0.9"][upon] == 1)
+check("after 'named' there are more than five", min(counts[name][PLACE] for name in ("top-p 0.9", "min-p 0.05")) > 5)
 print(f"top-p keeps between {counts['top-p 0.9'].min()} and {counts['top-p 0.9'].max()} pieces, min-p between "
       f"{counts['min-p 0.05'].min()} and {counts['min-p 0.05'].max()}")  # fmt: skip
 
@@ -342,8 +345,8 @@ save(figure, "18_grid")
 # than a hundred pieces may follow where a name is wanted.*
 #
 # ## What it does to a story
-# Six rows of one batch, each with its own settings and the same seed. Settings are arrays inside the compiled
-# program, so this costs one compilation and not six.
+# Six rows of one batch, each with its own settings and the same seed; *greedy* is always to take the best piece. Settings
+# are arrays inside the compiled program, so this costs one compilation and not six.
 
 # %%
 stories = {
@@ -369,7 +372,7 @@ if not quick():
 # - `nanollm_jax.sampling.shape_logits` goes through the steps in a fixed order: bias, penalties, temperature, top-k,
 #   top-p, min-p. The order is part of the meaning (exercise 2).
 # - `nanollm_jax.sampling.cut` makes each of the three cuts a threshold on the logit, so pieces that tie with the last
-#   one kept are kept too. Sorting a vocabulary can take longer than the model's own work for a token. Instead
+#   one kept are kept too. It does not sort the vocabulary for them, which takes long where that is large:
 #   `nanollm_jax.sampling.kept_best` finds the thresholds of top-k and top-p bit by bit, in 31 passes over the logits.
 #   A cut that no row asks for is not computed.
 # - `nanollm_jax.sampling.draw` draws for a whole batch. `nanollm_jax.sampling.draw_one` is the line: first the block of

@@ -14,7 +14,7 @@
 #         logits = forward(text)
 #         text = text + [best(logits)]
 #
-# Always taking the best is called *greedy*. A model of this kind is *autoregressive*: it reads what it wrote itself.
+# Always taking the best is *greedy* (chapter 18). A model of this kind is *autoregressive*: it reads what it wrote itself.
 #
 # The loop is short, but there are three ways to give it to the compiler. XLA compiles a program for fixed shapes, and
 # the text grows. So either every length is compiled anew; or the text has a fixed length, with room at the end; or
@@ -121,6 +121,8 @@ for name, run, steps in (
     first = time.perf_counter() - begun
     again = seconds(run, steps, repeats=2)
     programs[name] = watch.programs
+    if run is growing:
+        to_begin = first / again
     rows.append([name, steps, watch.programs, f"{first / steps * 1e3:.0f}", f"{again / steps * 1e3:.1f}",
                  f"{steps / again:.0f}"])  # fmt: skip
 table(
@@ -132,6 +134,7 @@ for name in ("growing text", "fixed length", "fixed length, lax.scan"):
 written = {name: float(row[-1]) for name, row in zip(answers, rows, strict=True)}  # tokens a second
 check_time("the library writes more than twice as fast as ours with a fixed length",
            written["the library"] > 2 * max(v for name, v in written.items() if "fixed" in name))  # fmt: skip
+check_time("compiling makes the first run of the growing text ten times as slow", to_begin > 10)
 check_time("of ours the growing text is the quickest, once its programs are compiled",
            written["growing text"] > max(v for name, v in written.items() if "fixed" in name))  # fmt: skip
 check("a growing text compiles for every token", programs["growing text"] == len(answers["growing text"]))
@@ -139,7 +142,8 @@ check("a fixed length, once", programs["fixed length"] == 1)
 check("the scan as well, for all of its tokens", programs["fixed length, lax.scan"] == 1)
 
 # %% [markdown]
-# Compiling for every token costs far more than the token itself. Once that is done, the growing text is the quickest of
+# The first column of milliseconds has the compiling in it: for every token it costs far more than the token itself. Once
+# that is done, the growing text is the quickest of
 # ours: it reads a dozen tokens, and the others all of their room. (The library compiles one program that reads the prompt
 # and one that writes 16 tokens; what else it compiles is small, and fills arrays.) The scan brings little here, because a
 # pass over all of the room takes far longer than calling a program. What does a call cost? A program that does next to
@@ -162,6 +166,7 @@ same("both compute the same", called(), together(jnp.float32(1)))
 by_call, by_scan = seconds(called) / STEPS, seconds(together, jnp.float32(1)) / STEPS
 print(f"a step that is called from Python: {by_call * 1e6:.2f} microseconds; a step of a scan: {by_scan * 1e6:.3f}")
 check_time("a call costs more than ten steps of a scan", by_call > 10 * by_scan)
+check_time("and less than a tenth of a pass over all of the room", 10 * by_call < 1 / written["fixed length"])
 
 # %% [markdown]
 # The library, in the last line of the first table, reads neither room nor the whole text for every token, but the new
@@ -290,6 +295,9 @@ check("nothing is a repetition in a text that never repeats", not repetitions(li
 check("a circle of five is one, after the first eight and five", repetitions([1, 2, 3, 4, 5] * 4).sum() == 20 - 12)
 check("greedy goes in circles", share["greedy"] > 0.3)
 check("drawing does not", share["drawn"] < 0.05)
+if not quick():
+    p = np.exp(rows["greedy"].logprobs)
+    check("in the circle at its end the greedy text is more probable than before", p[-LAST:].mean() > p[:-LAST].mean())
 
 # %% [markdown]
 # The reason is seen without generating anything. Give the model a text in which one sentence stands several times, and
@@ -339,15 +347,16 @@ save(figure, "19_copies")
 #
 # *Left: what stood there before becomes more probable, sense or nonsense. (Heads that look for an earlier place of
 # the same piece and copy what came next are known from larger models: Olsson et al. 2022, arXiv:2209.11895. Whether
-# this one has any, and whether it is they who do it, is not shown.) Right: in a greedy text this feeds itself. The
-# more often the circle was gone round, the more probable it is, and greedy always takes what is most probable. The
-# remedies are in chapter 18: chance, and penalties on what has occurred.*
+# this one has any, and whether it is they who do it, is not shown.) Right: in a greedy text this feeds itself. Once it goes
+# round in a circle, that becomes more probable, and greedy always takes what is most probable. The remedies are in
+# chapter 18: chance, and penalties on what has occurred.*
 #
 # ## In the engine
 # - `nanollm_jax.decode.write_tokens` is one `lax.scan` over tokens: it draws a token, runs the model on it, and carries
 #   the cache. `nanollm_jax.engine.slots.write_tokens` does the same for rows that come and go, in a loop that ends when
 #   none of them goes on. `nanollm_jax.engine.engine.Engine` calls it for a *chunk* of 16 tokens, and for the next chunk
-#   before anybody has looked at the first: while the host looks for a stop string, the device goes on.
+#   before anybody has looked at the first: while the host looks for a *stop string*, a text with which the user wants the
+#   answer to end, the *device*, whatever runs the compiled program, goes on.
 # - The rows of a batch come and go. One that has ended writes nothing, and who waits takes its place: its prompt is
 #   read piece by piece between two chunks.
 # - `nanollm_jax.engine.buckets` rounds prompts and caches up to a few lengths, so that few programs are ever compiled.
@@ -355,7 +364,8 @@ save(figure, "19_copies")
 #   request compiles nothing.
 # - `nanollm_jax.Generation.logprobs` are ln p of each token that was written, by the model itself, before temperature
 #   and cuts. So a perplexity can be computed from them. `nanollm_jax.score` does it for a text that is
-#   there, and has bits per byte as well, which can be compared between vocabularies.
+#   there, and has *bits per byte* as well: the sum of -log2 p over the tokens, divided by the bytes of the text and not by
+#   its tokens. So it can be compared between vocabularies.
 #
 # ## Your engine
 # The loop with a text of fixed length. From here on the file is a program that writes:

@@ -134,7 +134,10 @@ same("and the values", np.swapaxes(values[0], 0, 1), memory[3][1], tolerance=1e-
 # costs one pass over one token. Attention still looks at all positions before, but that is the small part.
 
 # %% tags=["question"]
-predict("a text of 512 tokens, once without and once with the memory: how many times longer does it take in all?")
+predict(
+    f"a text of {config.max_positions} tokens, once without and once with the memory: how many times longer does it take "
+    "in all?"
+)
 
 # %% tags=["answer"]
 LENGTH = 32 if quick() else config.max_positions
@@ -247,6 +250,11 @@ for (name, c), colour in zip(models.items(), (GREY, RED, GREEN, BLUE), strict=Tr
     ax.plot(*end, "o", color=colour)
     ax.annotate(name, end, xytext=(0, 7), textcoords="offset points", color=colour, ha="center", size=9)
 weight = 2 * parameters.count(models["Llama 3.1 8B"]) / 2**30
+longest = {name: cache_bytes(c, c.max_positions) for name, c in models.items()}
+check("Llama 3.1 8B: its longest text needs more than its weights", longest["Llama 3.1 8B"] > weight * 2**30)
+window = models["Mistral 7B"].layers[0].window
+check("Mistral 7B: its window needs as much as its longest text",
+      cache_bytes(models["Mistral 7B"], window) == longest["Mistral 7B"])  # fmt: skip
 ax.axhline(weight, color=GREY, linestyle=":")
 ax.text(64, weight * 1.2, "weights of Llama 3.1 8B", color=GREY, size=9)
 ax.set(
@@ -263,8 +271,8 @@ save(figure, "20_memory")
 # %% [markdown]
 # ![Cache size against text length for four models](figures/20_memory.png)
 #
-# *A dot is the longest text that the model knows. A long text needs as much memory as the weights. Mistral's line
-# bends at its window and stays flat.*
+# *A dot is the longest text that the model was made for. There Llama 3.1 8B needs more memory for one text than for its
+# weights. Mistral's line bends at its window and stays flat.*
 #
 # ## Ring buffers
 # With a window of S positions, a token that fell out of it is never looked at again. Then S slots are enough: position
@@ -358,6 +366,8 @@ DEEPSEEK_V3 = {"model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size":
                "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}  # fmt: skip
 c, _ = nano.read_config(DEEPSEEK_V3)
 one = 2 * c.num_layers * (c.latent.width + c.latent.rotated)
+check("576 numbers a position and layer, of which 64 are rotated",
+      (c.latent.width + c.latent.rotated, c.latent.rotated) == (576, 64))  # fmt: skip
 every = 2 * c.num_layers * c.num_heads * (c.key_dim + c.value_dim)
 check("DeepSeek V3: the library's cache of a token is as large", one == library_bytes(c, 1, 2))
 llama = cache_bytes(models["Llama 3.1 8B"], 1)
@@ -420,6 +430,8 @@ hybrid, _ = nano.read_config({
     "num_key_value_heads": 4, "intermediate_size": 17408, "linear_num_value_heads": 48, "max_position_embeddings": 262144,
 })  # fmt: skip
 looking = [layer for layer in hybrid.layers if layer.mixer is None]
+check("attention in every fourth layer", 4 * len(looking) == hybrid.num_layers and all(
+    layer.mixer is None for layer in hybrid.layers[3::4]))  # fmt: skip
 rows = []
 for tokens in (1024, 32768, 262144):
     size = library_bytes(hybrid, tokens, 2)

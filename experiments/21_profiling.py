@@ -266,9 +266,9 @@ save(figure, "21_limits")
 # ![Tokens per second against the roofline](figures/21_limits.png)
 #
 # *The slanted line is the limit of memory, the level one that of arithmetic. Where the measured line stays below
-# both, something else takes time: products too small to keep all cores busy, and what stands between them; the table
-# of shares above says how much that is. A point above the limit of memory is possible too: this model is so small
-# that a large cache holds its weights, and the limit is that of the memory behind.*
+# both, something else takes time. It may be products too small to keep all cores busy, and what stands between them:
+# that is a guess, and `nanollm profile` shows how the engine's own time is shared. A point above the limit of memory is
+# possible too: this model is so small that a large cache holds its weights, and the limit is that of the memory behind.*
 
 # %% tags=["figure"]
 lengths = {"the bundled model": (config, STEPS // 2), "Llama 3.1 8B": (LLAMA_8B, 1000)}
@@ -314,7 +314,7 @@ if not quick():
 # %% [markdown]
 # ## Exercises
 # 1. A GPU reads 2,000 GB/s. How many tokens per second can Llama 3.1 8B write for one text of 1,000 tokens, with 16
-#    bits a weight and with 8?
+#    bits for each number of weights and cache, and with 8?
 # 2. How many texts must this machine have in a batch before arithmetic is the limit, if weights are all that is read?
 # 3. What is the most that a step of decode can gain, if scores and mixing are made faster and nothing else is?
 
@@ -322,7 +322,7 @@ if not quick():
 for width in (2, 1):
     print(f"{8 * width} bits: at most {2_000e9 / step_bytes(LLAMA_8B, 1, 1_000, width):.0f} tokens per second")
 ratio = step_bytes(LLAMA_8B, 1, 1_000, 2) / step_bytes(LLAMA_8B, 1, 1_000, 1)
-check("half the bytes, twice the tokens, if the cache has 8 bits as well", math.isclose(ratio, 2))
+check("half the bytes, twice the tokens", math.isclose(ratio, 2))
 
 # %% tags=["answer"]
 need = peak / bandwidth * 4 / 2  # 2 FLOPs for 4 bytes and each text

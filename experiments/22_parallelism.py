@@ -4,8 +4,9 @@
 # [Previous: 21 · Profiling](21_profiling.py) · [Contents](README.md) · [Next: 23 · Look inside](23_look_inside.py)
 #
 # ## The question
-# Large models do not fit on one device, and one device cannot read weights faster than its memory allows. How is one
-# forward pass divided among several devices, what do they have to tell each other, and what does that cost?
+# A *device* is a processor with memory of its own: a GPU, for example, of which a machine may have eight. Large models do
+# not fit on one device, and one device cannot read weights faster than its memory allows. How is one forward pass divided
+# among several devices, what do they have to tell each other, and what does that cost?
 #
 # ## The idea
 # Two cuts are used most:
@@ -313,13 +314,14 @@ interactive(
 )
 
 # %% [markdown]
-# Eight devices that share one processor are not faster than one. What eight real ones would do can be modelled.
+# These eight devices share one processor, so they cannot be faster than it is. What eight real ones would do can be
+# modelled.
 #
 # ## Scaling, modelled
 # A token of decode takes the time to read a device's part of the weights, and in each layer two all-reduces. An
 # all-reduce among n devices has a fixed delay, and moves 2 (n - 1) / n times its bytes over each device's link (each
 # device sends its share around twice: once to add, once to hand out). The rates below are assumed, in the range of
-# accelerators of today. They are the only numbers here that were not computed.
+# today's *accelerators*, processors made for such products, as GPUs are. They are the only numbers here that were not computed.
 
 # %%
 MEMORY, LINK, DELAY, ARITHMETIC = 2e12, 3e11, 1e-5, 4e14  # bytes/s, bytes/s, seconds, FLOP/s
@@ -349,6 +351,7 @@ table(
 speed = np.array([step_seconds(1, 1) / step_seconds(1, n) for n in sizes])
 check("two devices are faster than one, not twice as fast", 1 < speed[1] < 2)
 check("64 devices are worse than ideal by far", speed[-1] < 16)
+check("one text on 64 devices: most of the time is for talking", step_seconds(1, 64) > 2 * WEIGHTS / 64 / MEMORY)
 check("never more than the delays allow", speed[-1] < step_seconds(1, 1) / ((2 * c.num_layers + 1) * DELAY))
 
 # %% tags=["figure"]

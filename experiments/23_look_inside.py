@@ -17,8 +17,8 @@
 #     clean:      ... a little boy named Tom. He loved ... One day,
 #     corrupted:  ... a little boy named Max. He loved ... One day,
 #
-# Behind the last comma the model prefers Tom in the first and Max in the second. How strongly is one number, the *logit
-# difference*: the logit of Tom less that of Max (logits are the scores before softmax, chapter 17).
+# Behind the last comma the model prefers Tom in the first and Max in the second. One number says how strongly, the
+# *logit difference*: the logit of Tom less that of Max (logits are the scores before softmax, chapter 17).
 #
 # Now run the corrupted text, and while it runs put *one* vector of the clean run in its place: say the residual stream
 # (chapter 14) behind layer 2, at the word "red". All else stays, and the layers above work on with what they find. If
@@ -285,7 +285,7 @@ save(figure, "23_heads")
 # look at the name, and what they fetch there is the name. Such heads have been found in GPT-2 as well, where they are
 # called name movers (Wang et al. 2022, arXiv:2211.00593).*
 #
-# One text proves little: with so many heads, some will always fit one text. So the same two, in other stories, with
+# One text proves little: with so many heads, some may fit one text by chance. So the same two, in other stories, with
 # other names, and with other words than a comma at the end.
 
 # %%
@@ -449,8 +449,10 @@ interactive(
 #   says what each wrote into a logit; `nanollm_jax.glass.steer` makes a direction of the difference between texts.
 #
 # ## Exercises
-# 1. The grid took one pass for each place. The slope of the logit difference along (clean - corrupted) estimates all
-#    patches from a single gradient (`approximate=True`). Where is the estimate good, and why not everywhere?
+# 1. The grid took one pass for each place. A *gradient* says for every number of the stream at once how much the logit
+#    difference changes when that number does: its slope. Times (clean - corrupted), it estimates all patches from one
+#    pass back and forth (`nanollm_jax.glass.patch` with `approximate=True`). Where is the estimate good, and why not
+#    everywhere?
 # 2. Who writes the note? Patch what each MLP adds to the stream, and what each attention adds, in place of the stream
 #    itself (`places=`). Compare with what chapter 14 found by leaving parts out.
 # 3. If the vector at the name is a note, one should be able to rewrite it. Make a vector (Tom less Max) from *other*
@@ -482,7 +484,7 @@ check(
     parts["mlp"].argmax() == name_at and parts["mlp"].max() > 0.8,
 )
 check("the attentions do so at the end: the two heads again", parts["attention"].argmax() % T == last)
-print("The embedding is a whisper (chapter 14). The first MLP looks up what the token means, and writes the note.")
+print("The embedding is a whisper (chapter 14). What the layers above read of the name, the first MLP has written.")
 
 # %% tags=["answer"]
 ELSEWHERE = ["A boy called {}", "The teacher smiled at {}", "Every morning {}"]
