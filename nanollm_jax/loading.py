@@ -179,10 +179,10 @@ def load(
     read_ahead(config, kept.name, mesh, cache, repr(adapters), merge, bool(few))
     if found.kept is not None:
         forms = parameters.forms(config, kept)
-        arrays = load_kept(checkpoint, parameters.named(forms))
+        arrays = load_kept(checkpoint, parameters.named(forms), on_host=mesh is not None)
         params = parameters.nest(jax.tree.unflatten(jax.tree.structure(forms), list(arrays.values())))
-        model = Model(config, params, tokenizer, defaults, chat_template, config, found.folder, (), cache)
-        return model if mesh is None else shard(model, mesh)
+        stored, params = (config, params) if mesh is None else shard_params(params, config, mesh)
+        return Model(stored, params, tokenizer, defaults, chat_template, config, found.folder, (), cache)
     check_tied(checkpoint, config, family)
     large = parameters.large_matrices(config)
     base = Base(

@@ -32,7 +32,7 @@ from nanollm_jax.ops.kept import Weight, name_of
 from nanollm_jax.ops.reordered import Reordered
 
 per_output, per_group = Persistent(int8.quantize), Persistent(groupwise_making.quantize)
-as_published = Persistent(groupwise_making.groupwise)
+as_published = Persistent(jax.jit(groupwise_making.groupwise, static_argnames=("bits", "dtype", "table")))
 
 
 def int4(array: jax.Array, outputs: int) -> Weight:

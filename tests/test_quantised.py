@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from test_loading import draw, in_their_names, write
 
 import nanollm_jax as nano
 from nanollm_jax import cli, files, params
+from nanollm_jax.devices import shards
 from nanollm_jax.errors import CheckpointError, ConfigError
 from nanollm_jax.ops.kept import name_of
 from nanollm_jax.sources import source_at
@@ -395,16 +398,57 @@ def test_an_order_of_inputs_is_not_divided_but_decoded(tmp_path):
         nano.shard(nano.load(few), nano.make_mesh(1, 2))
 
 
-@pytest.mark.parametrize("kind", ["gptq", "fp8 in blocks", "bitsandbytes nf4, nested"])
-def test_on_a_mesh(tmp_path, kind):
-    """The same weights, where groups lie whole on a device and where they are divided."""
+def arrays_meanwhile(monkeypatch):
+    """The most bytes of new arrays that each device holds when a further one is put onto a mesh, and the shapes of those that
+    are then on one device alone."""
+    before, most, alone, plain = jax.live_arrays(), Counter(), [], shards.spread
+
+    def spread(*args, **how):
+        held = Counter()
+        for array in jax.live_arrays():
+            if not any(array is one for one in before):
+                held.update(dict.fromkeys(array.devices(), part_of(array)))
+                alone.extend([array.shape] if len(array.devices()) == 1 else [])
+        most.update({device: max(0, held[device] - most[device]) for device in held})
+        return plain(*args, **how)
+
+    monkeypatch.setattr(shards, "spread", spread)
+    return most, alone
+
+
+def part_of(weight):
+    """Bytes of it that one device has."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(weight)
+    )
+
+
+@pytest.mark.parametrize("kind", ["gptq", "fp8 in blocks", "bitsandbytes nf4, nested", "mlx", "compressed W8A8"])
+def test_on_a_mesh(tmp_path, kind, monkeypatch):
+    """The same weights, where groups lie whole on a device and where they are divided; none was on one device on its way."""
     few, plain = published(tmp_path, WIDE, *KINDS[kind])
-    ours, expected = (params.flatten(nano.load(one, mesh=nano.make_mesh(1, 2)).params) for one in (few, plain))
+    most, alone = arrays_meanwhile(monkeypatch)
+    model = nano.load(few, mesh=nano.make_mesh(1, 2))
+    ours, expected = (params.flatten(one.params) for one in (model, nano.load(plain, mesh=model.mesh)))
     kept = {path: weight for path, weight in ours.items() if not isinstance(weight, jax.Array)}
-    assert len(kept) > 2
+    assert len(kept) > 2 and alone == []
+    assert len(most) == 2 and part_of([*kept.values()]) // 2 < min(most.values()) and max(most.values()) < part_of(ours)
     for path, weight in kept.items():
         assert {len(part.devices()) for part in jax.tree.leaves(weight)} == {2}
         agree(np.asarray(jax.jit(lambda one: one.decoded())(weight)), np.asarray(expected[path]), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_what_was_kept_comes_to_each_device_in_its_part(tmp_path, dtype, monkeypatch):
+    """A checkpoint of this library's onto eight devices, of which some divide groups of 32: as one that was loaded at once."""
+    _, alone = arrays_meanwhile(monkeypatch)
+    mesh, bundled = nano.make_mesh(1, 8), nano.load(dtype=dtype)
+    folder, expected = nano.save(bundled, tmp_path / "kept"), nano.shard(bundled, mesh)
+    assert len(alone) > 10  # it does see what is on one device
+    _, alone = arrays_meanwhile(monkeypatch)
+    model = nano.load(folder, mesh=mesh)
+    jax.tree.map(np.testing.assert_array_equal, model.params, expected.params)
+    assert alone == [] and part_of(model.params) < 1.05 * model.nbytes / 8
 
 
 def test_what_is_in_the_files_is_said(tmp_path):

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from nanollm_jax import params
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.letters import spec
+from nanollm_jax.ops.groupwise_making import groupwise
 from nanollm_jax.ops.kept import letters_of, parted
 from nanollm_jax.params import Params
 from nanollm_jax.partition import RULE, arrange, sources, stored_sizes
@@ -102,8 +103,8 @@ def divide_heads(wqkv: np.ndarray, key: np.ndarray, query: np.ndarray, G: int) -
 def shard_params(whole: Params, config: ModelConfig, mesh: Mesh) -> tuple[ModelConfig, Params]:
     """Parameters that are in one place -> the config as the mesh holds it, and the parameters on it.
 
-    For parameters made in memory; load(..., mesh=mesh) never holds the whole. Raises CheckpointError where config and
-    parameters do not match.
+    Where that place is a device, it holds them all; NumPy's arrays come to each device in its part. Raises CheckpointError
+    where config and parameters do not match.
     """
     arranged = arrange(config, mesh.shape["tp"])
     params.check_params(whole, config)
@@ -112,12 +113,13 @@ def shard_params(whole: Params, config: ModelConfig, mesh: Mesh) -> tuple[ModelC
 
 
 def shard_weight(weight: Any, letters: str, config: ModelConfig, mesh: Mesh) -> Any:
-    """One weight that is in one place, of any kind, onto the devices of a mesh."""
+    """One weight that is in one place, of any kind, onto the devices of a mesh; where its arrays are NumPy's, on no other."""
     tp = mesh.shape["tp"]
 
     def placed(array: Any, axes: str) -> jax.Array:
         array = np.asarray(array)
-        return spread(lambda index: array[index], axes, array.dtype, config, mesh, array.shape)
+        # copied: JAX on CPU takes over memory as it is, and a file's may change
+        return spread(lambda index: array[index].copy(), axes, array.dtype, config, mesh, array.shape)
 
     last, sizes = letters.split()[-1], stored_sizes(arrange(config, tp), tp)
     found = parted(weight, sizes[last] // (tp if RULE.get(last) == "tp" else 1))
@@ -131,5 +133,8 @@ def keep_few(path: str, dtype: Any, config: ModelConfig, mesh: Mesh | None, grou
     if mesh is not None and groups.order is not None:
         return None
     table, order = None if groups.table is None else tuple(map(float, groups.table)), groups.order
-    weight = params.few(groups.values, groups.scale, groups.offset, order, bits=groups.bits, table=table, dtype=dtype)
-    return weight if mesh is None else shard_weight(weight, params.layout(config)[path], config, mesh)
+    arrays = groups.values, groups.scale, groups.offset
+    how: Any = dict(bits=groups.bits, dtype=np.dtype(dtype), table=table)
+    if mesh is None:
+        return params.few(*arrays, order, **how)
+    return shard_weight(groupwise(*arrays, **how), params.layout(config)[path], config, mesh)

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nanollm_jax.ops.groupwise_product import times
@@ -27,7 +26,7 @@ from nanollm_jax.ops.nibbles import pack, unpack
 )
 @dataclass(frozen=True)
 class Groupwise:
-    """In place of a weight [*O *I] for activations in dtype. groupwise_making.py makes them.
+    """In place of a weight [*O *I] for activations in dtype. groupwise_making.py makes them, of NumPy's arrays too.
 
     values  8 bits: int8 or floats [*O *I]. 4 bits: uint8, the last axis halved, numbers + 8 as nibbles.py puts them
     scale   [*O *I] in any float dtype, the last axis divided by the size of a group; offset  None, or an array like it
@@ -49,7 +48,7 @@ class Groupwise:
     @property
     def whole(self) -> bool:
         """Are its numbers whole ones, and none that stand for others?"""
-        return self.table is None and self.values.dtype in (jnp.int8, jnp.uint8)
+        return self.table is None and self.values.dtype in (np.int8, np.uint8)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,10 +88,11 @@ class Groupwise:
         """The weight that it stands for, in float32."""
         numbers = unpack(self.values, self.group) if self.bits == 4 else self.values
         if self.table is not None:
-            numbers = jnp.asarray(self.table, jnp.float32)[numbers.astype(jnp.int32) + 8]
-        wide = numbers.reshape(*self.scale.shape, self.group).astype(jnp.float32)
-        offset = 0 if self.offset is None else self.offset[..., None].astype(jnp.float32)
-        return (wide * self.scale[..., None].astype(jnp.float32) + offset).reshape(self.shape)
+            table = numbers.__array_namespace__().asarray(self.table, dtype=np.float32)
+            numbers = table[numbers.astype(np.int32) + 8]
+        wide = numbers.reshape(*self.scale.shape, self.group).astype(np.float32)
+        offset = 0 if self.offset is None else self.offset[..., None].astype(np.float32)
+        return (wide * self.scale[..., None].astype(np.float32) + offset).reshape(self.shape)
 
     def letters(self, axes: str) -> Any:
         """The letters of its arrays, all of which have the axes of the weight; of the last they have parts."""
@@ -109,8 +109,8 @@ class Groupwise:
         size = math.gcd(self.group, inputs)
         if size == self.group or size < 8:
             return self if size == self.group else self.decoded().astype(self.dtype)
-        finer = lambda part: jnp.repeat(part, self.group // size, axis=-1)  # noqa: E731
-        return packed(self.like(unpack(self.values, self.group) if self.bits == 4 else self.values, finer), size)
+        numbers = unpack(self.values, self.group) if self.bits == 4 else self.values
+        return packed(self.like(numbers, lambda part: part.repeat(self.group // size, axis=-1)), size)
 
 
 def packed(weight: Groupwise, group: int) -> Groupwise:

@@ -15,7 +15,6 @@ from nanollm_jax.ops.groupwise import Groupwise, packed
 TRIES = 9  # scales of a group
 
 
-@partial(jax.jit, static_argnames=("bits", "dtype", "table"))
 def groupwise(
     numbers: Any, scale: Any, offset: Any = None, *, bits: int, dtype: Any, table: tuple[float, ...] | None = None
 ) -> Groupwise:
@@ -26,16 +25,16 @@ def groupwise(
     their order. What is published as scale * (number - zero) has offset = -scale * zero, exact in float32.
 
     Groups that lie across the end of the last axis become smaller ones with the same scale; where the size of one is odd, 4
-    bits are kept as 8.
+    bits are kept as 8. Arrays of NumPy stay on the host.
     """
     last, size = numbers.shape[-1], math.prod(numbers.shape[scale.ndim - 1 :]) // scale.shape[-1]
     group = math.gcd(size, last)
 
-    def divided(part: Any) -> jax.Array:
-        return jnp.repeat(jnp.asarray(part), size // group, axis=-1).reshape(*numbers.shape[:-1], last // group)
+    def divided(part: Any) -> Any:
+        return part.repeat(size // group, axis=-1).reshape(*numbers.shape[:-1], last // group)
 
     offset = None if offset is None else divided(offset)
-    values = jnp.asarray(numbers, None if jnp.issubdtype(numbers.dtype, jnp.floating) else jnp.int8)
+    values = numbers if jnp.issubdtype(numbers.dtype, jnp.floating) else numbers.astype(np.int8)
     return packed(Groupwise(values, divided(scale), offset, bits, np.dtype(dtype), table), group)
 
 

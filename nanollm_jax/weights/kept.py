@@ -44,9 +44,11 @@ def described(config_json: Mapping[str, Any], where: str, known: tuple[str, ...]
     return str(said["dtype"])
 
 
-def load_kept(checkpoint: Checkpoint, expected: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def load_kept(
+    checkpoint: Checkpoint, expected: Mapping[str, jax.ShapeDtypeStruct], on_host: bool = False
+) -> dict[str, Any]:
     """{name: array} on the default device, of the shapes that are expected; floats, scales too, in the dtype that is, whichever
-    they are stored in.
+    they are stored in. on_host: NumPy's, whole numbers as they lie in the file, which is read where they are looked at.
 
     Raises CheckpointError for what is missing, left over, or of another shape or dtype, and for floats that are no numbers.
     """
@@ -62,7 +64,7 @@ def load_kept(checkpoint: Checkpoint, expected: Mapping[str, jax.ShapeDtypeStruc
             f"({listed(extra, 3)}); check that config.json belongs to these weights."
         )
 
-    def array(name: str, like: jax.ShapeDtypeStruct) -> jax.Array:
+    def array(name: str, like: jax.ShapeDtypeStruct) -> Any:
         info = found[name]
         held = NUMBERS.get(info.dtype)
         either = info.dtype in FLOATS and like.dtype in FLOATS.values()
@@ -71,6 +73,8 @@ def load_kept(checkpoint: Checkpoint, expected: Mapping[str, jax.ShapeDtypeStruc
                 f"{info.file}: tensor {name!r} is {info.dtype} {shown(list(info.shape))}, expected {like.dtype} "
                 f"{list(like.shape)}; {AGAIN}."
             )
+        if on_host and info.dtype not in FLOATS:
+            return mapped(info)
         read = empty_aligned(info.shape, np.dtype(like.dtype))  # weights must not change with their file
         with np.errstate(over="ignore"):  # looked for here
             read[...] = mapped(info)
@@ -78,6 +82,6 @@ def load_kept(checkpoint: Checkpoint, expected: Mapping[str, jax.ShapeDtypeStruc
             raise CheckpointError(
                 f"{info.file}: {name!r} has values that are no numbers, or beyond {like.dtype}; {AGAIN}."
             )
-        return jax.device_put(read)
+        return read if on_host else jax.device_put(read)
 
     return {name: array(name, like) for name, like in expected.items()}
