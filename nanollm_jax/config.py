@@ -45,7 +45,8 @@ class ModelConfig:
     latent says how keys and values are made of one vector a position. The cache then holds it for one key/value head, behind
     the rotated part: head_dim is the width of both, rotary_dim that of the part.
     num_experts 0 means that there are none; layers say which of them have some. shared_size is the width of an MLP beside
-    them that every token goes through, 0 without one; shared_gate lets each token say how much of it counts.
+    them that every token goes through, 0 without one; shared_gate lets each token say how much of it counts. expert_latent is
+    the width of what experts read and give, between two matrices that all of a layer share; 0 where it is the stream itself.
     """
 
     vocab_size: int  # V
@@ -89,6 +90,7 @@ class ModelConfig:
     experts_per_token: int = 1
     expert_size: int = 1  # M
     expert_bias: bool = False
+    expert_latent: int = 0  # O
     shared_size: int = 0  # W
     shared_gate: bool = False
 
@@ -110,6 +112,10 @@ class ModelConfig:
             raise ConfigError(f"layers has {len(layers)} entries; expected at most {MOST_LAYERS}.")
         if len(mixers := {layer.mixer for layer in layers} - {None}) > 1:
             raise ConfigError(f"layers have different mixers, {shown(mixers)}; expected one kind beside attention.")
+        if all(layer.lacks == "attention" for layer in layers):
+            raise ConfigError("all layers lack attention: no token would know of those before it.")
+        if self.parallel_residual and any(layer.lacks for layer in layers):
+            raise ConfigError("a layer lacks a half, and parallel_residual is True: there are no two to be parallel.")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: "
@@ -152,8 +158,9 @@ class ModelConfig:
                 )
             for router in {layer.router for layer in layers if layer.router}:
                 router.check(self.num_experts, self.experts_per_token)
-            if self.shared_size:
-                self.own("shared_size", check_count)
+            for name in ("shared_size", "expert_latent"):
+                if getattr(self, name):
+                    self.own(name, check_count)
         elif any(layer.router for layer in layers):
             raise ConfigError("a layer has experts, and num_experts is 0; say how many there are.")
         for name in ("gated_mlp", "learned_positions", "qkv_bias", "attention_out_bias", "mlp_bias", "tie_embeddings",
@@ -190,6 +197,7 @@ class ModelConfig:
             "K": self.num_kv_heads, "G": (G := self.num_heads // self.num_kv_heads), "H": self.head_dim,
             "R": (R := 2 * G if self.attention_gate else G), "Q": R + 2, "F": self.intermediate_size,
             "U": 2 if self.gated_mlp else 1, "E": self.num_experts, "M": self.expert_size, "W": self.shared_size,
+            "O": self.expert_latent,
         } | ({} if (one := self.latent) is None else {
             "C": one.width, "A": one.value, "X": one.key + one.value, "Y": one.key + one.rotated, "Z": one.rotated,
             "J": one.query_width or 0,

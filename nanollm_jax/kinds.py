@@ -10,6 +10,7 @@ from nanollm_jax.checks import check_count, check_positive
 from nanollm_jax.errors import ConfigError, shown
 from nanollm_jax.mixers import Mixer
 
+HALVES = ("attention", "mlp")  # of a layer
 SCORES = ("softmax", "sigmoid")  # what becomes of a router's logits: names in ops/moe.py
 
 
@@ -179,6 +180,8 @@ class LayerConfig:
     sharpening       how queries grow with their positions; None where they do not
     router           how experts are chosen, where it has some in place of the one MLP; None where not
     mixer            what it has in place of attention; None where it has attention
+    lacks            the half that it does not have: "attention", or what would be in its place, or "mlp", experts too; None
+                     where it has both
     """
 
     window: int | None = None
@@ -187,6 +190,7 @@ class LayerConfig:
     sharpening: Sharpening | None = None
     router: Router | None = None
     mixer: Mixer | None = None
+    lacks: str | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None:
@@ -201,6 +205,16 @@ class LayerConfig:
             raise ConfigError(f"router is {shown(self.router)}; expected a Router, or None.")
         if self.mixer is not None and not isinstance(self.mixer, Mixer):
             raise ConfigError(f"mixer is {shown(self.mixer)}; expected a record of mixers.py, or None.")
+        if self.lacks not in (None, *HALVES):
+            raise ConfigError(f"lacks is {shown(self.lacks)}; expected {' or '.join(HALVES)}, or None.")
+        inside = {"attention": self.mixer, "mlp": self.router}
+        if self.lacks is not None and inside[self.lacks] is not None:
+            raise ConfigError(f"a layer lacks its {self.lacks}, and has {shown(inside[self.lacks])} in its place.")
+
+    @property
+    def attends(self) -> bool:
+        """Has it attention, for which a cache holds keys and values?"""
+        return self.mixer is None and self.lacks != "attention"
 
     def __repr__(self) -> str:
         return told(self)

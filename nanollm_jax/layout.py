@@ -6,7 +6,7 @@
     F MLP width      E experts                    M width of one expert
     Q = R + 2: the query heads of one key/value head, then its key and its value; R = G, or 2G where each query has a gate
     U = 2: gate and up, or 1 in a model without a gate
-    W width of the MLP that all tokens share beside the experts
+    W width of the MLP that all tokens share beside the experts        O width of a latent that experts read and give
     C width of a latent of keys and values        J of a latent of queries        Y of a query, X of a key and a value that a
     latent gives, A of the value
     h channels or groups of a recurrent layer; mixers.py has the other small letters
@@ -41,6 +41,8 @@ INPUTS = {
     "tokens": 1,
     "positions": 1,
     "win": 1,
+    "latent_down": 1,
+    "latent_up": 1,
 }
 BLOCK = 256  # slots of a cache that attention sums together
 
@@ -67,24 +69,27 @@ def layout(config: ModelConfig) -> dict[str, str]:
     mlp = {"up": "U F D", "down": "D F"}
     if config.mlp_bias:
         mlp |= {"up_bias": "U F", "down_bias": "D"}
-    experts: dict[str, Any] = {"router": "E D", "up": "E U M D", "down": "E D M"}
+    D = "O" if config.expert_latent else "D"
+    experts: dict[str, Any] = {"router": "E D", "up": f"E U M {D}", "down": f"E {D} M"}
     if config.expert_bias:
-        experts |= {"router_bias": "E", "up_bias": "E U M", "down_bias": "E D"}
+        experts |= {"router_bias": "E", "up_bias": "E U M", "down_bias": f"E {D}"}
+    if config.expert_latent:
+        experts |= {"latent_down": "O D", "latent_up": "D O"}
     if config.shared_size:
         shared = {name: axes.replace("F", "W") for name, axes in mlp.items()}
         experts |= {"shared": shared | ({"gate": "D"} if config.shared_gate else {})}
     corrected = experts | {"correction": "E"}
     norms = {name: norm for name in config.norms if name != "final_norm"}
+
+    def halves(layer: Any) -> dict[str, Any]:
+        both = norms | ({"attention": attention} if layer.mixer is None else {"recurrent": layer.mixer.parameters})
+        both |= {"mlp": mlp if layer.router is None else corrected if layer.router.corrected else experts}
+        lacks = () if layer.lacks is None else (layer.lacks, f"{layer.lacks}_norm", f"{layer.lacks}_post_norm")
+        return {name: inside for name, inside in both.items() if name not in lacks}
+
     tree = {
         "embedding": {"tokens": "V D"} | ({"positions": "P D"} if config.learned_positions else {}),
-        "layers": {
-            str(index): norms
-            | ({"attention": attention} if layer.mixer is None else {"recurrent": layer.mixer.parameters})
-            | {
-                "mlp": mlp if layer.router is None else corrected if layer.router.corrected else experts,
-            }
-            for index, layer in enumerate(config.layers)
-        },
+        "layers": {str(index): halves(layer) for index, layer in enumerate(config.layers)},
         "final_norm": norm,
         "unembedding": ({} if config.tie_embeddings else {"tokens": "V D"})
         | ({"bias": "V"} if config.head_bias else {}),
@@ -133,11 +138,12 @@ def adaptable(config: ModelConfig) -> dict[str, int]:
 
 def cache_slots(config: ModelConfig, capacity: int, spare: int = 0) -> list[int]:
     """S of each layer in a cache of this capacity: the capacity, or the layer's window and `spare` slots where that is less; 0
-    of a layer that has a state in place of keys and values.
+    of a layer that has no keys and values.
 
     More than BLOCK of them come in whole blocks, which attention sums one after the other.
     """
-    sizes = [0 if layer.mixer else layer.window + spare if layer.window else capacity for layer in config.layers]
+    own = [layer.window + spare if layer.window else capacity for layer in config.layers]
+    sizes = [size if layer.attends else 0 for size, layer in zip(own, config.layers, strict=True)]
     whole = lambda size: size if size <= BLOCK else -(-size // BLOCK) * BLOCK  # noqa: E731
     return [min(whole(size), whole(capacity)) for size in sizes]
 

@@ -85,22 +85,22 @@ def logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def block(p: Params, x: jax.Array, new: New, cache: KVCache, index: int, config: ModelConfig) -> Outcome:
-    """One layer: attention (or recur), then the MLP, each added to the residual stream.  x [B T D] -> [B T D], cache
+    """One layer: attention (or recur) and the MLP, or one of them, added to the stream.  x [B T D] -> [B T D], cache
 
     With a parallel residual both halves read the same stream (Wang & Komatsuzaki 2021, GPT-J-6B), through one norm or two.
     """
-    name, scale = f"layers.{index}", config.residual_scale
-    h = tag(normalize(p, "attention_norm", x, config), f"{name}.attention_norm")
-    mix = attend if config.layers[index].mixer is None else recur
-    given, cache = mix(p, h, new, cache, index, config)
-    given = tag(normalize(p, "attention_post_norm", given, config), f"{name}.attention.out")
-    y = tag(x + scale * given, f"{name}.middle")
-
-    before = y if not config.parallel_residual else h if config.shared_norm else x
-    h = tag(normalize(p, "mlp_norm", before, config), f"{name}.mlp_norm")
-    given = feed_forward(p["mlp"], h, index, config)
-    given = tag(normalize(p, "mlp_post_norm", given, config), f"{name}.mlp.out")
-    y = y + scale * given
+    name, scale, layer, y = f"layers.{index}", config.residual_scale, config.layers[index], x
+    if layer.lacks != "attention":
+        h = tag(normalize(p, "attention_norm", x, config), f"{name}.attention_norm")
+        given, cache = (recur if layer.mixer else attend)(p, h, new, cache, index, config)
+        given = tag(normalize(p, "attention_post_norm", given, config), f"{name}.attention.out")
+        y = tag(x + scale * given, f"{name}.middle")
+    if layer.lacks != "mlp":
+        before = y if not config.parallel_residual else h if config.shared_norm else x
+        h = tag(normalize(p, "mlp_norm", before, config), f"{name}.mlp_norm")
+        given = feed_forward(p["mlp"], h, index, config)
+        given = tag(normalize(p, "mlp_post_norm", given, config), f"{name}.mlp.out")
+        y = y + scale * given
     return tag(y, f"{name}.out"), cache
 
 

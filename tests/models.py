@@ -79,11 +79,16 @@ FURTHER = {
     "granitemoehybrid": {"num_local_experts": 0, "shared_intermediate_size": 40, "embedding_multiplier": 3.0,
                          "residual_multiplier": 0.6, "layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 8,
                          "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_d_state": 10, "mamba_proj_bias": True},
+    "nemotron_h": {"layers_block_type": ["mamba", "moe", "mamba", "attention", "mlp"], "num_hidden_layers": 5, "head_dim": 10,
+                   "mamba_num_heads": 8, "mamba_head_dim": 6, "n_groups": 2, "ssm_state_size": 10, "n_routed_experts": 6,
+                   "num_experts_per_tok": 2, "moe_intermediate_size": 12, "moe_shared_expert_intermediate_size": 20,
+                   "moe_latent_size": 20, "routed_scaling_factor": 1.7},
     "glm4_moe": {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "n_shared_experts": 2,
                  "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7, "use_qk_norm": True, "attention_bias": True},
 }  # fmt: skip
 FURTHER = {name: SHARED | special | {"model_type": name} for name, special in FURTHER.items()}
-HYBRIDS = ("lfm2", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid")  # those with recurrent layers
+# those with recurrent layers
+HYBRIDS = ("lfm2", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid", "nemotron_h")
 # families whose mathematics is that of others: a config reader and a table of their own
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 RELATED = {

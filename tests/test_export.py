@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lora import checkpoint, write_adapter
-from models import FURTHER, random_model
+from models import FURTHER, HYBRIDS, random_model
 
 import nanollm_jax as nano
 from nanollm_jax.export import folder as exporting
@@ -106,7 +106,9 @@ def script_of(folder: Path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("family", ["gpt2", "mistral", "gemma2", "phi3", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "mistral", "gemma2", "phi3", "qwen3_moe", *(name for name in HYBRIDS if name in FURTHER)]
+)
 def test_families(family, tmp_path):
     """A prompt of more than a piece, an answer past every window, a greedy and a drawn one."""
     model = random_model(family)

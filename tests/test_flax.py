@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import agree
-from models import CONFIG_JSON, random_model
+from models import CONFIG_JSON, FURTHER, HYBRIDS, random_model
 
 import nanollm_jax as nano
 
@@ -133,3 +133,24 @@ def test_errors(model, module):
     mesh = nano.shard(model, nano.make_mesh(tp=1))
     with pytest.raises(nano.RequestError, match="on a mesh"):
         Transformer(mesh.config, mesh.params)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", [name for name in HYBRIDS if name in FURTHER])
+def test_states_of_recurrent_layers_are_state(family):
+    """Piece by piece what the whole text gives, and the gradient through them is that of the function."""
+    model, tokens = random_model(family), TOKENS % 83
+    module = Transformer(model.config, model.params)
+
+    def logits(params):
+        cache = nano.init_cache(model.config, *tokens.shape, jnp.float32)
+        return nano.forward(params, tokens, cache, config=model.config)[0]
+
+    module.init_cache(batch=2, capacity=32)
+    pieces = [extend(module, tokens[:, :4]), extend(module, tokens[:, 4:5]), extend(module, tokens[:, 5:])]
+    agree(jnp.concatenate(pieces, axis=1), jax.jit(logits)(model.params), 1e-5)
+    mean = lambda x: jnp.mean(jnp.square(x))  # noqa: E731
+    mine = nnx.jit(nnx.grad(lambda module: mean(module(tokens))))(module)
+    theirs = jax.jit(jax.grad(lambda params: mean(logits(params))))(model.params)
+    for found, expected in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+        agree(found, expected, 1e-4, size=1)

@@ -76,6 +76,12 @@ ERNIE4_5 = LLAMA | dict(model_type="ernie4_5", head_dim=14, use_bias=True)
 
 ARCEE = LLAMA | dict(model_type="arcee")
 NEMOTRON = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"} | dict(model_type="nemotron")
+NEMOTRON_H = dict(
+    model_type="nemotron_h", vocab_size=101, hidden_size=48, intermediate_size=70, num_attention_heads=4, head_dim=14,
+    num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, mamba_num_heads=8, mamba_head_dim=6, n_groups=2,
+    ssm_state_size=10, n_routed_experts=7, num_experts_per_tok=3, moe_intermediate_size=24,
+    moe_shared_expert_intermediate_size=40, routed_scaling_factor=1.7,
+    layers_block_type=["linear_attention", "moe", "full_attention", "mlp", "linear_attention"])  # fmt: skip
 MINISTRAL3 = LLAMA | dict(model_type="ministral3", head_dim=14, rope_parameters=YARN | dict(
     llama_4_scaling_beta=0.3, original_max_position_embeddings=16))  # fmt: skip
 HUNYUAN = LLAMA | dict(model_type="hunyuan_v1_dense", head_dim=14)
@@ -271,6 +277,11 @@ CASES = {
     "nemotron": NEMOTRON,
     "nemotron-biases": NEMOTRON | dict(attention_bias=True, mlp_bias=True, hidden_act="gelu", head_dim=14, rope_parameters={
         "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}),
+    "nemotron_h": NEMOTRON_H,
+    "nemotron_h-latent": NEMOTRON_H | dict(moe_latent_size=20, n_routed_experts=8, n_group=4, topk_group=2, n_groups=8,
+                                           norm_topk_prob=False, conv_kernel=3),
+    "nemotron_h-dense": NEMOTRON_H | dict(layers_block_type=None, hybrid_override_pattern="-M*-", use_bias=True, n_groups=1,
+                                          use_conv_bias=False, mlp_bias=True, mlp_hidden_act="gelu"),
     "ministral3": MINISTRAL3,
     "ministral3-window-tied": MINISTRAL3 | dict(sliding_window=9, tie_word_embeddings=True),
     "hunyuan_v1_dense": HUNYUAN,

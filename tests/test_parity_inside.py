@@ -39,7 +39,7 @@ def theirs(reference, ids):
 def check(values, expected, layers):
     """values {name: [B T ..]}, weights as [B N T S]"""
     states, weights = expected
-    looking = [index for index, layer in enumerate(layers) if layer.mixer is None]
+    looking = [index for index, layer in enumerate(layers) if layer.attends]
     assert len(states) == len(layers) + 1 and len(weights) == len(looking)
     names = ["embedding", *(f"layers.{n}.out" for n in range(len(layers) - 1)), "final_norm"]
     for name, state in zip(names, states, strict=True):

@@ -91,6 +91,8 @@ WIDTHS = {
     "n_routed_experts": 8, "kv_lora_rank": 20, "q_lora_rank": 26, "qk_rope_head_dim": 8, "qk_nope_head_dim": 14,
     "v_head_dim": 10, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2, "n_head": 4, "n_embd": 64, "n_layer": 3,
     "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 12, "linear_value_head_dim": 10,
+    "mamba_num_heads": 8, "mamba_head_dim": 10, "n_groups": 4, "ssm_state_size": 12, "moe_latent_size": 20,
+    "moe_shared_expert_intermediate_size": 40,
 }  # fmt: skip
 
 
@@ -121,6 +123,10 @@ def shrunk(values):
     for key in ("layer_types", "no_rope_layers"):
         if values.get(key):
             small[key] = values[key][: small["num_hidden_layers"]]
+    for key in ("hybrid_override_pattern", "layers_block_type"):  # up to the first layer of the last kind
+        if kinds := values.get(key):
+            small["num_hidden_layers"] = 1 + max(kinds.index(kind) for kind in set(kinds))
+            small[key] = kinds[: small["num_hidden_layers"]]
     for key in ("sliding_window", "sliding_window_size"):
         if values.get(key):
             small[key] = min(values[key], WINDOW)

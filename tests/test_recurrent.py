@@ -16,6 +16,7 @@ from test_watch import SHORT
 from test_watch import law as law_of_edits
 
 import nanollm_jax as nano
+from nanollm_jax import params
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.errors import ConfigError, RequestError
 from nanollm_jax.glass.cache_view import cache_view
@@ -23,6 +24,7 @@ from nanollm_jax.measure import roofline
 from nanollm_jax.measure.plan import make_plan
 from nanollm_jax.mixers import ShortConvolution, StateSpace
 from nanollm_jax.ops import convolution, gated_delta, state_space
+from nanollm_jax.ops.kept import decoded
 
 
 def random(*shape, seed=0):
@@ -297,10 +299,27 @@ def test_channels_that_a_mesh_does_not_divide_are_made_up():
 
 
 @pytest.mark.parity
-def test_in_8_bits_and_with_a_cache_in_8_bits(model):
-    """Matrices of recurrent layers are large ones; what is remembered stays as it is."""
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_in_few_bits_and_with_a_cache_in_8_bits(model, dtype):
+    """Matrices of recurrent layers are large ones, and compute what their numbers say, on a mesh too; what is remembered stays
+    as it is.
+    """
     config = model.config
-    kept = nano.init_params(config, jax.random.key(5), "int8")
+    kept = nano.init_params(config, jax.random.key(5), dtype)
+    plain = params.nest({path: decoded(weight) for path, weight in params.flatten(kept).items()})
+    few, all_of_them, spread = (
+        nano.generate(m, [3, 5, 7], max_new_tokens=5)[0]
+        for m in (
+            nano.Model(config, kept),
+            nano.Model(config, plain),
+            nano.shard(nano.Model(config, kept), nano.make_mesh(1, 2)),
+        )
+    )
+    assert few.token_ids == all_of_them.token_ids == spread.token_ids
+    agree(few.logprobs, all_of_them.logprobs, 2e-3)
+    agree(few.logprobs, spread.logprobs, 2e-3)
+    if dtype == "int4":
+        return
     cache = nano.init_cache(config, 1, 40, jnp.float32, kept="int8")
     assert cache.kept == "int8" and {layer.kept for layer in recurrent_layers(cache)} == {"float32"}
     ids = np.random.default_rng(1).integers(0, 80, (1, 40), dtype=np.int32)
@@ -319,7 +338,7 @@ def test_bytes_of_a_state_are_the_same_however_long_the_text_is(model):
         assert cache.nbytes == 3 * nano.layout.row_nbytes(config, capacity, 4)[0]
     state = sum(layer.nbytes for layer in recurrent_layers(cache)) / 3
     plan = [make_plan(config, context=context, dtype="float32") for context in (32, 64)]
-    looking = sum(layer.mixer is None for layer in config.layers)
+    looking = sum(layer.attends for layer in config.layers)
     assert plan[1].cache - plan[0].cache == 32 * looking * 2 * config.num_kv_heads * config.head_dim * 4
     parts = roofline.part_bytes(config, 2, 10, "float32")
     assert parts["cache"] == 2 * (2 * state + 12 * looking * 2 * config.num_kv_heads * config.head_dim * 4)
@@ -343,7 +362,7 @@ def test_a_cache_shows_its_states(model):
 
 
 def test_tools_that_need_heads_say_what_has_none(model):
-    words = "layers 0 2 are recurrent: .* needs heads of attention in every layer"
+    words = "layers 0 2 are recurrent.*: .* needs heads of attention in every layer"
     for tool in (nano.glass.contributions, partial(nano.glass.ablate, parts="heads")):
         with pytest.raises(RequestError, match=words):
             tool(model, [1, 2, 3])
@@ -397,6 +416,30 @@ def test_which_layers_of_an_older_file_convolve():
     config, _ = nano.read_config(old | {"block_ff_dim": 300, "block_multiple_of": 16, "block_ffn_dim_multiplier": 1.1})
     assert [layer.mixer is not None for layer in config.layers] == [False, True, False]
     assert config.intermediate_size == 224  # int(1.1 * 200) = 220
+
+
+def test_published_models_of_halves():
+    """Nemotron 3 Nano and Super, to which their cards give 31.6B and 120.6B parameters; nearly half of the layers remember."""
+    nano3 = dict(
+        model_type="nemotron_h", vocab_size=131072, hidden_size=2688, intermediate_size=1856, num_hidden_layers=52,
+        hybrid_override_pattern="MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME", num_attention_heads=32,
+        num_key_value_heads=2, head_dim=128, mamba_num_heads=64, mamba_head_dim=64, n_groups=8, ssm_state_size=128,
+        n_routed_experts=128, num_experts_per_tok=6, moe_intermediate_size=1856, routed_scaling_factor=2.5,
+        moe_shared_expert_intermediate_size=3712, max_position_embeddings=262144, rope_theta=10000, norm_eps=1e-5,
+    )  # fmt: skip
+    super3 = nano3 | dict(
+        hidden_size=4096, intermediate_size=2688, num_hidden_layers=88, mamba_num_heads=128, n_routed_experts=512,
+        hybrid_override_pattern="MEMEMEM*EMEMEMEM*EMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEM*EMEMEMEME",
+        num_experts_per_tok=22, moe_intermediate_size=2688, moe_shared_expert_intermediate_size=5376, moe_latent_size=1024,
+    )  # fmt: skip
+    for values, published, states in ((nano3, 31.6, 23), (super3, 120.7, 40)):
+        config, _ = nano.read_config(values)
+        assert round(nano.layout.count(config) / 1e9, 1) == published
+        assert sum(layer.mixer is not None for layer in config.layers) == states
+        assert all(layer.lacks and layer.rope is None for layer in config.layers)
+        words = {"M": "mamba", "*": "attention", "E": "moe"}
+        newer = values | {"layers_block_type": [words[kind] for kind in values["hybrid_override_pattern"]]}
+        assert nano.read_config(newer | {"num_hidden_layers": None, "hybrid_override_pattern": None})[0] == config
 
 
 def test_a_published_model_with_state_spaces():

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from nanollm_jax import collectives
 from nanollm_jax.cache import recurrent, rounded
 from nanollm_jax.cache.layers import Plain, kinds, shapes
-from nanollm_jax.cache.recurrent import Recurrent
+from nanollm_jax.cache.recurrent import Nothing, Recurrent
 from nanollm_jax.checks import check_count
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.dtypes import check_kept, resolve_dtype
@@ -23,7 +23,7 @@ from nanollm_jax.letters import axes, nbytes, pytree, spec, static
 from nanollm_jax.ops.dot_product import Seen
 from nanollm_jax.ops.mixing import Memory
 
-Layer = Plain | Recurrent
+Layer = Plain | Recurrent | Nothing
 
 
 @pytree
@@ -60,7 +60,8 @@ class KVCache:
     @property
     def kept(self) -> str:
         """How keys and values are kept: a dtype's name."""
-        return next((layer.kept for layer in self.layers if isinstance(layer, Plain)), self.layers[0].kept)
+        remember = [layer for layer in self.layers if not isinstance(layer, Nothing)]
+        return next((layer.kept for layer in remember if isinstance(layer, Plain)), remember[0].kept)
 
     def __repr__(self) -> str:
         kinds = [type(layer).__name__.lower() for layer in self.layers]
@@ -112,7 +113,7 @@ def init_cache(
     widths = config.head_dim, (config.vectors - 1) * config.head_dim
     layers: tuple[Layer, ...] = tuple(
         kind(*(rounded.empty((*shape[:2], width), dtype, kept, placed) for width in widths))
-        if layer.mixer is None
+        if layer.attends
         else recurrent.empty(layer.mixer, batch, dtype, placed)
         for layer, kind, shape in zip(
             config.layers, kinds(config, capacity, spare), shapes(config, batch, capacity, spare), strict=True

@@ -1,14 +1,14 @@
 """How a layer without keys and values keeps what it remembers: a state of each row, of one size however long its text is.
 
 It goes forwards only. What it has read of a text cannot be taken back, so a row goes on exactly where it stands, or from the
-end of a piece at which its state was kept, or is read anew.
+end of a piece at which its state was kept, or is read anew. A layer that is an MLP alone remembers nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -97,10 +97,51 @@ class Recurrent:
         return jax.tree.map(lambda x, kept: x.at[row].set(kept.at[block].get(mode="clip"), mode="drop"), self, pool)
 
 
-def empty(mixer: Mixer, batch: int, dtype: Any, placed: Any) -> Recurrent:
-    """Zeros for so many rows. placed(letters) says where an array with these axes lies. Inside the program of one member of a
-    mesh: of the heads or channels that it holds.
+@pytree
+class Nothing:
+    """What a layer remembers through which each token goes by itself. It does what the others do, with nothing."""
+
+    nbytes: ClassVar[int] = 0
+
+    def held(self, length: jax.Array) -> jax.Array:
+        """The position that each slot holds: there are no slots.  [B] -> [B 0]"""
+        return jnp.zeros((length.shape[0], 0), jnp.int32)
+
+    def used(self, length: Any) -> int:
+        """No bytes."""
+        return 0
+
+    def block_nbytes(self, rows: int, size: int) -> int:
+        """No bytes."""
+        return 0
+
+    def forgets(self, filled: int, reach: int, back: int, window: int | None) -> bool:
+        """It misses nothing, wherever a row goes back to."""
+        return False
+
+    def resized(self, kind: Any, slots: int) -> Nothing:
+        """The same."""
+        return self
+
+    def pool(self, blocks: int, size: int, rows: int, placed: Callable[[str], Any]) -> Nothing:
+        """Room for nothing."""
+        return self
+
+    def keep(self, pool: Nothing, row: jax.Array, at: jax.Array, block: jax.Array, rows: int) -> Nothing:
+        """The pool, with nothing more in it."""
+        return pool
+
+    def restore(self, pool: Nothing, row: jax.Array, at: jax.Array, block: jax.Array, rows: int) -> Nothing:
+        """The same."""
+        return self
+
+
+def empty(mixer: Mixer | None, batch: int, dtype: Any, placed: Any) -> Recurrent | Nothing:
+    """Zeros for so many rows, or nothing where no mixer needs any. placed(letters) says where an array with these axes lies.
+    Inside the program of one member of a mesh: of the heads or channels that it holds.
     """
+    if mixer is None:
+        return Nothing()
     members = collectives.members()
 
     def made(shape: tuple[int, ...], letters: str, dtype: Any) -> jax.Array:

@@ -65,26 +65,34 @@ def state_space(reader: Reader, config: ModelConfig) -> StateSpace:
         raise reader.error("mamba_n_groups", f"a divisor of mamba_n_heads {heads}")
     if reader.get("mamba_d_head") not in (None, "auto", width // heads):
         raise reader.error("mamba_d_head", f"'auto' or {width // heads}: mamba_expand * hidden_size / mamba_n_heads")
-    limit = reader.get("time_step_limit")
-    if limit is not None and (not isinstance(limit, list) or limit[:1] not in ([0], [0.0]) or limit[1:] not in ENDLESS):
-        raise reader.error("time_step_limit", "[0, Infinity], which limits nothing")
+    check_unlimited(reader)
     return StateSpace(
         groups, heads // groups, reader.count("mamba_d_state", 256), width // heads, reader.count("mamba_d_conv", 4),
         config.norm_eps, reader.flag("mamba_proj_bias", False), reader.flag("mamba_conv_bias", True),
     )  # fmt: skip
 
 
-ENDLESS = ([float("inf")], ["Infinity"], [{"__float__": "Infinity"}])  # as JSON has it, or not
+ENDLESS = ([float("inf")], [1e308], ["Infinity"], [{"__float__": "Infinity"}])  # as JSON has it, or not
+
+
+def check_unlimited(reader: Reader) -> None:
+    """Raise ConfigError where a file limits how long a token lasts."""
+    limit = reader.get("time_step_limit")
+    if limit is not None and (not isinstance(limit, list) or limit[:1] not in ([0], [0.0]) or limit[1:] not in ENDLESS):
+        raise reader.error("time_step_limit", "[0, Infinity], which limits nothing")
 
 
 def attention(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
-    """The rows of one layer's attention, or of its state. Values, keys and queries of all groups are behind each other there,
-    and head by head here.
-    """
-    mixer = config.layers[int(ours.split(".")[1])].mixer
-    if mixer is None:
+    """The rows of one layer's attention, or of its state."""
+    if config.layers[int(ours.split(".")[1])].mixer is None:
         return llama.attention(config, ours, theirs)
-    ours, theirs = ours.replace("attention", "recurrent"), theirs.replace("self_attn", "mamba")
+    return mamba(config, ours.replace("attention", "recurrent"), theirs.replace("self_attn", "mamba"))
+
+
+def mamba(config: ModelConfig, ours: str, theirs: str) -> list[Row]:
+    """The rows of one layer's state. All groups' values, keys and queries are behind each other there, head by head here."""
+    mixer = config.mixer
+    assert mixer is not None
     i, v = config.sizes["i"], config.sizes["v"]
     convolved = [("v", 2 * i), ("i", i), ("i", 0)]
     made = [("v", 2 * i + v), *convolved, ("r", 2 * i + 2 * v)]

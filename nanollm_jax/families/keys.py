@@ -96,6 +96,17 @@ INERT = {
         "the only one that there is": "normalization_function",
         "training": "init_method",
     },
+    "nemotron_h": {
+        GUESSES: "num_nextn_predict_layers mtp_layers_block_type mtp_hybrid_override_pattern",
+        STATES: "mamba_ssm_cache_dtype",
+        "how many tokens another program takes together": "chunk_size mamba_chunk_size",
+        "how weights were made": """
+            rescale_prenorm_residual time_step_min time_step_max time_step_floor time_step_rank mamba_dt_min mamba_dt_max
+            mamba_dt_init_floor""",
+        "how another program runs it": "use_mamba_kernels moe_shared_expert_overlap num_logits_to_keep",
+        "mamba_num_heads and mamba_head_dim are used": "expand mamba_expand",
+        "layer_norm_epsilon is used": "norm_eps rms_norm_eps",
+    },
     "glm4_moe": {GUESSES: "num_nextn_predict_layers num_mtp_layers"},
     "glm4_moe_lite": {GUESSES: "num_nextn_predict_layers num_mtp_layers"},
     "deepseek_v2": {GUESSES: "num_nextn_predict_layers"},

@@ -166,14 +166,14 @@ def mlp(config: ModelConfig, ours: str, theirs: str, F: str = "F") -> list[Row]:
 
 
 def plain_mlp(
-    config: ModelConfig, ours: str, theirs: str, names: tuple[str, str] = ("up_proj", "down_proj")
+    config: ModelConfig, ours: str, theirs: str, names: tuple[str, str] = ("up_proj", "down_proj"), F: str = "F"
 ) -> list[Row]:
-    """The rows of one layer's MLP without a gate; names are those of its two matrices."""
+    """The rows of an MLP without a gate; names are those of its two matrices, F the letter of its width."""
     up, down = (f"{theirs}.{name}" for name in names)
-    rows = [Row(f"{ours}.up", f"{up}.weight", "F D -> 1 F D"), Row(f"{ours}.down", f"{down}.weight", "D F")]
+    rows = [Row(f"{ours}.up", f"{up}.weight", f"{F} D -> 1 {F} D"), Row(f"{ours}.down", f"{down}.weight", f"D {F}")]
     if config.mlp_bias:
         rows += [
-            Row(f"{ours}.up_bias", f"{up}.bias", "F -> 1 F"),
+            Row(f"{ours}.up_bias", f"{up}.bias", f"{F} -> 1 {F}"),
             Row(f"{ours}.down_bias", f"{down}.bias", "D -> D"),
         ]
     return rows

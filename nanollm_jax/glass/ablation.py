@@ -31,7 +31,7 @@ PARTS = {
 class Ablation:
     """What is measured without each part.
 
-    values  [L N] without each head, or [L] without each MLP, attention or layer
+    values  [L N] without each head, or [L] without each MLP, attention or layer; plain where a layer has none
     plain   with all of them
     """
 
@@ -98,7 +98,12 @@ def ablate(
 def others(text: Text, parts: str, instead: Any) -> dict[str, np.ndarray]:
     """What stands in the place of each value, {name: [1 T ..]} or {name: [1 1 ..]} for all positions."""
     model, config, size = text.model, text.config, len(text.ids)
-    names = [f"layers.{index}.{value}" for index in range(config.num_layers) for value in PARTS[parts]]
+    names = [
+        f"layers.{index}.{value}"
+        for index, layer in enumerate(config.layers)
+        for value in PARTS[parts]
+        if value.partition(".")[0] != layer.lacks
+    ]
     if isinstance(instead, str) and instead == "zero":
         tail = {"attention.mixed": (config.num_heads, config.value_dim)}.get(PARTS[parts][0])
         return {name: np.zeros((1, 1, *(tail or (config.hidden_size,))), np.float32) for name in names}

@@ -22,6 +22,9 @@ from nanollm_jax.glass.names import NAMES, check_found, expression, letters
 from nanollm_jax.glass.watched_programs import NEVER, Asked, Row
 from nanollm_jax.loading import Model
 
+# what the names begin with that a layer has in this half alone
+OF_HALF = {"attention": ("layers.*.attention", "layers.*.middle"), "mlp": ("layers.*.mlp",)}
+
 
 def model_names(model: Model) -> dict[str, list[str]]:
     """{name: axes} of all that a model has for each of its tokens, in the order in which they are computed."""
@@ -34,6 +37,7 @@ def model_names(model: Model) -> dict[str, list[str]]:
         lacks |= set() if model.config.latent is None else {"layers.*.attention.v"}
         other = "layers.*.recurrent." if layer.mixer is None else "layers.*.attention."
         lacks |= {row for row in inside if row.startswith(other)} - {"layers.*.attention.out"}
+        lacks |= {row for row in inside if row.startswith(OF_HALF.get(layer.lacks or "", ()))}
         lacks |= {
             "layers.*.recurrent.mixed" if layer.mixer and layer.mixer.state is None else "layers.*.recurrent.convolved"
         }

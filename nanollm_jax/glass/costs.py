@@ -40,7 +40,7 @@ def fixed_bytes(config: ModelConfig, dtype: str, rows: int) -> tuple[float, floa
     """Of a step of so many rows: bytes of weights, states and new keys and values; those of one position in the cache of one
     layer that looks at some; and how many layers look at how many positions.
     """
-    windows = Counter(layer.window or config.max_positions for layer in config.layers if layer.mixer is None)
+    windows = Counter(layer.window or config.max_positions for layer in config.layers if layer.attends)
     one, two = (sum(part_bytes(config, rows, length, dtype).values()) for length in (0, 1))
     wider = sum(count for window, count in windows.items() if window > 1)  # layers that see one position more
     vector = (two - one) / (rows * wider) if wider else 0.0

@@ -100,10 +100,16 @@ def check_found(patterns: Mapping[str, re.Pattern[str]], names: Collection[str])
 
 
 def check_attends(config: ModelConfig, what: str) -> None:
-    """Raise RequestError where not every layer has attention, from what looks at heads of all of them."""
-    if where := [where for layer, where in config.alike() if layer.mixer is not None]:
+    """Raise RequestError where not every layer has attention and an MLP, from what looks at heads of all of them."""
+    others: dict[str, list[str]] = {}
+    for layer, where in config.alike():
+        lacks = {"attention": "without attention", "mlp": "without an MLP", None: None}[layer.lacks]
+        if kind := "recurrent" if layer.mixer is not None else lacks:
+            others.setdefault(kind, []).append(where)
+    if others:
+        said = ", ".join(f"{' '.join(layers)} are {kind}" for kind, layers in others.items())
         raise RequestError(
-            f"layers {' '.join(where)} are recurrent: {what} needs heads of attention in every layer. watch, observe, lens, "
+            f"layers {said}: {what} needs heads of attention in every layer, and an MLP. watch, observe, lens, "
             "patch and ablate of mlps, attentions and layers work without."
         )
 

@@ -47,7 +47,7 @@ def part_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> dict[
     kept = resolve_weights(dtype)
     used, sizes = used_weights(config, experts_read(config, rows)), layout.shapes(config)
     stored = layout.nbytes(config, kept)
-    looking = [layer.window or length + 1 for layer in config.layers if layer.mixer is None]
+    looking = [layer.window or length + 1 for layer in config.layers if layer.attends]
     seen = sum(min(length + 1, window) + 1 for window in looking)
     parts = dict.fromkeys(("embedding", "norm", "attention", "recurrent", "cache", "mlp", "logits"), 0.0)
     itemsize = kept.activations.itemsize
@@ -73,7 +73,7 @@ def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
     used = used_weights(config, config.experts_per_token)
     products = [path for path in used if path.startswith("layers.") and path.rpartition(".")[2] in layout.INPUTS]
     weights = round(sum(used[path] for path in products))
-    windows = [layer.window or length for layer in config.layers if layer.mixer is None]
+    windows = [layer.window or length for layer in config.layers if layer.attends]
     recurrent = length * sum(layer.mixer.flops for layer in config.layers if layer.mixer)
     pairs = sum(sum(min(position + 1, window) for position in range(length)) for window in windows)
     attention = 2 * config.num_heads * (config.key_dim + config.value_dim) * pairs

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 
 from nanollm_jax import collectives
 from nanollm_jax.ops.group_product import by_group
-from nanollm_jax.ops.linear import add, contract, product
+from nanollm_jax.ops.linear import add, contract, linear, product
 from nanollm_jax.ops.mlp import bend
 
-# router [E D], up [E U M D], down [E D M]; where there are, correction [E], router_bias [E], up_bias [E U M], down_bias [E D]
+# router [E D], up [E U M D], down [E D M]; where there are, correction [E], router_bias [E], up_bias [E U M], down_bias [E D];
+# with latent_down [O D] and latent_up [D O], up, down and down_bias have O in place of D
 Experts = dict[str, jax.Array]
 SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
@@ -36,13 +37,18 @@ def chances(p: Experts, x: jax.Array, router: Any) -> jax.Array:
 
 @jax.named_scope("mlp")
 def moe(p: Experts, x: jax.Array, chances: jax.Array, activation: str, top_k: int, router: Any) -> jax.Array:
-    """The weighted sum of each token's top_k experts.  x [B T D], chances [B T E] -> [B T D]"""
+    """The weighted sum of each token's top_k experts.  x [B T D], chances [B T E] -> [B T D]
+
+    Where they have a latent, it is what they read, and their sum is widened again.
+    """
+    x = linear(x, p["latent_down"]) if "latent_down" in p else x
     (B, T, D), E = x.shape, chances.shape[2]
     weight, expert = chosen(chances.reshape(B * T, E), top_k, router, p.get("correction"))
     given = collectives.psum(grouped(p, x.reshape(B * T, D), weight, expert, activation))
     if "down_bias" in p:  # once, where a mesh splits the widths
         given = given + jnp.sum(weight[:, :, None] * p["down_bias"][expert].astype(jnp.float32), axis=1)
-    return given.reshape(B, T, D).astype(x.dtype)
+    given = given.reshape(B, T, D).astype(x.dtype)
+    return linear(given, p["latent_up"]) if "latent_up" in p else given
 
 
 def chosen(
