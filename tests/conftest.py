@@ -17,6 +17,7 @@ from safetensors.flax import load_file, save_file
 import nanollm_jax as nano
 from nanollm_jax.measure import roofline
 from nanollm_jax.ops import native
+from nanollm_jax.startup import own_folder
 from nanollm_jax.weights import source
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -149,12 +150,17 @@ def forget():
 
 @pytest.fixture(scope="session", autouse=True)
 def operations_in_c_are_compiled_once(tmp_path_factory):
-    """In a folder of the whole run, or of all runs."""
+    """In a folder of the whole run, or of all runs; and copied to where the processes look that tests start."""
     folder = tmp_path_factory.getbasetemp()
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    kept = Path(os.environ.get("NANOLLM_TEST_PROGRAMS", shared / "native"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", os.environ.get("NANOLLM_TEST_PROGRAMS", str(shared / "native")))
+        patch.setenv("XDG_CACHE_HOME", str(kept))
         native.library()
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        own = own_folder("nanollm_jax", "native")
+    for file in (kept / "nanollm_jax" / "native").glob("*.so"):
+        shutil.copy(file, own)
 
 
 @pytest.fixture(autouse=True)

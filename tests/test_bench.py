@@ -36,7 +36,9 @@ def config_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(config_file):
     how = {"rows": (1, 3), "prompt_tokens": 5, "new_tokens": 4, "repeats": 3, "starts": 1}
-    return bench.bench(config_file, **how, speculate=nano.Lookup(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOLLM_NATIVE", "0")  # a cold start would wait for the C compiler
+        return bench.bench(config_file, **how, speculate=nano.Lookup(2))
 
 
 @pytest.fixture
@@ -163,7 +165,8 @@ def test_a_cold_start_compiles_and_a_warm_one_finds_the_same_stages(report):
 
 
 @pytest.mark.parity
-def test_what_a_new_process_compiles_is_kept_for_the_next(config_file, tmp_path):
+def test_what_a_new_process_compiles_is_kept_for_the_next(config_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOLLM_NATIVE", "0")
     how = json.dumps({"source": config_file, "dtype": "float32", "prompt_tokens": 3})
     starts.run_stages("cold", [sys.executable, "-c", starts.STARTING, how], str(tmp_path))
     # what is timed as import is all of it: nothing that loading or generating needs is left for later
@@ -177,8 +180,9 @@ def test_what_a_new_process_compiles_is_kept_for_the_next(config_file, tmp_path)
 
 
 @pytest.mark.parity
-def test_starts_alone_say_when_the_command_of_a_model_with_a_tokenizer_speaks_and_ends():
+def test_starts_alone_say_when_the_command_of_a_model_with_a_tokenizer_speaks_and_ends(monkeypatch):
     """And nothing else is measured."""
+    monkeypatch.setenv("NANOLLM_NATIVE", "0")
     found = bench.bench(None, prompt_tokens=3, starts=1, repeats=0)
     assert "prefill" not in found and list(found["start"]) == ["cold", "warm", "command"]
     first, whole = (found["start"]["command"][stage]["median"] for stage in ("first_text", "whole"))
