@@ -15,14 +15,14 @@ import numpy as np
 
 from nanollm_jax import model
 from nanollm_jax import sampling as smp
-from nanollm_jax.cache import KVCache, check_room, init_cache
+from nanollm_jax.cache import KVCache, check_room
 from nanollm_jax.checks import check_count
 from nanollm_jax.collectives import whole
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.programs import program
 from nanollm_jax.errors import RequestError
 from nanollm_jax.letters import nbytes, pytree
-from nanollm_jax.params import Params, for_rows
+from nanollm_jax.params import Params
 from nanollm_jax.sampling import History
 from nanollm_jax.settings import Sampling
 
@@ -127,32 +127,3 @@ def write_tokens(
     state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, fresh=False))
     state, (tokens, logprobs) = jax.lax.scan(step, state, length=steps)
     return tokens.T, logprobs.T, state
-
-
-@program(static=("kept",))
-def read_states(
-    params: Params,
-    tokens: jax.Array,
-    count: jax.Array,
-    adapter: jax.Array,
-    choices: jax.Array,
-    *,
-    config: ModelConfig,
-    kept: str = "auto",
-) -> tuple[jax.Array, jax.Array]:
-    """What the model makes of texts: the mean of its normalised last states, and the last of them; and how it scores some
-    tokens as the next one.  tokens [B T], choices [B C] -> [B 2 D], [B C] float32
-
-    count [B] says how many of each row's tokens are real, at least one; adapter [B] which one it takes. kept
-    is how keys and values are, see init_cache.
-    """
-    params = for_rows(params, adapter)
-    B, T = tokens.shape
-    cache = init_cache(config, B, T, params["embedding"]["tokens"].dtype, kept=kept)
-    x, _ = model.hidden_states(params, tokens, count, cache, config=config)
-    end = jnp.take_along_axis(x, count[:, None, None] - 1, axis=1)
-    scores = jnp.take_along_axis(model.logits(params, end, config)[:, 0], choices, axis=1)
-    x = x.astype(jnp.float32)
-    real = jnp.arange(T)[None, :, None] < count[:, None, None]
-    mean = jnp.sum(jnp.where(real, x, 0), axis=1) / count[:, None]
-    return jnp.stack([mean, end[:, 0].astype(jnp.float32)], axis=1), scores

@@ -28,6 +28,8 @@ FORMS = {
     0: nano.Grammar.regex("([a-m]{1,9} )*[n-z]{20}"),
     2: nano.Grammar.json_schema({"type": "array", "minItems": 1}),
 }
+# by what n % 12 is: these begin as others do
+POOLED = {1: {"pooling": "labels", "labels": (7, 9)}, 3: {"pooling": "mean"}, 9: {"pooling": "last"}}
 
 
 def model_of(family, dtype="float32", positions=600):
@@ -54,8 +56,8 @@ def position_bytes(model):
 
 
 def requests_for(model, count, seed=1, longest=300):
-    """Prompts of 1 to 350 tokens, many of which begin alike; all kinds of settings; some stop, are watched, are scored, or
-    follow a grammar.
+    """Prompts of 1 to 350 tokens, many of which begin alike; all kinds of settings; some stop, are watched, are scored or made
+    a vector, or follow a grammar.
     """
     rng, V = np.random.default_rng(seed), model.config.vocab_size
     shared = rng.integers(0, V, longest).tolist()
@@ -66,6 +68,9 @@ def requests_for(model, count, seed=1, longest=300):
         if n % 6 == 5:  # a text, or only its end, is scored
             given = len(begin) + 1 if n % 4 == 3 else 1
             made.append(Request((*ids, 1), 0, SETTINGS[0], given=given))
+            continue
+        if n % 12 in POOLED:
+            made.append(Request(tuple(ids), 0, SETTINGS[0], **POOLED[n % 12]))
             continue
         made.append(
             Request(

@@ -20,6 +20,7 @@ from programs import compiled
 
 import nanollm_jax as nano
 from nanollm_jax.engine import buckets, memory, prefix, shared, slots
+from nanollm_jax.engine.check import read_only
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.prefix import Prefixes
 from nanollm_jax.engine.request import Request
@@ -170,6 +171,29 @@ def test_a_writing_row_waits_for_one_piece_and_one_chunk():
         read += [event.amount] * (event.what == "piece")
         assert between <= PIECE  # one piece, or short ones of several rows that together are no longer
     assert len(read) == 4 + 3  # four of the next prompt, and the last one of those that begin alike
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
+def test_a_writing_row_waits_for_one_piece_of_texts_that_are_only_read(streamed):
+    """Scored or made vectors, and as many as there may be: each takes the row that the last one left."""
+    model = random_model("llama")
+    engine = Engine(model, 3, piece=PIECE)
+    writer = engine.submit(Request((1, 2, 3), 100, SETTINGS[0], streamed=streamed))
+    while not writer.answer.token_ids:
+        engine.step()
+    texts = [Request(tuple(range(1, 100)), 0, SETTINGS[0], **read_only(n, 1)) for n in range(8)]
+    tickets = [engine.submit(text) for text in texts]
+    between, longest = 0, 0
+    engine.events.clear()
+    while not writer.ended:
+        engine.step()
+    for event in engine.events:
+        between = 0 if event.what == "chunk" else between + event.amount * (event.what == "piece")
+        longest = max(longest, between)
+    assert longest == PIECE and tickets[1].ended
+    while not engine.idle:
+        engine.step()
+    assert [result(ticket) for ticket in tickets] == alone(model, texts, rows=3)
 
 
 def test_who_leaves_is_not_read_to_the_end():

@@ -21,7 +21,8 @@ from models import random_model
 import nanollm_jax as nano
 from nanollm_jax import executables, loading, model, params, sampling, startup
 from nanollm_jax.ahead import Ahead
-from nanollm_jax.decode import init_state, read_prompts, read_states, write_tokens
+from nanollm_jax.decode import init_state, read_prompts, write_tokens
+from nanollm_jax.engine.slots import read_piece
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.executables import ENDING, Persistent
 from nanollm_jax.identity import VERSIONED, Spelling, Unknown, machine
@@ -220,15 +221,15 @@ def test_every_process_spells_the_same(tmp_path):
 def test_a_function_from_outside_is_used_and_not_kept(folder, monkeypatch):
     """A notebook that puts its own into the model gets what it has put there."""
     one, text, true = random_model("llama"), [[1, 2, 3]], mlp.narrow
-    read_states.clear_cache()
+    read_piece.clear_cache()
     before = nano.embed(one, text)
     kept = files(folder)
     monkeypatch.setattr(mlp, "narrow", lambda p, x: 0 * true(p, x))
-    read_states.clear_cache()
+    read_piece.clear_cache()
     with pytest.raises(Unknown, match="test_executables"):
-        name_of(read_states.__wrapped__)
+        name_of(read_piece.__wrapped__)
     assert not np.allclose(nano.embed(one, text), before) and files(folder) == kept
-    read_states.clear_cache()
+    read_piece.clear_cache()
 
 
 def test_inside_other_transformations_it_is_a_function_like_others(folder):

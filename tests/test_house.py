@@ -85,7 +85,6 @@ ARROWS = {
         "checks",
         "collectives",
         "config",
-        "decode",
         "devices",
         "errors",
         "executables",

@@ -41,8 +41,8 @@ def test_scores_are_those_of_one_forward(model):
     yes, no = (model.tokenizer.encode(label, bos=False)[0] for label in ("dog", "cat"))
     expected = [by_hand(model, "Who ran?", document, INSTRUCTION, yes, no) for document in DOCUMENTS]
     assert np.ptp(expected) > 0.01
-    for batch in (1, 2, 8):
-        found = nano.rerank(model, "Who ran?", DOCUMENTS, labels=("dog", "cat"), batch=batch)
+    for rows in (1, 8):
+        found = nano.rerank(model, "Who ran?", DOCUMENTS, labels=("dog", "cat"), rows=rows)
         agree(found, expected, 1e-4)
     other = nano.rerank(model, "Who ran?", DOCUMENTS, labels=(yes, no), instruction="Find the cat")
     agree(other[1], by_hand(model, "Who ran?", DOCUMENTS[1], "Find the cat", yes, no), 1e-4)
@@ -75,7 +75,7 @@ def test_the_server_ranks(model, monkeypatch):
     monkeypatch.setattr(ranking, "LABELS", ("dog", "cat"))
     options = service.Options(names=("judge",), context=512, hosts=serving.HOSTS)
     one = service.Service(model, Engine(model, 1, piece=16), options, nano.__version__)
-    expected = nano.rerank(model, "Who ran?", DOCUMENTS, labels=("dog", "cat"), batch=1)
+    expected = nano.rerank(model, "Who ran?", DOCUMENTS, labels=("dog", "cat"), rows=1)
     with serving.running(one) as port, httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
         body = {"model": "judge", "query": "Who ran?", "documents": [*DOCUMENTS[:2], {"text": DOCUMENTS[2]}]}
         found = client.post("/v1/rerank", json=body).json()
@@ -83,10 +83,10 @@ def test_the_server_ranks(model, monkeypatch):
         order = np.argsort(-expected, kind="stable").tolist()
         assert [one["index"] for one in found["results"]] == order
         assert [one["document"]["text"] for one in found["results"]] == [DOCUMENTS[n] for n in order]
-        assert [one["relevance_score"] for one in found["results"]] == [float(expected[n]) for n in order]
+        agree([one["relevance_score"] for one in found["results"]], expected[order], 1e-5)
         assert found["usage"]["total_tokens"] > 100 and found["model"] == "judge"
         short = client.post("/rerank", json=body | {"top_n": 1, "return_documents": False}).json()["results"]
-        assert short == [{"index": order[0], "relevance_score": float(expected[order[0]])}]
+        assert short == [{"index": order[0], "relevance_score": found["results"][0]["relevance_score"]}]
         for wrong, field in (
             ({"documents": []}, "documents"),
             ({"documents": [{}]}, "documents"),

@@ -196,17 +196,19 @@ def test_the_best_tokens_beside_each(llama):
 
 
 def test_embeddings(llama):
-    """Mean and last of the states that the head reads; of length 1 unless that is not wanted; alone and in a batch."""
-    texts = [[(7 * n + at) % 101 for n in range(size)] for at, size in enumerate((3, 40, 17))]
+    """Mean and last of the states that the head reads, also of several pieces; of length 1 unless that is not wanted; alone and
+    beside others.
+    """
+    texts = [[(7 * n + at) % 101 for n in range(size)] for at, size in enumerate((3, 140, 17))]
     read = jax.jit(partial(hidden_states, config=llama.config))
     for at, ids in enumerate(texts):
-        tokens, cache = jnp.asarray([ids + [0] * (40 - len(ids))]), nano.init_cache(llama.config, 1, 64, jnp.float32)
+        tokens, cache = jnp.asarray([ids + [0] * (140 - len(ids))]), nano.init_cache(llama.config, 1, 140, jnp.float32)
         states = np.asarray(read(llama.params, tokens, jnp.asarray([len(ids)]), cache)[0][0, : len(ids)])
         for pooling, expected in (("mean", states.mean(0)), ("last", states[-1])):
             plain = nano.embed(llama, texts, pooling=pooling, normalize=False)
             agree(plain[at], expected, 1e-4)
             agree(nano.embed(llama, ids, pooling=pooling), expected / np.linalg.norm(expected), 1e-4)
-            agree(nano.embed(llama, texts, pooling=pooling, normalize=False, batch=2), plain, 1e-4)
+            agree(nano.embed(llama, texts, pooling=pooling, normalize=False, rows=1), plain, 1e-4)
     with pytest.raises(nano.RequestError, match="pooling is 'cls'; expected mean or last"):
         nano.embed(llama, texts, pooling="cls")
     with pytest.raises(nano.RequestError, match="text 0 has 257 tokens, the model 256 positions"):

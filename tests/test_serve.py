@@ -382,8 +382,7 @@ def test_an_answer_is_the_same_under_load(http, service):
 def test_nobody_who_writes_waits_for_the_pool_of_prefixes_to_be_made(monkeypatch):
     """A server that is ready has it."""
     engine = Engine(serving.tiny(), serving.ROWS, piece=serving.PIECE)
-    for name in ("warm", "warm_embed"):  # which are tried elsewhere
-        monkeypatch.setattr(turns, name, lambda *args, **rest: 0)
+    monkeypatch.setattr(turns, "warm", lambda *args, **rest: 0)  # which is tried elsewhere
     turns.ready(engine, 128, print)
     assert engine.pool is not None and engine.pool.layers[0].k.shape[:2] == (2 * engine.places, serving.PIECE)
 

@@ -23,6 +23,7 @@ import pytest
 import serving
 
 import nanollm_jax as nano
+from nanollm_jax.engine.check import result
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
 from nanollm_jax.errors import RequestError
@@ -31,7 +32,7 @@ from nanollm_jax.serve.asking import World
 from nanollm_jax.serve.bodies import Chat, read_body
 from nanollm_jax.serve.followers import FAILED, Followers, Leader, Lost, follow, limit_of
 from nanollm_jax.serve.service import Options, Service
-from nanollm_jax.serve.turns import Embed, Turn
+from nanollm_jax.serve.turns import Turn
 from nanollm_jax.serve.watchdog import Watchdog
 from nanollm_jax.serve.wire import decode, encode
 
@@ -46,7 +47,8 @@ SAMPLING = {
 REQUEST = {
     "ids": (1, 2, 2047), "max_new_tokens": 12, "sampling": nano.Sampling(**SAMPLING), "seed": 2**32 - 1, "ends": (2, 3),
     "stop": ("\n", 'ab"\u2028', "\ud800 \U0001f600"), "top_logprobs": 20, "streamed": True, "root": World(1, "salt"),
-    "shown": (4,), "given": 1, "adapter": 2, "grammar": nano.Grammar("lark", "start: @part0", (nano.Grammar.json_object(),)),
+    "shown": (4,), "given": 1, "adapter": 2, "pooling": "labels", "labels": (3, 5),
+    "grammar": nano.Grammar("lark", "start: @part0", (nano.Grammar.json_object(),)),
 }  # fmt: skip
 
 
@@ -77,10 +79,10 @@ def test_every_field_goes_over_the_wire_as_it_is(kind, values):
     for field in dataclasses.fields(kind):
         assert field.default is dataclasses.MISSING or getattr(full, field.name) is not field.default
     request = full if kind is Request else Request((1,), 1, full)
-    line = encode(Turn((request,), (3, 4), Embed((1, 2), "last", False), True, seen=7))
+    line = encode(Turn((request,), (3, 4), True, seen=7))
     assert line.count(b"\n") == 1
     found = decode(line)
-    alike(found, Turn((request,), (3, 4), Embed((1, 2), "last", False), True, seen=7))
+    alike(found, Turn((request,), (3, 4), True, seen=7))
     alike(decode(encode(Turn(ends=True))), Turn(ends=True))
 
 
@@ -190,11 +192,8 @@ def two():
         theirs.close()
 
 
-def test_the_others_do_the_same(monkeypatch):
+def test_the_others_do_the_same():
     """Chats, streams that are left, scores, several answers and vectors: all engines hold the same of all of them."""
-    embedded: list = []
-    run = Embed.run
-    monkeypatch.setattr(Embed, "run", lambda job, model: embedded.append(job) or run(job, model))
     ask = {"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 20, "temperature": 1.0, "n": 3}
     with two() as (service, engines, tickets, left, thread, _):
         with serving.running(service) as port, httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
@@ -218,12 +217,10 @@ def test_the_others_do_the_same(monkeypatch):
         service.followers.end()
         thread.join(60)
         assert not thread.is_alive() and not left
-        assert engines[1].idle and len(embedded) == 4 and {embedded.count(job) for job in embedded} == {2}
+        assert engines[1].idle and sum(one.made for one in tickets[1]) == 2
         assert any(one.request.grammar for one in tickets[1])
-        told = [
-            [(one.cancelled, one.answer.token_ids, one.answer.logprobs, one.scores) for one in kept] for kept in tickets
-        ]
-        assert told[0] == told[1] and len(told[0]) == 14 and [one[0] for one in told[0]].count(True) == 1
+        told = [[(one.cancelled, *result(one)) for one in kept] for kept in tickets]
+        assert told[0] == told[1] and len(told[0]) == 16 and [one[0] for one in told[0]].count(True) == 1
         assert [len(prefixes) for prefixes in engines[0].prefixes] == [
             len(prefixes) for prefixes in engines[1].prefixes
         ]

@@ -63,7 +63,8 @@ def programs(limit: int, longest: int = PIECE, spare: int = 0) -> dict[str, tupl
     sizes, read = capacities(limit), pieces(longest)
     return {
         "make room": ([], sizes[1:]), "begin": ([], []), "read": (read, sizes), "read behind others": (read, sizes),
-        "first token": ([], []), "score": (read, []), "write": ([1 + spare] * (spare > 0), sizes),
+        "first token": ([], []), "score": (read, []), "sum": (read, []), "judge": ([], []),
+        "write": ([1 + spare] * (spare > 0), sizes),
         "keep a prefix": ([longest], sizes), "restore a prefix": ([longest], sizes),
     }  # fmt: skip
 

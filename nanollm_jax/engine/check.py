@@ -38,7 +38,8 @@ class Found(NamedTuple):
 def result(ticket: Ticket) -> tuple[Any, ...]:
     """All that came of a request, what went wrong with it as well: a grammar may have an end that no token spells."""
     answer, error = ticket.answer, str(ticket.error or "")
-    return answer.token_ids, answer.logprobs, ticket.scores, answer.top_logprobs, answer.finish_reason, error
+    vector = [] if ticket.vector is None else ticket.vector.tolist()
+    return answer.token_ids, answer.logprobs, ticket.scores, answer.top_logprobs, vector, answer.finish_reason, error
 
 
 def alone(engine: Engine, requests: Sequence[Request]) -> list[tuple[Any, ...]]:
@@ -72,8 +73,8 @@ def beside(engine: Engine, requests: Sequence[Request], seed: int, leave: float 
 
 
 def requests_for(engine: Engine, context: int, count: int) -> list[Request]:
-    """Requests of all kinds, of at most `context` tokens: many begin alike, some are watched, every sixth is scored;
-    in turn they take all adapters that there are.
+    """Requests of all kinds, of at most `context` tokens: many begin alike, some are watched, every sixth is scored or made a
+    vector; in turn they take all adapters that there are.
     """
     rng, V = np.random.default_rng(0), engine.config.vocab_size
     longest, adapters = min(3 * engine.piece, context // 2), 1 + len(engine.model.adapters)
@@ -82,13 +83,20 @@ def requests_for(engine: Engine, context: int, count: int) -> list[Request]:
         begin = shared[: int(rng.integers(1, longest + 1))] if n % 2 else []
         ids = (*begin, *rng.integers(0, V, int(rng.integers(1, max(2, context // 8)))).tolist())
         if n % 6 == 5:
-            made.append(Request((*ids, 1), 0, SETTINGS[0], given=len(begin) + 1, adapter=n // 2 % adapters))
+            wanted = read_only(n // 6, len(begin) + 1)
+            made.append(Request((*ids, 1), 0, SETTINGS[0], adapter=n // 2 % adapters, **wanted))
             continue
         new = int(rng.integers(1, max(2, min(40, context - len(ids)))))
         seed = int(rng.integers(0, 2**32))
         own: dict[str, Any] = {"top_logprobs": n % 3, "streamed": n % 5 == 0, "adapter": n // 2 % adapters}
         made.append(Request(ids, new, SETTINGS[n % 3], seed, **own))
     return made
+
+
+def read_only(n: int, given: int) -> dict[str, Any]:
+    """What is wanted of the n-th text that nobody goes on with: scores from `given` on, or a vector of one of three kinds."""
+    kinds: list[dict[str, Any]] = [{"pooling": "mean"}, {"pooling": "last"}, {"pooling": "labels", "labels": (1, 2)}]
+    return [{"given": given}, *kinds][n % 4]
 
 
 def check(
@@ -116,7 +124,8 @@ def check(
 
 def difference(number: int, one: tuple[Any, ...], other: tuple[Any, ...]) -> str:
     """Where two results of a request part, in words."""
-    for what, mine, theirs in zip(("token", "log-probability", "score", "alternatives"), one, other, strict=False):
+    names = ("token", "log-probability", "score", "alternatives", "number")
+    for what, mine, theirs in zip(names, one, other, strict=False):
         for at, (a, b) in enumerate(zip(mine, theirs, strict=False)):
             if a != b:
                 return f"request {number}: {what} {at} is {a} alone and {b} beside others"

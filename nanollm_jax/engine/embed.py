@@ -1,21 +1,21 @@
-"""What a model makes of texts at once: each as one vector, or how well each answers a query. Nothing of it is written."""
+"""What a model makes of texts: each as one vector, or how well each answers a query. Nothing is written behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from nanollm_jax.checks import check_counts, listed, whole
-from nanollm_jax.collectives import whole as gathered
-from nanollm_jax.decode import read_states
-from nanollm_jax.engine import buckets
+from nanollm_jax.checks import listed, whole
 from nanollm_jax.engine.conversation import encode_chat
-from nanollm_jax.engine.request import encode_prompts
+from nanollm_jax.engine.request import Request, encode_prompts
+from nanollm_jax.engine.rows import Ticket
+from nanollm_jax.engine.score import ROWS
+from nanollm_jax.engine.shared import failed, submit
 from nanollm_jax.errors import NumericsError, RequestError, shown
 from nanollm_jax.loading import Model
-from nanollm_jax.settings import token_id
+from nanollm_jax.settings import Sampling, token_id
 
 POOLING = ("mean", "last")
 # As models that were trained to judge documents were asked (Qwen3-Reranker's model card)
@@ -34,7 +34,7 @@ def embed(
     *,
     pooling: str = "mean",
     normalize: bool = True,
-    batch: int = 8,
+    rows: int | None = None,
     adapter: str | None = None,
 ) -> np.ndarray:
     """Texts to vectors: states behind the last layer and its norm, of any model.  One text -> [D], a list -> [n D] float32
@@ -43,22 +43,20 @@ def embed(
     pooling    "mean" of the states at all tokens, BOS included; or "last", the state at the last token, the only one that a
                causal model makes of the whole text
     normalize  to length 1, so that a product of two is their cosine
-    batch      texts per call of the compiled program
+    rows       of the engine that reads them, as in generate: a vector depends on nothing else, and on no other text
     adapter    by its name, one of those that the model was loaded with; None is the model as it is
     A model that was trained to write makes rough embeddings; one that was trained to embed says which pooling it wants.
     Raises RequestError for what cannot be read, NumericsError where the model computes no numbers.
     """
     if pooling not in POOLING:
         raise RequestError(f"pooling is {shown(pooling)}; expected {' or '.join(POOLING)}.")
-    rows, single = encode_prompts(model, texts)
-    vectors: np.ndarray = np.zeros((len(rows), model.config.hidden_size), np.float32)
-    for part, states, _ in made_of(model, rows, batch, adapter):
-        vectors[part] = states[:, POOLING.index(pooling)]
-    if not np.isfinite(vectors).all():
-        raise NumericsError(f"text {int(np.argmin(np.isfinite(vectors).all(axis=1)))}: the states of its tokens")
-    if normalize:
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / np.where(lengths > 0, lengths, 1)
+    prompts, single = encode_prompts(model, texts)
+    own = model.adapter(adapter)
+    asked = [vector(ids, pooling, own) for ids in prompts]
+    found = [
+        vector_of(ticket, normalize) for ticket in read_all(model, asked, rows, "text {}: the states of its tokens")
+    ]
+    vectors: np.ndarray = np.reshape(np.array(found, np.float32), (len(found), model.config.hidden_size))
     return vectors[0] if single else vectors
 
 
@@ -69,14 +67,14 @@ def rerank(
     *,
     instruction: str = INSTRUCTION,
     labels: Sequence[str | int] = LABELS,
-    batch: int = 8,
+    rows: int | None = None,
     adapter: str | None = None,
 ) -> np.ndarray:
     """How well each document answers a query, 0 to 1: how much likelier the model says yes than no.  n documents -> [n] float32
 
     instruction  what is looked for, in words
     labels       what says that it does and that it does not: texts of one token each, or ids
-    batch, adapter  as in embed
+    rows, adapter  as in embed
     The model is asked through its chat template, thinking switched off where it has that switch, as rerankers that are
     decoders were trained to be asked (Qwen3-Reranker). Raises RequestError for what cannot be read, and for a model without a
     template; NumericsError where it computes no numbers.
@@ -84,8 +82,11 @@ def rerank(
     given = listed(documents)
     if given is None:
         raise RequestError(f"documents is {type(documents).__name__}; expected a list of texts.")
-    rows = [pair_ids(model, query, document, instruction) for document in given]
-    return chances(model, rows, label_ids(model, labels), batch=batch, adapter=adapter)
+    texts = [pair_ids(model, query, document, instruction) for document in given]
+    pair, own = label_ids(model, labels), model.adapter(adapter)
+    asked = [judgement(ids, pair, own) for ids in texts]
+    found = map(chance_of, read_all(model, asked, rows, "document {}: the logits of its labels"))
+    return np.array(list(found), np.float32)
 
 
 def pair_ids(model: Model, query: Any, document: Any, instruction: Any) -> list[int]:
@@ -115,40 +116,51 @@ def label_ids(model: Model, labels: Any) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def chances(
-    model: Model, rows: Sequence[Sequence[int]], labels: tuple[int, int], *, batch: int = 8, adapter: str | None = None
-) -> np.ndarray:
-    """How much likelier the first label follows each text than the second: the softmax of their two logits.  -> [n] float32"""
-    logits: np.ndarray = np.zeros((len(rows), 2), np.float32)
-    for part, _, scores in made_of(model, rows, batch, adapter, labels):
-        logits[part] = scores
-    if not np.isfinite(logits).all():
-        raise NumericsError(f"document {int(np.argmin(np.isfinite(logits).all(axis=1)))}: the logits of its labels")
-    found: np.ndarray = np.exp(-np.logaddexp(0, logits[:, 1] - logits[:, 0]))
-    return found
+def vector(ids: Sequence[int], pooling: str, adapter: int, **rest: Any) -> Request:
+    """A request for a text as a vector."""
+    return Request(tuple(ids), 0, Sampling(temperature=0.0), pooling=pooling, adapter=adapter, **rest)
 
 
-def made_of(
-    model: Model, rows: Sequence[Sequence[int]], batch: int, adapter: str | None, choices: tuple[int, int] = (0, 0)
-) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """What read_states makes of texts, long ones first, `batch` at a time: which these are, and both of its arrays."""
-    (batch,) = check_counts(batch=batch)
-    own, limit = model.adapter(adapter), model.config.max_positions
-    for n, ids in enumerate(rows):
-        if len(ids) > limit:
-            raise RequestError(f"text {n} has {len(ids)} tokens, the model {limit} positions; shorten it.")
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]), reverse=True)
-    for first in range(0, len(order), batch):
-        part = order[first : first + batch]
-        T = buckets.text(len(rows[part[0]]), limit)
-        size = batch if len(order) > batch else len(part)
-        tokens = np.zeros((model.dp * -(-size // model.dp), T), np.int32)
-        count = np.ones(len(tokens), np.int32)
-        for at, row in enumerate(part):
-            count[at] = len(rows[row])
-            tokens[at, : count[at]] = rows[row]
-        pair = np.tile(np.array(choices, np.int32), (len(tokens), 1))
-        rows_of = tokens, count, np.full_like(count, own), pair
-        found = read_states(model.params, *rows_of, config=model.config, kept=model.cache)
-        states, scores = (gathered(array)[: len(part)] for array in found)
-        yield part, states, scores
+def judgement(ids: Sequence[int], labels: tuple[int, int], adapter: int, **rest: Any) -> Request:
+    """A request for how much likelier one token follows a text than another."""
+    return vector(ids, "labels", adapter, labels=labels, **rest)
+
+
+def vector_of(ticket: Ticket, normalize: bool) -> np.ndarray:
+    """What came of vector.  -> [D] float32"""
+    assert ticket.vector is not None
+    found = ticket.vector / len(ticket.request.ids) if ticket.request.pooling == "mean" else ticket.vector
+    size = np.linalg.norm(found) if normalize else 0
+    return np.asarray(found / size if size > 0 else found, np.float32)
+
+
+def chance_of(ticket: Ticket) -> float:
+    """What came of judgement, from 0 to 1: the softmax of the two logits."""
+    assert ticket.vector is not None
+    yes, no = ticket.vector
+    return float(np.exp(-np.logaddexp(np.float32(0), no - yes)))
+
+
+def read_all(model: Model, requests: Sequence[Request], rows: int | None, where: str) -> list[Ticket]:
+    """Have texts read to their ends, long ones first, so that the cache grows once. -> their tickets, in the order of these
+
+    Raises RequestError for one that is longer than the model's positions, NumericsError, with `where` of its number, for one of
+    which the model makes no numbers.
+    """
+    limit = model.config.max_positions
+    for n, request in enumerate(requests):
+        if len(request.ids) > limit:
+            raise RequestError(f"text {n} has {len(request.ids)} tokens, the model {limit} positions; shorten it.")
+    if not requests:
+        return []
+    order = sorted(range(len(requests)), key=lambda n: len(requests[n].ids), reverse=True)
+    shared, tickets = submit(model, [requests[n] for n in order], rows, most=ROWS * model.dp)
+    for _ in shared.follow(tickets):
+        if (error := failed(tickets)) is not None:
+            raise error
+    found = dict(zip(order, tickets, strict=True))
+    for n in range(len(requests)):
+        made = found[n].vector
+        if made is None or not np.isfinite(made).all():
+            raise NumericsError(where.format(n))
+    return [found[n] for n in range(len(requests))]

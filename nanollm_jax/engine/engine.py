@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from nanollm_jax.collectives import whole
-from nanollm_jax.engine import buckets, drafts, memory, prefix, slots
+from nanollm_jax.engine import buckets, drafts, memory, pooling, prefix, slots
 from nanollm_jax.engine.drafts import Speculate
 from nanollm_jax.engine.masks import allowed_of, anything, steps_of
 from nanollm_jax.engine.pieces import next_pieces, piece_again
@@ -93,6 +93,11 @@ class Engine:
             ticket.cancelled = True
 
     @property
+    def seated(self) -> list[Request]:
+        """What those ask for who have a row."""
+        return [slot.ticket.request for slot in self.slots if slot.ticket is not None]
+
+    @property
     def idle(self) -> bool:
         """Is there nothing to do?"""
         return not (self.queue or self.pending or any(slot.ticket for slot in self.slots))
@@ -125,11 +130,13 @@ class Engine:
             self.look_at(len(self.pending) - 1)
             return
         self.seat()
-        watched = any(slot.ticket is not None and slot.ticket.request.streamed for slot in self.slots)
+        asked, writes = self.seated, any(slot.left > 0 and slot.drawn > 0 for slot in self.slots)
+        # texts that nobody goes on with may come for ever, each in the row that the last one left
+        watched = any(one.streamed for one in asked) or (writes and not all(one.answered for one in asked))
         if self.read() and not watched:  # a step a piece, so that who leaves is not read to the end
             return
-        # a first token that nothing was written before waits for no loop to be compiled
-        first = watched and bool(self.pending) and not any(pending.steps for pending in self.pending)
+        # a first token that nobody writes beside waits for no loop to be compiled
+        first = watched and bool(self.pending) and not (writes or any(pending.steps for pending in self.pending))
         # what may come next in an answer of a grammar depends on what is on its way
         while self.pending and any(slot.follows and slot.flying for slot in self.slots):
             self.look_at(len(self.pending) - 1)
@@ -203,9 +210,11 @@ class Engine:
         params, config, (count, row, _, _, adapter, last, tops) = self.model.params, self.config, now.numbers
         how: dict[str, Any] = {"config": config, "fresh": now.fresh, "other": self.other}
         self.state, states, final = self.programs.read(params, self.state, now.tokens, *now.numbers[:5], **how)
-        found: slots.Drawn | slots.Scored | None = None
-        if now.scored:
+        found: slots.Drawn | slots.Scored | pooling.Vectors | None = None
+        if now.wanted == "score":
             found = slots.score(params, states, now.targets, count, tops, adapter, config=config)
+        elif now.wanted != "draw":
+            found = pooling.pooled(params, now, states, final, config=config)
         elif last.any():
             allowed, last = allowed_of(self.anything_first, now.places), last.astype(bool)
             self.state, found = self.programs.first(params, self.state, final, row, last, allowed, config=config)
@@ -219,7 +228,7 @@ class Engine:
         """How many pieces of so many tokens are read at once, of each part of the rows."""
         return buckets.together(max(tokens, buckets.SHORTEST), jax.default_backend(), self.slots[0].places, self.piece)
 
-    def send(self, found: slots.Drawn | slots.Scored, owners: list[Owner], steps: int) -> None:
+    def send(self, found: slots.Drawn | slots.Scored | pooling.Vectors, owners: list[Owner], steps: int) -> None:
         """Note what is on its way, if it is anybody's."""
         for owner in owners:
             owner.slot.flying += owner.tokens
@@ -252,23 +261,12 @@ class Engine:
         """Note that a row has read so many tokens more, and keep them where they are a whole piece."""
         assert slot.ticket is not None
         self.events.append(Event("piece", slot.ticket.number, slot.row, size))
-        if slot.keeps and size == self.piece and not slot.scored(self.piece):
-            self.keep(slot)
+        if size == self.piece and slot.shares(self.piece):
+            prefix.keep_piece(self, slot)
         slot.at += size
         slot.held = slot.text[: slot.at]
         slot.fill(slot.at)
         slot.ticket.read_tokens += size
-
-    def keep(self, slot: Slot) -> None:
-        """Keep the piece that a row has just read as a block of the pool."""
-        assert slot.ticket is not None
-        root = self.root(slot.ticket.request, len(slot.text))
-        ids = slot.text[slot.at : slot.at + self.piece]
-        slot.block, new = self.prefixes[slot.part].add(root, slot.block, ids)
-        slot.keeps = slot.block is not None
-        if slot.block is not None and new:
-            at, place = slot.one(slot.at), slot.one(slot.block.place, self.places)  # no place in other parts
-            self.pool = prefix.keep(self.blocks(), self.state, slot.named(), at, place, config=self.config)
 
     def blocks(self) -> prefix.Pool:
         """The pool; made when something is first kept."""

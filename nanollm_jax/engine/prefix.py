@@ -15,7 +15,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.sharding import NamedSharding
@@ -25,6 +25,10 @@ from nanollm_jax.config import ModelConfig
 from nanollm_jax.devices.programs import program
 from nanollm_jax.engine.slots import State
 from nanollm_jax.letters import pytree, spec, static
+
+if TYPE_CHECKING:
+    from nanollm_jax.engine.engine import Engine
+    from nanollm_jax.engine.rows import Slot
 
 
 @dataclass
@@ -147,3 +151,14 @@ def restore(state: State, pool: Pool, row: jax.Array, at: jax.Array, block: jax.
     layers = tuple(layer.restore(kept, row, at, block, state.cache.batch) for layer, kept in both)
     length = state.cache.length.at[row].set(at + pool.size, mode="drop")
     return dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=layers, length=length))
+
+
+def keep_piece(engine: Engine, slot: Slot) -> None:
+    """Keep the piece that a row of an engine has just read as a block of the pool."""
+    assert slot.ticket is not None
+    root, ids = engine.root(slot.ticket.request, len(slot.text)), slot.text[slot.at : slot.at + engine.piece]
+    slot.block, new = engine.prefixes[slot.part].add(root, slot.block, ids)
+    slot.keeps = slot.block is not None
+    if slot.block is not None and new:
+        at, place = slot.one(slot.at), slot.one(slot.block.place, engine.places)  # no place in other parts
+        engine.pool = keep(engine.blocks(), engine.state, slot.named(), at, place, config=engine.config)

@@ -37,6 +37,9 @@ class Request:
     grammar         the form that the answer has to have, None where it is free
     adapter         the number of the adapter that its row takes, 0 for none (Model.adapter)
     given           no answer is wanted, but how likely each of the ids is, from this one on; None where an answer is
+    pooling         no answer is wanted, but the text as a vector: "mean" is the sum of its states, which is to be divided,
+                    "last" the last of them, "labels" the logits of two tokens behind it
+    labels          these two tokens
     """
 
     ids: tuple[int, ...]
@@ -52,6 +55,13 @@ class Request:
     grammar: Grammar | None = None
     adapter: int = 0
     given: int | None = None
+    pooling: str = ""
+    labels: tuple[int, int] = (0, 0)
+
+    @property
+    def answered(self) -> bool:
+        """Is an answer wanted?"""
+        return self.given is None and not self.pooling
 
     @property
     def text(self) -> tuple[int, ...]:

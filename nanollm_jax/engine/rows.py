@@ -13,6 +13,7 @@ from nanollm_jax.config import ModelConfig
 from nanollm_jax.engine import buckets
 from nanollm_jax.engine.answer import Answer, Generation
 from nanollm_jax.engine.draws import Asked, Drawn
+from nanollm_jax.engine.pooling import Vectors
 from nanollm_jax.engine.prefix import Block
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.slots import Scored
@@ -56,8 +57,8 @@ class Mark(NamedTuple):
 class Ticket:
     """A request on its way: its answer while it grows, and how many of its prompt's tokens were cached and how many read.
 
-    scores are those of a text that is scored, as they come. drafted counts tokens that were guessed, accepted those that were
-    guessed right.
+    scores are those of a text that is scored, as they come; vector is what its states sum up to so far where these are wanted,
+    and made says that it is whole. drafted counts tokens that were guessed, accepted those that were guessed right.
     asked, began and stopped are what the engine had spent when it was submitted, had its first token, and ended; whoever steps
     the engine fills in the last two.
     """
@@ -75,12 +76,14 @@ class Ticket:
     drafted: int = 0
     accepted: int = 0
     scores: list[Mark] = field(default_factory=list)
+    vector: np.ndarray | None = None
+    made: bool = False
 
     @property
     def ended(self) -> bool:
         """Will nothing more come?"""
         given, size = self.request.given, len(self.request.ids)
-        done = bool(self.answer.finish_reason) if given is None else len(self.scores) == size - given
+        done = bool(self.answer.finish_reason) or self.made if given is None else len(self.scores) == size - given
         return done or self.cancelled or self.error is not None
 
     def timings(self, now: Spent) -> Timings:
@@ -180,12 +183,17 @@ class Slot:
         tokens = min(steps, self.left)
         return Owner(self.row, self, self.ticket, tokens, positions=min(tokens * (1 + drafts), most))
 
-    def take(self, found: Drawn | Scored, owner: Owner, wrote: bool) -> list[Event]:
-        """What has come back of it, on the host: tokens for its answer, or scores. -> what is to be noted of it"""
+    def take(self, found: Drawn | Scored | Vectors, owner: Owner, wrote: bool) -> list[Event]:
+        """What has come back of it, on the host: tokens for its answer, scores, a vector. -> what is to be noted of it"""
         ticket = owner.ticket
         self.flying -= owner.tokens
         if isinstance(found, Scored):
             ticket.scores += marks(found, owner)
+            return []
+        if isinstance(found, Vectors):
+            new = np.asarray(found.vector[owner.at], np.float32)
+            ticket.vector = new if ticket.vector is None else ticket.vector + new
+            ticket.made = not (self.reading or self.flying)
             return []
         row = jax.tree.map(lambda x: x[owner.at], found)
         drafted, accepted = int(row.drafted.sum()), int((row.drafted & row.real).sum())
@@ -214,14 +222,31 @@ class Slot:
         """How many tokens its next piece has: it ends where the text does, or at a multiple of the longest."""
         return min(longest - self.at % longest, len(self.text) - self.at)
 
-    def recalls(self, longest: int) -> bool:
-        """May its next piece be one that was read before? A whole one, not the last; and what is scored has to be read."""
-        whole = self.at % longest == 0 and self.at + longest < len(self.text)
-        return self.keeps and whole and not self.scored(longest)
+    def ends(self, longest: int) -> bool:
+        """Is its next piece the last one?"""
+        return self.at + self.piece(longest) == len(self.text)
 
-    def program(self, longest: int) -> tuple[int, bool, bool]:
-        """What reads its next piece: the length that it is padded to, whether nothing is before it, whether it is scored."""
-        return buckets.piece(self.piece(longest), longest), self.at == 0, self.scored(longest) > 0
+    def wanted(self, longest: int) -> str:
+        """What is wanted of its next piece: "score", or "mean", the sum of its states; of the last one "last", its last state,
+        or "labels", the logits of some tokens; else "draw", which is the first token of an answer behind the last one.
+        """
+        assert self.ticket is not None
+        pooling = self.ticket.request.pooling
+        if self.scored(longest):
+            return "score"
+        return pooling if pooling == "mean" or (pooling and self.ends(longest)) else "draw"
+
+    def shares(self, longest: int) -> bool:
+        """May its next piece be kept for others, or be one that was read before? What is wanted whole has to be read."""
+        return self.keeps and self.at % longest == 0 and self.wanted(longest) not in ("score", "mean")
+
+    def recalls(self, longest: int) -> bool:
+        """May its next piece be one that was read before? A whole one, and not the last."""
+        return self.at + longest < len(self.text) and self.shares(longest)
+
+    def program(self, longest: int) -> tuple[int, bool, str]:
+        """What reads its next piece: the length that it is padded to, whether nothing is before it, what is wanted of it."""
+        return buckets.piece(self.piece(longest), longest), self.at == 0, self.wanted(longest)
 
     def scored(self, longest: int) -> int:
         """How many tokens its next piece predicts that are to be scored: the last ones of it."""
@@ -251,7 +276,7 @@ class Pending(NamedTuple):
     Where it was written, the token before each of it was run.
     """
 
-    found: Drawn | Scored
+    found: Drawn | Scored | Vectors
     owners: list[Owner]
     steps: int
 

@@ -8,9 +8,9 @@
     write_tokens  a chunk for all live rows; a row that has ended writes nothing and draws nothing
     resize        another capacity
 
-Two more are in prefix.py. Each takes the state, or what it needs of it, and gives it back, updated in place. On a mesh dp rows
-at a time are begun, and dp times as many read, alike of each part of the rows; row numbers count within a part, and those
-past the last row are nobody's.
+Two more are in prefix.py, and two in pooling.py. Each takes the state, or what it needs of it, and gives it back, updated in
+place. On a mesh dp rows at a time are begun, and dp times as many read, alike of each part of the rows; row numbers count
+within a part, and those past the last row are nobody's.
 """
 
 from __future__ import annotations

@@ -12,9 +12,8 @@ import jax
 import numpy as np
 
 from nanollm_jax.checks import check_counts
-from nanollm_jax.engine import buckets, memory, prefix, slots
+from nanollm_jax.engine import buckets, memory, pooling, prefix, slots
 from nanollm_jax.engine.drafts import Speculate, program_of, speculation
-from nanollm_jax.engine.embed import embed
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request, check_room
 from nanollm_jax.engine.rows import asked_of
@@ -59,7 +58,10 @@ def warm(
     *,
     scores: bool = False,
 ) -> int:
-    """warmup of one engine, that nobody uses yet. Returns how many programs were compiled. scores: texts are scored, too."""
+    """warmup of one engine, that nobody uses yet. Returns how many programs were compiled.
+
+    scores: texts are scored and made vectors, too.
+    """
     with CompileWatch() as watch:
         found = list(programs(engine, prompt, positions, scores))
         try:
@@ -78,18 +80,6 @@ def warm(
 def made_ready() -> AbstractContextManager[None]:
     """Inside, programs are not run but where the first run of one has more to do: a GPU's driver loads it then."""
     return only_made_ready() if jax.default_backend() == "cpu" else nullcontext()
-
-
-def warm_embed(model: Model, context: int, progress: Callable[[str], None] = lambda _: None) -> int:
-    """Compile what embeds one text of up to `context` tokens. Returns how many programs were compiled."""
-    limit = model.config.max_positions
-    sizes = sorted({buckets.text(2**n, limit) for n in range(1, (context - 1).bit_length() + 1)})
-    with CompileWatch() as watch, made_ready():
-        for T in sizes:
-            begun = time.perf_counter()
-            embed(model, [[0] * T], batch=1)
-            progress(f"embed {T} tokens: {time.perf_counter() - begun:.1f} s")
-    return watch.programs
 
 
 def programs(
@@ -131,6 +121,12 @@ def programs(
     def score(T: int) -> None:
         slots.score(params, found[T][0], np.zeros(found[T][0].shape[:2], np.int32), none, none, none, config=config)
 
+    def total(T: int) -> None:
+        pooling.total(found[T][0], none, config=config)
+
+    def judge() -> None:
+        pooling.judge(params, found[lengths[0]][1], none, np.zeros((len(none), 2), np.int32), config=config)
+
     def write() -> None:
         how = {"config": config, "speculate": program_of(engine.speculate)}
         steps = np.zeros(engine.rows, np.int32)
@@ -162,3 +158,6 @@ def programs(
     yield f"first token, {rows}", first
     for T in lengths if scores else ():
         yield f"score {T} tokens, {rows}", partial(score, T)
+        yield f"sum {T} tokens, {rows}", partial(total, T)
+    if scores:
+        yield f"judge, {rows}", judge

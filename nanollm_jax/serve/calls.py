@@ -32,7 +32,7 @@ class Call:
     def __init__(self, requests: Sequence[Request], most: int) -> None:
         """most: tokens that may lie here unread, before whoever should read them is cut."""
         self.requests, self.most = requests, most
-        self.tickets: list[Ticket] = []  # the engine thread's
+        self.tickets: list[Ticket] = []  # the engine thread's, until they have ended
         self.pieces: list[Piece] = []
         self.arrived = asyncio.Event()
         self.open = len(requests)
@@ -73,7 +73,7 @@ class Call:
 
 
 def settle(answer: asyncio.Future[Any], found: Any, error: Exception | None) -> None:
-    """In the loop: a job or a tool is done, and somebody may still want to know."""
+    """In the loop: a tool is done, and somebody may still want to know."""
     if answer.done():
         return
     if error is not None:

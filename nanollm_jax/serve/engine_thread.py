@@ -1,9 +1,9 @@
 """The one thread that owns the engine and the device; everybody else leaves it notes and is told what came of them.
 
-Between two steps it takes in new calls and cancellations, and does one job at most (embedding a text), so that nobody who
-writes waits longer than for one of these; that is a turn, and other processes of the same server are handed it first. After a
-step the loop of the server is woken once, for all rows together. Another thread that wants a mesh has its turns here as well:
-two threads could hand the devices two programs, to each in another order, whose members would wait for each other.
+Between two steps it takes in new calls and cancellations; that is a turn, and other processes of the same server are handed it
+first. After a step the loop of the server is woken once, for all rows together. Another thread that wants a mesh has its
+turns here as well: two threads could hand the devices two programs, to each in another order, whose members would wait for
+each other.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.errors import NanoLLMError, NumericsError
-from nanollm_jax.serve.calls import Call, Piece, settle
+from nanollm_jax.serve.calls import Call, Piece
 from nanollm_jax.serve.followers import Followers
 from nanollm_jax.serve.metrics import Metrics
 from nanollm_jax.serve.refusals import Refusal, refusal_of
 from nanollm_jax.serve.timeline import Timeline
-from nanollm_jax.serve.turns import Job, Turn, cancel, noted, ready
+from nanollm_jax.serve.turns import Turn, cancel, noted, ready
 from nanollm_jax.serve.watchdog import Watchdog
 
 log = logging.getLogger("nanollm.serve")
@@ -62,14 +62,12 @@ class EngineThread(threading.Thread):
         self.watchdog = Watchdog(limit, lambda: self.fail(Stuck(f"a step has not ended within {limit:g} s")))
         self.wake = threading.Condition()
         self.notes: deque[Callable[[], None]] = deque()
-        self.jobs: deque[tuple[Job, asyncio.Future[Any]]] = deque()
         self.others: deque[tuple[Callable[[], Any], Future[Any]]] = deque()  # what other threads wait for
         self.new: list[Request] = []  # of the next turn, and numbers of tickets whose answers nobody wants
         self.cancelled: list[int] = []
         self.seen = 0
         self.owners: dict[Ticket, tuple[Call, int]] = {}
         self.shown: dict[Ticket, tuple[int, int]] = {}  # characters and tokens of an answer that were handed out
-        self.answers: set[asyncio.Future[Any]] = set()  # of jobs; the loop's
         self.warm = False
         self.closing = self.over = False
         self.broken: BaseException | None = None
@@ -87,7 +85,7 @@ class EngineThread(threading.Thread):
         """Stop after the step, or the compilation, that is under way. Did it, within so many seconds?"""
         self.closing = True
         self.watchdog.end()
-        self.leave(self.notes, lambda: None)
+        self.leave(lambda: None)
         self.join(seconds)
         return not self.is_alive()
 
@@ -102,7 +100,7 @@ class EngineThread(threading.Thread):
             self.owners |= {ticket: (call, index) for index, ticket in enumerate(call.tickets)}
             self.metrics.submitted(call.tickets)
 
-        self.leave(self.notes, note)
+        self.leave(note)
 
     def cancel(self, call: Call) -> None:
         """Nobody waits for what is left of a call."""
@@ -115,15 +113,7 @@ class EngineThread(threading.Thread):
                     self.metrics.cancelled(ticket)
                     self.shown.pop(ticket, None)
 
-        self.leave(self.notes, note)
-
-    async def run_job(self, job: Job) -> Any:
-        """What comes of a job that needs the device, done between two steps. Raises what it raises."""
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.answers.add(answer)
-        answer.add_done_callback(self.answers.discard)
-        self.leave(self.jobs, (job, answer))
-        return await answer
+        self.leave(note)
 
     # what another thread says
 
@@ -137,10 +127,10 @@ class EngineThread(threading.Thread):
             self.wake.notify()
         return answer.result()
 
-    def leave(self, where: deque[Any], note: Any) -> None:
-        """Leave a note, or a job."""
+    def leave(self, note: Callable[[], None]) -> None:
+        """Leave a note."""
         with self.wake:
-            where.append(note)
+            self.notes.append(note)
             self.wake.notify()
 
     # what the thread does
@@ -151,7 +141,7 @@ class EngineThread(threading.Thread):
             self.warm_up()
             while not self.closing:
                 with self.wake:
-                    while not (self.notes or self.jobs or self.others or not self.engine.idle):
+                    while not (self.notes or self.others or not self.engine.idle):
                         self.wake.wait()
                 while self.notes:
                     self.notes.popleft()()
@@ -172,30 +162,12 @@ class EngineThread(threading.Thread):
 
     def take_turn(self) -> None:
         """Say to the other processes what comes now, and do it."""
-        job, answer = self.jobs.popleft() if self.jobs else (None, None)
-        if answer is not None and answer.cancelled():
-            job = None
-        turn = Turn(tuple(self.new), tuple(self.cancelled), job, not self.engine.idle, seen=self.seen)
+        turn = Turn(tuple(self.new), tuple(self.cancelled), not self.engine.idle, seen=self.seen)
         self.new, self.cancelled = [], []
         if turn != Turn(seen=self.seen):
             self.followers.send(turn)
-        if job is not None and answer is not None:
-            self.do(job, answer)
         if turn.steps:
             self.step()
-
-    def do(self, job: Job, answer: asyncio.Future[Any]) -> None:
-        """One job, for who waits for the answer."""
-        found, error = None, None
-        try:
-            found = job.run(self.engine.model)
-        except Exception as known:  # it took nothing of the engine's, which goes on
-            # of several processes all have to fare alike, as they do with what is wrong with a text
-            if self.followers and not isinstance(known, NanoLLMError):
-                raise
-            error = known
-        assert self.loop is not None
-        self.loop.call_soon_threadsafe(settle, answer, found, error)
 
     def fail(self, error: BaseException) -> None:
         """It cannot go on: tell everyone, once. Called by any thread."""
@@ -239,7 +211,7 @@ class EngineThread(threading.Thread):
 
     def piece(self, ticket: Ticket) -> Piece | NanoLLMError:
         """What an answer grew by since it was last looked at, or what went wrong with it."""
-        if ticket.request.given is not None:
+        if not ticket.request.answered:
             return self.scored(ticket)
         answer = ticket.answer
         characters, tokens = self.shown.get(ticket, (0, 0))
@@ -257,7 +229,9 @@ class EngineThread(threading.Thread):
         )  # fmt: skip
 
     def scored(self, ticket: Ticket) -> Piece | NanoLLMError:
-        """The tokens of a text that have been scored since it was last looked at; `finish_reason` is "scored" at its end."""
+        """The tokens of a text that have been scored since it was last looked at, or nothing until its vector is whole, which
+        the ticket has then; `finish_reason` is "scored" at its end.
+        """
         _, at = self.owners[ticket]
         _, known = self.shown.get(ticket, (0, 0))
         marks, given = ticket.scores[known:], ticket.request.given or 0
@@ -265,8 +239,11 @@ class EngineThread(threading.Thread):
         self.metrics.scored(ticket)
         if ticket.ended:
             del self.owners[ticket], self.shown[ticket]
-        if not all(math.isfinite(mark.logprob) for mark in marks):
-            return NumericsError("the logits of a text that was to be scored")
+        if ticket.error is not None:
+            return ticket.error
+        vector = [] if ticket.vector is None else ticket.vector.tolist()
+        if not all(map(math.isfinite, (*vector, *(mark.logprob for mark in marks)))):
+            return NumericsError("the states of a text, or its logits")
         tokens = list(ticket.request.ids[given + known : given + known + len(marks)])
         return Piece(
             at, "", tokens, [mark.logprob for mark in marks], [mark.tops for mark in marks],
@@ -286,8 +263,6 @@ class EngineThread(threading.Thread):
 
     def tell_all(self) -> None:
         """In the loop: a step has failed or a process is lost, and the state of every row is gone with it."""
-        for answer in list(self.answers):
-            settle(answer, None, BROKEN)
         self.ended()
 
 

@@ -20,7 +20,6 @@ from types import FrameType, MappingProxyType
 from typing import NoReturn
 
 from nanollm_jax.engine.engine import Engine
-from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.serve.turns import Turn, cancel, noted, ready, under_way
 from nanollm_jax.serve.watchdog import Watchdog
 from nanollm_jax.serve.wire import decode, encode
@@ -134,9 +133,6 @@ def follow(engine: Engine, turns: Iterable[Turn], context: int, watchdog: Watchd
             if ticket is not None:
                 cancel(engine, ticket)
         with watchdog.watching():
-            if turn.job is not None:
-                with contextlib.suppress(NanoLLMError):  # process 0 tells whoever asked for it
-                    turn.job.run(engine.model)
             if turn.steps:
                 seen = noted(seen, engine.step())
 

@@ -121,10 +121,10 @@ class Metrics:
             self.ended.labels(self.model, ticket.answer.finish_reason or "error").inc()
 
     def scored(self, ticket: Ticket) -> None:
-        """Tokens of a text were scored."""
+        """Tokens of a text were scored, or it was made a vector."""
         if ticket.ended:
             del self.times[ticket]
-            self.ended.labels(self.model, "scored").inc()
+            self.ended.labels(self.model, "error" if ticket.error else "scored").inc()
 
     def stepped(self, engine: Engine, events: Sequence[Event], seconds: float, compiled: int) -> None:
         """The engine has made a step, in which these events were."""

@@ -7,31 +7,27 @@ import uuid
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nanollm_jax.engine.embed import INSTRUCTION, LABELS, label_ids, pair_ids
+from nanollm_jax.engine.embed import INSTRUCTION, LABELS, chance_of, judgement, label_ids, pair_ids
 from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.serve.asking import Readers
 from nanollm_jax.serve.bodies import Rerank, read_body
 from nanollm_jax.serve.events import unless_gone
 from nanollm_jax.serve.guards import GONE, Json, read_json, service_of
 from nanollm_jax.serve.refusals import Refusal, refusal_of
-from nanollm_jax.serve.turns import Judge
 
 
 async def rerank(request: Request) -> Response:
-    """One document after the other, between the steps of those that write."""
+    """Documents are read as prompts are, between the chunks of those that write; what they begin alike is read once."""
     service = service_of(request)
     body = read_body(await read_json(request), Rerank)
     name = service.check_model(body.model)
     service.check_ready()
     texts, rows, labels = await service.readers.read(pairs_of, body)
-
-    async def judged() -> list[float]:
-        own = service.readers.adapter(body)
-        return [await service.work(Judge(tuple(ids), labels, own)) for ids in rows]
-
-    found = await unless_gone(request, judged())
-    if found is None:
+    adapter, world = service.model.adapter(service.readers.adapter(body)), service.world(request.scope["key"])
+    tickets = await unless_gone(request, service.read([judgement(ids, labels, adapter, root=world) for ids in rows]))
+    if tickets is None:
         return Response(status_code=GONE)
+    found = [chance_of(ticket) for ticket in tickets]
     results = [
         {"index": n, "relevance_score": found[n]} | ({"document": {"text": texts[n]}} if body.return_documents else {})
         for n in sorted(range(len(found)), key=lambda n: -found[n])

@@ -9,10 +9,10 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
+from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.errors import RequestError
 from nanollm_jax.loading import Model
 from nanollm_jax.serve.asking import Readers, World
@@ -21,7 +21,6 @@ from nanollm_jax.serve.engine_thread import BROKEN, EngineThread
 from nanollm_jax.serve.followers import Followers
 from nanollm_jax.serve.metrics import Metrics
 from nanollm_jax.serve.refusals import Refusal, busy
-from nanollm_jax.serve.turns import Job
 from nanollm_jax.serve.watcher import Watcher
 
 log = logging.getLogger("nanollm.serve")
@@ -149,17 +148,23 @@ class Service:
         self.thread.submit(call)
         return call
 
+    async def read(self, requests: Sequence[Request]) -> list[Ticket]:
+        """Have texts read that nobody goes on with, as many at a time as there are rows. -> their tickets. Raises Refusal."""
+        found: list[Ticket] = []
+        for first in range(0, len(requests), self.engine.rows):
+            call = self.admit(requests[first : first + self.engine.rows])
+            try:
+                while await call.take():
+                    pass
+            finally:
+                self.release(call)
+            found += call.tickets
+        return found
+
     def engine_ended(self) -> None:
         """A step has failed: nobody will get any more, whether the engine had heard of it or not."""
         for call in self.under_way.values():
             call.fail(BROKEN)
-
-    async def work(self, job: Job) -> Any:
-        """What comes of a job that needs the device for a moment. Raises Refusal where too much waits already."""
-        self.check_ready()
-        if len(self.thread.jobs) >= self.most:
-            raise busy(f"{self.options.queue} requests wait already; ask again later.", "queue_full")
-        return await self.thread.run_job(job)
 
     def release(self, call: Call) -> None:
         """Nobody waits for a call any more, because it has its answers or does not want them."""

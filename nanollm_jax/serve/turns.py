@@ -9,45 +9,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from nanollm_jax.engine.embed import chances, embed
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import Ticket
-from nanollm_jax.engine.warmup import warm, warm_embed
-from nanollm_jax.loading import Model
-
-
-@dataclass(frozen=True)
-class Embed:
-    """A job: a text is wanted as a vector."""
-
-    ids: tuple[int, ...]
-    pooling: str
-    normalize: bool
-    adapter: str | None = None
-
-    def run(self, model: Model) -> list[float]:
-        """The vector."""
-        how: dict[str, Any] = {"pooling": self.pooling, "normalize": self.normalize, "adapter": self.adapter}
-        return embed(model, list(self.ids), **how, batch=1).tolist()
-
-
-@dataclass(frozen=True)
-class Judge:
-    """A job: how much likelier one token follows a text than another."""
-
-    ids: tuple[int, ...]
-    labels: tuple[int, int]
-    adapter: str | None = None
-
-    def run(self, model: Model) -> float:
-        """From 0 to 1."""
-        return float(chances(model, [self.ids], self.labels, batch=1, adapter=self.adapter)[0])
-
-
-Job = Embed | Judge
+from nanollm_jax.engine.warmup import warm
 
 
 @dataclass(frozen=True)
@@ -56,7 +22,6 @@ class Turn:
 
     new        requests, in this order
     cancelled  numbers of tickets that nobody waits for
-    job        something else that needs the device, done first
     steps      whether the engine steps then
     ends       nothing comes behind this turn
     seen       what came of all steps before, as a number: whoever has another one has left the way of the others
@@ -64,7 +29,6 @@ class Turn:
 
     new: tuple[Request, ...] = ()
     cancelled: tuple[int, ...] = ()
-    job: Job | None = None
     steps: bool = False
     ends: bool = False
     seen: int = 0
@@ -74,10 +38,10 @@ def ready(engine: Engine, context: int, progress: Callable[[str], None]) -> int:
     """Compile every program that requests of up to `context` tokens will need, and make the pool of their beginnings, for which
     nobody who writes has to wait then. Returns how many were compiled.
     """
-    programs = warm(engine, context - 1, context, progress, scores=True)
+    programs = warm(engine, context, context, progress, scores=True)
     if engine.places:
         engine.blocks()
-    return programs + warm_embed(engine.model, context, progress)
+    return programs
 
 
 def cancel(engine: Engine, ticket: Ticket) -> None:
@@ -95,5 +59,7 @@ def under_way(engine: Engine, number: int) -> Ticket | None:
 
 def noted(seen: int, grown: Sequence[Ticket]) -> int:
     """`seen` behind a step in which these answers grew."""
-    told = [(one.number, len(one.scores), len(one.answer.token_ids), one.answer.token_ids[-1:]) for one in grown]
+    told = [
+        (one.number, one.made, len(one.scores), len(one.answer.token_ids), one.answer.token_ids[-1:]) for one in grown
+    ]
     return zlib.crc32(repr(told).encode(), seen)

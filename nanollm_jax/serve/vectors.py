@@ -9,32 +9,30 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nanollm_jax.engine.embed import vector, vector_of
 from nanollm_jax.serve.asking import Readers
 from nanollm_jax.serve.bodies import Embedding, read_body
 from nanollm_jax.serve.events import unless_gone
 from nanollm_jax.serve.guards import GONE, Json, read_json, service_of
 from nanollm_jax.serve.refusals import Refusal
-from nanollm_jax.serve.turns import Embed
 
 
 async def embeddings(request: Request) -> Response:
-    """One text after the other, between the steps of those that write. The answer says how the states were pooled."""
+    """Texts are read as prompts are, between the chunks of those that write. The answer says how their states were pooled."""
     service = service_of(request)
     body = read_body(await read_json(request), Embedding)
     name = service.check_model(body.model)
     service.check_ready()
     rows = await service.readers.read(ids_of, body)
-
-    async def vectors() -> list[list[float]]:
-        how = body.pooling, body.normalize, service.readers.adapter(body)
-        return [await service.work(Embed(tuple(ids), *how)) for ids in rows]
-
-    found = await unless_gone(request, vectors())
+    adapter, world = service.model.adapter(service.readers.adapter(body)), service.world(request.scope["key"])
+    asked = [vector(ids, body.pooling, adapter, root=world) for ids in rows]
+    found = await unless_gone(request, service.read(asked))
     if found is None:
         return Response(status_code=GONE)
+    vectors = [vector_of(ticket, body.normalize).tolist() for ticket in found]
     data = [
-        {"object": "embedding", "index": n, "embedding": packed(vector) if body.encoding_format == "base64" else vector}
-        for n, vector in enumerate(found)
+        {"object": "embedding", "index": n, "embedding": packed(one) if body.encoding_format == "base64" else one}
+        for n, one in enumerate(vectors)
     ]
     tokens = sum(map(len, rows))
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}

@@ -13,10 +13,10 @@ from typing import Any
 from nanollm_jax.engine.request import Request
 from nanollm_jax.grammar import Grammar
 from nanollm_jax.serve.asking import World
-from nanollm_jax.serve.turns import Embed, Judge, Turn
+from nanollm_jax.serve.turns import Turn
 from nanollm_jax.settings import Sampling
 
-KINDS = {kind.__name__: kind for kind in (Turn, Request, Sampling, Grammar, World, Embed, Judge)}
+KINDS = {kind.__name__: kind for kind in (Turn, Request, Sampling, Grammar, World)}
 
 
 def encode(turn: Turn) -> bytes:
