@@ -280,8 +280,10 @@ def test_it_shows_itself(model):
     box.model = SimpleNamespace(tokenizer=SimpleNamespace(piece=lambda token: f"<img src=x onerror=alert({token})>"))
     page = box._repr_html_()
     assert "<img" not in page and page.count("&lt;img") == len(box.tokens[0]) and "layers.1.out" in page
-    assert repr(box) == f"Watched(1 answers, layers.1.out, {box.nbytes:,} bytes)"
     assert box.nbytes == sum(row.nbytes for row in box["layers.1.out"])
+    planned = box.nbytes // (len(box.tokens[0]) - 1) * (len(SHORT[0]) + 20)  # a row for each token that there may be
+    assert repr(box) == f"Watched(1 answers, layers.1.out, {box.nbytes:,} bytes of {planned:,} planned)"
+    assert f"{planned:,} planned" in page
 
 
 @pytest.mark.parametrize(

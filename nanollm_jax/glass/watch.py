@@ -113,22 +113,32 @@ def watching(
     shrinks = kept_by(keep)
     edits, changes = changes_of(names, change, since, texts, n)
     wanted = Asked(tuple(expanded(names, shrinks).items()), tuple(edits.items()))
-    check_plan(model, wanted, requests, limit, spare(guesses))
+    planned = check_plan(model, wanted, requests, limit, spare(guesses))
     if rows is None:
         rows = memory.fitting(model, buckets.rows(len(requests), model.dp), longest(requests), guesses)
     else:
         rows = -(-check_counts(rows=rows)[0] // model.dp) * model.dp
-    return run(model, requests, Watching(wanted, changes), rows, guesses, streamed=streamed)
+    return run(model, requests, Watching(wanted, changes), rows, guesses, planned, streamed=streamed)
 
 
 def run(
-    model: Model, requests: list[Request], programs: Watching, rows: int, guesses: Lookup | None, *, streamed: bool
+    model: Model,
+    requests: list[Request],
+    programs: Watching,
+    rows: int,
+    guesses: Lookup | None,
+    planned: int,
+    *,
+    streamed: bool,
 ) -> Iterator[Watched]:
-    """Answer requests in an engine of their own, and give the box at the end; streamed, after each chunk too."""
+    """Answer requests in an engine of their own, and give the box at the end; streamed, after each chunk too.
+
+    planned: bytes that are kept at most.
+    """
     shared = Shared(Engine(model, rows, prefix_bytes=0, speculate=guesses, programs=programs))
     programs.engine = shared.engine
     tickets = shared.submit(requests)
-    box = Watched(model, tickets, programs)
+    box = Watched(model, tickets, programs, planned)
     for _ in shared.follow(tickets):
         if (error := failed(tickets)) is not None:
             if isinstance(error, NumericsError) and programs.asked.change:
@@ -159,14 +169,15 @@ class Watched:
     answers   a Generation a row: a prompt, or one of its n answers
     tokens    the ids of each row, prompt and answer; pieces the same as texts
     names     what was kept
+    planned   bytes that it was planned to take at most, before anything ran: where answers have all their tokens
     box[name] of each row one array [tokens ..], or a tree of them: of every token but the last, which was drawn and never run.
               Axes behind the first are those of the name; keys of weights and scores are tokens, too. "logits" are those that
               the answer's tokens were drawn from, [answer V].
     """
 
-    def __init__(self, model: Model, tickets: list[Ticket], programs: Watching) -> None:
+    def __init__(self, model: Model, tickets: list[Ticket], programs: Watching, planned: int) -> None:
         """Nothing seen yet."""
-        self.model, self.tickets, self.programs = model, tickets, programs
+        self.model, self.tickets, self.programs, self.planned = model, tickets, programs, planned
         self.answers: list[Generation] = []
         self.names = [name for name, _ in programs.asked.keep]
 
@@ -227,7 +238,8 @@ class Watched:
         return sum(leaf.nbytes for piece in pieces for leaf in jax.tree.leaves(piece.values))
 
     def __repr__(self) -> str:
-        return f"Watched({len(self.answers)} answers, {', '.join(self.names) or 'nothing kept'}, {self.nbytes:,} bytes)"
+        size = f"{self.nbytes:,} bytes of {self.planned:,} planned"
+        return f"Watched({len(self.answers)} answers, {', '.join(self.names) or 'nothing kept'}, {size})"
 
     def _repr_html_(self) -> str:
         """Texts with the answer's tokens in the colour of their surprise, and what was kept."""
@@ -245,4 +257,5 @@ class Watched:
             f"<tr><td>{html.escape(name)}</td><td>{' '.join((letters(name) or ())[1:])}</td></tr>"
             for name in self.names
         )
-        return f"<div>{''.join(rows)}<table>{kept}</table><small>{self.nbytes:,} bytes kept</small></div>"
+        size = f"<small>{self.nbytes:,} bytes kept of {self.planned:,} planned</small>"
+        return f"<div>{''.join(rows)}<table>{kept}</table>{size}</div>"
