@@ -15,7 +15,7 @@ import pytest
 import serving
 from starlette.testclient import TestClient
 
-from nanollm_jax.cli import run
+from nanollm_jax.cli import access, run
 from nanollm_jax.engine import memory
 from nanollm_jax.serve import events, guards, server
 from nanollm_jax.serve.app import make_app
@@ -50,6 +50,33 @@ def test_keys(service):
         assert client.get("/v1/models", headers={"authorization": right}).status_code == 200
     for path in ("/version", "/metrics", "/v1/version", "/v1/metrics"):
         assert client.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--api-key", ""), ("--api-key", "two words "), ("--api-key", "schlüssel"), ("--api-key", "a\nb"),
+        ("--allow-host", "https://example.com"), ("--allow-host", "*"), ("--allow-host", ""), ("--allow-host", "a:b"),
+        ("--cors-origin", "example.com"), ("--cors-origin", "https://example.com/page"), ("--cors-origin", "null"),
+        ("--root-path", "models"), ("--root-path", "//example.com"), ("--root-path", "/a?b"), ("--served-model-name", ""),
+    ],
+)  # fmt: skip
+def test_what_could_never_match_is_refused_before_anything_is_loaded(given, capsys):
+    """An empty key would let everybody in, another name or page nobody."""
+    assert run(["serve", "--model", "/no/where", *given]) == 2
+    said = capsys.readouterr().err
+    assert given[0] in said and "schl" not in said and "/no/where" not in said
+
+
+def test_names_and_pages_are_compared_as_clients_write_them():
+    assert access.check_keys(["a key", "other"]) == ("a key", "other")
+    assert access.hosts_of("127.0.0.1", []) == access.LOCAL and access.hosts_of("0.0.0.0", []) == ()
+    names = ["Box.Example.com:8000", "::2", "[::3]:80"]
+    assert access.hosts_of("localhost", names) == (*access.LOCAL, "box.example.com", "::2", "::3")
+    assert access.hosts_of("192.168.1.5", ["box"]) == (*access.LOCAL, "192.168.1.5", "box")  # --host is a name, too
+    pages = ["HTTPS://Example.com:443/", "http://localhost:3000", "app://notes", "*"]
+    assert access.origins_of(pages) == ("https://example.com", "http://localhost:3000", "app://notes", "*")
+    assert [access.path_of(path) for path in ("", "/", "/models/llama/")] == ["", "", "/models/llama"]
 
 
 def test_callers_share_prefixes_with_nobody_else(service):
@@ -305,7 +332,7 @@ def test_what_the_command_refuses(capsys, monkeypatch):
 
 
 def test_no_memory_is_the_server_s_fault(http, service, monkeypatch):
-    """503 for who wanted more than there is; the others, and who comes later, are answered."""
+    """503 for who wanted more than there is, an answer, scores or a vector; the others, and who comes later, are answered."""
     alone = http.post("/v1/chat/completions", json=ASK).json()["choices"]
     assert serving.settled(service)
     seat = service.engine.seat
@@ -315,7 +342,9 @@ def test_no_memory_is_the_server_s_fault(http, service, monkeypatch):
         seat()
         raise memory.NoRoomError("1 row of 512 positions needs more memory than the device has.")
 
-    monkeypatch.setattr(service.engine, "seat", fails)
-    assert code(http.post("/v1/chat/completions", json=ASK)) == (503, "no_memory")
+    score = {"prompt": "Once upon a time", "echo": True, "logprobs": 1, "max_tokens": 0}
+    for path, body in (("/chat/completions", ASK), ("/completions", score), ("/embeddings", {"input": "Once"})):
+        monkeypatch.setattr(service.engine, "seat", fails)
+        assert code(http.post(f"/v1{path}", json=body)) == (503, "no_memory")
     assert http.post("/v1/chat/completions", json=ASK).json()["choices"] == alone
     assert serving.settled(service)

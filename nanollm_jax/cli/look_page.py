@@ -7,12 +7,12 @@ import secrets
 import signal
 import sys
 
+from nanollm_jax.cli.access import LOCAL, check_keys
 from nanollm_jax.cli.devices import mesh_for
 from nanollm_jax.cli.options import checkpoint, keep_compiled
 from nanollm_jax.cli.printing import warn
 from nanollm_jax.errors import RequestError
 
-LOCAL = ("localhost", "127.0.0.1", "::1")
 DRAIN = 1.0  # seconds; what is watched can be watched again
 
 
@@ -25,6 +25,7 @@ def serve_page(
 
     prompt: of what is written first, an example where it is None; memory: megabytes that all pages together may keep.
     """
+    given = check_keys([api_key] if api_key else ())
     folder = checkpoint(model, revision)
     mesh = mesh_for(dp, tp, devices)
     try:
@@ -45,7 +46,7 @@ def serve_page(
         loaded = nano.load(folder, dtype=dtype, mesh=mesh, adapters=adapters, merge=merge, cache=cache)
         _, context = served(loaded, 2, context)
         local = host in LOCAL
-        keys = (api_key,) if api_key else () if local else (secrets.token_urlsafe(16),)
+        keys = given or (() if local else (secrets.token_urlsafe(16),))
         options = Options(
             names=(model or folder.name,), context=context, body=2**20, keys=keys, hosts=LOCAL if local else ()
         )

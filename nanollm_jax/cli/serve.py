@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nanollm_jax.cli.access import LOCAL, check_keys, hosts_of, origins_of, path_of
 from nanollm_jax.cli.chat import TEMPLATE, with_template
 from nanollm_jax.cli.devices import (
     Coordinator,
@@ -27,7 +28,6 @@ from nanollm_jax.cli.devices import (
     mesh_for,
     process,
 )  # fmt: skip
-from nanollm_jax.cli.look_page import LOCAL
 from nanollm_jax.cli.options import (
     Adapter,
     Cache,
@@ -133,8 +133,12 @@ def serve(
     if log_level not in levels:
         raise RequestError(f"--log-level {log_level}: expected {', '.join(levels)}.")
     local, adapters = host in LOCAL, adapters_of(adapter)
+    keys, hosts, origins = check_keys(api_key or ()), hosts_of(host, allow_host or ()), origins_of(cors_origin or ())
+    root_path, names = path_of(root_path), tuple(dict.fromkeys(served_model_name or ()))
+    if not all(names):
+        raise RequestError("--served-model-name is empty; give a name, or leave it out.")
     check_merge(merge, adapters)
-    if glass and not local and not api_key:
+    if glass and not local and not keys:
         raise RequestError(
             f"--glass with --host {host}: who reaches it sees what is inside; ask for a key with --api-key."
         )
@@ -183,13 +187,11 @@ def serve(
             signal.set_wakeup_fd(-1)  # as below
             followers.leave_signals_to_process_0()
             raise typer.Exit(followers.run(engine, links[0], context, step_limit))
-        if not local and not api_key:
+        if not local and not keys:
             warn(f"everybody who reaches {host} can ask this server; --api-key asks them for a key.")
         options = Options(
-            names=tuple(served_model_name or [model or folder.name]),
-            context=context, queue=queue, body=max_body * 2**20, keys=tuple(api_key or ()), origins=tuple(cors_origin or ()),
-            hosts=(*LOCAL, *(allow_host or ())) if local or allow_host else (), root_path=root_path.rstrip("/"),
-            log_prompts=log_prompts, step_limit=step_limit,
+            names=names or (model or folder.name,), context=context, queue=queue, body=max_body * 2**20, keys=keys,
+            hosts=hosts, origins=origins, root_path=root_path, log_prompts=log_prompts, step_limit=step_limit,
         )  # fmt: skip
         logging.getLogger("nanollm.serve").setLevel(log_level.upper())
         name, number = bound.getsockname()[:2]
