@@ -46,7 +46,7 @@ def int4(array: jax.Array, outputs: int) -> Weight:
 MAKERS: dict[str, Callable[..., Weight]] = {"int8": per_output, "int4": int4}
 
 Params = dict[str, Any]
-Parts = Iterator[tuple[tuple[int, ...], jax.Array]]
+Parts = Callable[[int], Iterator[tuple[tuple[int, ...], jax.Array]]]  # by how many axes count outputs
 Filler = Callable[[tuple[int, ...], Parts], Weight]
 
 
@@ -94,7 +94,7 @@ def filler(dtype: Dtype, outputs: int) -> Filler:
 def filled(dtype: Dtype, outputs: int, shape: tuple[int, ...], parts: Parts) -> Weight:
     """The weight of filler."""
     weight = blank(shape=shape, plain=dtype.plain, name=dtype.name, outputs=outputs)
-    for begin, part in parts:
+    for begin, part in parts(outputs):
         weight = jax.block_until_ready(put(weight, part, np.array(begin, np.int32), name=dtype.name, outputs=outputs))
     return weight
 

@@ -183,7 +183,7 @@ def test_on_a_mesh(mesh, width):
 def test_a_matrix_is_rounded_in_parts_as_it_is_whole(dtype):
     kept, array = resolve_weights(dtype), jnp.asarray(rng.normal(size=(2, 5, 96)), jnp.float32)
     parts = [((u, at, 0), array[u : u + 1, at : at + 2]) for u in range(2) for at in (0, 2, 3)]
-    found = parameters.filler(kept, 2)(array.shape, iter(parts))
+    found = parameters.filler(kept, 2)(array.shape, lambda outputs: iter(parts))
     jax.tree.map(np.testing.assert_array_equal, found, parameters.MAKERS[dtype](array, outputs=2))
 
 

@@ -10,7 +10,10 @@ import pytest
 from rich.progress import Progress
 from safetensors.numpy import save_file
 
+from nanollm_jax import params as parameters
+from nanollm_jax.dtypes import resolve_weights
 from nanollm_jax.errors import CheckpointError
+from nanollm_jax.ops.int8 import quantize
 from nanollm_jax.weights import Row, load, open_checkpoint
 
 SIZES = {"V": 11, "D": 5, "N": 3, "K": 2, "H": 7}
@@ -206,16 +209,28 @@ def test_tensors_that_share_a_parameter_are_put_together(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("most", [1, 40, 64, 10**6])
-@pytest.mark.parametrize("shape", [(5, 7), (3, 2, 4, 5), (1, 1, 3)])
-def test_cuts_cover_a_parameter_in_parts_of_one_size(monkeypatch, shape, most):
+@pytest.mark.parametrize(("shape", "outputs"), [((5, 7), 1), ((3, 2, 4, 5), 3), ((1, 1, 3), 2), ((5, 3, 7), 1)])
+def test_cuts_cover_a_parameter_in_parts_of_one_size(monkeypatch, shape, outputs, most):
     monkeypatch.setattr(load, "PART", most)
     seen, sizes = np.zeros(shape, int), set()
-    for cut in load.cuts(shape):
+    for cut in load.cuts(shape, outputs):
         seen[cut] += 1
         sizes.add(seen[cut].shape)
     (size,) = sizes
-    assert seen.min() == 1 and size[-1] == shape[-1]
-    assert math.prod(size) <= max(most, shape[-1]) and (most < 10**6 or size == shape)
+    inputs = shape[outputs:]
+    assert seen.min() == 1 and size[outputs:] == inputs
+    assert math.prod(size) <= max(most, math.prod(inputs)) and (most < 10**6 or size == shape)
+
+
+@pytest.mark.parametrize("most", [6, 20, 50])
+def test_scales_of_parts_are_those_of_the_whole(tmp_path, monkeypatch, most):
+    """Also where the inputs of a single output, several heads, are more than a part has numbers."""
+    monkeypatch.setattr(load, "PART", most)
+    row, weight = Row("wo", "o_proj.weight", "D (N H) -> D N H"), tensors()["o_proj.weight"]
+    fill = parameters.filler(resolve_weights("int8", auto="float32"), 1)
+    where = save(tmp_path, {"o_proj.weight": weight})
+    found = loaded(where, [row], {"wo": "D N H"}, SIZES, "float32", fill={"wo": fill})["wo"]
+    jax.tree.map(np.testing.assert_array_equal, found, quantize(weight.reshape(5, 3, 7), 1))
 
 
 @pytest.mark.parametrize("most", [20, 60, 10**6])
@@ -230,7 +245,7 @@ def test_a_parameter_may_be_made_of_its_parts(tmp_path, monkeypatch, most):
 
     def fill(shape, parts):
         whole = np.zeros(shape, np.float32)
-        for begin, part in parts:
+        for begin, part in parts(3):
             calls.append(part.size)
             whole[tuple(slice(a, a + n) for a, n in zip(begin, part.shape, strict=True))] = part
         return whole

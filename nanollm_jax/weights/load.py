@@ -33,7 +33,8 @@ THREADS = 2  # that read parameters: what each of them holds is memory, and the 
 PART = 1 << 18  # numbers of a parameter that are rounded to few bits at a time
 BAR_AFTER = 2.0  # seconds; a load that is quicker shows no progress bar
 
-Parts = Iterator[tuple[tuple[int, ...], jax.Array]]  # where each begins, and its numbers
+# of a parameter whose first axes, so many, are not inputs: where each part begins, and its numbers
+Parts = Callable[[int], Iterator[tuple[tuple[int, ...], jax.Array]]]
 
 
 def load_params(
@@ -65,7 +66,7 @@ def load_params(
               parameter, read from the file when it is called, and the parameter's letters
     finish    what becomes of each parameter, by its path, once it is placed
     fill      what becomes in place of finish, by its path, of a parameter that may be made a part at a time: it is given the
-              shape and the parts, whole along the last axis, each read when it is asked for
+              shape and what gives the parts, whole along its inputs, each read when it is asked for
     few       what becomes, by its path, of a parameter whose tensors are in few bits and can be kept so; where that is None,
               and of others, they are decoded
 
@@ -92,9 +93,9 @@ def load_params(
             return place(pieces, tuple(sizes[letter] for letter in layout[path].split()), sizes, dtype)
         return jax.block_until_ready(spread(partial(assemble, pieces, sizes, dtype), layout[path]))
 
-    def parts(path: str, shape: tuple[int, ...]) -> Parts:
+    def parts(path: str, shape: tuple[int, ...], outputs: int) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
         pieces = [(row, checkpoint.read(name)) for row, name in sources[path]]
-        for index in cuts(shape):
+        for index in cuts(shape, outputs):
             part = assemble(pieces, sizes, dtype, index)
             for _, tensor in pieces:
                 forget(tensor)
@@ -110,7 +111,7 @@ def load_params(
                 return weight
             shape = tuple(sizes[letter] for letter in layout[path].split())
             if path in fill and spread is None and math.prod(shape) > PART:
-                return fill[path](shape, parts(path, shape))
+                return fill[path](shape, partial(parts, path, shape))
             return finish(path, read(path))  # by now the pages of the file are free
 
     # the processes of a mesh run the same in the same order
@@ -246,13 +247,13 @@ def moved(cut: slice, begin: int) -> slice:
     return slice(cut.start - begin, cut.stop - begin)
 
 
-def cuts(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Parts of one size, about PART numbers, which cover a parameter and are whole along its last axis; the last of an axis may
-    overlap the one before.
+def cuts(shape: tuple[int, ...], outputs: int) -> Iterator[tuple[slice, ...]]:
+    """Parts of one size, about PART numbers, which cover a parameter and are whole along all but its first axes, so many; the
+    last of an axis may overlap the one before.
 
-    PART = 2^18, [2 1000 1000]: 1 by 250 by 1000, eight times.
+    PART = 2^18, [2 1000 1000] with two: 1 by 250 by 1000, eight times.
     """
-    axis = next((axis for axis in range(len(shape) - 1) if math.prod(shape[axis + 1 :]) <= PART), len(shape) - 2)
+    axis = next((axis for axis in range(outputs) if math.prod(shape[axis + 1 :]) <= PART), outputs - 1)
     length, most = shape[axis], max(1, PART // math.prod(shape[axis + 1 :]))
     size = -(-length // -(-length // most))
     for before in np.ndindex(shape[:axis]):
