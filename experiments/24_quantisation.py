@@ -31,7 +31,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREY, ORANGE, check, outcome, plt, predict, quick, same, save, table
+from chapter import BLUE, GREY, ORANGE, check, interactive, outcome, plt, predict, quick, same, save, table
 
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
@@ -224,10 +224,27 @@ save(figure, "24_bits")
 #
 # *The numbers at the points are bits for each weight. Eight cost nothing that could be noticed. With very few it
 # matters how the scales are chosen.*
-#
+
+# %% tags=["figure"]
+BITS_AND_GROUPS = [(bits, group) for group in (8, 16, None) for bits in ((2, 4, 8) if quick() else (2, 3, 4, 5, 6, 8))]
+wholes = {way: whole_model(restore(*way)) for way in BITS_AND_GROUPS}
+interactive(
+    "bits",
+    {
+        "weights": np.float64(w[0]),
+        "models": [
+            {"bits": bits, "group": group or 0, "bytes": nbytes, "perplexity": perplexity(params)}
+            for (bits, group), (params, nbytes) in wholes.items()
+        ],
+        "exact": {"bytes": base[0], "perplexity": base[1]},
+    },
+    "Set the bits, and how many weights share a scale: what becomes of a row, and of the whole model.",
+)
+
+# %% [markdown]
 # ## Which matrices can spare bits?
-# (A little less than the perplexity of float32 is chance: two stories are few.) So far all matrices got the same bits.
-# The next cell gives 2 bits to the matrices of one kind and leaves all others as they are.
+# (Where it is a little less than with float32, take that for chance: two stories are few.) So far all matrices got the
+# same bits. The next cell gives 2 bits to the matrices of one kind and leaves all others as they are.
 
 # %% tags=["question"]
 predict("five kinds of matrices: embedding, wqkv and wo of attention, up and down of the MLP. Which one suffers most?")
@@ -266,7 +283,8 @@ save(figure, "24_kinds")
 # *One kind of matrices in 2 bits, all others exact; at the dotted line all are. Published files in few bits often mix for
 # this reason: more bits where they are missed, fewer where they are not.*
 #
-# All kinds together cost more than the product of what they cost alone: what one layer spoils, the next one reads.
+# All kinds together cost more than the product of what they cost alone. (A guess why: what one layer spoils, the next one
+# reads.)
 #
 # ## What it is worth
 # The roofline of chapter 21 says how fast a token can be: as fast as the weights are read. For a large model and an
@@ -306,7 +324,8 @@ check("the search loses less", best < ours)
 
 # %% [markdown]
 # ## Exercises
-# 1. One weight of a row is 100 times as large as it was. What happens to the others, when the row is quantised?
+# 1. One weight of a row becomes 100 times as large as the largest was. What happens to the others, when the row is
+#    quantised?
 # 2. How many bits does a weight cost in groups of 16 with 4 bits and scales of float32? With which size of group is it
 #    5 bits?
 # 3. Round the weights of `w` *up* always, instead of to the nearest. How much larger is the error of its product with

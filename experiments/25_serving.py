@@ -33,7 +33,7 @@ import engine
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, ORANGE, RED, check, outcome, plt, predict, quick, same, save, table
+from chapter import BLUE, GREEN, ORANGE, RED, check, interactive, outcome, plt, predict, quick, same, save, table
 
 import nanollm_jax as nano
 
@@ -121,7 +121,19 @@ save(figure, "25_rows")
 #
 # *A bar is a text, from its first token to its last; white is a row that does nothing. Both serve the same requests in
 # the same order.*
-#
+
+# %% tags=["figure"]
+interactive(
+    "rows",
+    {
+        "rows": B,
+        "requests": [{"arrival": arrival, "length": length} for arrival, length in requests],
+        "ways": [{"name": name, "visits": visits} for name, visits in ways.items()],
+    },
+    "Step from one event to the next, or play: who comes, who waits, and which row takes whom.",
+)
+
+# %% [markdown]
 # ### The real thing
 # Now with a model, on the engine that you have built ([engine.py](engine.py)). A `Server` has B rows with a cache each,
 # and two programs of fixed shapes: one reads a prompt into a cache of one row, one writes a token in all rows. A row
@@ -317,12 +329,12 @@ check("shared chance: another row, another answer", here != there)
 
 # %% [markdown]
 # The rounding of the first way is small and treacherous: it changes nothing until two tokens are nearly equally
-# probable, or a random number falls on the line between two. Then the texts part, rarely, and never when one looks. So
-# the number of rows of an engine is fixed. So is all else that decides in which order numbers are added: how many
-# positions a row has, and where a long prompt is cut, as the next section does it.
+# probable, or a random number falls on the line between two. Then the texts part: rarely, and in no test that was not made
+# for it. So the number of rows of an engine is fixed. So is all else that decides in which order numbers are added: how
+# many positions a row has, and where a long prompt is cut, as the next section does it.
 #
 # ## Long prompts
-# While a prompt is read, all other rows wait. With 4,000 tokens that is a pause that everybody notices. So a long prompt
+# While a prompt is read, all other rows wait, and the longer it is, the longer they do. So a long prompt
 # is read in *pieces* of so many tokens, and between two of them every row writes.
 
 # %%

@@ -12,7 +12,7 @@
 # Reading is faster than writing: a prompt goes through the model in one pass, since its tokens are known. So somebody
 # *guesses* the next k tokens, and the model reads them all at once, behind its own last token. That pass gives logits
 # at every place, as for a prompt. At each place the model draws its token as it always would. As long as the guess and
-# the draw are the same, the next place was right too; behind the first difference everything is thrown away. This is
+# the draw are the same, what was drawn behind them counts too; behind the first difference everything is thrown away. This is
 # *speculation* (Leviathan et al. 2023, arXiv:2211.17192). The guesses are called *drafts*, and the share of them that
 # is accepted *acceptance*; those behind a wrong one are lost with it.
 #
@@ -22,7 +22,7 @@
 # Guessing must be cheap. Two ways:
 #
 # - *prompt lookup*: when did the text last have the tokens that it has at its end now? What came then may come again.
-#   That costs nothing, and is right where texts repeat: names, quotes, edits, code.
+#   That costs no pass of any model, and is right where texts repeat: names, quotes, edits, code.
 # - a *draft model*: a smaller model of the same vocabulary writes the drafts.
 
 # %%
@@ -43,6 +43,7 @@ from chapter import (
     RED,
     check,
     check_time,
+    interactive,
     outcome,
     plt,
     predict,
@@ -193,12 +194,15 @@ predict(
 )
 
 # %% tags=["answer"]
-rows, each = [], {}
+rows, each, asked = [], {}, {}  # asked: what was guessed, pass by pass
 for name, prompt in prompts.items():
     guessers = {"nobody": nobody, "lookup": look_up}
     guessers |= {f"its first {n} layers": Draft(n, GREEDY, 0) for n in ((5,) if quick() else (3, 5))}
     for who, guess in guessers.items():
-        tokens, passes = write(prompt, NEW, guess)
+        notes = asked[name, who] = []
+        tokens, passes = write(
+            prompt, NEW, lambda ids, k, guess=guess, notes=notes: notes.append(guess(ids, k)) or notes[-1]
+        )
         check(f"{name}, {who}: the same tokens", tokens == answers[name])
         right, tried = (sum(column) for column in zip(*passes, strict=True))
         each[name, who] = (NEW - 1) / len(passes), passes
@@ -246,11 +250,37 @@ save(figure, "26_accepted")
 # %% [markdown]
 # ![Two answers, the tokens that were accepted drafts in blue](figures/26_accepted.png)
 #
-# *Prompt lookup. Blue: drafts that were right. Grey: the model's own token, one for each pass.*
-#
+# *Prompt lookup. Blue: drafts that were right. Grey: the model's own token, one for each pass, and the first of all, which
+# reading the prompt gave.*
+
+
+# %% tags=["figure"]
+def shown(token):
+    return model.tokenizer.token_bytes(token).decode(errors="replace") or "</s>"
+
+
+def told(name, who):
+    """An answer pass by pass: what was guessed, how much of it was right, and the model's own token behind."""
+    passes, at = [], 1  # the first token is from reading the prompt
+    for guessed, (right, _) in zip(asked[name, who], each[name, who][1], strict=True):
+        at += right
+        if at < NEW:  # the last pass may write beyond what was asked for
+            passes.append({"drafts": [shown(t) for t in guessed], "right": right, "own": shown(answers[name][at])})
+        at += 1
+    return {"name": f"{name}, {who}", "prompt": prompts[name], "first": shown(answers[name][0]), "passes": passes}
+
+
+interactive(
+    "drafts",
+    {"texts": [told(name, who) for name in prompts for who in ("lookup", "its first 5 layers")]},
+    "Step through the passes: what is guessed, what of it is accepted, and what the model writes behind.",
+)
+
+# %% [markdown]
 # ## When it pays
-# A pass over k + 1 tokens takes longer than one over a single token, and guessing takes time too. If each draft is right
-# with the probability a, whatever came before, a pass writes
+# A pass over k + 1 tokens takes longer than one over a single token, and guessing takes time too. Say that a draft behind
+# right ones is right with the probability a, whatever came before. (Acceptance is lower than a: behind a wrong draft all
+# are lost, and count as refused.) Then a pass writes
 #
 #     1 + a + a^2 + ... + a^k = (1 - a^(k+1)) / (1 - a)
 #
@@ -260,7 +290,7 @@ save(figure, "26_accepted")
 
 # %%
 def expected(a, k):
-    """Tokens of a pass in the mean, with acceptance a of each draft"""
+    """Tokens of a pass in the mean, each draft right with probability a"""
     return (1 - a ** (k + 1)) / (1 - a)
 
 
@@ -270,7 +300,7 @@ def simulated(a, k, passes=20_000):
 
 
 for a in (0.3, 0.8):
-    check(f"acceptance {a}: simulated as computed", abs(simulated(a, K) / expected(a, K) - 1) < 0.03)
+    check(f"right with {a}: simulated as computed", abs(simulated(a, K) / expected(a, K) - 1) < 0.03)
 
 
 def clock(block_length):
@@ -293,18 +323,18 @@ table("prompt lookup on this machine", ["text", "who guesses", "tokens a pass", 
 figure, ax = plt.subplots(figsize=(8, 3.8))
 lengths = np.arange(17)
 for a, colour in ((0.95, BLUE), (0.8, GREEN), (0.6, ORANGE), (0.3, RED)):
-    ax.plot(lengths, [expected(a, k) for k in lengths], "o-", color=colour, markersize=3, label=f"acceptance {a:.0%}")
+    ax.plot(lengths, [expected(a, k) for k in lengths], "o-", color=colour, markersize=3, label=f"right with {a:.0%}")
 ax.plot([0, K], [1, many / one], "s:", color=GREY, label="what a pass costs here")
 ax.set(xlabel="drafts of a pass", ylabel="tokens of a pass", ylim=(0, 12))
 ax.legend()
 save(figure, "26_pays")
 
 # %% [markdown]
-# ![Tokens of a pass against the number of drafts, for four acceptances](figures/26_pays.png)
+# ![Tokens of a pass against the number of drafts, for four chances that a draft is right](figures/26_pays.png)
 #
 # *It pays where a curve is above the cost. No curve comes above 1 / (1 - a), however many drafts there are, so many of
-# them help only who is nearly always right. On an accelerator a pass over a few tokens costs hardly more than one over
-# a single token; on a processor with few cores arithmetic is soon the limit (chapter 21), and only good drafts pay.*
+# them help only who is nearly always right. What a pass over a few tokens costs follows from the roofline (chapter 21): as
+# long as memory is the limit, hardly more than one over a single token, and much more where arithmetic is.*
 #
 # ## In the engine
 # - `nanollm_jax.generate` with speculate="lookup:4" is the lookup of this chapter, for all rows of a batch at once and
@@ -321,7 +351,7 @@ save(figure, "26_pays")
 #    does this mean come with more and more drafts?
 # 2. What does the cache hold behind the first wrong draft, and why does nobody see it?
 # 3. A draft model takes a tenth of the time of a pass for each token, and a pass over a block costs as much as one over
-#    a single token. With acceptance 0.8, which number of drafts is best?
+#    a single token. Each draft is right with probability 0.8. Which number of drafts is best?
 
 # %% tags=["answer"]
 print(f"{expected(0.8, 4):.2f}, and never more than {1 / (1 - 0.8):.0f}")

@@ -37,6 +37,9 @@ HOME = {
     "roofline": "21_profiling",
     "mesh": "22_parallelism",
     "switches": "23_look_inside",
+    "bits": "24_quantisation",
+    "rows": "25_serving",
+    "drafts": "26_speculation",
 }
 
 
@@ -313,6 +316,84 @@ def test_the_lens_without_a_head_is_that_of_the_library(opened):
             lens.press("ArrowDown")
         for _ in range(L):
             lens.press("ArrowUp")
+
+
+def test_bits_round_as_numpy_does(opened):
+    page, data = opened("bits", 390, "dark")
+    weights = np.array(data["weights"])
+    for bits, group in ((2, 8), (4, 16), (8, 0)):
+        set_to(page, "bits", str(bits))
+        set_to(page, "a scale for", f"{group} weights" if group else "a row")
+        most = 2 ** (bits - 1) - 1
+        grouped = weights.reshape(-1, group or len(weights))
+        scale = np.abs(grouped).max(-1, keepdims=True) / most
+        q = np.round(grouped / scale)
+        node = page.locator(".bits")
+        shown = np.array(node.get_attribute("data-whole").split(), int)
+        apart = np.abs(shown - q.ravel())
+        assert apart.max() <= 1 and apart.mean() < 0.01  # halfway JavaScript rounds up, NumPy to even
+        lost = np.linalg.norm(grouped - q * scale) / np.linalg.norm(weights)
+        agree(float(node.get_attribute("data-lost")), lost, 1e-3)
+        (model,) = (one for one in data["models"] if (one["bits"], one["group"]) == (bits, group))
+        assert float(node.get_attribute("data-perplexity")) == model["perplexity"]
+    (eight,) = (one for one in data["models"] if (one["bits"], one["group"]) == (8, 0))
+    agree(eight["perplexity"], data["exact"]["perplexity"], 0.02)
+
+
+def test_rows_are_filled_as_the_two_ways_say(opened):
+    """Beside a simulation step by step, which knows neither visits nor the end of a text beforehand."""
+    page, data = opened("rows", 390)
+    B, requests = data["rows"], [(one["arrival"], one["length"]) for one in data["requests"]]
+    for way in ("static", "continuous"):
+        page.get_by_role("button", name=way).click()
+        rows, queue, came, seen = [None] * B, [], 0, {}
+        for now in range(1000):
+            rows = [sat and (sat[0], sat[1] - 1) if sat and sat[1] > 1 else None for sat in rows]
+            while came < len(requests) and requests[came][0] <= now:
+                queue, came = [*queue, came], came + 1
+            whole = len(queue) >= B or came == len(requests)  # static: all of a batch are there, and all rows are free
+            if way == "continuous" or (whole and rows == [None] * B):
+                for row in range(B):
+                    if queue and rows[row] is None:
+                        rows[row] = (queue[0], requests[queue.pop(0)][1])
+            seen[now] = {sat[0] for sat in rows if sat}, list(queue)
+            if came == len(requests) and not queue and rows == [None] * B:
+                break
+        on = page.get_by_role("button", name="one step on")
+        for _ in range(12):
+            there = page.locator(".queue")
+            now, waiting = int(there.get_attribute("data-now")), there.get_attribute("data-waiting").split()
+            sitting = {int(one.get_attribute("data-request")) for one in page.locator(".track").all()} - {-1}
+            assert (sitting, [int(one) for one in waiting]) == seen[now], (way, now)
+            on.click()
+        slider = page.get_by_role("slider", name="what happens")
+        slider.press("End")
+        assert int(page.locator(".queue").get_attribute("data-now")) == max(seen)
+        assert f"{len(requests)} of {len(requests)} answers are complete" in page.locator(".rows .says").text_content()
+
+
+def test_drafts_give_the_text_of_the_library(opened):
+    page, data = opened("drafts", 390, "dark")
+    model = nano.load(dtype="float32")
+    for text in data["texts"]:
+        page.get_by_role("button", name=text["name"]).click()
+        for at, one in enumerate(text["passes"]):
+            page.get_by_role("button", name="one step on").click()
+            assert page.locator(".drafted .wrong").count() == len(one["drafts"]) - one["right"]
+            assert page.locator(".drafted .right.now").count() == one["right"]
+            said = page.locator(".drafts .says").text_content()
+            assert f" tokens in {at + 1} pass" in said
+        page.get_by_role("slider", name="passes").press("End")
+        shown = page.locator(".drafted li:not(.wrong)").all_text_contents()
+        count = 1 + sum(one["right"] + 1 for one in text["passes"])
+        assert len(shown) == count
+        answer = nano.generate(
+            model, text["prompt"], max_new_tokens=count, sampling=nano.Sampling(temperature=0.0), speculate="lookup:4"
+        )
+        pieces = [
+            model.tokenizer.token_bytes(token).decode(errors="replace").replace("\n", "↵") for token in answer.token_ids
+        ]
+        assert shown[: len(pieces)] == pieces and len(pieces) > 5
 
 
 def test_the_parts_share_no_names_with_each_other():
