@@ -68,8 +68,8 @@ def turn(heads):
     return np.asarray(rope.rotate(jnp.asarray(heads)[None], cos, sin))[0]
 
 
-def multi_head(x, layer, mask):
-    """x [T D] -> [T D]: every head by itself, in a loop."""
+def multi_head(x, layer, mask, off=None):
+    """x [T D] -> [T D]: every head by itself, in a loop; the one that is off answers zeros."""
     w = {name: stored[f"model.layers.{layer}.self_attn.{name}_proj.weight"] for name in "qkvo"}
     T = len(x)
     q = turn((x @ w["q"].T).reshape(T, N, H))
@@ -79,6 +79,8 @@ def multi_head(x, layer, mask):
     for n in range(N):
         scores = q[:, n] @ k[:, n // G].T / math.sqrt(H)  # [T S]; query head n uses key head n // G
         answers[:, n] = softmax(np.where(mask, scores, -np.inf)) @ v[:, n // G]
+    if off is not None:
+        answers[:, off] = 0
     return answers.reshape(T, N * H) @ w["o"].T  # side by side, then back to D
 
 
@@ -136,12 +138,20 @@ def surprise(change=None):
     return -log_probabilities[np.arange(len(story) - 1), story[1:]].mean()
 
 
+def silenced(layer, head):
+    """What observe is to change so that one head answers zeros."""
+    return {f"layers.{layer}.attention.mixed": lambda mixed: mixed.at[:, :, head].set(0)}
+
+
 def without(layer, head):
     """How much worse the story is predicted when one head's answer is replaced by zeros."""
-    return surprise({f"layers.{layer}.attention.mixed": lambda mixed: mixed.at[:, :, head].set(0)}) - whole
+    return surprise(silenced(layer, head)) - whole
 
 
+changed = run(ids, silenced(L - 1, 2))[1][f"layers.{L - 1}.attention.out"][0]
+same("a head switched off, in the library and in the loops", multi_head(x, L - 1, causal, off=2), changed, 1e-4)
 whole = surprise()
+check("the surprise is at the next piece: far from guessing", whole < 0.5 * math.log(config.vocab_size))
 heads = [(4, 0), (4, 2)] if quick() else list(np.ndindex(L, N))
 cost = {at: without(*at) for at in heads}
 most = max(cost, key=cost.get)
