@@ -145,6 +145,9 @@ COMPOSITE = {
 }
 INVARIANT = CONFIG_JSON | {name: FURTHER[name] for name in ("gemma3_text", "gpt_neox", "qwen3_moe", "deepseek_v3")}
 
+# as one program: without jit every operation is compiled by itself, for every shape that it has
+forward = jax.jit(nano.forward, static_argnames="config")
+
 
 def random_model(family: str, **changes: Any) -> nano.Model:
     """One model of a family, without a tokenizer; always the same numbers."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import agree
-from models import random_model
+from models import forward, random_model
 
 import nanollm_jax as nano
 from nanollm_jax.kinds import LongRopeScaling
@@ -68,7 +68,7 @@ def test_scores_of_longrope_do_not_depend_on_the_texts_beside(phi):
     for text, beside in zip(texts, together, strict=True):
         (alone,) = nano.score(phi, [text], rows=2)
         agree(alone.logprobs, beside.logprobs, 1e-5)
-        logits, _ = nano.forward(
+        logits, _ = forward(
             phi.params, np.asarray([text[:-1]]), nano.init_cache(phi.config, 1, 64, "float32"), config=phi.config
         )
         expected = np.asarray(jax.nn.log_softmax(logits))[0, np.arange(len(text) - 1), text[1:]]

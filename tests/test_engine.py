@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from law import PIECE, ROWS, SETTINGS, alone, check_law, model_of, position_bytes, requests_for, result
-from models import CONFIG_JSON, random_model
+from models import CONFIG_JSON, forward, random_model
 from programs import compiled
 
 import nanollm_jax as nano
@@ -106,7 +106,7 @@ def test_longrope_switches_inside_the_engine():
     prompt = list(range(1, 25))
     ((ids, logprobs, *_),) = alone(model, [Request(tuple(prompt), 30, SETTINGS[0])])
     tokens = np.asarray([prompt + ids], np.int32)
-    whole, _ = nano.forward(model.params, tokens, nano.init_cache(model.config, 1, 64, "float32"), config=model.config)
+    whole, _ = forward(model.params, tokens, nano.init_cache(model.config, 1, 64, "float32"), config=model.config)
     scores = np.asarray(jax.nn.log_softmax(whole))[0]
     # behind the switch every token is that of the whole text read at once
     for n in range(32 + 2 - len(prompt), len(ids)):

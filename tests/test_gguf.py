@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from agreement import agree, difference
-from models import CONFIG_JSON, FURTHER
+from models import CONFIG_JSON, FURTHER, forward
 from safetensors.numpy import load_file
 from test_loading import draw, in_their_names
 from test_loading import write as write_folder
@@ -149,7 +149,7 @@ def test_blocks_stay_as_they_are(family, tmp_path):
     assert ours.nbytes < 0.45 * expected.nbytes and "bytes of int8," in repr(ours)
     tokens = np.arange(12)[None]
     logits = [
-        nano.forward(one.params, tokens, nano.init_cache(one.config, 1, 16, "float32"), config=one.config)[0]
+        forward(one.params, tokens, nano.init_cache(one.config, 1, 16, "float32"), config=one.config)[0]
         for one in (ours, expected)
     ]
     agree(np.asarray(logits[0]), np.asarray(logits[1]), 1e-4)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import serving
 from agreement import agree
+from models import forward
 
 import nanollm_jax as nano
 from nanollm_jax import Grammar, GrammarError, RequestError
@@ -121,7 +122,7 @@ def test_the_best_of_what_may_come_and_logprobs_of_the_model_s_own(model):
     found = written(model, grammar, new=24)
     ids = model.tokenizer.encode(PROMPT)
     tokens = np.asarray([ids + found.token_ids], np.int32)
-    logits, _ = nano.forward(model.params, tokens, nano.init_cache(model.config, 1, 64, "float32"), config=model.config)
+    logits, _ = forward(model.params, tokens, nano.init_cache(model.config, 1, 64, "float32"), config=model.config)
     expected = np.asarray(jax.nn.log_softmax(logits))[0, len(ids) - 1 : -1]
     agree(found.logprobs, expected[np.arange(len(found.token_ids)), found.token_ids], 1e-4)
     matcher = words_of(model).compile(grammar).start([2])

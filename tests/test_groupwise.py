@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from agreement import agree
-from models import LLAMA, random_model
+from models import LLAMA, forward, random_model
 
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
@@ -159,8 +159,8 @@ def test_a_model_computes_what_its_rounded_weights_say():
 
     def scores(model):
         cache = nano.init_cache(model.config, 2, 64, "float32")
-        found, cache = nano.forward(model.params, tokens, cache, config=model.config)
-        return np.asarray(found), np.asarray(nano.forward(model.params, tokens[:, :1], cache, config=model.config)[0])
+        found, cache = forward(model.params, tokens, cache, config=model.config)
+        return np.asarray(found), np.asarray(forward(model.params, tokens[:, :1], cache, config=model.config)[0])
 
     for ours, theirs in zip(scores(four), scores(plain), strict=True):
         agree(ours, theirs, 2e-3)

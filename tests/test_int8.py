@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import agree
-from models import CONFIG_JSON, FURTHER, random_model
+from models import CONFIG_JSON, FURTHER, forward, random_model
 
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
@@ -162,8 +162,8 @@ def test_a_model_computes_what_its_rounded_weights_say(family):
 
     def scores(model):
         cache = nano.init_cache(model.config, 2, 64, "float32")
-        found, cache = nano.forward(model.params, tokens, cache, config=model.config)
-        return np.asarray(found), np.asarray(nano.forward(model.params, tokens[:, :1], cache, config=model.config)[0])
+        found, cache = forward(model.params, tokens, cache, config=model.config)
+        return np.asarray(found), np.asarray(forward(model.params, tokens[:, :1], cache, config=model.config)[0])
 
     for ours, theirs in zip(scores(eight), scores(plain), strict=True):
         assert np.abs(theirs).max() > 0.1

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import agree
+from models import forward
 
 import nanollm_jax as nano
 from nanollm_jax import sampling as smp
@@ -429,7 +430,7 @@ def reference_logits(reference, tokens):
 
 def our_logits(model, tokens, capacity=None):
     cache = nano.init_cache(model.config, tokens.shape[0], capacity or tokens.shape[1], jnp.float32)
-    return np.asarray(nano.forward(model.params, jnp.asarray(tokens), cache, config=model.config)[0])
+    return np.asarray(forward(model.params, tokens, cache, config=model.config)[0])
 
 
 def test_logits(pair):

@@ -15,7 +15,7 @@ import pytest
 import quantised_files as forms
 from agreement import agree
 from lora import write_adapter
-from models import GPT2, LLAMA, SHARED
+from models import GPT2, LLAMA, SHARED, forward
 from quantised_files import BNB, FP8, GPTQ, KINDS, MLX, WIDE, compressed, published
 from test_loading import draw, in_their_names, write
 
@@ -115,7 +115,7 @@ def tokens():
 
 def logits(model, tokens):
     cache = nano.init_cache(model.config, len(tokens), 16, jnp.float32)
-    return np.asarray(nano.forward(model.params, tokens, cache, config=model.config)[0])
+    return np.asarray(forward(model.params, tokens, cache, config=model.config)[0])
 
 
 @pytest.mark.parametrize("kind", ["gptq with an order", "compressed W8A8", "fp8 in blocks", "compressed nvfp4"])

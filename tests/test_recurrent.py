@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from agreement import agree
 from law import alone, check_law, model_of, requests_for, result
-from models import FURTHER, HYBRIDS, RELATED, random_model
+from models import FURTHER, HYBRIDS, RELATED, forward, random_model
 from test_watch import SHORT
 from test_watch import law as law_of_edits
 
@@ -281,7 +281,7 @@ def test_groups_and_gated_heads_that_a_mesh_does_not_divide(values, tp):
     assert (spread.config.mixer.groups, spread.config.num_kv_heads) == (tp, tp)
     ids = np.arange(8, dtype=np.int32)[None]
     caches = (nano.init_cache(m.config, 1, 8, mesh=m.mesh) for m in (one, spread))
-    logits = [nano.forward(m.params, ids, c, config=m.config)[0] for m, c in zip((one, spread), caches, strict=True)]
+    logits = [forward(m.params, ids, c, config=m.config)[0] for m, c in zip((one, spread), caches, strict=True)]
     agree(logits[1], logits[0], 1e-4)
 
 
@@ -294,7 +294,7 @@ def test_channels_that_a_mesh_does_not_divide_are_made_up():
     assert spread.config.mixer.channels == 33 and "recurrent channels 32 as 33" in nano.partition.made_up(config, 3)
     ids = np.arange(8, dtype=np.int32)[None]
     caches = (nano.init_cache(m.config, 1, 8, mesh=m.mesh) for m in (one, spread))
-    logits = [nano.forward(m.params, ids, c, config=m.config)[0] for m, c in zip((one, spread), caches, strict=True)]
+    logits = [forward(m.params, ids, c, config=m.config)[0] for m, c in zip((one, spread), caches, strict=True)]
     agree(logits[1], logits[0], 1e-4)
 
 
@@ -324,7 +324,7 @@ def test_in_few_bits_and_with_a_cache_in_8_bits(model, dtype):
     assert cache.kept == "int8" and {layer.kept for layer in recurrent_layers(cache)} == {"float32"}
     ids = np.random.default_rng(1).integers(0, 80, (1, 40), dtype=np.int32)
     exact, rounded = (
-        np.asarray(nano.forward(p, ids, c, config=config)[0])
+        np.asarray(forward(p, ids, c, config=config)[0])
         for p, c in ((model.params, nano.init_cache(config, 1, 40, jnp.float32)), (kept, cache))
     )
     assert 0 < np.abs(rounded - exact).mean() < 0.2 * np.abs(exact).mean()
