@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import agree
-from models import forward
+from models import CONFIG_JSON, FURTHER, forward
 
 import nanollm_jax as nano
 from nanollm_jax import sampling as smp
@@ -451,9 +451,10 @@ def test_greedy_tokens(pair):
 
 
 @pytest.mark.as_users
-@pytest.mark.parametrize("name", ONE_OF_EACH.values(), ids=ONE_OF_EACH)
-def test_compiled_as_for_users(name, tmp_path_factory):
-    """One of every family, in programs compiled with everything on."""
+@pytest.mark.parametrize("family", [*CONFIG_JSON, *FURTHER])
+def test_compiled_as_for_users(family, tmp_path_factory):
+    """One of every family with mathematics of its own, in programs compiled with everything on."""
+    name = ONE_OF_EACH[family]
     pair = reference_and_ours(name, tmp_path_factory)
     check_logits(*pair)
     check_greedy_tokens(*pair, 16)
