@@ -167,6 +167,7 @@ def test_nothing_to_score(model: nano.Model) -> None:
 
 
 @pytest.mark.parity
+@pytest.mark.as_users  # running its programs takes longer than compiling them
 def test_bits_per_byte_are_those_of_the_card(data: Path) -> None:
     """0.850 on the validation stories, which were cleaned and cut into documents as this does, four of them elsewhere."""
     model = nano.load(Path(nano.__file__).parent / "assets/nano-stories")
