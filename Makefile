@@ -1,7 +1,7 @@
 # Tests are nearly all compilation. Without LLVM's optimiser, with XLA's plain emitter of fusions, and in one piece per program,
 # that takes a fraction of the time. tests/programs.py names the flags, those that the installed version has; the user's own
-# XLA_FLAGS come behind them. Tests that read a compiled program turn the emitter on again; parity has one case of every family,
-# and the laws have all of theirs, compiled as for users.
+# XLA_FLAGS come behind them. Tests that read a compiled program turn the emitter on again; parity has one case of every
+# family with mathematics of its own, and the laws have all of theirs, compiled as for users.
 #
 # Everything runs in .venv, which is made on the first call from any Python 3.11 to 3.13: make PYTHON=python3.12 test
 PYTHON ?= python3
@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 QUICK = $(shell $(BIN)/python tests/programs.py)
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 TESTS := $(PYTEST) -m "not parity and not laws and not clients and not ray"
+# Bytecode is kept, also where the environment says otherwise: tests start a hundred processes that import the package
+export PYTHONDONTWRITEBYTECODE :=
 # An x86 processor that ends with AVX2, as far as NumPy, OpenBLAS and XLA can be told to do without the rest
 AVX2 := NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" OPENBLAS_CORETYPE=Haswell
 
