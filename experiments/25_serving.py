@@ -95,6 +95,7 @@ for name, visits in ways.items():
     used = sum(visit.end - visit.begin for visit in visits) / (B * took[name])
     waits = [visit.begin - arrival for visit, (arrival, _) in zip(visits, requests, strict=True)]
     rows.append([name, took[name], f"{used:.0%}", f"{np.mean(waits):.0f}", max(waits)])
+    check(f"{name}: nobody begins before coming", min(waits) >= 0)
     for row in range(B):  # nobody sits on somebody else's knees
         sat = sorted(visit for visit in visits if visit.row == row)
         check(f"{name}, row {row}: one after the other", all(a.end <= b.begin for a, b in pairwise(sat)))
