@@ -39,7 +39,7 @@ def vector(model, seed=0):
     return np.random.default_rng(seed).normal(size=model.config.hidden_size).astype(np.float32)
 
 
-KEEP = {"layers.*.attention.weights": None, "layers.1.out": None, "layers.0.mlp.out": norms, "logits": None}
+KEEP = {"layers.*.attention.weights": None, "layers.1.out": None, "layers.1.mlp.out": norms, "logits": None}
 
 
 def law(model, prompts, one=None, edits=None, tolerance=1e-5, **asked):
@@ -77,8 +77,8 @@ def law(model, prompts, one=None, edits=None, tolerance=1e-5, **asked):
         own = scores[np.arange(len(scores)), box.answers[n].token_ids]
         agree(box.answers[n].logprobs[answer], own[answer], tolerance)
         agree(box["layers.1.out"][n][:sure], kept["layers.1.out"][0, :sure], tolerance)
-        length, positions = box["layers.0.mlp.out"][n]
-        agree(length[:sure], kept["layers.0.mlp.out"][0][0, :sure], tolerance)
+        length, positions = box["layers.1.mlp.out"][n]
+        agree(length[:sure], kept["layers.1.mlp.out"][0][0, :sure], tolerance)
         np.testing.assert_array_equal(positions, np.arange(size))
         for name in (name for name in kept if name.endswith("weights")):
             weights = np.moveaxis(np.asarray(kept[name])[0], 2, 0)[:size, :, :, :size]
