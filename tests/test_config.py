@@ -186,7 +186,8 @@ def test_the_band_of_llama3_has_a_width(high):
 
 def test_sizes_name_every_axis():
     assert config(num_experts=4, expert_size=5).sizes == {
-        "V": 11, "D": 12, "P": 20, "N": 6, "K": 2, "G": 3, "H": 8, "R": 3, "Q": 5, "F": 10, "U": 2, "E": 4, "M": 5, "W": 0,
+        "V": 11, "D": 12, "P": 20, "N": 6, "K": 2, "G": 3, "H": 8, "R": 3, "Q": 5, "F": 10, "U": 2, "E": 4, "M": 5, "O": 0,
+        "W": 0,
     }  # fmt: skip
 
 
