@@ -336,7 +336,7 @@ def test_usage_in_every_chunk(client):
 def test_silence_is_broken_by_comments(http, service):
     """Proxies cut silent connections; here nothing is said because somebody else has the engine."""
     hold, held = threading.Event(), threading.Event()
-    service.thread.leave(service.thread.notes, lambda: (held.set(), hold.wait(30)))
+    service.thread.leave(lambda: (held.set(), hold.wait(30)))
     assert held.wait(30)
     with http.stream("POST", "/v1/chat/completions", json=ASK | {"stream": True}) as found:
         parts = found.iter_raw()
