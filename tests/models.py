@@ -116,6 +116,8 @@ RELATED = {
     "minicpm3": {"num_key_value_heads": 4, "kv_lora_rank": 14, "q_lora_rank": 18, "qk_rope_head_dim": 6,
                  "qk_nope_head_dim": 10, "dim_model_base": 16},
     "nemotron": {},
+    "gpt_bigcode": {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 256},
+    "gptj": {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 256, "rotary_dim": 4},
     "cohere": {"logit_scale": 0.3},
     "cohere2": {"logit_scale": 0.3, "sliding_window": 6, "sliding_window_pattern": 2},
     "qwen2_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "mlp_only_layers": [1],
@@ -128,13 +130,18 @@ RELATED = {
     "qwen3_5_moe_text": DELTA | DELTA_EXPERTS,
     "minimax_m2": {"head_dim": 10, "num_local_experts": 5, "num_experts_per_tok": 2, "rotary_dim": 4},
 }  # fmt: skip
-RELATED = {name: SHARED | special | {"model_type": name} for name, special in RELATED.items()}
+OF_GPT2 = ("gpt_bigcode", "gptj")  # whose files have GPT-2's keys
+RELATED = {
+    name: ({"vocab_size": 83} if name in OF_GPT2 else SHARED) | special | {"model_type": name}
+    for name, special in RELATED.items()
+}
 # models that see, whose text is read
 COMPOSITE = {
     name: {"model_type": name, "text_config": SHARED | special, "vision_config": {"hidden_size": 3}}
     for name, special in {
         "gemma3": FURTHER["gemma3_text"],
         "mistral3": {"sliding_window": 6},
+        "llava": {},
         "kimi_k25": FURTHER["deepseek_v3"],
         "qwen2_vl": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}},
         "qwen2_5_vl": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}},

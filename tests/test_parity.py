@@ -75,6 +75,8 @@ GLM = LLAMA | dict(model_type="glm", head_dim=16, pad_token_id=0)
 GLM4 = GLM | dict(model_type="glm4")
 ERNIE4_5 = LLAMA | dict(model_type="ernie4_5", head_dim=14, use_bias=True)
 
+GPT_BIGCODE = GPT2 | dict(model_type="gpt_bigcode")
+GPTJ = GPT2 | dict(model_type="gptj", rotary_dim=4)
 ARCEE = LLAMA | dict(model_type="arcee")
 NEMOTRON = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"} | dict(model_type="nemotron")
 NEMOTRON_H = dict(
@@ -141,6 +143,9 @@ MISTRAL3 = dict(model_type="mistral3", text_config=MISTRAL | dict(head_dim=14), 
                 tie_word_embeddings=False, vision_config=dict(
                     model_type="pixtral", hidden_size=32, intermediate_size=37, num_hidden_layers=1, head_dim=16,
                     num_attention_heads=2, image_size=28, patch_size=14))  # fmt: skip
+LLAVA = dict(model_type="llava", text_config=LLAMA, image_token_index=901, tie_word_embeddings=False, vision_config=dict(
+    model_type="clip_vision_model", hidden_size=32, intermediate_size=37, num_hidden_layers=3, num_attention_heads=2,
+    image_size=28, patch_size=14, projection_dim=16))  # fmt: skip
 MINISTRAL3_SEES = MISTRAL3 | dict(text_config=MINISTRAL3)
 KIMI_K25 = dict(model_type="kimi_k25", text_config=DEEPSEEK_V3, tie_word_embeddings=False, vision_config=dict(
     hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=2))  # fmt: skip
@@ -273,6 +278,14 @@ CASES = {
     "qwen3_vl": QWEN3_VL,
     "qwen3_vl-bias-tied": QWEN3_VL | dict(tie_word_embeddings=True, text_config=QWEN3_VL["text_config"] | dict(
         attention_bias=True, rope_parameters=MROPE | {"mrope_interleaved": True})),
+    "gpt_bigcode": GPT_BIGCODE,
+    "gpt_bigcode-keys": GPT_BIGCODE | dict(multi_query=False, scale_attn_weights=False, n_inner=71, tie_word_embeddings=False),
+    "gptj": GPTJ,
+    "gptj-whole-heads-tied": GPTJ | dict(rotary_dim=12, n_inner=71, tie_word_embeddings=True, activation_function="relu"),
+    "llava": LLAVA,
+    "llava-tied": LLAVA | dict(text_config=LLAMA | dict(tie_word_embeddings=True, attention_bias=True)),
+    "llava-mistral": LLAVA | dict(text_config=MISTRAL | dict(head_dim=14)),
+    "llava-qwen2": LLAVA | dict(text_config=QWEN2 | dict(tie_word_embeddings=True)),
     "arcee": ARCEE,
     "arcee-biases-tied": ARCEE | dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True, rope_parameters=YARN),
     "nemotron": NEMOTRON,
@@ -348,7 +361,7 @@ CASES = {
 
 
 # model types whose text the reference has in another class
-SEES = {"mistral3", "kimi_k25", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"}
+SEES = {"mistral3", "llava", "kimi_k25", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"}
 
 ONE_OF_EACH = {settings["model_type"]: name for name, settings in reversed(CASES.items())}
 

@@ -82,9 +82,15 @@ EYES = {
     "gemma3": dict(model_type="siglip_vision_model", hidden_size=32, intermediate_size=37, num_hidden_layers=1,
                    num_attention_heads=2, image_size=28, patch_size=14, vision_use_head=False),
     "kimi_k25": dict(hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=2),
+    "llava": dict(model_type="clip_vision_model", hidden_size=32, intermediate_size=37, num_hidden_layers=3,
+                  num_attention_heads=2, image_size=28, patch_size=14, projection_dim=16),
     "mistral3": dict(model_type="pixtral", hidden_size=32, intermediate_size=37, num_hidden_layers=1, head_dim=16,
                      num_attention_heads=2, image_size=28, patch_size=14),
 }  # fmt: skip
+# sizes of a text that its file need not name
+UNSAID = {
+    "llava": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+}
 WIDTHS = {
     "vocab_size": 128, "intermediate_size": 48, "n_inner": 48, "moe_intermediate_size": 24, "num_experts": 6,
     "num_local_experts": 6, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 40, "rotary_dim": 8,
@@ -99,7 +105,7 @@ WIDTHS = {
 def shrunk(values):
     """A config with few layers, small widths and short windows, every other key as it was."""
     if isinstance(values.get("text_config"), dict):
-        text = shrunk(values["text_config"])
+        text = shrunk(UNSAID.get(values["model_type"], {}) | values["text_config"])
         eyes = dict(EYES[values["model_type"]])
         size = "hidden_size" if values["model_type"] == "qwen2_vl" else "out_hidden_size"
         eyes |= {} if "image_size" in eyes else {size: text["hidden_size"]}

@@ -17,6 +17,14 @@ INPUTS_FIRST = r"(transformer\.)?h\..*\.weight"
 
 def from_hf(reader: Reader) -> ModelConfig:
     """config.json -> ModelConfig."""
+    by_layer = reader.flag("scale_attn_by_inverse_layer_idx", False)
+    return read(reader, "gelu_new", by_layer=by_layer)
+
+
+def read(reader: Reader, activation: str, *, by_layer: bool = False, one_key: bool = False) -> ModelConfig:
+    """What GPT-2 and relatives share. activation is what a missing key means; by_layer divides scores by the layer's number,
+    one_key says that all heads look at one key and value.
+    """
     reader = reader.renamed(
         n_layer="num_hidden_layers", n_head="num_attention_heads", n_embd="hidden_size",
         n_positions="max_position_embeddings",
@@ -28,13 +36,12 @@ def from_hf(reader: Reader) -> ModelConfig:
         raise reader.error("n_embd", f"a multiple of n_head {heads}")
     H = width // heads
     scale = H**-0.5 if reader.flag("scale_attn_weights", True) else 1.0
-    by_layer = reader.flag("scale_attn_by_inverse_layer_idx", False)
     positions = reader.count("n_positions", 1024)
     return ModelConfig(
         vocab_size=reader.count("vocab_size"),
         hidden_size=width,
         num_heads=heads,
-        num_kv_heads=heads,
+        num_kv_heads=1 if one_key else heads,
         head_dim=H,
         intermediate_size=reader.count("n_inner", 4 * width),
         max_positions=positions,
@@ -43,7 +50,7 @@ def from_hf(reader: Reader) -> ModelConfig:
         ),
         norm="layer_norm",
         norm_eps=reader.number("layer_norm_epsilon", 1e-5),
-        activation=reader.activation("activation_function", "gelu_new"),
+        activation=reader.activation("activation_function", activation),
         gated_mlp=False,
         learned_positions=True,
         qkv_bias=True,

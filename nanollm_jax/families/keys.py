@@ -60,6 +60,19 @@ INERT = {
         "a decoder is one without being told": "is_decoder",
     },
     "gpt2": {"an older name of n_positions, written beside it": "n_ctx"},
+    "gpt_bigcode": {
+        "an older name of n_positions, written beside it": "n_ctx",
+        "how another program runs it": """
+            inference_runner max_batch_size pad_key_length pre_allocate_kv_cache runner_max_sequence_length
+            validate_runner_input""",
+    },
+    "gptj": {"an older name of n_positions, written beside it": "n_ctx"},
+    "llava": {
+        "what sees images": """
+            vision_config image_token_index image_token_id image_seq_length projector_hidden_act
+            multimodal_projector_bias vision_feature_layer vision_feature_select_strategy ignore_index""",
+        "text_config has the text's": "vocab_size",
+    },
     "gemma2": {"hidden_activation is what is computed": "hidden_act"},
     "gemma3_text": {
         "hidden_activation is what is computed": "hidden_act",
