@@ -368,7 +368,7 @@ c, _ = nano.read_config(DEEPSEEK_V3)
 one = 2 * c.num_layers * (c.latent.width + c.latent.rotated)
 check("576 numbers a position and layer, of which 64 are rotated",
       (c.latent.width + c.latent.rotated, c.latent.rotated) == (576, 64))  # fmt: skip
-every = 2 * c.num_layers * c.num_heads * (c.key_dim + c.value_dim)
+every = 2 * c.num_layers * c.num_heads * sum(c.widths(c.layers[0]))
 check("DeepSeek V3: the library's cache of a token is as large", one == library_bytes(c, 1, 2))
 llama = cache_bytes(models["Llama 3.1 8B"], 1)
 print(

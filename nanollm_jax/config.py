@@ -14,12 +14,13 @@ from typing import Any
 
 from nanollm_jax.checks import check_count, check_positive
 from nanollm_jax.errors import ConfigError, shown
-from nanollm_jax.kinds import Latent, LayerConfig, LongRopeScaling, told
+from nanollm_jax.kinds import Heads, Latent, LayerConfig, LongRopeScaling, Rope, told
 from nanollm_jax.mixers import Mixer
 
 # the kinds of norm: the name of a function in ops/norm.py, and the parameters that it takes behind x
 NORMS = {"rms_norm": ("scale",), "layer_norm": ("scale", "bias"), "centred_norm": ("scale",)}
 QK_NORMS = (None, "head", "width")
+APART = ("router_norm", "experts_norm", "experts_post_norm", "shared_post_norm")  # where experts_apart
 ROPE_PAIRS = ("halves", "neighbours")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu_squared", "silu", "clamped_swish")
 MOST_LAYERS = 10_000  # the deepest model that was published has 126; each is a piece of the compiled program
@@ -36,9 +37,10 @@ class ModelConfig:
     pre_norm is a norm before attention and MLP, post_norm one of what they give, before it is added. With a parallel_residual,
     shared_norm says that both halves read what the one norm before them gives. head_bias is one of the logits.
     qk_norm "head" normalises each query and key head by itself, "width" all heads of a token together, both by RMS;
-    norm_behind_rope does so when they have been rotated.
+    norm_behind_rope does so when they have been rotated. value_norm does so with each value head, without a scale.
     counted_heads is how many query and key heads a norm of all together counts, where a mesh holds more; None means all.
-    norm_offset is added to every norm's scale. A cap c makes c * tanh(x / c) of x.
+    norm_offset is added to every norm's scale. layer_scale is one number that the stream is multiplied by behind each layer. A
+    cap c makes c * tanh(x / c) of x.
     attention_gate is one for each channel of each query head, which lets a part of what it gives through.
     attention_sinks is one more score for each query head, which takes its part and gives nothing. expert_bias is one in the
     router and two in every expert.
@@ -47,6 +49,8 @@ class ModelConfig:
     num_experts 0 means that there are none; layers say which of them have some. shared_size is the width of an MLP beside
     them that every token goes through, 0 without one; shared_gate lets each token say how much of it counts. expert_latent is
     the width of what experts read and give, between two matrices that all of a layer share; 0 where it is the stream itself.
+    experts_apart says that router and experts read the stream itself, each through a norm of its own, and that what experts
+    give and what the MLP beside them gives have norms too.
     """
 
     vocab_size: int  # V
@@ -72,10 +76,12 @@ class ModelConfig:
     post_norm: bool = False
     qk_norm: str | None = None
     norm_behind_rope: bool = False
+    value_norm: bool = False
     counted_heads: tuple[int, int] | None = None
     norm_offset: float = 0.0
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
+    layer_scale: bool = False
     logit_scale: float = 1.0
     attention_softcap: float | None = None
     logit_softcap: float | None = None
@@ -93,6 +99,7 @@ class ModelConfig:
     expert_latent: int = 0  # O
     shared_size: int = 0  # W
     shared_gate: bool = False
+    experts_apart: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -116,10 +123,14 @@ class ModelConfig:
             raise ConfigError("all layers lack attention: no token would know of those before it.")
         if self.parallel_residual and any(layer.lacks for layer in layers):
             raise ConfigError("a layer lacks a half, and parallel_residual is True: there are no two to be parallel.")
-        if self.num_heads % self.num_kv_heads:
+        Heads(self.num_heads, self.num_kv_heads, self.head_dim)  # which checks them
+        if len(others := {layer.heads for layer in layers} - {None}) > 1:
             raise ConfigError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: "
-                "every key/value head serves the same number of query heads."
+                f"layers have different heads, {shown(others)}; expected one kind beside the model's own."
+            )
+        if others and (self.latent is not None or self.qk_norm == "width" or self.rotary_dim is not None):
+            raise ConfigError(
+                "layers have heads of their own beside a latent, a rotary_dim or a qk_norm 'width'; that is not computed."
             )
         if self.norm not in tuple(NORMS):
             raise ConfigError(f"norm {self.norm!r} is not supported; known: {', '.join(NORMS)}.")
@@ -128,8 +139,9 @@ class ModelConfig:
         if self.activation == "clamped_swish" and not self.gated_mlp:
             raise ConfigError("activation 'clamped_swish' is of a gate and what it lets through; gated_mlp is False.")
         self.own("norm_eps", check_positive)
-        if self.head_dim % 2 and any(layer.rope for layer in layers):
-            raise ConfigError(f"head_dim {self.head_dim} is odd; rope rotates pairs, so it has to be even.")
+        for width in {self.heads_of(layer).head_dim for layer in layers if layer.rope}:
+            if width % 2:
+                raise ConfigError(f"head_dim {width} is odd; rope rotates pairs, so it has to be even.")
         if self.rotary_dim is not None:
             self.own("rotary_dim", check_count)
             if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
@@ -161,11 +173,14 @@ class ModelConfig:
             for name in ("shared_size", "expert_latent"):
                 if getattr(self, name):
                     self.own(name, check_count)
-        elif any(layer.router for layer in layers):
+        if self.experts_apart and not (self.num_experts and self.shared_size):
+            raise ConfigError("experts_apart needs experts and a shared_size, for an MLP beside them.")
+        if not self.num_experts and any(layer.router for layer in layers):
             raise ConfigError("a layer has experts, and num_experts is 0; say how many there are.")
         for name in ("gated_mlp", "learned_positions", "qkv_bias", "attention_out_bias", "mlp_bias", "tie_embeddings",
-                     "pre_norm", "post_norm", "norm_behind_rope", "parallel_residual", "shared_norm", "head_bias",
-                     "shared_gate", "attention_sinks", "attention_gate", "expert_bias"):  # fmt: skip
+                     "pre_norm", "post_norm", "norm_behind_rope", "value_norm", "layer_scale", "parallel_residual",
+                     "shared_norm", "head_bias", "shared_gate", "attention_sinks", "attention_gate",
+                     "expert_bias", "experts_apart"):  # fmt: skip
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False.")
 
@@ -193,30 +208,46 @@ class ModelConfig:
     def sizes(self) -> dict[str, int]:
         """How long each axis letter is."""
         return {
-            "V": self.vocab_size, "D": self.hidden_size, "P": self.max_positions, "N": self.num_heads,
-            "K": self.num_kv_heads, "G": (G := self.num_heads // self.num_kv_heads), "H": self.head_dim,
-            "R": (R := 2 * G if self.attention_gate else G), "Q": R + 2, "F": self.intermediate_size,
+            "1": 1, "V": self.vocab_size, "D": self.hidden_size, "P": self.max_positions, "F": self.intermediate_size,
             "U": 2 if self.gated_mlp else 1, "E": self.num_experts, "M": self.expert_size, "W": self.shared_size,
             "O": self.expert_latent,
+        } | self.own_heads.sizes(self.attention_gate) | {
+            f"{letter}'": size for one in (self.other_heads,) if one
+            for letter, size in one.sizes(self.attention_gate).items()
         } | ({} if (one := self.latent) is None else {
             "C": one.width, "A": one.value, "X": one.key + one.value, "Y": one.key + one.rotated, "Z": one.rotated,
             "J": one.query_width or 0,
         }) | (self.mixer.sizes if self.mixer else {})  # fmt: skip
 
     @property
+    def own_heads(self) -> Heads:
+        """Those of every layer that has none of its own."""
+        return Heads(self.num_heads, self.num_kv_heads, self.head_dim)
+
+    @property
+    def other_heads(self) -> Heads | None:
+        """Those of the layers that have some of their own; None where none has."""
+        return next((layer.heads for layer in self.layers if layer.heads), None)
+
+    def heads_of(self, layer: LayerConfig) -> Heads:
+        """The heads of one of the layers."""
+        return layer.heads or self.own_heads
+
+    @property
+    def ropes(self) -> list[tuple[Rope, int] | None]:
+        """How each layer turns queries and keys, and how many channels of a head; None where nothing is."""
+        widths = [self.rotary_dim or self.heads_of(layer).head_dim for layer in self.layers]
+        return [(layer.rope, width) if layer.rope else None for layer, width in zip(self.layers, widths, strict=True)]
+
+    @property
     def vectors(self) -> int:
         """How many vectors [H] a cache holds of a position, for each key/value head: a key and a value, or a latent."""
         return 2 if self.latent is None else 1
 
-    @property
-    def key_dim(self) -> int:
-        """How wide a head's key is, where it is made for itself."""
-        return self.head_dim if self.latent is None else self.latent.key + self.latent.rotated
-
-    @property
-    def value_dim(self) -> int:
-        """How wide what a head gives is."""
-        return self.head_dim if self.latent is None else self.latent.value
+    def widths(self, layer: LayerConfig) -> tuple[int, int]:
+        """How wide a key of one head of a layer is, where it is made for itself, and what the head gives."""
+        width = self.heads_of(layer).head_dim
+        return (width, width) if self.latent is None else (self.latent.key + self.latent.rotated, self.latent.value)
 
     @property
     def mixer(self) -> Mixer | None:
@@ -228,7 +259,7 @@ class ModelConfig:
         """Which norms of the residual stream there are: those of a layer, and the last. All are of the one kind `norm`."""
         before = (("attention_norm",) + ("mlp_norm",) * (not self.shared_norm)) if self.pre_norm else ()
         behind = ("attention_post_norm", "mlp_post_norm") if self.post_norm else ()
-        return (*before, *behind, "final_norm")
+        return (*before, *behind, *(APART if self.experts_apart else ()), "final_norm")
 
     @property
     def norm_leaves(self) -> tuple[str, ...]:

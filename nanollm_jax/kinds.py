@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -67,7 +68,16 @@ class LongRopeScaling:
     attention_factor: float
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+@dataclass(frozen=True)
+class PartScaling:
+    """Rope that turns a part of the pairs of a head, the first ones, and no other; factor divides every position."""
+
+    kind: ClassVar[str] = "part"
+    part: float
+    factor: float = 1.0
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling | PartScaling
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,40 @@ class Rope:
             check_rope_scaling(self.scaling)
             if self.theta == 1 and isinstance(self.scaling, YarnScaling):
                 raise ConfigError("rope_theta is 1: all pairs turn alike, and yarn scaling has nothing to choose from.")
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How many heads of attention there are and how wide each is, as in ModelConfig. values False says that a key/value head's
+    keys, as they are before norm and rope, are its values too.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    values: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "num_kv_heads", "head_dim"):
+            object.__setattr__(self, name, check_count(name, getattr(self, name)))
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: "
+                "every key/value head serves the same number of query heads."
+            )
+        if not isinstance(self.values, bool):
+            raise ConfigError(f"heads: values is {self.values!r}; expected True or False.")
+
+    @property
+    def vectors(self) -> int:
+        """How many of a key/value head are made beside its queries: a key and a value, or one that is both."""
+        return 1 + self.values
+
+    def sizes(self, gated: bool) -> dict[str, int]:
+        """How long the axis letters of heads are. gated: each query has a gate behind it."""
+        G = self.num_heads // self.num_kv_heads
+        R = 2 * G if gated else G
+        return {"N": self.num_heads, "K": self.num_kv_heads, "G": G, "H": self.head_dim, "R": R, "Q": R + self.vectors}
 
 
 @dataclass(frozen=True)
@@ -130,6 +174,8 @@ class Router:
     groups       in how many groups the experts lie, one behind the other
     top_groups   from how many of them, the best ones, experts are chosen. arXiv:2405.04434, section 2.2.2
     judged_by    how many of its best scores make up a group's
+    weighted     is there a number for each expert that its weight is multiplied by?
+    heat         what the router's logits are multiplied by
     renormalize  do the weights of those that were chosen sum to 1?
     least        what their sum is taken for where it is less
     scale        what every weight is multiplied by, last
@@ -143,15 +189,17 @@ class Router:
     renormalize: bool = True
     least: float = 1e-20
     scale: float = 1.0
+    weighted: bool = False
+    heat: float = 1.0
 
     def __post_init__(self) -> None:
         if self.scores not in SCORES:
             raise ConfigError(f"scores {self.scores!r} of a router are not supported; known: {', '.join(SCORES)}.")
         for name in ("groups", "top_groups", "judged_by"):
             object.__setattr__(self, name, check_count(f"router: {name}", getattr(self, name)))
-        for name in ("least", "scale"):
+        for name in ("least", "scale", "heat"):
             object.__setattr__(self, name, check_positive(f"router: {name}", getattr(self, name)))
-        for name in ("corrected", "renormalize"):
+        for name in ("corrected", "renormalize", "weighted"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"router: {name} is {getattr(self, name)!r}; expected True or False.")
         if self.top_groups > self.groups:
@@ -159,6 +207,11 @@ class Router:
 
     def __repr__(self) -> str:
         return told(self)
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """{name: axis letters} of its numbers for each expert."""
+        return ({"correction": "E"} if self.corrected else {}) | ({"expert_scale": "E"} if self.weighted else {})
 
     def check(self, experts: int, chosen: int) -> None:
         """Raise ConfigError unless so many of so many experts can be chosen in this way."""
@@ -182,6 +235,7 @@ class LayerConfig:
     mixer            what it has in place of attention; None where it has attention
     lacks            the half that it does not have: "attention", or what would be in its place, or "mlp", experts too; None
                      where it has both
+    heads            those of its attention, where they are not the model's; None where they are
     """
 
     window: int | None = None
@@ -191,6 +245,7 @@ class LayerConfig:
     router: Router | None = None
     mixer: Mixer | None = None
     lacks: str | None = None
+    heads: Heads | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None:
@@ -211,10 +266,17 @@ class LayerConfig:
         if self.lacks is not None and inside[self.lacks] is not None:
             raise ConfigError(f"a layer lacks its {self.lacks}, and has {shown(inside[self.lacks])} in its place.")
 
+        if self.heads is not None and (not self.attends or not isinstance(self.heads, Heads)):
+            raise ConfigError(f"heads is {shown(self.heads)}; expected Heads of a layer with attention, or None.")
+
     @property
     def attends(self) -> bool:
         """Has it attention, for which a cache holds keys and values?"""
         return self.mixer is None and self.lacks != "attention"
+
+    def letters(self, axes: str) -> str:
+        """Axis letters as this layer has them: those of heads of its own have a mark.  K Q H D -> K' Q' H' D"""
+        return re.sub("[KNGHQR]", r"\g<0>'", axes) if self.heads else axes
 
     def __repr__(self) -> str:
         return told(self)
@@ -234,8 +296,8 @@ def check_rope_scaling(scaling: RopeScaling) -> None:
     """Raise ConfigError unless every number of a rope scaling makes sense."""
     if not isinstance(scaling, RopeScaling):
         raise ConfigError(
-            f"rope_scaling is {shown(scaling)}; expected a LinearScaling, Llama3Scaling, YarnScaling or LongRopeScaling, "
-            "or None."
+            f"rope_scaling is {shown(scaling)}; expected a LinearScaling, Llama3Scaling, YarnScaling, LongRopeScaling or "
+            "PartScaling, or None."
         )
     for one in dataclasses.fields(scaling):
         name, value = f"rope scaling {scaling.kind}: {one.name}", getattr(scaling, one.name)
@@ -248,6 +310,8 @@ def check_rope_scaling(scaling: RopeScaling) -> None:
             check_positive(name, value)
         elif not isinstance(value, bool):
             raise ConfigError(f"{name} is {value!r}; expected True or False.")
+    if isinstance(scaling, PartScaling) and scaling.part > 1:
+        raise ConfigError(f"rope scaling part: part is {scaling.part}; expected no more than 1.")
     if isinstance(scaling, Llama3Scaling) and scaling.high_freq_factor <= scaling.low_freq_factor:
         raise ConfigError(
             f"rope scaling llama3: high_freq_factor {scaling.high_freq_factor} has to be above "

@@ -5,6 +5,7 @@
     N query heads    K key/value heads            G = N / K          H head width
     F MLP width      E experts                    M width of one expert
     Q = R + 2: the query heads of one key/value head, then its key and its value; R = G, or 2G where each query has a gate
+    K' N' G' H' Q' R' the same of the layers that have heads of their own; Q' = R' + 1 where their keys are values too
     U = 2: gate and up, or 1 in a model without a gate
     W width of the MLP that all tokens share beside the experts        O width of a latent that experts read and give
     C width of a latent of keys and values        J of a latent of queries        Y of a query, X of a key and a value that a
@@ -23,7 +24,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from nanollm_jax.config import ModelConfig
+from nanollm_jax.config import APART, ModelConfig
 from nanollm_jax.dtypes import Dtype
 from nanollm_jax.errors import RequestError
 
@@ -78,12 +79,15 @@ def layout(config: ModelConfig) -> dict[str, str]:
     if config.shared_size:
         shared = {name: axes.replace("F", "W") for name, axes in mlp.items()}
         experts |= {"shared": shared | ({"gate": "D"} if config.shared_gate else {})}
-    corrected = experts | {"correction": "E"}
-    norms = {name: norm for name in config.norms if name != "final_norm"}
+    if config.experts_apart:
+        experts |= dict.fromkeys(APART, norm)
+    norms: dict[str, Any] = {name: norm for name in config.norms if name not in (*APART, "final_norm")}
+    norms |= {"scale": "1"} if config.layer_scale else {}
 
     def halves(layer: Any) -> dict[str, Any]:
-        both = norms | ({"attention": attention} if layer.mixer is None else {"recurrent": layer.mixer.parameters})
-        both |= {"mlp": mlp if layer.router is None else corrected if layer.router.corrected else experts}
+        own = {name: layer.letters(axes) for name, axes in flat(attention)}
+        both = norms | ({"attention": own} if layer.mixer is None else {"recurrent": layer.mixer.parameters})
+        both |= {"mlp": mlp if layer.router is None else experts | layer.router.parameters}
         lacks = () if layer.lacks is None else (layer.lacks, f"{layer.lacks}_norm", f"{layer.lacks}_post_norm")
         return {name: inside for name, inside in both.items() if name not in lacks}
 
@@ -166,11 +170,14 @@ def row_nbytes(
 
     spare is how many tokens of a step are guessed, each with logits of its own; kept how keys and values are, see init_cache.
     """
-    vector = config.head_dim + 4 if kept == "int8" else itemsize * config.head_dim
-    slots = sum(cache_slots(config, context, spare))
+    held = 0
+    for layer, slots in zip(config.layers, cache_slots(config, context, spare), strict=True):
+        heads = config.heads_of(layer)
+        vector = heads.head_dim + 4 if kept == "int8" else itemsize * heads.head_dim
+        held += config.vectors * vector * (heads.num_kv_heads // tp) * slots
     # logits, two histories, the logit bias, two masks; and the text
     drawing = config.vocab_size * (4 * (1 + spare) + 1 + 4 + 4 + 1 + 1) + 4 * config.max_positions
-    return config.vectors * vector * (config.num_kv_heads // tp) * slots + state_nbytes(config, itemsize) // tp, drawing
+    return held + state_nbytes(config, itemsize) // tp, drawing
 
 
 def state_nbytes(config: ModelConfig, itemsize: int) -> int:

@@ -63,8 +63,7 @@ def hidden_states(
     the whole text of each row is, where more of it is still to come: longrope turns long texts otherwise.
     """
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None, :]
-    ropes, width = [layer.rope for layer in config.layers], config.rotary_dim or config.head_dim
-    turns = rope.turns_of_layers(ropes, width, positions, cache.length + count if end is None else end)
+    turns = rope.turns_of_layers(config.ropes, positions, cache.length + count if end is None else end)
     new = New(tag(positions, "positions"), tag(count, "real"), turns)
     x = embedding.embed(params["embedding"]["tokens"], tokens)
     x = x * jnp.asarray(config.embedding_scale, x.dtype)  # rounded to its dtype, as the reference does
@@ -98,9 +97,10 @@ def block(p: Params, x: jax.Array, new: New, cache: KVCache, index: int, config:
     if layer.lacks != "mlp":
         before = y if not config.parallel_residual else h if config.shared_norm else x
         h = tag(normalize(p, "mlp_norm", before, config), f"{name}.mlp_norm")
-        given = feed_forward(p["mlp"], h, index, config)
+        given = feed_forward(p["mlp"], h, before if config.experts_apart else h, index, config)
         given = tag(normalize(p, "mlp_post_norm", given, config), f"{name}.mlp.out")
         y = y + scale * given
+    y = norm.stretch(y, p.get("scale"))
     return tag(y, f"{name}.out"), cache
 
 
@@ -109,13 +109,15 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
     """Self-attention of the new tokens over everything in the cache, themselves included.  h [B T D] -> [B T D], cache"""
     name, layer, p = f"layers.{index}.attention", config.layers[index], p["attention"]
     if config.latent is None:
-        q, k, v, gate = attention.split_heads(linear(h, p["wqkv"], p.get("bqkv")), config.attention_gate)
+        made = linear(h, p["wqkv"], p.get("bqkv")), config.attention_gate, config.heads_of(layer).vectors
+        q, k, v, gate = attention.split_heads(*made)
     else:
         q, k = latent.project(p, h, config.latent, config.num_kv_heads)  # all heads look at the same, their values too
         v, gate = k, None
     if config.qk_norm is not None and not config.norm_behind_rope:
         q, k = norm.heads(p, q, k, config.norm_eps, config.norm_offset, config.counted_heads)
-    q, k, v = (attention.clip(x, config.qkv_clip) for x in (q, k, v))
+    v = norm.unscaled(v, config.norm_eps) if config.value_norm else v
+    q, k, v = (norm.clip(x, config.qkv_clip) for x in (q, k, v))
     if (turns := new.turns[index]) is not None:
         q, k = (rope.ROTATIONS[config.rope_pairs](x, *turns) for x in (q, k))
     if config.norm_behind_rope:
@@ -139,15 +141,21 @@ def recur(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config:
     return given, kv.remember(cache, index, memory, new.real)
 
 
-def feed_forward(p: Params, h: jax.Array, index: int, config: ModelConfig) -> jax.Array:
-    """The MLP, or those of many that the router takes for each token, and one that all share.  h [B T D] -> [B T D]"""
+def feed_forward(p: Params, h: jax.Array, x: jax.Array, index: int, config: ModelConfig) -> jax.Array:
+    """The MLP, or those of many that the router takes for each token, and one that all share.  h, x [B T D] -> [B T D]
+
+    Router and experts read x: h, or where they stand apart the stream itself, each through a norm of its own.
+    """
     name, router = f"layers.{index}.mlp", config.layers[index].router
     if router is None:
         return mlp.narrow(p, tag(mlp.widen(p, h, config.activation), f"{name}.hidden"))  # [B T F]
-    chances = tag(moe.chances(p, h, router), f"{name}.router")  # [B T E]
-    given = moe.moe(p, h, chances, config.activation, config.experts_per_token, router)
+    chances = tag(moe.chances(p, normalize(p, "router_norm", x, config), router), f"{name}.router")  # [B T E]
+    x = normalize(p, "experts_norm", x, config)
+    given = moe.moe(p, x, chances, config.activation, config.experts_per_token, router)
+    given = normalize(p, "experts_post_norm", given, config)
     if config.shared_size:
-        given = given + tag(mlp.shared(p["shared"], h, config.activation), f"{name}.shared")
+        shared = mlp.shared(p["shared"], h, config.activation)
+        given = given + tag(normalize(p, "shared_post_norm", shared, config), f"{name}.shared")
     return given
 
 

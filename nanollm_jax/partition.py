@@ -17,39 +17,50 @@ import dataclasses
 import numpy as np
 
 from nanollm_jax.config import ModelConfig
+from nanollm_jax.kinds import Heads, LayerConfig
 from nanollm_jax.layout import layout
 
 RULE = {
-    "B": "dp", "K": "tp", "N": "tp", "F": "tp", "M": "tp", "W": "tp", "V": "tp", "h": "tp", "B*K": ("dp", "tp"),
+    "B": "dp", "K": "tp", "N": "tp", "K'": "tp", "N'": "tp", "F": "tp", "M": "tp", "W": "tp", "V": "tp", "h": "tp",
+    "B*K": ("dp", "tp"),
 }  # fmt: skip
 
 
 def arrange(config: ModelConfig, tp: int) -> ModelConfig:
     """The architecture as tp devices hold it: the same, but for heads and widths of MLPs that are made up until tp divides."""
-    K, G = heads(config, tp)
-    held, counted = (K * G, K), (config.num_heads, config.num_kv_heads * copies(config, G))
+    own = config.own_heads
+    K, G = heads(own, tp)
+    held, counted = (K * G, K), (own.num_heads, own.num_kv_heads * copies(own, G))
     return dataclasses.replace(
         config, num_heads=K * G, num_kv_heads=K, intermediate_size=up(config.intermediate_size, tp),
         expert_size=up(config.expert_size, tp) if config.num_experts else config.expert_size,
         shared_size=up(config.shared_size, tp),
-        layers=tuple(
-            dataclasses.replace(layer, mixer=layer.mixer.divided(tp)) if layer.mixer else layer for layer in config.layers
-        ),
+        layers=tuple(divided(layer, tp) for layer in config.layers),
         counted_heads=counted if config.qk_norm == "width" and counted != held else None,
     )  # fmt: skip
 
 
-def heads(config: ModelConfig, tp: int) -> tuple[int, int]:
+def divided(layer: LayerConfig, tp: int) -> LayerConfig:
+    """What one layer has of its own as tp devices hold it."""
+    if layer.mixer is not None:
+        return dataclasses.replace(layer, mixer=layer.mixer.divided(tp))
+    if layer.heads is None:
+        return layer
+    K, G = heads(layer.heads, tp)
+    return dataclasses.replace(layer, heads=dataclasses.replace(layer.heads, num_heads=K * G, num_kv_heads=K))
+
+
+def heads(own: Heads, tp: int) -> tuple[int, int]:
     """How many key/value heads tp devices hold, and how many queries for each: what makes [K Q] smallest, Q = G + 2."""
-    group = config.num_heads // config.num_kv_heads
-    most = max(up(config.num_kv_heads, tp), up(config.num_heads, tp))
-    ways = [(K, -(-group // (K // config.num_kv_heads))) for K in range(up(config.num_kv_heads, tp), most + 1, tp)]
-    return min(ways, key=lambda way: (way[0] * (way[1] + 2), way[0]))
+    group = own.num_heads // own.num_kv_heads
+    most = max(up(own.num_kv_heads, tp), up(own.num_heads, tp))
+    ways = [(K, -(-group // (K // own.num_kv_heads))) for K in range(up(own.num_kv_heads, tp), most + 1, tp)]
+    return min(ways, key=lambda way: (way[0] * (way[1] + own.vectors), way[0]))
 
 
-def copies(config: ModelConfig, group: int) -> int:
+def copies(own: Heads, group: int) -> int:
     """How many copies there are of each key/value head where each serves `group` queries."""
-    return -(-config.num_heads // (config.num_kv_heads * group))
+    return -(-own.num_heads // (own.num_kv_heads * group))
 
 
 def up(size: int, tp: int) -> int:
@@ -65,12 +76,15 @@ def sources(config: ModelConfig, tp: int) -> dict[str, np.ndarray]:
         letter: np.arange(stored[letter]) for letter in ("F", "M", "W", "V", "h") if letter in stored
     }
     found = {letter: np.where(own < sizes[letter], own, -1) for letter, own in found.items()}
-    G, shares = stored["G"], copies(config, stored["G"])
-    share, key = np.arange(stored["K"]) % shares, np.arange(stored["K"]) // shares
-    query = share[:, None] * G + np.arange(G)  # of the group, [K G]
-    there = (key < sizes["K"])[:, None] & (query < sizes["G"])
-    found["K"] = np.where(key < sizes["K"], key, -1)
-    found["N"] = np.where(there, key[:, None] * sizes["G"] + query, -1).reshape(stored["N"])
+    for mark, own in (("", config.own_heads), ("'", config.other_heads)):
+        if own is not None:
+            N, K, G = f"N{mark}", f"K{mark}", f"G{mark}"
+            group, shares = stored[G], copies(own, stored[G])
+            share, key = np.arange(stored[K]) % shares, np.arange(stored[K]) // shares
+            query = share[:, None] * group + np.arange(group)  # of the group, [K G]
+            there = (key < sizes[K])[:, None] & (query < sizes[G])
+            found[K] = np.where(key < sizes[K], key, -1)
+            found[N] = np.where(there, key[:, None] * sizes[G] + query, -1).reshape(stored[N])
     return found
 
 
@@ -83,9 +97,10 @@ def made_up(config: ModelConfig, tp: int) -> list[str]:
     """What tp does not divide and how it is held, in words: "14 query heads over 2 key/value heads as 16 over 4"."""
     arranged = arrange(config, tp)
     said = []
-    own, held = ((of.num_heads, of.num_kv_heads) for of in (config, arranged))
-    if own != held:
-        said.append(f"{own[0]} query heads over {own[1]} key/value heads as {held[0]} over {held[1]}")
+    for own, held in ((config.own_heads, arranged.own_heads), (config.other_heads, arranged.other_heads)):
+        if own is not None and held is not None and own != held:
+            before, after = ((of.num_heads, of.num_kv_heads) for of in (own, held))
+            said.append(f"{before[0]} query heads over {before[1]} key/value heads as {after[0]} over {after[1]}")
     letters = {letter for axes in layout(config).values() for letter in axes.split()}
     sizes, stored = config.sizes, stored_sizes(arranged, tp)
     names = {

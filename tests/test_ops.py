@@ -379,8 +379,8 @@ def test_a_norm_over_all_heads_of_a_token_and_over_each():
 def test_caps_and_clips():
     x = 10 * random(50)
     agree(attention.soft_cap(x, 3.0), 3 * np.tanh(x / 3))
-    agree(attention.clip(x, 3.0), np.clip(x, -3, 3))
-    assert attention.soft_cap(x, None) is x and attention.clip(x, None) is x
+    agree(norm.clip(x, 3.0), np.clip(x, -3, 3))
+    assert attention.soft_cap(x, None) is x and norm.clip(x, None) is x
 
 
 def test_scores_are_capped_before_they_are_masked():
@@ -412,7 +412,7 @@ def test_neighbours_turn_as_complex_numbers(H, R):
 def test_longrope_has_its_own_factors_beyond_the_original_length():
     scaling = LongRopeScaling((1.0, 2.0), (3.0, 5.0), 8, 1.25)
     positions = jnp.arange(6)[None] + jnp.asarray([0, 4])[:, None]
-    [cos, sin], other = rope.turns_of_layers([Rope(100.0, scaling), None], 4, positions, jnp.asarray([8, 9]))
+    [cos, sin], other = rope.turns_of_layers([(Rope(100.0, scaling), 4), None], positions, jnp.asarray([8, 9]))
     assert other is None
     for row, factors in enumerate(([1.0, 2.0], [3.0, 5.0])):
         angle = np.asarray(positions)[row][:, None] / (100.0 ** np.array([0, 0.5]) * factors)

@@ -43,6 +43,11 @@ GEMMA3 = GEMMA2 | dict(model_type="gemma3_text", rope_parameters={
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
     layer_types=["sliding_attention", "sliding_attention", "full_attention"])  # fmt: skip
+GEMMA4 = LLAMA | dict(
+    model_type="gemma4_text", pad_token_id=0, head_dim=16, global_head_dim=24, num_global_key_value_heads=1,
+    attention_k_eq_v=True, hidden_size_per_layer_input=0, sliding_window=9, final_logit_softcapping=3.0,
+    layer_types=["sliding_attention", "full_attention", "full_attention"])  # fmt: skip
+GEMMA4_EXPERTS = GEMMA4 | dict(enable_moe_block=True, num_experts=7, top_k_experts=3, moe_intermediate_size=24)
 OLMO2 = LLAMA | dict(model_type="olmo2")
 GRANITE = LLAMA | dict(model_type="granite", embedding_multiplier=12.0, residual_multiplier=0.22, logits_scaling=0.3,
                        attention_multiplier=0.2)  # fmt: skip
@@ -139,6 +144,10 @@ QWEN3_5 = SEEN | dict(
         "rope_type": "default", "rope_theta": 1e5, "mrope_section": [1, 1, 0], "mrope_interleaved": True,
         "partial_rotary_factor": 0.25}),
     vision_config=EYES)  # fmt: skip
+GEMMA4_SEES = dict(
+    model_type="gemma4", text_config=GEMMA4_EXPERTS, image_token_id=901, video_token_id=902, audio_token_id=903,
+    vision_config=dict(hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=2,
+                       num_key_value_heads=2, head_dim=16, position_embedding_size=64))  # fmt: skip
 MISTRAL3 = dict(model_type="mistral3", text_config=MISTRAL | dict(head_dim=14), image_token_index=901,
                 tie_word_embeddings=False, vision_config=dict(
                     model_type="pixtral", hidden_size=32, intermediate_size=37, num_hidden_layers=1, head_dim=16,
@@ -208,6 +217,12 @@ CASES = {
     "gemma3": GEMMA3,
     "gemma3-caps": GEMMA3 | dict(attn_logit_softcapping=1.5, final_logit_softcapping=2.0, num_hidden_layers=2,
                                  layer_types=["full_attention", "sliding_attention"]),
+    "gemma4_text": GEMMA4_EXPERTS,
+    "gemma4_text-dense": GEMMA4 | dict(num_key_value_heads=4, tie_word_embeddings=False),
+    "gemma4_text-values": GEMMA4 | dict(attention_k_eq_v=False, attention_bias=True, rope_parameters={
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.4, "rope_theta": 1e5, "factor": 2.0},
+        "sliding_attention": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}}),
+    "gemma4": GEMMA4_SEES,
     "olmo2": OLMO2,
     "olmo2-bias-mha": OLMO2 | dict(attention_bias=True, num_key_value_heads=4, tie_word_embeddings=True),
     "granite": GRANITE,
@@ -361,7 +376,7 @@ CASES = {
 
 
 # model types whose text the reference has in another class
-SEES = {"mistral3", "llava", "kimi_k25", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"}
+SEES = {"gemma4", "mistral3", "llava", "kimi_k25", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"}
 
 ONE_OF_EACH = {settings["model_type"]: name for name, settings in reversed(CASES.items())}
 
@@ -414,11 +429,16 @@ def random_reference(config, model_type, seed):
                 base = 1.0 if "norm" in name.split(".")[-2] or ".ln_" in f".{name}" else 0.0
                 base = 0.0 if name.endswith("bias") else base
                 parameter.copy_(base + 0.3 * torch.randn_like(parameter))
+                # scores are not divided by sqrt(H) there: of others softmax takes one key, and both lose digits of float32
+                if model_type.startswith("gemma4") and name.endswith("q_norm.weight"):
+                    parameter.mul_(parameter.numel() ** -0.5)
             else:
                 parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
         for name, buffer in reference.named_buffers():
             if name.endswith("correction_bias"):
                 buffer.copy_(0.3 * torch.randn_like(buffer))
+            if name.endswith("layer_scalar"):
+                buffer.copy_(1.0 + 0.3 * torch.randn_like(buffer))
     return reference
 
 

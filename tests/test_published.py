@@ -81,6 +81,8 @@ EYES = {
     "qwen3_5_moe": dict(depth=1, hidden_size=32, intermediate_size=37, num_heads=2),
     "gemma3": dict(model_type="siglip_vision_model", hidden_size=32, intermediate_size=37, num_hidden_layers=1,
                    num_attention_heads=2, image_size=28, patch_size=14, vision_use_head=False),
+    "gemma4": dict(hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+                   head_dim=16, position_embedding_size=64, image_size=28),
     "kimi_k25": dict(hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=2),
     "llava": dict(model_type="clip_vision_model", hidden_size=32, intermediate_size=37, num_hidden_layers=3,
                   num_attention_heads=2, image_size=28, patch_size=14, projection_dim=16),
@@ -93,7 +95,8 @@ UNSAID = {
 }
 WIDTHS = {
     "vocab_size": 128, "intermediate_size": 48, "n_inner": 48, "moe_intermediate_size": 24, "num_experts": 6,
-    "num_local_experts": 6, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 40, "rotary_dim": 8,
+    "num_local_experts": 6, "num_experts_per_tok": 2, "top_k_experts": 2, "shared_expert_intermediate_size": 40,
+    "rotary_dim": 8,
     "n_routed_experts": 8, "kv_lora_rank": 20, "q_lora_rank": 26, "qk_rope_head_dim": 8, "qk_nope_head_dim": 14,
     "v_head_dim": 10, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2, "n_head": 4, "n_embd": 64, "n_layer": 3,
     "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 12, "linear_value_head_dim": 10,

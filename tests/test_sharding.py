@@ -29,6 +29,7 @@ from nanollm_jax.engine import prefix, slots
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request, requests_of
 from nanollm_jax.engine.rows import asked_of
+from nanollm_jax.kinds import Heads
 from nanollm_jax.partition import arrange, made_up, sources, stored_sizes
 
 # eight query heads, few key/value heads, odd vocabularies, biases where a family has them
@@ -305,6 +306,13 @@ ODD = {
     "7-over-1-neighbours": ((7, 1), {"rope_pairs": "neighbours", "qk_norm": "head", "qkv_bias": True}),
     "6-over-6-whole-norm": ((6, 6), WIDTH | {"gated_mlp": False, "activation": "gelu"}),
     "6-over-2-experts": ((6, 2), EXPERTS),
+    "6-over-3-and-over-1": (
+        (6, 3),
+        {
+            "layers": (nano.LayerConfig(window=3), nano.LayerConfig(heads=Heads(6, 1, 10, values=False))),
+            "value_norm": True,
+        },
+    ),
     "6-over-3-parallel": (
         (6, 3),
         {"parallel_residual": True, "layers": (nano.LayerConfig(window=3),), "norm": "layer_norm"},

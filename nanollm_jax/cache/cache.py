@@ -100,19 +100,21 @@ def init_cache(
         )
     if spare:
         check_goes_back(config)
-    if mesh is not None and (batch % mesh.shape["dp"] or config.num_kv_heads % mesh.shape["tp"]):
+    heads = sorted({config.heads_of(layer).num_kv_heads for layer in config.layers})
+    if mesh is not None and (batch % mesh.shape["dp"] or any(one % mesh.shape["tp"] for one in heads)):
         raise RequestError(
-            f"a cache of {batch} rows and {config.num_kv_heads} key/value heads does not divide over {dict(mesh.shape)}; "
-            f"make the rows a multiple of {mesh.shape['dp']}, and take the config of the model on the mesh."
+            f"a cache of {batch} rows and {' or '.join(map(str, heads))} key/value heads does not divide over "
+            f"{dict(mesh.shape)}; make the rows a multiple of {mesh.shape['dp']}, and take the config of the model on the mesh."
         )
     dtype = resolve_dtype(dtype)
     if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
         dtype = jnp.dtype(jnp.float32)
     check_kept(kept)
     placed = lambda letters: None if mesh is None else NamedSharding(mesh, spec(letters))  # noqa: E731
-    widths = config.head_dim, (config.vectors - 1) * config.head_dim
     layers: tuple[Layer, ...] = tuple(
-        kind(*(rounded.empty((*shape[:2], width), dtype, kept, placed) for width in widths))
+        kind(
+            *(rounded.empty((*shape[:2], H), dtype, kept, placed) for H in (shape[2], (config.vectors - 1) * shape[2]))
+        )
         if layer.attends
         else recurrent.empty(layer.mixer, batch, dtype, placed)
         for layer, kind, shape in zip(

@@ -239,5 +239,6 @@ def kinds(config: ModelConfig, capacity: int, spare: int = 0) -> list[type[Plain
 
 def shapes(config: ModelConfig, batch: int, capacity: int, spare: int = 0) -> list[tuple[int, int, int]]:
     """The shape of each layer's two buffers, [B*K S H]. Inside the program of one member of a mesh: of the heads it holds."""
-    heads = config.num_kv_heads // collectives.members()
-    return [(batch * heads, S, config.head_dim) for S in cache_slots(config, capacity, spare)]
+    heads, slots = [config.heads_of(layer) for layer in config.layers], cache_slots(config, capacity, spare)
+    members = collectives.members()
+    return [(batch * (one.num_kv_heads // members), S, one.head_dim) for one, S in zip(heads, slots, strict=True)]

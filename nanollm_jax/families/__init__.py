@@ -30,6 +30,7 @@ from nanollm_jax.families import (
     gemma,
     gemma2,
     gemma3,
+    gemma4,
     glm,
     glm4,
     glm4_moe,
@@ -82,7 +83,8 @@ from nanollm_jax.weights.kept import is_kept
 
 FAMILIES: dict[str, ModuleType] = {
     "gpt2": gpt2, "llama": llama, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3, "phi3": phi3, "gemma": gemma,
-    "gemma2": gemma2, "gemma3": gemma3, "gemma3_text": gemma3, "olmo2": olmo2, "granite": granite, "smollm3": smollm3,
+    "gemma2": gemma2, "gemma3": gemma3, "gemma3_text": gemma3, "gemma4": gemma4, "gemma4_text": gemma4,
+    "olmo2": olmo2, "granite": granite, "smollm3": smollm3,
     "starcoder2": starcoder2, "gpt_neox": gpt_neox, "mixtral": mixtral, "qwen3_moe": qwen3_moe, "olmoe": olmoe,
     "olmo3": olmo3, "seed_oss": seed_oss, "ministral": ministral, "cwm": cwm, "exaone4": exaone4, "granitemoe": granitemoe,
     "granitemoehybrid": granitemoehybrid, "stablelm": stablelm, "internlm3": internlm3, "glm": glm, "glm4": glm4,

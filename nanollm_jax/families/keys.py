@@ -83,6 +83,11 @@ INERT = {
             vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id
             eoi_token_id image_token_id""",
     },
+    "gemma4": {
+        "what sees and hears": """
+            vision_config audio_config image_token_id video_token_id audio_token_id boi_token_id eoi_token_id boa_token_id
+            eoa_token_id eoa_token_index vision_soft_tokens_per_image""",
+    },
     "mistral3": {
         "what sees images": """
             vision_config image_token_index image_token_id projector_hidden_act multimodal_projector_bias

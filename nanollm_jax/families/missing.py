@@ -9,9 +9,8 @@ CHOSEN = "an indexer that chooses, for each query, the positions that attention 
 COMPRESSED = (
     "attention over compressed positions that an indexer chooses, and several residual streams beside each other"
 )
-SIZES = (
-    "widths and key/value heads that differ from layer to layer, keys that are values too, layers that look at another's "
-    "cache, experts beside an MLP with norms of their own, and embeddings of a token for each layer"
+STREAMS = (
+    "several residual streams beside each other, layers that look at another's cache, and embeddings for each layer"
 )
 NAMES = "a table of its tensors' names; its code is published beside its weights only, and nothing here could check it"
 IMAGES = "the text's part of a model that sees, under its names"
@@ -26,9 +25,7 @@ MISSING = {
     "deepseek_v32": CHOSEN,
     "deepseek_v4": COMPRESSED,
     "exaone": NAMES,
-    "gemma3n": SIZES,
-    "gemma4": SIZES,
-    "gemma4_text": SIZES,
+    "gemma3n": STREAMS,
     "glm_moe_dsa": CHOSEN,
     "internlm": NAMES,
     "internlm2": NAMES,

@@ -13,7 +13,7 @@ from nanollm_jax.checks import LEAST_FLOAT, MOST, MOST_FLOAT
 from nanollm_jax.config import MOST_LAYERS, ModelConfig
 from nanollm_jax.errors import UNQUANTISED, ConfigError, shown
 from nanollm_jax.families.keys import QUANTISED, is_inert, switches_nothing_on, why_ignored
-from nanollm_jax.kinds import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling
+from nanollm_jax.kinds import LinearScaling, Llama3Scaling, LongRopeScaling, PartScaling, Rope, RopeScaling, YarnScaling
 
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_python": "gelu", "gelu_accurate": "gelu_tanh", "gelu_new": "gelu_tanh",
@@ -163,10 +163,14 @@ class Reader:
             "original_max_position_embeddings", max_positions))  # fmt: skip
         outside = self.number("partial_rotary_factor", default_partial or 1.0)
         partial = inner.number("partial_rotary_factor", outside)
-        if partial > 1.0 or (partial != 1.0 and default_partial is None):
-            raise ConfigError(f"{self.where}: partial_rotary_factor {partial} is not supported here; expected 1.")
         kind = inner.get("rope_type", inner.get("type", "default"))
-        scaling = read_scaling(inner, kind, original, max_positions)
+        if partial > 1.0 or (kind != "proportional" and partial != 1.0 and default_partial is None):
+            raise ConfigError(f"{self.where}: partial_rotary_factor {partial} is not supported here; expected 1.")
+        if kind == "proportional":  # a part of the pairs of whole heads
+            scaling: RopeScaling | None = PartScaling(partial, inner.number("factor", 1.0))
+            partial = 1.0
+        else:
+            scaling = read_scaling(inner, kind, original, max_positions)
         inner.finish()
         return Rope(theta, scaling), partial
 
@@ -245,7 +249,8 @@ def read_scaling(inner: Reader, kind: Any, original: int, max_positions: int) ->
         short, long = (tuple(inner.numbers(key)) for key in ("short_factor", "long_factor"))
         return LongRopeScaling(short, long, original, inner.number("attention_factor", stretch))
     raise ConfigError(
-        f"{inner.where}: rope type {kind!r} is not supported; known: default, linear, dynamic, llama3, yarn, longrope."
+        f"{inner.where}: rope type {kind!r} is not supported; known: default, linear, dynamic, llama3, yarn, longrope, "
+        "proportional."
     )
 
 

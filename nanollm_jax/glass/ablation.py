@@ -105,8 +105,9 @@ def others(text: Text, parts: str, instead: Any) -> dict[str, np.ndarray]:
         if value.partition(".")[0] != layer.lacks
     ]
     if isinstance(instead, str) and instead == "zero":
-        tail = {"attention.mixed": (config.num_heads, config.value_dim)}.get(PARTS[parts][0])
-        return {name: np.zeros((1, 1, *(tail or (config.hidden_size,))), np.float32) for name in names}
+        mixed = [(config.num_heads, config.widths(layer)[1]) for layer in config.layers]
+        tails = mixed if parts == "heads" else [(config.hidden_size,)] * len(mixed)
+        return {name: np.zeros((1, 1, *tails[int(name.split(".")[1])]), np.float32) for name in names}
     there = text if isinstance(instead, str) and instead == "mean" else text_of(model, instead)
     same_length(text, there, "instead")
     keep = tuple((name, None) for name in names)

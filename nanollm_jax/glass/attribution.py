@@ -137,21 +137,31 @@ def summands(
     norm, shift = held(params, "final_norm", there(f"layers.{config.num_layers - 1}.out"), config)
     write = lambda y: contract("...D,D->...", norm(y), direction)  # noqa: E731
 
-    heads, mlps, bias = [], [], contract("D,D->", shift, direction)
+    heads, mlps, bias, passed = [], [], contract("D,D->", shift, direction), through(params, config)
     # a mesh may hold heads of zeros between the model's own
-    kept = np.arange(config.num_heads) if mesh is None else sources(config, mesh.shape["tp"])["N"]
-    own = np.flatnonzero(kept >= 0)
+    held_by = None if mesh is None else sources(config, mesh.shape["tp"])
     for index, p in enumerate(params["layers"]):
+        kept = np.arange(config.num_heads) if held_by is None else held_by[config.layers[index].letters("N")]
+        own = np.flatnonzero(kept >= 0)
         mixed = values[f"layers.{index}.attention.mixed"]  # [N H]
         mixed = jnp.where((kept >= 0)[:, None], mixed[np.maximum(kept, 0)], 0)
         alone = jnp.eye(mixed.shape[0], dtype=mixed.dtype)[:, None, :, None] * mixed[None, None]  # [N 1 N H]
         given = multiply(alone, p["attention"]["wo"])[own, 0]  # [N D]
         bo = p["attention"].get("bo", jnp.zeros(given.shape[1])).astype(jnp.float32)
         after, shift = held(p, "attention_post_norm", given.sum(0) + bo, config)
-        heads.append(config.residual_scale * write(after(given)))
-        bias += config.residual_scale * write(after(bo) + shift)
-        mlps.append(config.residual_scale * write(there(f"layers.{index}.mlp.out")))
-    return jnp.stack(heads), jnp.stack(mlps), write(there("embedding")), bias
+        counts = config.residual_scale * passed[index]
+        heads.append(counts * write(after(given)))
+        bias += counts * write(after(bo) + shift)
+        mlps.append(counts * write(there(f"layers.{index}.mlp.out")))
+    return jnp.stack(heads), jnp.stack(mlps), passed[0] * write(there("embedding")), bias
+
+
+def through(params: Params, config: ModelConfig) -> jax.Array:
+    """How much of what a layer reads or writes is there behind the last one: its scale times all later ones.  [L]"""
+    if not config.layer_scale:
+        return jnp.ones(config.num_layers)
+    scales = jnp.concatenate([p["scale"].astype(jnp.float32) for p in params["layers"]])
+    return jnp.cumprod(scales[::-1])[::-1]
 
 
 def held(p: Params, name: str, x: jax.Array, config: ModelConfig) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:

@@ -48,7 +48,8 @@ def made_up(name: str, ndim: int, config: ModelConfig | None, tp: int) -> Axis |
         return None
     (at,) = split
     grouped = axes[at : at + 2] == ["K", "G"]
-    source = sources(config, tp)["N" if grouped else axes[at]]
+    axes = config.layers[int(name.split(".")[1])].letters(" ".join(axes)).split()
+    source = sources(config, tp)[axes[at].replace("K", "N") if grouped else axes[at]]
     own = tuple(config.sizes[letter] for letter in axes[at : at + 1 + grouped])
     return None if np.array_equal(source, np.arange(prod(own))) else Axis(ndim - len(axes) + at, own, source)
 

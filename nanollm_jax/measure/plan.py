@@ -115,8 +115,11 @@ def make_plan(
     sizes = stored_sizes(config, tp)
     own = {letter: length // (tp if RULE.get(letter) == "tp" else 1) for letter, length in sizes.items()}
     rows, V = batch // dp, config.vocab_size
-    slots = sum(layout.cache_slots(config, context, drafts))
-    buffers = rows * config.num_kv_heads // tp * slots * config.head_dim
+    heads = map(config.heads_of, config.layers)
+    looked = sum(
+        one.num_heads * one.head_dim * slots
+        for one, slots in zip(heads, layout.cache_slots(config, context, drafts), strict=True)
+    )
     shapes, stored = layout.shapes(config, own), layout.nbytes(config, kept, own)
     multiplied = sum(roofline.used_weights(config, config.experts_per_token, own).values())
     read = roofline.used_weights(config, roofline.experts_read(config, rows * T), own)
@@ -132,8 +135,8 @@ def make_plan(
         temporaries=rows * V * 4 * VOCABULARIES,
         read=sum(stored[path] * used / math.prod(shapes[path]) for path, used in read.items()),
         products=2.0 * multiplied * rows * T,
-        # two products with each of G queries for every key and value vector, which are the numbers in buffers
-        attention=4.0 * buffers * sizes["G"] * T
+        # of every query head with the keys in each slot, and with the values
+        attention=4.0 * rows * looked / tp * T
         + rows * T / tp * sum(one.mixer.flops for one in config.layers if one.mixer),
         rows=batch,
         block=T,

@@ -27,7 +27,7 @@ from nanollm_jax.dtypes import resolve_weights
 SIZES = {"cpu": (2**28, 2048)}
 LARGE = (2**31, 8192)
 CALLS = 4
-CHOOSING = ("router", "router_bias", "correction")  # of experts
+CHOOSING = ("router", "router_bias", "correction", "expert_scale")  # of experts
 
 
 def step_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> int:
@@ -47,11 +47,12 @@ def part_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> dict[
     kept = resolve_weights(dtype)
     used, sizes = used_weights(config, experts_read(config, rows)), layout.shapes(config)
     stored = layout.nbytes(config, kept)
-    looking = [layer.window or length + 1 for layer in config.layers if layer.attends]
-    seen = sum(min(length + 1, window) + 1 for window in looking)
+    looking = [(layer, min(length + 1, layer.window or length + 1) + 1) for layer in config.layers if layer.attends]
+    heads = [(config.heads_of(layer), seen) for layer, seen in looking]
+    numbers = sum(config.vectors * one.num_kv_heads * one.head_dim * seen for one, seen in heads)
     parts = dict.fromkeys(("embedding", "norm", "attention", "recurrent", "cache", "mlp", "logits"), 0.0)
     itemsize = kept.activations.itemsize
-    parts["cache"] = rows * (itemsize * config.vectors * config.num_kv_heads * config.head_dim * seen)
+    parts["cache"] = rows * itemsize * numbers
     parts["cache"] += rows * 2 * layout.state_nbytes(config, itemsize)  # read and written, all of it
     for path in stored:
         words = path.split(".")
@@ -73,10 +74,12 @@ def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
     used = used_weights(config, config.experts_per_token)
     products = [path for path in used if path.startswith("layers.") and path.rpartition(".")[2] in layout.INPUTS]
     weights = round(sum(used[path] for path in products))
-    windows = [layer.window or length for layer in config.layers if layer.attends]
     recurrent = length * sum(layer.mixer.flops for layer in config.layers if layer.mixer)
-    pairs = sum(sum(min(position + 1, window) for position in range(length)) for window in windows)
-    attention = 2 * config.num_heads * (config.key_dim + config.value_dim) * pairs
+    attention = 0
+    for layer in config.layers:
+        if layer.attends:
+            pairs = sum(min(position + 1, layer.window or length) for position in range(length))
+            attention += 2 * config.heads_of(layer).num_heads * sum(config.widths(layer)) * pairs
     return rows * (2 * length * weights + attention + recurrent + 2 * config.vocab_size * config.hidden_size)
 
 

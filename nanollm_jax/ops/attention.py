@@ -13,16 +13,19 @@ from nanollm_jax.ops.blocks import blocks, in_blocks
 from nanollm_jax.ops.linear import contract
 
 
-def split_heads(qkv: jax.Array, gated: bool = False) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+def split_heads(
+    x: jax.Array, gated: bool = False, beside: int = 2
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Queries, keys, values and gates out of one product.  [B T K Q H] -> q [B T N H], k and v [B T K H], gate as q or None
 
-    Q = G + 2: each key/value head comes behind the G query heads that it serves; gated, each query has its gate behind it.
+    Behind the G query heads, gated with a gate behind each, come their key and value, beside 2, or one that is both, beside 1.
     """
-    B, T, K, Q, H = qkv.shape
-    q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
+    B, T, K, Q, H = x.shape
+    R = Q - beside
+    q, k, v = x[:, :, :, :R], x[:, :, :, R], x[:, :, :, -1]
     if not gated:
-        return q.reshape(B, T, K * (Q - 2), H), k, v, None
-    pairs = q.reshape(B, T, K * (Q - 2) // 2, 2, H)
+        return q.reshape(B, T, K * R, H), k, v, None
+    pairs = q.reshape(B, T, K * R // 2, 2, H)
     return pairs[..., 0, :], k, v, pairs[..., 1, :]
 
 
@@ -105,11 +108,6 @@ def mix(weight: jax.Array, v: jax.Array, own: int = 0) -> jax.Array:
         block = reduce(jnp.add, (jnp.sum(contract("BKGTCS,BKCSH->BKCGTH", *part), axis=2) for part in parts))
         means.append(block.transpose(0, 3, 1, 2, 4).reshape(B, end - begin, K * G, H))
     return jnp.concatenate(means, axis=1)
-
-
-def clip(x: jax.Array, limit: float | None) -> jax.Array:
-    """x between -limit and limit, or as it is without a limit.  [...] -> [...]"""
-    return x if limit is None else jnp.clip(x, -limit, limit)
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

@@ -18,8 +18,8 @@ from nanollm_jax.ops.group_product import by_group
 from nanollm_jax.ops.linear import add, contract, linear, product
 from nanollm_jax.ops.mlp import bend
 
-# router [E D], up [E U M D], down [E D M]; where there are, correction [E], router_bias [E], up_bias [E U M], down_bias [E D];
-# with latent_down [O D] and latent_up [D O], up, down and down_bias have O in place of D
+# router [E D], up [E U M D], down [E D M]; where there are, correction, expert_scale, router_bias [E], up_bias [E U M],
+# down_bias [E D]; with latent_down [O D] and latent_up [D O], up, down and down_bias have O in place of D
 Experts = dict[str, jax.Array]
 SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
@@ -28,11 +28,11 @@ SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 def chances(p: Experts, x: jax.Array, router: Any) -> jax.Array:
     """How well each expert fits each token.  x [B T D] -> [B T E] float32
 
-    router is config.py's record: a softmax over all experts, or a sigmoid of each.
+    router is config.py's record: a softmax over all experts, or a sigmoid of each, of logits times its heat.
     """
     (B, T, D), E = x.shape, p["router"].shape[0]
     found = product(x.reshape(B * T, D), p["router"]).reshape(B, T, E)
-    return SCORES[router.scores](add(found, p.get("router_bias")))
+    return SCORES[router.scores](add(router.heat * found, p.get("router_bias")))
 
 
 @jax.named_scope("mlp")
@@ -44,6 +44,7 @@ def moe(p: Experts, x: jax.Array, chances: jax.Array, activation: str, top_k: in
     x = linear(x, p["latent_down"]) if "latent_down" in p else x
     (B, T, D), E = x.shape, chances.shape[2]
     weight, expert = chosen(chances.reshape(B * T, E), top_k, router, p.get("correction"))
+    weight = weight * p["expert_scale"].astype(jnp.float32)[expert] if router.weighted else weight
     given = collectives.psum(grouped(p, x.reshape(B * T, D), weight, expert, activation))
     if "down_bias" in p:  # once, where a mesh splits the widths
         given = given + jnp.sum(weight[:, :, None] * p["down_bias"][expert].astype(jnp.float32), axis=1)

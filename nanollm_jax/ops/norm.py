@@ -31,6 +31,11 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0, he
     return (x32 * jax.lax.rsqrt(mean_square + eps) * (along_last(scale, x) + offset)).astype(x.dtype)
 
 
+def unscaled(x: jax.Array, eps: float) -> jax.Array:
+    """rms_norm without a scale.  x [... D] -> [... D]"""
+    return rms_norm(x, jnp.ones(x.shape[-1], jnp.float32), eps)
+
+
 @jax.named_scope("norm")
 @partial(jax.jit, static_argnames=("eps", "offset"))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
@@ -69,6 +74,16 @@ def heads(
     N, K = counted or (None, None)
     q = rms_norm(q, p["q_norm"]["scale"], eps, offset, N)
     return q, rms_norm(k, p["k_norm"]["scale"], eps, offset, K)
+
+
+def clip(x: jax.Array, limit: float | None) -> jax.Array:
+    """x between -limit and limit, or as it is without a limit.  [...] -> [...]"""
+    return x if limit is None else jnp.clip(x, -limit, limit)
+
+
+def stretch(x: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """x times one number, or as it is without one.  x [... D], scale [1] -> [... D]"""
+    return x if scale is None else x * along_last(scale, x).astype(x.dtype)
 
 
 def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:

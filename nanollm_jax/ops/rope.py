@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nanollm_jax.ops.rope_scaling import llama3, yarn
+from nanollm_jax.ops.rope_scaling import llama3, part, yarn
 
 
 def frequencies(head_dim: int, theta: float, scaling: Any = None) -> tuple[np.ndarray, float]:
@@ -34,6 +34,8 @@ def frequencies(head_dim: int, theta: float, scaling: Any = None) -> tuple[np.nd
             return llama3(plain, scaling), 1.0
         case "yarn":
             return yarn(plain, theta, scaling), scaling.attention_factor
+        case "part":
+            return part(plain, scaling), 1.0
         case "longrope":
             factors = np.array([scaling.short_factors, scaling.long_factors], np.float32)
             return np.float32(1) / (factors * periods[None]), scaling.attention_factor
@@ -42,22 +44,21 @@ def frequencies(head_dim: int, theta: float, scaling: Any = None) -> tuple[np.nd
 
 
 def turns_of_layers(
-    ropes: Sequence[Any], width: int, positions: jax.Array, end: jax.Array
+    ropes: Sequence[tuple[Any, int] | None], positions: jax.Array, end: jax.Array
 ) -> list[tuple[jax.Array, jax.Array] | None]:
     """turns for each layer's rope, each once.  positions [B T], end [B] -> L x two [B T 1 width/2] float32
 
-    A rope is config.py's record of theta and scaling, or None for a layer without. end is how long each row's text is:
-    longrope turns long ones otherwise.
+    A rope is config.py's record of theta and scaling with the width that it turns, or None for a layer without. end is how
+    long each row's text is: longrope turns long ones otherwise.
     """
     known: dict[Any, Any] = {None: None}
-    for rope in ropes:
-        if rope is not None and rope not in known:
-            freqs: Any
-            freqs, factor = frequencies(width, rope.theta, rope.scaling)
-            if freqs.ndim == 2:
-                freqs = jnp.where((end > rope.scaling.original_max_positions)[:, None], freqs[1][None], freqs[0][None])
-            known[rope] = turns(positions, freqs, factor)
-    return [known[rope] for rope in ropes]
+    for rope, width in filter(None, dict.fromkeys(ropes)):
+        freqs: Any
+        freqs, factor = frequencies(width, rope.theta, rope.scaling)
+        if freqs.ndim == 2:
+            freqs = jnp.where((end > rope.scaling.original_max_positions)[:, None], freqs[1][None], freqs[0][None])
+        known[rope, width] = turns(positions, freqs, factor)
+    return [known[one] for one in ropes]
 
 
 @jax.named_scope("rope")

@@ -18,6 +18,12 @@ def llama3(plain: np.ndarray, scaling: Any) -> np.ndarray:
     return (1 - smooth) * plain / np.float32(scaling.factor) + smooth * plain
 
 
+def part(plain: np.ndarray, scaling: Any) -> np.ndarray:
+    """A part of the pairs, the first ones, turn as fast as if all did, over `factor`; others do not turn.  [H/2] -> [H/2]"""
+    turning = np.arange(plain.size) < int(scaling.part * 2 * plain.size // 2)
+    return plain * turning.astype(np.float32) / np.float32(scaling.factor)
+
+
 def yarn(plain: np.ndarray, theta: float, scaling: Any) -> np.ndarray:
     """Pairs that turn more than beta_fast times in the original context stay; those that turn less than beta_slow
     times are slowed by `factor`; between the two, a ramp over the index of the pair.  [H/2] -> [H/2]
