@@ -78,7 +78,8 @@ def test_a_half_that_is_not_there_has_no_names():
     halves = [{name.split(".")[2] for name in box.names if name.startswith(f"layers.{n}.")} for n in (0, 1)]
     assert halves == [{"attention_norm", "attention", "middle", "out"}, {"mlp_norm", "mlp", "out"}]
     off = nano.glass.ablate(model, [1, 2, 3], parts="mlps", token=5)
-    assert (off.effect[::2] == 0).all() and (off.effect[1::2] != 0).all()
+    changed = np.abs(off.effect)
+    assert changed[::2].max() < 1e-4 * changed.max() and changed[1::2].min() > 1e-2 * changed.max()
     with pytest.raises(RequestError, match=r"layers 0.* are without an MLP, 1.* are without attention: a report needs"):
         nano.glass.for_report(model)
     with pytest.raises(RequestError, match=r"no value is named layers\.0\.mlp\.out"):
