@@ -6,6 +6,7 @@ import ast
 import atexit
 import dataclasses
 import gc
+import importlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import pytest
 import nanollm_jax as nano
 from nanollm_jax import cli, params
 from nanollm_jax.cli import progress
+from nanollm_jax.cli.app import COMMANDS
 from nanollm_jax.cli.generate import figures
 from nanollm_jax.cli.info import flat, in_words, tree_rows
 from nanollm_jax.cli.printing import harmless, spelled
@@ -926,3 +929,23 @@ def test_answers_of_a_form(run: Run, tmp_path: Path) -> None:
     assert "is not UTF-8" in run(*how, "--lark", str(lark))[2]
     schema.write_text("{")
     assert "not valid JSON" in run(*how, "--schema", str(schema))[2]
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_no_number_is_refused_by_every_option_of_a_real_one(run: Run, tmp_path: Path, number: str) -> None:
+    """Before anything is loaded, from the command line and from a file; what waits for ever may wait without an end."""
+    tried = 0
+    for name in COMMANDS:
+        command = getattr(importlib.import_module(f"nanollm_jax.cli.{name}"), name)
+        model = ["--model", "/no/where"] if "revision" in command.__annotations__ else []
+        model += ["--report", str(tmp_path / "x.html")] if name == "look" else []
+        for option, kind in typing.get_type_hints(command).items():
+            if "float" not in str(kind) or (number == "inf" and option in ("drain", "step_limit")):
+                continue
+            tried += 1
+            word = option.replace("_", "-")
+            (tmp_path / "x.toml").write_text(f"{word} = {number}")
+            for way in ([name, f"--{word}", number], ["--settings", str(tmp_path / "x.toml"), name]):
+                code, _, said = run(*way, *model)
+                assert code == 2 and option in said.replace("-", "_"), (way, said)
+    assert tried > 10

@@ -123,6 +123,8 @@ def running(actor):
 def test_what_is_not_known_is_refused():
     from nanollm_jax.integrations.ray_serve import app
 
-    for given, said in (({"rowz": 1}, "unknown field `rowz`"), ({"tp": "two"}, "Expected `int`")):
+    wrong = [({"rowz": 1}, "unknown field `rowz`"), ({"tp": "two"}, "Expected `int`")]
+    wrong += [({"step_limit": "nan"}, r">= 1\.0"), ({"num_cpus": "nan"}, r">= 0\.0"), ({"num_gpus": "inf"}, r"<= 1024")]
+    for given, said in wrong:
         with pytest.raises(nano.RequestError, match=said):
             app(given)

@@ -59,6 +59,7 @@ def test_keys(service):
         ("--allow-host", "https://example.com"), ("--allow-host", "*"), ("--allow-host", ""), ("--allow-host", "a:b"),
         ("--cors-origin", "example.com"), ("--cors-origin", "https://example.com/page"), ("--cors-origin", "null"),
         ("--root-path", "models"), ("--root-path", "//example.com"), ("--root-path", "/a?b"), ("--served-model-name", ""),
+        ("--drain", "nan"), ("--step-limit", "nan"), ("--step-limit", "-inf"),
     ],
 )  # fmt: skip
 def test_what_could_never_match_is_refused_before_anything_is_loaded(given, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -79,6 +80,13 @@ Adapter = Annotated[
 Merge = Annotated[str | None, typer.Option("--merge", metavar="NAME", show_default=False, help=MERGE)]
 Cache = Annotated[str, typer.Option("--cache", metavar="HOW", help=CACHE)]
 Frequency = Annotated[float | None, typer.Option(metavar="R", help=FREQUENCY)]
+
+
+def a_number(value: float | None) -> float | None:
+    """The callback of options whose bounds click compares with: nothing is below or above nan, so it would pass them all."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is no number; give one.")
+    return value
 
 
 def keep_compiled(wanted: bool) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from nanollm_jax.cli.options import a_number
 from nanollm_jax.cli.printing import console, harmless
 from nanollm_jax.errors import RequestError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 URL = "Where the server is."
 KEY = "The key that it asks for."
-EVERY = "Seconds between two looks."
+EVERY = "Seconds between two looks, at most 3600."
 ONCE = "Look once, and print it."
 WIDTH = 40  # characters of a lane
 
@@ -35,7 +36,7 @@ class Look(NamedTuple):
 def top(
     url: Annotated[str, typer.Argument(metavar="URL", help=URL)] = "http://127.0.0.1:8000",
     api_key: Annotated[str | None, typer.Option(metavar="KEY", envvar="NANOLLM_API_KEY", help=KEY)] = None,
-    every: Annotated[float, typer.Option(metavar="S", min=0.1, help=EVERY)] = 1.0,
+    every: Annotated[float, typer.Option(metavar="S", min=0.1, max=3600, callback=a_number, help=EVERY)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help=ONCE)] = False,
 ) -> None:
     """Watch a server. Each row is a lane: what is cached, read and written, of as much as was asked for; Ctrl-C leaves.

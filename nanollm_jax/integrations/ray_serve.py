@@ -15,7 +15,7 @@ import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
 try:
     import msgspec
@@ -34,6 +34,10 @@ from nanollm_jax.engine.memory import served
 from nanollm_jax.serve import followers, meeting
 from nanollm_jax.serve.app import make_app
 from nanollm_jax.serve.service import Options, Service
+
+# bounds that nan does not meet, as those of the options of `nanollm serve`
+Seconds = Annotated[float, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1024)]
 
 
 class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -57,11 +61,11 @@ class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     draft: str | None = None
     api_key: str | tuple[str, ...] = ()
     log_prompts: bool = False
-    step_limit: float | None = None
+    step_limit: Seconds | None = None
     tp: int = 1
     processes: int = 1
-    num_cpus: float = 1.0
-    num_gpus: float = 0.0
+    num_cpus: Share = 1.0
+    num_gpus: Share = 0.0
     devices: int | None = None
     min_replicas: int = 1
     max_replicas: int = 1
