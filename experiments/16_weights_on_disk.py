@@ -158,6 +158,11 @@ with tempfile.TemporaryDirectory() as folder:
             "the safetensors package reads what we wrote",
             all(np.array_equal(file.get_tensor(n), a) for n, a in ours.items()),
         )
+    starts = []
+    for letters in range(1, 9):
+        write(Path(folder) / "other", {"x" * letters: ours["b"]})
+        starts.append(read_table(Path(folder) / "other")[1])
+    check("however long its name, the numbers begin at a multiple of 8", all(at % 8 == 0 for at in starts))
     check("so does the library", all(np.array_equal(open_checkpoint(Path(folder)).read(n), a) for n, a in ours.items()))
 
 # %% [markdown]
