@@ -354,6 +354,31 @@ check("64 devices are worse than ideal by far", speed[-1] < 16)
 check("one text on 64 devices: most of the time is for talking", step_seconds(1, 64) > 2 * WEIGHTS / 64 / MEMORY)
 check("never more than the delays allow", speed[-1] < step_seconds(1, 1) / ((2 * c.num_layers + 1) * DELAY))
 
+
+def ring(parts):
+    """An all-reduce, each device sending to the next: what all bring [n n C], in n chunks -> what all have, numbers sent"""
+    parts, n, sent = parts.copy(), len(parts), 0
+    for step in range(2 * (n - 1)):  # n - 1 steps to add, n - 1 to hand out
+        chunks = [(device - step) % n for device in range(n)]
+        arriving = [parts[device, chunk].copy() for device, chunk in enumerate(chunks)]
+        for device, chunk in enumerate(chunks):
+            to = (device + 1) % n
+            parts[to, chunk] = arriving[device] + (parts[to, chunk] if step < n - 1 else 0)
+        sent += parts.shape[2]
+    return parts, sent
+
+
+brought = random.normal(size=(8, 8, 3))  # [n n C]
+summed, sent = ring(brought)
+same("an all-reduce by hand: all have the sum", summed, np.broadcast_to(brought.sum(0), brought.shape), 1e-12)
+message = c.hidden_size * 2 * sent / brought[0].size  # bytes that one of eight devices sends, for one text
+check("the model's messages are as many as were counted, and as large as those by hand", math.isclose(
+    step_seconds(1, 8) - WEIGHTS / 8 / MEMORY,
+    (counts[1, 8][0] + 2 * (c.num_layers - small.num_layers)) * (DELAY + message / LINK)))  # fmt: skip
+turn = round(ARITHMETIC / MEMORY)  # a weight is two bytes to read, and two operations for each text
+check(f"up to {turn} texts cost what one costs, more cost more",
+      step_seconds(turn - 1, 1) == step_seconds(1, 1) < step_seconds(turn + 1, 1))  # fmt: skip
+
 # %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
 left.plot(sizes, sizes, ":", color=GREY, label="ideal")
