@@ -26,7 +26,8 @@ from nanollm_jax.weights.source import find
 
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 PREFIX = dict.fromkeys(CONFIG_JSON | FURTHER | RELATED | COMPOSITE, "model.")
-PREFIX |= {"gpt2": "transformer.", "gpt_neox": "gpt_neox.", "mistral3": "language_model.model."}
+PREFIX |= dict.fromkeys(("gpt2", "gptj", "gpt_bigcode"), "transformer.")
+PREFIX |= {"gpt_neox": "gpt_neox.", "mistral3": "language_model.model."}
 
 
 def draw(config_json, dtype="float32"):
