@@ -1,12 +1,17 @@
 """A program of this package in a process of its own, asked one line at a time and stopped when it takes too long.
 
 For what a checkpoint from anywhere brings that runs: only a process can be kept from looping for ever or taking all memory.
+Its time is that of a processor: on a machine that has much else to do an honest answer takes as long as it takes.
+
+in   the seconds of a processor that the answer may take, a space, and a line of JSON
+out  a line of JSON
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -14,12 +19,18 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+OUT_OF_TIME = -getattr(signal, "SIGPROF", 27)  # what a process ends with that has used up the seconds it had
+WAITING = 20  # times as long is waited for an answer by the clock, of a process that may have to wait for a processor
+
 
 class Worker:
     """Runs a program that answers a line of JSON with a line of JSON; started for the first, kept for the next."""
 
     def __init__(self, program: Path, seconds: float) -> None:
-        """program: a file that sets its own limits on memory; seconds: what one answer may take. Nothing runs yet."""
+        """program: a file that sets its own limits on memory and, for each line, on time; seconds: what one answer may take.
+
+        Nothing runs yet.
+        """
         self.program = program
         self.seconds = seconds
         self.lock = threading.Lock()
@@ -36,11 +47,11 @@ class Worker:
             timed_out.set()
             process.kill()
 
-        timer = threading.Timer(self.seconds, stop)
+        timer = threading.Timer(WAITING * self.seconds, stop)
         timer.start()
         try:
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(line)
+                process.stdin.write(b"%r %b" % (self.seconds, line))
                 process.stdin.flush()
             said = process.stdout.readline()
         except BaseException:  # Ctrl-C: what this line is answered with must not be read as the next one's answer
@@ -51,7 +62,7 @@ class Worker:
         if said.endswith(b"\n"):
             return json.loads(said)
         process.wait()
-        if timed_out.is_set():
+        if timed_out.is_set() or process.returncode == OUT_OF_TIME:
             return None
         return {"kind": "memory", "error": f"its process ended with code {process.returncode}, perhaps out of memory"}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import signal
+import threading
 import time
 import unicodedata
 from itertools import groupby
@@ -366,6 +368,16 @@ def test_a_template_that_never_ends_is_stopped_and_the_next_one_runs(folder: Pat
     second.kill()
     second.wait()
     assert renderer.render("x", "another process", {}) == "another process"
+
+
+def test_a_machine_that_is_busy_with_other_things_stops_no_template() -> None:
+    """The process that renders gets no processor for longer than it may use one."""
+    renderer = Renderer(seconds=0.3)
+    assert renderer.render("x", "one", {}) == "one"
+    assert renderer.process is not None
+    renderer.process.send_signal(signal.SIGSTOP)
+    threading.Timer(1.0, renderer.process.send_signal, [signal.SIGCONT]).start()
+    assert renderer.render("x", "another", {}) == "another"
 
 
 def test_variables_that_are_no_json_are_refused(folder: Path) -> None:

@@ -95,6 +95,14 @@ def answer(request: dict[str, Any], tokenizer: Any) -> tuple[dict[str, Any], Any
         return {"error": str(error)}, tokenizer
 
 
+def limited(line: bytes) -> bytes:
+    """What is asked, for which this process has so many seconds of a processor; then the system ends it."""
+    seconds, _, question = line.partition(b" ")
+    if hasattr(signal, "setitimer"):  # elsewhere there is only the other side's clock
+        signal.setitimer(signal.ITIMER_PROF, float(seconds))
+    return question
+
+
 def main() -> None:
     """Answer line by line until the other side goes away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is meant for the other side
@@ -104,7 +112,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     tokenizer = None
     for line in sys.stdin.buffer:
-        said, tokenizer = answer(json.loads(line), tokenizer)
+        said, tokenizer = answer(json.loads(limited(line)), tokenizer)
         print(json.dumps(said), flush=True)
 
 
