@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -126,6 +127,25 @@ def test_nothing_compiles_in_a_timed_call():
     with CompileWatch() as watch:
         bench.once(model, bench.prompt(model, 2, 9), 5)
     assert watch.programs == 0
+
+
+def test_prefill_ends_with_the_last_first_token_and_decode_with_the_last_of_all(monkeypatch):
+    tickets, written = [], []
+
+    class Watched(bench.Engine):
+        def submit(self, request):
+            tickets.append(super().submit(request))
+            return tickets[-1]
+
+    def clock():
+        written.append([len(ticket.answer.token_ids) for ticket in tickets])
+        return float(len(written))
+
+    monkeypatch.setattr(bench, "Engine", Watched)
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=clock))
+    model = random_model("llama")
+    bench.once(model, bench.prompt(model, 3, 200), 40)  # two pieces each
+    assert written == [[0, 0, 0], [1, 1, 1], [41, 41, 41]]
 
 
 def test_report_says_what_was_measured(report, config_file):

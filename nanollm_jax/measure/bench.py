@@ -158,7 +158,8 @@ def once(model: Model, prompts: np.ndarray, new_tokens: int, speculate: Speculat
     ]
     jax.block_until_ready(engine.state)
     begun = time.perf_counter()
-    engine.step()  # ends when all first tokens are there; by then the first chunk is on its way
+    while not all(ticket.answer.token_ids for ticket in tickets):  # by the last of them the first chunk is on its way
+        engine.step()
     middle = time.perf_counter()
     while not engine.idle:
         engine.step()
