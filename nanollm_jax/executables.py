@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextvars import ContextVar
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,17 @@ def are_values(leaves: Sequence[Any]) -> bool:
 
 
 def kind(leaf: Any) -> Hashable:
-    """What an executable asks of an array: of one on a device its type, of one on the host shape and dtype."""
-    return getattr(leaf, "aval", None) or (getattr(leaf, "shape", None), getattr(leaf, "dtype", type(leaf)))
+    """What an executable asks of an array: its type, the same on a device and on the host; of a number of Python its own."""
+    found: Any = getattr(leaf, "aval", None)
+    if found is None:
+        found = array_type(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else type(leaf)
+    return found
+
+
+@lru_cache
+def array_type(shape: tuple[int, ...], dtype: np.dtype) -> Hashable:
+    """The type of an array of the host, as those on a device have it."""
+    return jax.core.ShapedArray(shape, dtype)
 
 
 def placement(leaves: Sequence[Any], mesh: Mesh | None) -> Hashable:

@@ -251,7 +251,7 @@ def test_inside_other_transformations_it_is_a_function_like_others(folder):
 
 
 def test_arguments_of_other_kinds_are_other_programs(folder):
-    """Types, devices, weak types, the host's arrays, and settings of jax."""
+    """Types, devices, weak types, and settings of jax."""
     kept, weight = Persistent(jax.jit(quantize.__wrapped__, static_argnames="outputs")), np.ones((4, 6), np.float32)
     elsewhere = jax.devices()[1]
     results = [
@@ -268,6 +268,15 @@ def test_arguments_of_other_kinds_are_other_programs(folder):
     with CompileWatch() as watch:
         assert again(jax.device_put(weight, elsewhere), outputs=1).values.devices() == {elsewhere}
     assert watch.fetched == 1
+
+
+def test_the_host_s_arrays_and_a_device_s_are_one_program(folder):
+    """Who hands over now the one and now the other, as an engine does with the tokens that may be drawn, waits once."""
+    kept, weight = Persistent(jax.jit(quantize.__wrapped__, static_argnames="outputs")), np.ones((4, 6), np.float32)
+    kept(jnp.asarray(weight), outputs=1)
+    with CompileWatch() as watch:
+        kept(weight, outputs=1)
+    assert not watch.programs and len(kept.held) == 1
 
 
 def test_where_jax_keeps_what_it_compiles_nothing_is_kept_twice(folder, tmp_path):
