@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import agree
-from models import CONFIG_JSON, FURTHER, HYBRIDS, RELATED, random_model
+from models import CONFIG_JSON, FURTHER, HYBRIDS, forward, random_model
 from test_watch import KEEP, steered, vector
 
 import nanollm_jax as nano
@@ -22,7 +22,7 @@ from nanollm_jax.glass.texts import pieces_of, token_of
 TEXT = [3, 14, 15, 9, 26, 5, 35, 8, 9]  # longer than the rings of mistral
 OTHER = [3, 14, 21, 9, 26, 5, 35, 8, 9]
 WARM = nano.Sampling(temperature=1.0)
-FAMILIES = [*CONFIG_JSON, *FURTHER, *RELATED]
+FAMILIES = [*CONFIG_JSON, *FURTHER]  # with mathematics of their own: of others the same text would be looked into again
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,7 @@ def said(model, ids):
     tokens = np.zeros((1, 16), np.int32)
     tokens[0, : len(ids)] = ids
     cache = nano.init_cache(model.config, 1, 16, jnp.float32)
-    return logprobs(
-        jax.jit(nano.forward, static_argnames="config")(model.params, tokens, cache, config=model.config)[0][0]
-    )[: len(ids)]
+    return logprobs(forward(model.params, tokens, cache, config=model.config)[0][0])[: len(ids)]
 
 
 def logprobs(logits):
@@ -138,7 +136,7 @@ def test_lens_of_a_box(model, box):
 def check_contributions(family):
     model = random_model(family)
     cap = model.config.logit_softcap
-    logits = np.asarray(nano.forward(
+    logits = np.asarray(forward(
         model.params, jnp.asarray([TEXT]), nano.init_cache(model.config, 1, len(TEXT), jnp.float32), config=model.config
     )[0][0], np.float64)  # fmt: skip
     logits = logits if cap is None else cap * np.arctanh(logits / cap)
