@@ -6,6 +6,7 @@ Needs torch and transformers: `make parity`. Everything about the reference is i
 from __future__ import annotations
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -375,10 +376,27 @@ CASES = {
 }  # fmt: skip
 
 
+def kind(config):
+    """What layers there are, and what of a key is kept and turned; sizes aside. Of one kind, cached steps are the same text."""
+    heads = config.num_kv_heads == 1, config.num_kv_heads == config.num_heads
+    return heads, config.rotary_dim is None, re.sub(r"\d[\d.e+-]*", "n", repr(config.layers))
+
+
+def first_of_each_kind(cases):
+    """Names of those of which tokens are compared, beside the logits of all."""
+    found: dict = {}
+    for name, settings in cases.items():
+        found.setdefault((settings["model_type"], kind(nano.read_config(settings)[0])), name)
+    return frozenset(found.values())
+
+
+WRITTEN = first_of_each_kind(CASES)
 # model types whose text the reference has in another class
 SEES = {"gemma4", "mistral3", "llava", "kimi_k25", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"}
 
 ONE_OF_EACH = {settings["model_type"]: name for name, settings in reversed(CASES.items())}
+# of those with mathematics of their own; others have a config reader and a table of names of their own, and the text of these
+OWN = {family: ONE_OF_EACH[family] for family in [*CONFIG_JSON, *FURTHER]}
 
 
 def of_reference(model_type):
@@ -442,13 +460,8 @@ def random_reference(config, model_type, seed):
     return reference
 
 
-@pytest.fixture(scope="module", params=CASES)
-def pair(request, tmp_path_factory):
-    """The reference, and our model loaded from its files."""
-    return reference_and_ours(request.param, tmp_path_factory)
-
-
 def reference_and_ours(name, tmp_path_factory):
+    """The reference, and our model loaded from its files."""
     folder = tmp_path_factory.mktemp(name)
     reference = write_reference(folder, CASES[name], seed=len(name))
     return reference, nano.load(folder, dtype="float32")
@@ -466,9 +479,15 @@ def our_logits(model, tokens, capacity=None):
     return np.asarray(forward(model.params, tokens, cache, config=model.config)[0])
 
 
-def test_logits(pair):
-    """Past every window and past every original_max_position_embeddings of CASES."""
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_greedy_tokens(name, tmp_path_factory):
+    """Logits past every window and past every original_max_position_embeddings of CASES. And of the first case of each kind of
+    layers 64 tokens of three prompts of different lengths, beside each other here and one by one in the reference.
+    """
+    pair = reference_and_ours(name, tmp_path_factory)
     check_logits(*pair)
+    if name in WRITTEN:
+        check_greedy_tokens(*pair, 64)
 
 
 def check_logits(reference, model):
@@ -478,35 +497,34 @@ def check_logits(reference, model):
     agree(our_logits(model, tokens), expected, 1e-4)
 
 
-def test_greedy_tokens(pair):
-    """64 tokens of three prompts of different lengths, beside each other here and one by one in the reference."""
-    check_greedy_tokens(*pair, 64)
-
-
 @pytest.mark.as_users
-@pytest.mark.parametrize("family", [*CONFIG_JSON, *FURTHER])
-def test_compiled_as_for_users(family, tmp_path_factory):
-    """One of every family with mathematics of its own, in programs compiled with everything on."""
-    name = ONE_OF_EACH[family]
+@pytest.mark.parametrize("name", OWN.values(), ids=OWN)
+def test_compiled_as_for_users(name, tmp_path_factory):
+    """In programs compiled with everything on."""
     pair = reference_and_ours(name, tmp_path_factory)
     check_logits(*pair)
     check_greedy_tokens(*pair, 16)
 
 
 def check_greedy_tokens(reference, model, count):
-    """The reference's greedy answer is the one whose every token is its first choice after those before: one pass tells,
-    and with longrope, which reads a text that outgrew its original length otherwise, one for each side of that.
-    """
+    """Those of three prompts that are answered beside each other."""
     rng = np.random.default_rng(2)
     prompts = [rng.integers(3, model.config.vocab_size, size).tolist() for size in (1, 5, 41)]
     answers = nano.generate(model, prompts, max_new_tokens=count, sampling=nano.Sampling(temperature=0.0))
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = answer.token_ids
-        text, switch = prompt + ids[:-1], model.config.switch_length
-        first = [] if switch is None else reference_logits(reference, [text[:switch]])[0].argmax(-1).tolist()
-        choices = first + reference_logits(reference, [text])[0].argmax(-1).tolist()[len(first) :]
-        assert ids == choices[len(prompt) - 1 :]
+        assert ids == chosen(reference, model, prompt, ids)
         assert 2 not in ids[:-1] and (len(ids) == count or ids[-1] == 2)  # its end of text
+
+
+def chosen(reference, model, prompt, ids):
+    """The reference's greedy answer is the one whose every token is its first choice after those before: one pass tells,
+    and with longrope, which reads a text that outgrew its original length otherwise, one for each side of that.
+    """
+    text, switch = prompt + ids[:-1], model.config.switch_length
+    first = [] if switch is None else reference_logits(reference, [text[:switch]])[0].argmax(-1).tolist()
+    choices = first + reference_logits(reference, [text])[0].argmax(-1).tolist()[len(first) :]
+    return choices[len(prompt) - 1 :]
 
 
 def test_both_dialects_of_config_json(tmp_path):
