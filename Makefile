@@ -43,14 +43,20 @@ test-ray: export RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S = 120
 test-ray: .venv/installed-test-ray ## replicas by Ray Serve, of one process and of two, on this machine
 	XLA_FLAGS="$(QUICK) $(XLA_FLAGS)" $(BIN)/python -m pytest -m ray tests/test_ray.py
 
-# Plain C is the oracle, in the same file; -march=native would let the compiler mix what is told apart here
-CHECK = tests/native_check.c -std=gnu11 -g -I nanollm_jax/ops/native -I $$($(BIN)/python -c "import jax; print(jax.ffi.include_dir())") -lm -lpthread
-native-check: .venv/installed-test ## products in C, every instruction set that this processor has, with sanitizers; NEON under qemu where it is installed
+# Plain C is the oracle, in the same file. Of products, -march=native would let the compiler mix what is told apart here; attention
+# is compiled for one processor, so for each size of vectors
+CHECK = -std=gnu11 -g -I nanollm_jax/ops/native -I $$($(BIN)/python -c "import jax; print(jax.ffi.include_dir())") -lm -lpthread \
+	-o experiments/run/native_check
+SANITIZED = cc -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
+native-check: .venv/installed-test ## products and attention in C, every instruction set that this processor has, with sanitizers; NEON under qemu where it is installed
 	mkdir -p experiments/run
-	cc -O1 -fsanitize=address,undefined -fno-sanitize-recover=all $(CHECK) -o experiments/run/native_check && experiments/run/native_check
-	cc -O1 -fsanitize=thread $(CHECK) -o experiments/run/native_check && experiments/run/native_check
+	$(SANITIZED) tests/native_check.c $(CHECK) && experiments/run/native_check
+	cc -O1 -fsanitize=thread tests/native_check.c $(CHECK) && experiments/run/native_check
+	for march in native $$(uname -m | sed -n s/x86_64/x86-64-v3/p); do \
+		$(SANITIZED) -march=$$march tests/native_attention_check.c $(CHECK) && experiments/run/native_check || exit 1; done
 	if command -v aarch64-linux-gnu-gcc && command -v qemu-aarch64; then \
-		aarch64-linux-gnu-gcc -O2 -static $(CHECK) -o experiments/run/native_check && qemu-aarch64 experiments/run/native_check; \
+		for check in native native_attention; do \
+			aarch64-linux-gnu-gcc -O2 -static tests/$${check}_check.c $(CHECK) && qemu-aarch64 experiments/run/native_check || exit 1; done; \
 	else echo "NEON was not tried: it needs gcc-aarch64-linux-gnu and qemu-user"; fi
 
 soak: .venv/installed-test ## ten minutes of 64 clients against the server, of which many misbehave: nothing lost, nothing mixed

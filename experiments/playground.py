@@ -76,8 +76,8 @@ def cost(model: nano.Model) -> dict[str, Any]:
     batch = np.array([row + [0] * (T - len(row)) for row in rows], np.int32)  # [B T]
     real = np.arange(1, T)[None] < np.array([[len(row)] for row in rows])
     theirs = logits_of(whole, batch)
-    sums = [np.asarray(compare(logits, theirs, batch, real), float) for logits in (logits_of(model, batch), theirs)]
-    (surprise, same, _), (before, *_) = (found / real.sum() for found in sums)
+    found = (np.asarray(compare(logits, theirs, batch))[:, real] for logits in (logits_of(model, batch), theirs))
+    (surprise, same, _), (before, *_) = (each.mean(axis=1, dtype=np.float64) for each in found)
     return {
         "texts": len(rows), "places": int(real.sum()), "same": float(same), "perplexity": float(np.exp(surprise)),
         "before": float(np.exp(before)), "bytes": model.nbytes, "bytes_before": whole.nbytes,

@@ -48,12 +48,19 @@ def exact(q, keys, values, at, positions, filled, window, scale, cap, sinks=None
     return made
 
 
-def fast(q, keys, values, at, positions, filled, window=None, scale=None, cap=None, sinks=None):
+def fast(q, keys, values, at, positions, filled, window=None, scale=None, cap=None, sinks=None, scales=None):
     """The operation as a model asks for it."""
     arrays = map(jnp.asarray, (keys, values, positions, filled))
-    return jax.jit(lambda q, *seen: dot_product(q, Seen(*seen, 0), jnp.asarray(at), window, scale, cap, "x", sinks))(
-        q, *arrays
-    )
+    return jax.jit(
+        lambda q, scales, *seen: dot_product(q, Seen(*seen, 0, scales), jnp.asarray(at), window, scale, cap, "x", sinks)
+    )(q, scales, *arrays)
+
+
+def in_8_bits(keys, values):
+    """Whole numbers and a scale of each vector; beside them what they stand for."""
+    whole = [jnp.asarray(rng.integers(-127, 128, x.shape), jnp.int8) for x in (keys, values)]
+    scales = tuple(jnp.asarray(rng.uniform(0.001, 0.02, x.shape[:-1]), jnp.float32) for x in whole)
+    return whole, scales, [np.asarray(x, float) * np.asarray(s)[..., None] for x, s in zip(whole, scales, strict=True)]
 
 
 @here
@@ -69,9 +76,11 @@ def fast(q, keys, values, at, positions, filled, window=None, scale=None, cap=No
 )
 def test_attention(shape, window, scale, cap):
     """Head sizes that no register divides, blocks that are not full, windows, caps, several queries a head and a row."""
-    given = some(*shape)
+    q, keys, values, *rest = given = some(*shape)
     assert "nanollm_attention" in jax.jit(fast).lower(*given).as_text()
     agree(fast(*given, window, scale, cap), exact(*given, window, scale, cap), 1e-5)
+    whole, scales, decoded = in_8_bits(keys, values)
+    agree(fast(q, *whole, *rest, window, scale, cap, None, scales), exact(q, *decoded, *rest, window, scale, cap), 1e-5)
 
 
 @here
@@ -115,6 +124,22 @@ def test_attention_has_the_same_bits_in_any_company(H):
             )
         last = fast(q[one, 2:], keys[one], values[one], at[one, 2:], positions[one], filled[one])
         np.testing.assert_array_equal(together[one, 2:], last)
+
+
+@here
+def test_attention_in_8_bits_has_the_same_bits_in_any_company():
+    """Of a row alone, and in a longer cache whose other slots hold anything."""
+    q, keys, values, at, positions, filled = some(3, 2, 4, 2, 300, 24, longest=290)
+    whole, scales, _ = in_8_bits(keys, values)
+    together = fast(q, *whole, at, positions, filled, scales=scales)
+    rest = q[1:2], at[1:2], positions[1:2], filled[1:2]
+    more = lambda x, by: jnp.pad(x[1:2], ((0, 0), (0, 0), (0, 500), (0, 0))[: x.ndim], constant_values=by)  # noqa: E731
+    longer = np.pad(positions[1:2], ((0, 0), (0, 500)), constant_values=-1)
+    alone = fast(rest[0], *(x[1:2] for x in whole), *rest[1:], scales=tuple(x[1:2] for x in scales))
+    beyond = fast(rest[0], *(more(x, 99) for x in whole), at[1:2], longer, filled[1:2],
+                  scales=tuple(more(x, jnp.nan) for x in scales))  # fmt: skip
+    np.testing.assert_array_equal(together[1:2], alone)
+    np.testing.assert_array_equal(together[1:2], beyond)
 
 
 @here
@@ -196,20 +221,17 @@ def test_own_folder(tmp_path, monkeypatch):
 
 
 @here
-def test_product_of_every_instruction_set(tmp_path):
-    """All that this processor has against plain C, at the edges of sizes and values; shared by threads that come late."""
+@pytest.mark.parametrize(("check", "more"), [("native", ()), ("native_attention", ("-march=native",))])
+def test_what_is_in_c_against_plain_c(check, more, tmp_path):
+    """At the edges of sizes and values: products of every instruction set that this processor has, shared by threads that come
+    late; attention over floats and whole numbers."""
     made = tmp_path / "check"
-    inputs = [
-        Path(__file__).with_name("native_check.c"),
-        "-I",
-        Path(native.__file__).parent,
-        "-I",
-        jax.ffi.include_dir(),
-    ]
-    command = [*compiler_at_hand(), "-std=gnu11", "-O1", *inputs, "-o", made, "-lm", "-lpthread"]
+    source = Path(__file__).with_name(f"{check}_check.c")
+    inputs = [source, "-I", Path(native.__file__).parent, "-I", jax.ffi.include_dir()]
+    command = [*compiler_at_hand(), "-std=gnu11", "-O1", *more, *inputs, "-o", made, "-lm", "-lpthread"]
     subprocess.run([str(word) for word in command], check=True)
     run = subprocess.run([str(made)], capture_output=True, text=True)
-    assert run.returncode == 0 and run.stdout.endswith("0 failed\n"), run.stdout
+    assert run.returncode == 0 and run.stdout.endswith(", 0 failed\n"), run.stdout
 
 
 def weights_of(dtype, O, I):  # noqa: E741

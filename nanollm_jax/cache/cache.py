@@ -177,10 +177,10 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
     assert isinstance(old, Plain)
     positions = cache.length[:, None] + jnp.arange(T)[None]  # [B T]
     real = (jnp.arange(T)[None] < count[:, None]) & (positions < cache.capacity)
-    own = old.as_read(k, v)
+    own, scales = old.as_read(k, v), None
     if 1 + cache.spare >= T or cache.fresh:
         new = old.write(cache.rows, k, v, positions, real)
-        keys, values = own if cache.fresh else new.heads(cache.rows, B, K)
+        keys, values, scales = (*own, None) if cache.fresh else rounded.parts(*new.heads(cache.rows, B, K))
         stand = positions if cache.fresh else new.held(cache.length + count)
         filled = cache.length + count
     else:
@@ -189,7 +189,8 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
         stand = jnp.concatenate([old.held(cache.length), positions], axis=1)
         filled = cache.length
     filled = jnp.where(count > 0, jnp.minimum(filled, old.slots), 0)
-    return changed(cache, layer, new), Seen(keys, values, stand, filled, T if 1 + cache.spare < T or cache.fresh else 0)
+    recent = T if 1 + cache.spare < T or cache.fresh else 0
+    return changed(cache, layer, new), Seen(keys, values, stand, filled, recent, scales)
 
 
 @jax.named_scope("cache")

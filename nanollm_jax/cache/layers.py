@@ -73,15 +73,14 @@ class Plain:
         both = self.k, self.v
         return kind(*(both if self.slots == slots else jax.tree.map(sized, both)))
 
-    def heads(self, rows: jax.Array | None, B: int, K: int) -> tuple[jax.Array, jax.Array]:
-        """Keys and values with rows and heads apart, of all rows or of the B named ones.  -> [B K S H] twice"""
+    def heads(self, rows: jax.Array | None, B: int, K: int) -> tuple[Buffer, Buffer]:
+        """Keys and values as they are kept, rows and heads apart, of all rows or of the B named ones.  -> [B K S H] twice"""
 
         def apart(x: jax.Array) -> jax.Array:
             every = x.reshape(x.shape[0] // K, K, *x.shape[1:])
             return every if rows is None else every.at[rows].get(mode="clip")
 
-        k, v = jax.tree.map(apart, (self.k, self.v))
-        return read(k), read(v)
+        return jax.tree.map(apart, (self.k, self.v))
 
     def as_read(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
         """New keys and values as they would be read.  [B T K H] -> [B K T H], twice
@@ -133,7 +132,8 @@ class Plain:
         """write, and the keys and values that were there before, [B K S H] twice; `held` says which these are."""
         B, _, K, _ = k.shape
         new = self.write(rows, k, v, positions, real)
-        return new, *new.heads(rows, B, K)  # the new ones stand behind those
+        before = new.heads(rows, B, K)  # the new ones stand behind those
+        return new, read(before[0]), read(before[1])
 
     def pool(self, blocks: int, size: int, rows: int, placed: Callable[[str], Any]) -> Plain:
         """Room for so many blocks of `size` positions of a layer of so many rows: [blocks*K size H] twice."""
@@ -163,8 +163,8 @@ class Plain:
 class Latents(Plain):
     """Position p stands in slot p, one vector that keys and values are both made of.  k [B*K S H], v [B*K S 0]"""
 
-    def heads(self, rows: jax.Array | None, B: int, K: int) -> tuple[jax.Array, jax.Array]:
-        """The vectors with rows and heads apart, as keys and as values.  -> [B K S H] twice"""
+    def heads(self, rows: jax.Array | None, B: int, K: int) -> tuple[Buffer, Buffer]:
+        """The vectors as they are kept, with rows and heads apart, as keys and as values.  -> [B K S H] twice"""
         k, _ = super().heads(rows, B, K)
         return k, k
 
@@ -208,7 +208,8 @@ class Ring(Plain):
         """
         B, _, K, _ = k.shape
         if rows is None:
-            return self.write(rows, k, v, positions, real), *self.heads(rows, B, K)
+            old = self.heads(rows, B, K)
+            return self.write(rows, k, v, positions, real), read(old[0]), read(old[1])
         begins = [row * K for row in rows]
 
         def rows_from(begins: list[Any]) -> Any:

@@ -67,6 +67,13 @@ def read(kept: Buffer) -> jax.Array:
     return (kept.values * kept.scale[..., None]).astype(kept.dtype)
 
 
+def parts(k: Buffer, v: Buffer) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array] | None]:
+    """Keys and values as attention takes them: in place of float32 as they are kept, and the scales of both.  [.. H], [..]"""
+    if isinstance(k, Rounded) and isinstance(v, Rounded) and k.dtype == jnp.float32:
+        return k.values, v.values, (k.scale, v.scale)
+    return read(k), read(v), None
+
+
 def seen(buffer: Buffer, vectors: jax.Array) -> jax.Array:
     """What is read of new vectors once a buffer has them.  [.. H] -> [.. H]
 

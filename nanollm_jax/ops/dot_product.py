@@ -17,7 +17,8 @@ from nanollm_jax.ops.blocks import views
 class Seen(NamedTuple):
     """What new tokens may look at: keys and values [B K S H], the position each stands at [B S], negative where there is
     none; how many of them, the last ones, are the new tokens themselves, in their order; and behind how many of the others
-    [B] nothing stands that a row's new tokens look at.
+    [B] nothing stands that a row's new tokens look at. With scales, [B K S] twice, keys and values are in int8, and stand for
+    as many times the scale of their vector, in float32.
     """
 
     keys: jax.Array
@@ -25,6 +26,7 @@ class Seen(NamedTuple):
     positions: jax.Array
     filled: jax.Array
     own: int
+    scales: tuple[jax.Array, jax.Array] | None = None
 
 
 @jax.named_scope("scores")
@@ -46,7 +48,7 @@ def dot_product(
     are in use. On an NVIDIA GPU all tokens go through the filled slots, in 16 bits: XLA there writes down all scores. The
     kernel there has no sinks.
     """
-    keys, values, positions, filled, own = seen
+    keys, values, positions, filled, own, scales = seen
     before = keys.shape[2] - own
 
     def plain(
@@ -57,13 +59,16 @@ def dot_product(
         positions: jax.Array,
         filled: jax.Array,
         sinks: jax.Array | None = None,
+        scales: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
+        if scales is not None:
+            keys, values = (x * scale[..., None] for x, scale in zip((keys, values), scales, strict=True))
         mask = visible(at, tag(positions, f"{name}.slots"), window)  # [B T S]
         found = tag(scores(q, keys, mask, scale, own, cap), f"{name}.scores")
         return mix(tag(weights(found, own, sinks), f"{name}.weights"), values, own)  # of weights [B K G T S]
 
     def in_use(
-        q: jax.Array, keys: jax.Array, values: jax.Array, at: jax.Array, positions: jax.Array, *rest: jax.Array
+        q: jax.Array, keys: jax.Array, values: jax.Array, at: jax.Array, positions: jax.Array, *rest: Any
     ) -> jax.Array:
         def within(view: int) -> jax.Array:
             part = lambda x, axis: jnp.concatenate(  # noqa: E731
@@ -75,13 +80,13 @@ def dot_product(
         index = sum((least > view).astype(jnp.int32) for view in views(before)[:-1])
         return jax.lax.switch(index, [partial(within, view) for view in views(before)])
 
-    arrays = (q, keys, values, at, positions, filled) + (() if sinks is None else (sinks,))
+    arrays = (q, keys, values, at, positions, filled, sinks, scales)
     how: dict[str, Any] = {"window": window, "scale": scale, "cap": cap, "plain": plain}
     faster: dict[str, Any] = {}
     if own and len(views(before)) > 1:
         faster["cpu"] = in_use
-    if not own and keys.dtype == jnp.float32 and native.wanted():
+    if not own and (scales is not None or keys.dtype == jnp.float32) and native.wanted():
         faster["cpu"] = partial(native.attention, **how)
     if sinks is None and gpu.takes(q, keys):
-        faster["cuda"] = partial(gpu.attention, own=own, **how)
+        faster["cuda"] = lambda *arrays: gpu.attention(*arrays[:6], own=own, **how)
     return jax.lax.platform_dependent(*arrays, **faster, default=plain) if faster else plain(*arrays)

@@ -28,7 +28,7 @@ from nanollm_jax.startup import own_folder
 
 SWITCH = "NANOLLM_NATIVE"  # 0: nothing is compiled; or one of
 INSTRUCTIONS = ("vnni", "avx512", "avx2", "neon", "plain")  # for products
-FUNCTIONS = ("nanollm_attention", "nanollm_bf16", "nanollm_f16", "nanollm_s8", "nanollm_g8", "nanollm_g4")
+FUNCTIONS = tuple(f"nanollm_{name}" for name in ("attention", "attention_s8", "bf16", "f16", "s8", "g8", "g4"))
 SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".c", ".h"))
 # no -ffast-math: it forgets what is not a number
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=default")
