@@ -328,6 +328,11 @@ def test_each_side_of_the_server_keeps_to_itself():
         assert not words & foreign.get(room(name), set()), name
 
 
+def test_the_way_of_a_request_names_every_file_of_the_server():
+    told = (PACKAGE / "serve" / "__init__.py").read_text()
+    assert [path.name for path in sorted((PACKAGE / "serve").glob("[a-z]*.py")) if path.name not in told] == []
+
+
 def test_no_room_for_leftovers():
     assert not {Path(name).stem for name in FILES} & {"utils", "common", "helpers", "base", "manager"}
     for name, path in FILES.items():

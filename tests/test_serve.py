@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import re
 import struct
@@ -170,11 +171,16 @@ def test_other_refusals(http):
     assert refusal(http, "/v1/completions", logprobs=21)[:2] == (400, "logprobs")
     assert refusal(http, "/v1/embeddings", input=[[]], messages=None, max_tokens=None)[:2] == (400, "input")
     assert refusal(http, "/v1/completions", best_of=2)[:2] == (400, "best_of")
+    assert refusal(http, "/v1/completions", prompt=["x"] * 300)[:2] == (400, "prompt")
+    assert refusal(http, "/v1/completions", n=300)[:2] == (400, "n")
     assert refusal(http, "/v1/completions", max_tokens=0)[:2] == (400, "max_tokens")
     assert http.get("/v1/nothing").json()["error"]["code"] == "not_found"
     assert http.get("/v1/chat/completions").status_code == 405
     assert http.post("/v1/completions", content=b"x", headers={"content-type": "text/plain"}).status_code == 415
     assert http.post("/v1/completions", content=b"x", headers={"content-type": "application/json"}).status_code == 400
+    packed = {"content-type": "application/json", "content-encoding": "gzip"}
+    assert http.post("/v1/completions", content=gzip.compress(b"{}"), headers=packed).status_code == 415
+    assert http.post("/v1/completions/", json=WRITE).json()["error"]["code"] == "not_found"  # and no way to http://
 
 
 def test_what_one_of_a_few_values_must_be_is_said(http):
@@ -474,6 +480,27 @@ def test_what_is_asked_about_the_server(http, client, service):
     assert value(after, "e2e_request_latency_seconds_count") - value(before, "e2e_request_latency_seconds_count") == 1
     assert value(after, "num_requests_running") == value(after, "num_requests_waiting") == 0
     assert value(after, "compiled_programs_total") == 0
+
+
+def ended(http):
+    """How many requests came to an end, by the reason; and tokens that were looked up in the prefix store, and found there."""
+    text = http.get("/metrics").text
+    reasons = re.findall(r'request_success_total\{finished_reason="(\w+)".*?\} (\S+)', text)
+    counts = re.findall(r"(prefix_cache_\w+)_total\{.*?\} (\S+)", text)
+    return {name: float(value) for name, value in (*reasons, *counts)}
+
+
+def test_texts_that_nobody_goes_on_with_are_counted_as_what_they_are(http, service):
+    """Scored where log-probabilities are wanted, pooled where a vector is; of the last state alone what is cached counts."""
+    assert serving.settled(service)
+    before, text = ended(http), "One day a little girl went to the park with her dog and saw a big tree there."
+    write(http, echo=True, logprobs=1, max_tokens=0)
+    for pooling in ("mean", "last", "last"):
+        assert http.post("/v1/embeddings", json={"input": text, "pooling": pooling}).status_code == 200
+    assert serving.settled(service)
+    grown = {name: value - before.get(name, 0) for name, value in ended(http).items() if value != before.get(name, 0)}
+    size = len(serving.tiny().tokenizer.encode(text))
+    assert grown == {"scored": 1, "pooled": 3, "prefix_cache_queries": 2 * size, "prefix_cache_hits": size // 16 * 16}
 
 
 def test_top(service, port, http, capsys):

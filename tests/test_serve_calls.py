@@ -183,6 +183,11 @@ def test_a_call_that_is_cut(one, model):
     content, _, calls, reason, _ = answers(client_of(one, templated(model, TAGGED), text, new=new), max_tokens=new)
     assert content is None and reason == "length" and len(calls) == 1
     assert '{"city": "Paris"}'.startswith(calls[0][1]) and calls[0][1]
+    closed = text + "\n</tool_c"
+    content, _, calls, reason, _ = answers(
+        client_of(one, templated(model, TAGGED), closed, new=len(tokens_of(model, closed)))
+    )
+    assert (content, calls, reason) == (None, [("weather", '{"city": "Paris"}')], "length")
 
 
 def test_logprobs_beside_calls(one, model):

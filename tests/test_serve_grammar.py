@@ -222,6 +222,10 @@ WRONG = [
         {"tools": [CLOCK, {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"not": {}}}}]},
         "tools[1].function.parameters",
     ),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {"type": "string"}}}]},
+        "tools[0].function.parameters",
+    ),
 ]  # fmt: skip
 
 

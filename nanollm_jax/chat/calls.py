@@ -281,6 +281,7 @@ class Reader:
         closed = bool(self.closer) and self.begins(self.closer, at)
         if closed is None:
             return False
-        if closed:
-            self.emit("mark", at + len(self.closer))
+        cut = self.over and self.closer.startswith(self.held[at:])  # the answer ends before the closer does
+        if closed or cut:
+            self.emit("mark", len(self.held) if cut else at + len(self.closer))
         return self.goes(self.content)

@@ -5,10 +5,13 @@ What happens to one request, in the order of the files:
     server.py         sockets and signals: listens, lets what runs finish when it is told to stop
     guards.py         before anything is read: whose request it is, from where, how large
     app.py            which function answers which path
+    writing.py        the two that write; vectors.py embeddings, ranking.py documents, tokens.py about tokens
+    service.py        what all of these share: the model and its names, whose key it is, what is under way
     bodies.py         the JSON that clients send, field by field; fields.py has the tables of what is not honoured
     messages.py       messages and tools in them, as clients send them and as templates take them
     asking.py         bodies to requests of the engine: templates and tokenizers, in threads beside the loop
-    reading.py        how the answers to these are to be read: calls of tools, reasoning
+    forming.py        which form their answers must have: JSON, a grammar, calls of tools
+    reading.py        how the answers are to be read: calls of tools, reasoning
     engine_thread.py  the one thread that owns the engine: requests in, pieces of answers out
     turns.py          what it hands the engine between two steps, and what all processes of a server do alike
     followers.py      the other processes of a server: they are handed each turn, and end when one is lost

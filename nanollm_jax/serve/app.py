@@ -49,6 +49,7 @@ def make_app(service: Service | Looking, ended: Callable[[], None] = lambda: Non
         exception_handlers={HTTPException: no_route, Refusal: no},
         lifespan=life,
     )
+    app.router.redirect_slashes = False  # what a client sends goes to one address, by one scheme, or is refused
     app.state.service, app.state.options, app.state.watcher = service, options, service.watcher
     app.state.timeline = service.thread.timeline if isinstance(service, Service) else None
     app.state.created = int(time.time())

@@ -216,7 +216,8 @@ class Readers:
                 "context_length_exceeded",
             )
         if body.n * len(prompts) > self.answers:
-            raise Refusal(400, f"{body.n * len(prompts)} answers are too many; at most {self.answers}.", "n")
+            param = "n" if body.n > 1 else "prompt"
+            raise Refusal(400, f"{body.n * len(prompts)} answers are too many; at most {self.answers}.", param)
         if body.min_tokens is not None and body.min_tokens > new:
             raise Refusal(
                 400, f"min_tokens is {body.min_tokens}, more than the {new} that may be written.", "min_tokens"

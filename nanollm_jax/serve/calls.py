@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nanollm_jax.engine.request import Request
 from nanollm_jax.engine.rows import Ticket
@@ -70,13 +70,3 @@ class Call:
     def slow(self) -> bool:
         """Does too much lie here unread?"""
         return self.unread > self.most
-
-
-def settle(answer: asyncio.Future[Any], found: Any, error: Exception | None) -> None:
-    """In the loop: a tool is done, and somebody may still want to know."""
-    if answer.done():
-        return
-    if error is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(found)

@@ -212,7 +212,7 @@ class EngineThread(threading.Thread):
     def piece(self, ticket: Ticket) -> Piece | NanoLLMError:
         """What an answer grew by since it was last looked at, or what went wrong with it."""
         if not ticket.request.answered:
-            return self.scored(ticket)
+            return self.without_answer(ticket)
         answer = ticket.answer
         characters, tokens = self.shown.get(ticket, (0, 0))
         certain = answer.certain()
@@ -228,17 +228,17 @@ class EngineThread(threading.Thread):
             answer.top_logprobs[tokens:], answer.finish_reason, ticket.cached_tokens,
         )  # fmt: skip
 
-    def scored(self, ticket: Ticket) -> Piece | NanoLLMError:
-        """The tokens of a text that have been scored since it was last looked at, or nothing until its vector is whole, which
-        the ticket has then; `finish_reason` is "scored" at its end.
+    def without_answer(self, ticket: Ticket) -> Piece | NanoLLMError:
+        """Of a text that nobody goes on with: the tokens that have been scored since it was last looked at, or nothing until
+        its vector is whole, which the ticket has then; `finish_reason` is "read" at its end.
         """
         _, at = self.owners[ticket]
         _, known = self.shown.get(ticket, (0, 0))
         marks, given = ticket.scores[known:], ticket.request.given or 0
         self.shown[ticket] = (0, known + len(marks))
-        self.metrics.scored(ticket)
         if ticket.ended:
             del self.owners[ticket], self.shown[ticket]
+            self.metrics.without_answer(ticket)
         if ticket.error is not None:
             return ticket.error
         vector = [] if ticket.vector is None else ticket.vector.tolist()
@@ -247,7 +247,7 @@ class EngineThread(threading.Thread):
         tokens = list(ticket.request.ids[given + known : given + known + len(marks)])
         return Piece(
             at, "", tokens, [mark.logprob for mark in marks], [mark.tops for mark in marks],
-            "scored" if ticket.ended else "", ticket.cached_tokens,
+            "read" if ticket.ended else "", ticket.cached_tokens,
         )  # fmt: skip
 
     def deliver(self, pieces: Sequence[tuple[Call, int, Piece | NanoLLMError]]) -> None:

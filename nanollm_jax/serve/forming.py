@@ -179,8 +179,10 @@ def form_of_chat(body: Chat, reading: Reading, choice: Choice) -> Form:
 
 
 def arguments_of(function: Mapping[str, Any]) -> Grammar:
-    """What the arguments of a function have to be: an object, in any case."""
+    """What the arguments of a function have to be: an object, in any case. Raises RequestError for what could be none."""
     parameters = function.get("parameters")
+    if parameters is not None and parameters.get("type", "object") != "object":
+        raise RequestError(f'parameters are of the type {shown(parameters["type"])}; expected "object".')
     return Grammar.json_schema(NOTHING if parameters is None else {"type": "object", **parameters})
 
 

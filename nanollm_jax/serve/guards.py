@@ -140,6 +140,8 @@ async def read_json(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise Refusal(415, f"the body is {kind[:80] or 'of no type'}; send content-type: application/json.")
+    if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        raise Refusal(415, f"the body is compressed ({coding[:80]}); send it as it is.")
     options: Options = request.app.state.options
     most = options.body
     too_much = Refusal(413, f"the body is larger than {most:,} bytes.")

@@ -65,12 +65,14 @@ class Metrics:
         self.seconds = self.counter("engine_seconds", "Seconds that these took.")
         self.compiled = self.counter("compiled_programs", "Programs compiled after the server was ready; expected 0.")
         self.ended = Counter(
-            f"{PREFIX}request_success", "Answers that came to an end, by its reason; cancelled where nobody waited.",
+            f"{PREFIX}request_success",
+            "Requests that came to an end, by its reason: stop or length of answers; scored or pooled of texts that nobody "
+            "goes on with, to log-probabilities or to a vector; cancelled where nobody waited; error.",
             ["model_name", "finished_reason"], registry=self.registry,
         )  # fmt: skip
         self.first = self.histogram("time_to_first_token_seconds", "From a request to its first token.", FIRST)
         self.between = self.histogram("inter_token_latency_seconds", "From one token to the next.", BETWEEN)
-        self.whole = self.histogram("e2e_request_latency_seconds", "From a request to its last token.", WHOLE)
+        self.whole = self.histogram("e2e_request_latency_seconds", "From a request to its end.", WHOLE)
         self.lanes: list[Lane] = []
         self.offered = self.taken = self.idle = 0  # steps of rows, those that wrote a token, those that did not
         self.times: dict[Ticket, tuple[float, float]] = {}  # when it was submitted, and when its last token came
@@ -104,27 +106,33 @@ class Metrics:
         """An answer has so many tokens more."""
         begun, last = self.times[ticket]
         now = time.perf_counter()
-        if not last:
+        if tokens and not last:
             self.first.observe(now - begun)
-            self.looked_up.inc(len(ticket.request.ids))
-            self.hits.inc(ticket.cached_tokens)
-            self.taken += max(tokens - 1, 0)  # the first one is drawn where the prompt was read
-        else:
-            self.taken += tokens
-            for _ in range(tokens):
-                self.between.observe((now - last) / tokens)
-        self.times[ticket] = (begun, now)
+            self.read(ticket)
+        self.taken += max(tokens - (not last), 0)  # the first one is drawn where the prompt was read
+        for _ in range(tokens if last else 0):
+            self.between.observe((now - last) / tokens)
+        self.times[ticket] = (begun, now if tokens else last)
         self.written.inc(tokens)
         if ticket.ended:
-            del self.times[ticket]
-            self.whole.observe(now - begun)
-            self.ended.labels(self.model, ticket.answer.finish_reason or "error").inc()
+            self.finished(ticket, ticket.answer.finish_reason)
 
-    def scored(self, ticket: Ticket) -> None:
-        """Tokens of a text were scored, or it was made a vector."""
-        if ticket.ended:
-            del self.times[ticket]
-            self.ended.labels(self.model, "error" if ticket.error else "scored").inc()
+    def without_answer(self, ticket: Ticket) -> None:
+        """A text that nobody goes on with has been read to its end."""
+        if ticket.request.pooling not in ("", "mean"):  # others are read whole, whatever was kept
+            self.read(ticket)
+        self.finished(ticket, "pooled" if ticket.request.pooling else "scored")
+
+    def read(self, ticket: Ticket) -> None:
+        """A prompt has been read, but for what of it the prefix store had."""
+        self.looked_up.inc(len(ticket.request.ids))
+        self.hits.inc(ticket.cached_tokens)
+
+    def finished(self, ticket: Ticket, reason: str) -> None:
+        """Nothing more will come of a request."""
+        begun, _ = self.times.pop(ticket)
+        self.whole.observe(time.perf_counter() - begun)
+        self.ended.labels(self.model, "error" if ticket.error else reason).inc()
 
     def stepped(self, engine: Engine, events: Sequence[Event], seconds: float, compiled: int) -> None:
         """The engine has made a step, in which these events were."""

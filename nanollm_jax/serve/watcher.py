@@ -22,7 +22,6 @@ import msgspec
 from nanollm_jax.errors import NanoLLMError
 from nanollm_jax.glass.runs import Run, example
 from nanollm_jax.loading import Model
-from nanollm_jax.serve.calls import settle
 from nanollm_jax.serve.refusals import Refusal, busy, refusal_of
 
 log = logging.getLogger("nanollm.serve")
@@ -235,3 +234,13 @@ def said(error: Exception) -> Refusal:
         return error
     log.error("a watched run failed", exc_info=error)
     return Refusal(500, "something went wrong here; the log of this server says what.")
+
+
+def settle(answer: asyncio.Future[Any], found: Any, error: Exception | None) -> None:
+    """In the loop: a tool of the glass box is done, and somebody may still want to know."""
+    if answer.done():
+        return
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(found)
