@@ -102,7 +102,9 @@ def by_blocks(multiply: Callable[[jax.Array, Any], jax.Array], x: jax.Array, wei
     full = (O - 1) // size  # blocks before the last, which ends where the outputs end and may overlap the one before
 
     def block(begin: jax.Array) -> jax.Array:
-        return multiply(x, jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, begin, size), weight))
+        # together with begin, which changes: else XLA on CPU converts 8-bit floats, and scales, of all outputs before the loop
+        parts, begin = jax.lax.optimization_barrier((weight, begin))
+        return multiply(x, jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, begin, size), parts))
 
     found = jax.lax.map(block, jnp.minimum(size * jnp.arange(full + 1), O - size))  # [full + 1 R size]
     last = found[-1, :, size - (O - full * size) :]
