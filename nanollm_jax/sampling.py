@@ -277,6 +277,16 @@ def keep_allowed(logits: jax.Array, allowed: jax.Array) -> jax.Array:
     return jax.lax.cond(jnp.any(allowed != EVERYTHING), forbid, lambda logits: logits, logits)
 
 
+@jax.vmap
+def uniform(seed: jax.Array, position: jax.Array) -> jax.Array:
+    """A random number of each row, from 0 to 1, of its seed and position alone.  [B] uint32, [B] -> [B] float32
+
+    Whatever JAX is set to: other generators give a row numbers that depend on the rows beside it, 64 bits give others.
+    """
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), position)
+    return jax.random.uniform(key, dtype=jnp.float32)
+
+
 @jax.named_scope("sampling")
 def draw(
     logits: jax.Array,
@@ -297,7 +307,6 @@ def draw(
     shaped = penalize(logits, sampling, past)
     shaped = shaped if allowed is None else keep_allowed(shaped, allowed)
     greedy = sampling.temperature == 0
-    uniform = jax.vmap(lambda seed, position: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), position)))
     token = best(shaped)
     token = jax.lax.cond(
         jnp.all(greedy),

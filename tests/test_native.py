@@ -84,6 +84,18 @@ def test_attention(shape, window, scale, cap):
 
 
 @here
+def test_attention_where_jax_takes_64_bits():
+    """Positions are whole numbers of 64 bits then, and what is made without a dtype is a float of as many."""
+    q, keys, values, *where = some(2, 1, 4, 2, 40, 16)
+    whole, scales, _ = in_8_bits(keys, values)
+    expected = fast(q, keys, values, *where), fast(q, *whole, *where, scales=scales)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(x, jnp.int64) for x in where]
+        found = fast(q, keys, values, *wide), fast(q, *whole, *wide, scales=scales)
+    np.testing.assert_array_equal(found, expected)
+
+
+@here
 def test_attention_with_sinks():
     """Large ones, which nearly all goes to, and small ones; over several blocks, and where a query sees one slot."""
     given = some(2, 3, 8, 2, 600, 24)

@@ -119,6 +119,15 @@ def test_forbidden_ids_are_never_drawn():
     assert set(tokens.tolist()) == {4, 8}
 
 
+def test_a_draw_depends_on_no_setting_of_jax():
+    """Numbers of 64 bits are drawn in another way; those of another generator depend on the rows beside them."""
+    rows = jnp.arange(50, dtype=jnp.uint32), jnp.arange(50)
+    expected = jax.jit(smp.uniform)(*rows)
+    for setting in (jax.enable_x64(True), jax.default_prng_impl("rbg")):
+        with setting:
+            np.testing.assert_array_equal(jax.jit(smp.uniform)(*rows), expected)
+
+
 def test_a_draw_depends_on_seed_and_position_only():
     sampling = nano.Sampling(temperature=2.0).rows(6, V)
     logits = jnp.repeat(jnp.asarray(LOGITS[:1]), 6, axis=0)

@@ -27,7 +27,7 @@ def attention(
     def fused(*arrays: Any) -> jax.Array:
         *six, sinks, scales = arrays
         shape = jax.ShapeDtypeStruct(q.shape, jnp.float32)
-        sinks = jnp.full(q.shape[2], -jnp.inf) if sinks is None else sinks.astype(jnp.float32)
+        sinks = jnp.full(q.shape[2], -jnp.inf, jnp.float32) if sinks is None else sinks.astype(jnp.float32)
         name = "nanollm_attention" if scales is None else "nanollm_attention_s8"
         made = jax.ffi.ffi_call(name, shape, vmap_method="sequential")(*six, sinks, how, *(scales or ()))
         return collectives.varied(made, jax.typeof(arrays[1]))  # each member of a mesh has its own rows and heads
@@ -36,4 +36,5 @@ def attention(
     def derivative(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
         return jax.jvp(plain, primals, tangents)
 
-    return fused(q.astype(jnp.float32), keys, values, at, positions, filled, sinks, scales)
+    whole = (x.astype(jnp.int32) for x in (at, positions, filled))  # of 64 bits where JAX is told to take these
+    return fused(q.astype(jnp.float32), keys, values, *whole, sinks, scales)
