@@ -264,8 +264,8 @@ def test_product(dtype):
         found = np.asarray(native.product(jnp.asarray(x), weight))
         exact = x.astype(np.float64) @ np.asarray(weight, np.float64).T
         size = np.abs(x.astype(np.float64)) @ np.abs(np.asarray(weight, np.float64)).T
-        # whole numbers: each of x is off by at most half a step of 1/32767 of its row's largest
-        steps = np.abs(x).max(1)[:, None] / 65534 * np.abs(np.asarray(weight, np.float64)).sum(1)[None]
+        # whole numbers: each of x is off by at most half a step of 1/32639 of its row's largest
+        steps = np.abs(x).max(1)[:, None] / 65278 * np.abs(np.asarray(weight, np.float64)).sum(1)[None]
         smallest = I * 2.0**-149  # by which each sum may be off where numbers are denormal
         assert (np.abs(found - exact) <= 1e-6 * size + (1.02 * steps if dtype == "int8" else 0) + smallest).all()
         for row in range(R):
@@ -290,9 +290,9 @@ def test_product_in_groups(bits):
         found = np.asarray(jax.jit(product)(jnp.asarray(x), weight))
         exact, whole = x.astype(np.float64), np.asarray(weight.decoded(), np.float64)
         size = np.abs(exact) @ np.abs(whole).T + (0 if offset is None else np.abs(exact).sum(1, keepdims=True))
-        # sums over a group are exact in whole numbers of 1/65534; an offset and a number that is -8 times it may cancel
+        # sums over a group are exact in whole numbers of 1/65278; an offset and a number that is -8 times it may cancel
         steps = (
-            np.abs(x).max(1)[:, None] / 65534 * (np.abs(whole).sum(1)[None] + (0 if offset is None else groups * group))
+            np.abs(x).max(1)[:, None] / 65278 * (np.abs(whole).sum(1)[None] + (0 if offset is None else groups * group))
         )
         assert (np.abs(found - exact @ whole.T) <= 2e-6 * size + 1.02 * steps).all()
         for row in range(R):

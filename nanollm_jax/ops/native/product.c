@@ -25,8 +25,9 @@
 // S8: whole numbers; their one scale per output comes later.  G8 and G4: `group` inputs, a multiple of PACKED, have a scale, and
 // may have an offset: scale * number + offset.  Of 4 bits, byte j of PACKED numbers has the inputs j (low bits) and j + PACKED/2, each + 8.
 typedef enum { BF16, F16, S8, G8, G4, FORMS } Form;
-enum { MOST = 32767, PACKED = 32, WHOLE = 64 * PACKED };  // so many products of 8 and 16 bits have a sum below 2^31 in each of four lanes
+enum { MOST = 127 * 257, PACKED = 32, WHOLE = 64 * PACKED };  // so many products of 8 and 16 bits have a sum below 2^31 in each of four lanes
 static const int BITS[FORMS] = {16, 16, 8, 8, 4};
+static inline int64_t bytes_of(Form form, int64_t numbers) { return numbers * BITS[form] >> 3; }
 
 // Scales or offsets [O groups]; none where `at` is NULL.
 typedef enum { FLOAT, HALF, BRAIN, NUMBERS } Number;
@@ -36,9 +37,9 @@ typedef struct {
   Number kind;
 } Each;
 
-// A product. x is laid out: rows of `width` floats, or for whole numbers of int16, MOST of which are most[r]; sums [R span] are
-// those of a group of these. CHUNK groups are looked at together, and span is a multiple of it.
-enum { CHUNK = 64 };
+// A product. x is laid out: rows of `width` floats, or for whole numbers of int16, MOST of which are most[r]; behind those of G4
+// come their bytes (split). sums [R span] are those of a group. CHUNK groups are looked at together, and span is a multiple of it.
+enum { CHUNK = 64, LINE = 64 };  // and of bytes, those that come from memory together
 typedef struct {
   const void* x;
   const float *most, *sums;
@@ -49,14 +50,19 @@ typedef struct {
   int64_t group, groups, span;
 } Product;
 
-// One instruction set: inputs in a step, whether the processor has it, x laid out for it, and the outputs from begin to end.
+// One instruction set: inputs in a step, and in one of G4 where bytes are split, whether the processor has it, x laid out for it, and
+// the outputs from begin to end.
 typedef struct {
   const char* name;
-  int step;
+  int step, split;
   bool (*has)(void);
   void (*lay_out)(Form, const float* x, void* to, float* most, int64_t R, int64_t I, int64_t width);
   void (*run)(Form, const Product*, int64_t begin, int64_t end);
 } Path;
+
+// int16 of a row of so many numbers with their bytes, two and a half a number; and the other way round
+#define WITH_BYTES(NUMBERS) ((NUMBERS) / 4 * 9)
+#define WITHOUT_BYTES(WIDTH) ((WIDTH) / 9 * 4)
 
 static inline float as_float(uint32_t bits) {
   float value;
@@ -140,7 +146,7 @@ static void plain_run(Form form, const Product* p, int64_t begin, int64_t end) {
     }
 }
 static bool always(void) { return true; }
-static const Path plain = {"plain", 16, always, plain_lay_out, plain_run};
+static const Path plain = {"plain", 16, 0, always, plain_lay_out, plain_run};
 
 // 2. Instruction sets ---------------------------------------------------------------------------------------------------------
 
@@ -156,6 +162,8 @@ typedef float floats8 __attribute__((vector_size(32)));
 typedef float floats16 __attribute__((vector_size(64)));
 typedef uint32_t words8 __attribute__((vector_size(32)));
 typedef uint32_t words16 __attribute__((vector_size(64)));
+typedef uint16_t shorts8 __attribute__((vector_size(16)));
+typedef uint16_t shorts16 __attribute__((vector_size(32)));
 typedef struct { __m256i low, high; } numbers2;
 
 #define PATH avx2
@@ -165,6 +173,8 @@ typedef struct { __m256i low, high; } numbers2;
 #define WHOLE_ROWS 4
 #define vec floats8
 #define words words8
+#define shorts shorts8
+#define octets __m256i
 #define whole __m256i
 #define wide numbers2
 static bool avx2_has(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
@@ -175,13 +185,20 @@ INLINE float avx2_total(vec v) {
   sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
   return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
-INLINE wide avx2_bytes(const void* w) {
+INLINE wide avx2_from_bytes(const void* w) {
   return (wide){_mm256_cvtepi8_epi16(_mm_loadu_si128(w)), _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w + 1))};
 }
-INLINE wide avx2_nibbles(const void* w) {
-  const __m128i two = _mm_loadu_si128(w), mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
-  return (wide){_mm256_cvtepi8_epi16(_mm_sub_epi8(_mm_and_si128(two, mask), eight)),
-                _mm256_cvtepi8_epi16(_mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(two, 4), mask), eight))};
+INLINE octets avx2_low(octets w) { return _mm256_and_si256(w, _mm256_set1_epi8(15)); }
+INLINE octets avx2_high(octets w) { return avx2_low(_mm256_srli_epi16(w, 4)); }
+INLINE whole avx2_dot_bytes(octets low, octets high, const octets* x) {
+  const __m256i upper = _mm256_add_epi16(_mm256_maddubs_epi16(low, x[0]), _mm256_maddubs_epi16(high, x[1]));
+  const __m256i lower = _mm256_add_epi16(_mm256_maddubs_epi16(low, x[2]), _mm256_maddubs_epi16(high, x[3]));
+  const __m256i sum = _mm256_add_epi32(x[4], _mm256_madd_epi16(lower, _mm256_set1_epi16(1)));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(upper, _mm256_set1_epi16(256)));
+}
+INLINE vec avx2_each_four(const float* scale) {
+  const __m256 two = _mm256_castps128_ps256(_mm_castsi128_ps(_mm_loadl_epi64((const void*)scale)));
+  return (vec)_mm256_permutevar8x32_ps(two, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
 }
 INLINE whole avx2_none(void) { return _mm256_setzero_si256(); }
 INLINE whole avx2_dot(whole sum, wide w, const int16_t* x) {
@@ -198,6 +215,8 @@ INLINE vec avx2_as_floats(whole n) { return (vec)_mm256_cvtepi32_ps(n); }
 #define WHOLE_ROWS 4
 #define vec floats16
 #define words words16
+#define shorts shorts16
+#define octets __m512i
 #define whole __m512i
 #define wide __m512i
 static bool avx512_has(void) {
@@ -206,11 +225,18 @@ static bool avx512_has(void) {
 INLINE vec avx512_multiply_add(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 INLINE vec avx512_halves(const void* w) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256(w)); }
 INLINE float avx512_total(vec v) { return _mm512_reduce_add_ps((__m512)v); }
-INLINE wide avx512_bytes(const void* w) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256(w)); }
-INLINE wide avx512_nibbles(const void* w) {
-  const __m128i two = _mm_loadu_si128(w);
-  const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(two), _mm_srli_epi16(two, 4), 1);
-  return _mm512_cvtepi8_epi16(_mm256_sub_epi8(_mm256_and_si256(both, _mm256_set1_epi8(15)), _mm256_set1_epi8(8)));
+INLINE wide avx512_from_bytes(const void* w) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256(w)); }
+INLINE octets avx512_low(octets w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
+INLINE octets avx512_high(octets w) { return avx512_low(_mm512_srli_epi16(w, 4)); }
+INLINE whole avx512_dot_bytes(octets low, octets high, const octets* x) {
+  const __m512i upper = _mm512_add_epi16(_mm512_maddubs_epi16(low, x[0]), _mm512_maddubs_epi16(high, x[1]));
+  const __m512i lower = _mm512_add_epi16(_mm512_maddubs_epi16(low, x[2]), _mm512_maddubs_epi16(high, x[3]));
+  const __m512i sum = _mm512_add_epi32(x[4], _mm512_madd_epi16(lower, _mm512_set1_epi16(1)));
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(upper, _mm512_set1_epi16(256)));
+}
+INLINE vec avx512_each_four(const float* scale) {
+  const __m512i at = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  return (vec)_mm512_permutexvar_ps(at, _mm512_castps128_ps512(_mm_loadu_ps(scale)));
 }
 INLINE whole avx512_none(void) { return _mm512_setzero_si512(); }
 INLINE whole avx512_dot(whole sum, wide w, const int16_t* x) {
@@ -228,14 +254,23 @@ INLINE vec avx512_as_floats(whole n) { return (vec)_mm512_cvtepi32_ps(n); }
 #define WHOLE_ROWS 4
 #define vec floats16
 #define words words16
+#define shorts shorts16
+#define octets __m512i
 #define whole __m512i
 #define wide __m512i
 static bool vnni_has(void) { return avx512_has() && __builtin_cpu_supports("avx512vnni"); }
 INLINE vec vnni_multiply_add(vec a, vec b, vec c) { return avx512_multiply_add(a, b, c); }
 INLINE vec vnni_halves(const void* w) { return avx512_halves(w); }
 INLINE float vnni_total(vec v) { return avx512_total(v); }
-INLINE wide vnni_bytes(const void* w) { return avx512_bytes(w); }
-INLINE wide vnni_nibbles(const void* w) { return avx512_nibbles(w); }
+INLINE wide vnni_from_bytes(const void* w) { return avx512_from_bytes(w); }
+INLINE octets vnni_low(octets w) { return avx512_low(w); }
+INLINE octets vnni_high(octets w) { return avx512_high(w); }
+INLINE whole vnni_dot_bytes(octets low, octets high, const octets* x) {
+  const __m512i upper = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), low, x[0]), high, x[1]);
+  const __m512i lower = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(x[4], low, x[2]), high, x[3]);
+  return _mm512_add_epi32(lower, _mm512_slli_epi32(upper, 8));
+}
+INLINE vec vnni_each_four(const float* scale) { return avx512_each_four(scale); }
 INLINE whole vnni_none(void) { return avx512_none(); }
 INLINE whole vnni_dot(whole sum, wide w, const int16_t* x) { return _mm512_dpwssd_epi32(sum, w, _mm512_loadu_si512(x)); }
 INLINE vec vnni_as_floats(whole n) { return avx512_as_floats(n); }
@@ -245,6 +280,7 @@ static const Path* const PATHS[] = {&vnni, &avx512, &avx2, &plain};
 #elif defined(__aarch64__)
 typedef float floats4 __attribute__((vector_size(16)));
 typedef uint32_t words4 __attribute__((vector_size(16)));
+typedef uint16_t shorts4 __attribute__((vector_size(8)));
 
 #define PATH neon
 #define TARGET "+simd"
@@ -253,6 +289,8 @@ typedef uint32_t words4 __attribute__((vector_size(16)));
 #define WHOLE_ROWS 4
 #define vec floats4
 #define words words4
+#define shorts shorts4
+#define octets int8x16_t
 #define whole int32x4_t
 #define wide int16x8x4_t
 static bool neon_has(void) { return true; }
@@ -262,13 +300,19 @@ INLINE float neon_total(vec v) { return vaddvq_f32((float32x4_t)v); }
 INLINE wide neon_both(int8x16_t a, int8x16_t b) {
   return (wide){{vmovl_s8(vget_low_s8(a)), vmovl_high_s8(a), vmovl_s8(vget_low_s8(b)), vmovl_high_s8(b)}};
 }
-INLINE wide neon_bytes(const void* w) { return neon_both(vld1q_s8(w), vld1q_s8((const int8_t*)w + 16)); }
-INLINE wide neon_nibbles(const void* w) {
-  const uint8x16_t two = vld1q_u8(w);
-  const int8x16_t eight = vdupq_n_s8(8);
-  return neon_both(vsubq_s8(vreinterpretq_s8_u8(vandq_u8(two, vdupq_n_u8(15))), eight),
-                    vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(two, 4)), eight));
+INLINE wide neon_from_bytes(const void* w) { return neon_both(vld1q_s8(w), vld1q_s8((const int8_t*)w + 16)); }
+INLINE octets neon_low(octets w) { return vandq_s8(w, vdupq_n_s8(15)); }
+INLINE octets neon_high(octets w) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); }
+INLINE int32x4_t neon_products(octets low, octets high, const octets* x) {
+  int16x8_t sum = vmlal_high_s8(vmull_s8(vget_low_s8(low), vget_low_s8(x[0])), low, x[0]);
+  sum = vmlal_high_s8(vmlal_s8(sum, vget_low_s8(high), vget_low_s8(x[1])), high, x[1]);
+  return vpaddlq_s16(sum);
 }
+INLINE whole neon_dot_bytes(octets low, octets high, const octets* x) {
+  const int32x4_t sum = vaddq_s32(vreinterpretq_s32_s8(x[4]), neon_products(low, high, x + 2));
+  return vaddq_s32(sum, vshlq_n_s32(neon_products(low, high, x), 8));
+}
+INLINE vec neon_each_four(const float* scale) { return (vec)vld1q_dup_f32(scale); }
 INLINE whole neon_none(void) { return vdupq_n_s32(0); }
 INLINE whole neon_dot(whole sum, wide w, const int16_t* x) {
   for (int part = 0; part < 4; part++) {
@@ -338,11 +382,11 @@ static void of_outputs(const void* given, int64_t piece) {
   rounding_as(before);
 }
 
-// How many outputs are a piece. A row alone reads memory straight through, in few pieces; of more rows each multiplies what
-// the processor's cache still has.
-static int64_t piece_of(int64_t R, int64_t O, int64_t row_bytes) {
-  enum { PIECES = 64, LEAST = 1 << 14, CACHED = 1 << 16 };
-  int64_t bytes = O * row_bytes / PIECES;
+// How many outputs are a piece. A row alone reads memory straight through, in few pieces, which no thread has to leave in the middle
+// and come to again; of more rows each multiplies what the processor's cache still has.
+static int64_t piece_of(int64_t R, int64_t O, int64_t row_bytes, int64_t threads) {
+  enum { PIECES = 4, LEAST = 1 << 14, CACHED = 1 << 16 };
+  int64_t bytes = O * row_bytes / (PIECES * threads);
   if (bytes < LEAST) bytes = LEAST;
   if (R > 1 && bytes > CACHED) bytes = CACHED;
   const int64_t outputs = bytes / row_bytes / 2 * 2;
@@ -364,8 +408,10 @@ static void sum_groups(const Product* p, const int16_t* x, float* sums) {
 static bool multiply(const Path* path, Form form, Product p, const float* x, XLA_FFI_CallFrame* call) {
   const int64_t R = p.R, O = p.O, I = p.I, item = form < S8 ? sizeof(float) : sizeof(int16_t);
   p.width = (I + path->step - 1) / path->step * path->step;
+  if (form == G4 && path->split) p.width = WITH_BYTES((I + path->split - 1) / path->split * path->split);
   p.span = p.offset.at ? (p.groups + CHUNK - 1) / CHUNK * CHUNK : 0;
-  char* memory = malloc((size_t)(R * (p.width * item + (1 + p.span) * (int64_t)sizeof(float))));
+  const size_t size = (size_t)(R * (p.width * item + (1 + p.span) * (int64_t)sizeof(float)));
+  char* memory = aligned_alloc(LINE, (size + LINE - 1) / LINE * LINE);
   if (!memory) return false;
   float *sums = (float*)(memory + R * p.width * item), *most = sums + R * p.span;  // steps are of 16 numbers at least
   const uint64_t before = usual_rounding();
@@ -373,8 +419,8 @@ static bool multiply(const Path* path, Form form, Product p, const float* x, XLA
   if (p.offset.at) sum_groups(&p, (const int16_t*)memory, sums);
   rounding_as(before);
   p.x = memory, p.most = most, p.sums = sums;
-  const int64_t row_bytes = I * BITS[form] / 8;
-  const Job job = {p, path, form, piece_of(R, O, row_bytes)};
+  const int64_t row_bytes = bytes_of(form, I);
+  const Job job = {p, path, form, piece_of(R, O, row_bytes, threads_of(call))};
   in_pieces(call, of_outputs, &job, (O + job.outputs - 1) / job.outputs, O * row_bytes);
   free(memory);
   return true;
@@ -407,13 +453,33 @@ XLA_FFI_Error* nanollm_g4(XLA_FFI_CallFrame* call) { return product(call, G4); }
 // 4. The product, in the words of one instruction set -------------------------------------------------------------------------
 
 enum { MY(STEP) = 2 * LANES > PACKED ? 2 * LANES : PACKED };  // inputs; a step of floats is 2 * LANES of them
+enum { MY(SPLIT) = 8 * LANES };  // inputs in a step of G4, a vector of their weights: LANES / 4 times PACKED
+
+// Whole numbers of 16 bits become 256 times an upper byte and a lower one. For each step there are five vectors: upper bytes of
+// the inputs whose weights are low bits, of those that are high bits, lower bytes alike, and what the 8 in each weight comes to.
+static inline __attribute__((always_inline)) void MY(split)(const int16_t* x, int64_t width, int8_t* to) {
+  enum { HALF_PACKED = PACKED / 2, VECTOR = 4 * LANES };
+  for (int64_t i = 0; i < width; i += MY(SPLIT), to += 5 * VECTOR)
+    for (int part = 0; part < LANES / 4; part++) {
+      int32_t less[4] = {0};
+      for (int high = 0; high < 2; high++, x += HALF_PACKED) {
+        int8_t *upper = to + high * VECTOR + part * HALF_PACKED, *lower = upper + 2 * VECTOR;
+        for (int j = 0; j < HALF_PACKED; j++) upper[j] = (int8_t)((x[j] + 128) >> 8), lower[j] = (int8_t)x[j];
+        for (int j = 0; j < HALF_PACKED; j++) less[0] -= 8 * x[j];
+      }
+      memcpy(to + 4 * VECTOR + part * HALF_PACKED, less, sizeof less);
+    }
+}
 
 // bfloat16 comes two to a word: the first after a shift, the second as it stands but for its lower bits. So x is parted alike.
 static __attribute__((target(TARGET))) void MY(lay_out)(Form form, const float* x, void* to, float* most, int64_t R, int64_t I,
                                                         int64_t width) {
   for (int64_t r = 0; r < R; r++, x += I) {
     if (form >= S8) {
-      most[r] = round_row(x, (int16_t*)to + r * width, I, width);
+      int16_t* row = (int16_t*)to + r * width;
+      const int64_t numbers = form == G4 ? WITHOUT_BYTES(width) : width;
+      most[r] = round_row(x, row, I, numbers);
+      if (form == G4) MY(split)(row, numbers, (int8_t*)(row + numbers));
       continue;
     }
     float* row = (float*)to + r * width;
@@ -499,11 +565,11 @@ INLINE void MY(float_tile)(const Form form, const int rows, const int outputs, c
 }
 
 // The same with whole numbers, PACKED further in each step; sums are exact until they become floats.
-INLINE void MY(whole_step)(const Form form, const int rows, const int outputs, const int16_t* x, int64_t width, const char* w,
+INLINE void MY(whole_step)(const int rows, const int outputs, const int16_t* x, int64_t width, const char* w,
                            int64_t stride, whole exact[][2]) {
 #pragma GCC unroll 8
   for (int n = 0; n < outputs; n++) {
-    const wide weight = form == G4 ? MY(nibbles)(w + n * stride) : MY(bytes)(w + n * stride);
+    const wide weight = MY(from_bytes)(w + n * stride);
 #pragma GCC unroll 8
     for (int m = 0; m < rows; m++) exact[m][n] = MY(dot)(exact[m][n], weight, x + m * width);
   }
@@ -512,81 +578,139 @@ INLINE void MY(whole_step)(const Form form, const int rows, const int outputs, c
 // The inputs from `begin` to `end`, not more than WHOLE of them; all steps are whole but the last one of S8.
 INLINE void MY(whole_span)(const Form form, const int rows, const int outputs, const Product* p, const int16_t* x, const char* w,
                            int64_t begin, int64_t end, whole exact[][2]) {
-  const int64_t bits = BITS[form], stride = p->I * bits / 8;
+  const int64_t stride = p->I;
 #pragma GCC unroll 8
   for (int m = 0; m < rows; m++)
 #pragma GCC unroll 8
     for (int n = 0; n < outputs; n++) exact[m][n] = MY(none)();
   int64_t i = begin;
   for (; i + PACKED <= end; i += PACKED) {
-#pragma GCC unroll 8
-    for (int n = 0; n < outputs; n++) MY(ahead)(w, outputs * stride, (outputs * i + n * PACKED) * bits / 8);
-    MY(whole_step)(form, rows, outputs, x + i, p->width, w + i * bits / 8, stride, exact);
+    MY(ahead)(w, outputs * stride, outputs * i);
+    MY(whole_step)(rows, outputs, x + i, p->width, w + i, stride, exact);
   }
   if (form == S8 && i < end) {
     char rest[2][PACKED] = {0};
     for (int n = 0; n < outputs; n++) memcpy(rest[n], w + n * stride + i, end - i);
-    MY(whole_step)(form, rows, outputs, x + i, p->width, rest[0], sizeof rest[0], exact);
+    MY(whole_step)(rows, outputs, x + i, p->width, rest[0], sizeof rest[0], exact);
   }
 }
 
-// What `count` groups of an output have, as floats; zeros up to CHUNK.
-static __attribute__((target(TARGET), noinline)) void MY(floats_of)(Each all, int64_t first, int64_t count, float* to) {
+// What `count` groups have, from the first on, as floats; zeros up to the next multiple of LANES.
+static __attribute__((target(TARGET), noinline)) void MY(floats_of)(const Product* p, Each all, int64_t first, int64_t count, float* to) {
   const char* from = all.at + first * SIZE[all.kind];
-  char rest[CHUNK * sizeof(float)] = {0};
-  if (count < CHUNK) from = memcpy(rest, from, count * SIZE[all.kind]);  // what is behind the last may be nobody's
+  char rest[CHUNK * sizeof(float)];
+  if (first + CHUNK > p->O * p->groups) from = memcpy(rest, from, count * SIZE[all.kind]);  // behind the last there is nothing to read
   for (int64_t g = 0; g < count; g += LANES) {
     vec found;
     if (all.kind == FLOAT) found = MY(load)(from + g * 4);
     else if (all.kind == HALF) found = MY(halves)(from + g * 2);
-    else
-      for (int lane = 0; lane < LANES; lane++) found[lane] = as_float((uint32_t)((const uint16_t*)from)[g + lane] << 16);
+    else {
+      shorts two;
+      memcpy(&two, from + g * 2, sizeof two);
+      found = (vec)(__builtin_convertvector(two, words) << 16);
+    }
     memcpy(to + g, &found, sizeof found);
+  }
+  for (int64_t g = count; g % LANES; g++) to[g] = 0;
+}
+
+// Sums over `count` groups of bytes from the first on, each with its scale.
+INLINE void MY(groups_of)(const int rows, const int outputs, const Product* p, const int16_t* x, const char* w, int64_t first,
+                          int64_t count, const int64_t group, float scale[][CHUNK], vec sum[][2]) {
+  for (int64_t g = 0; g < count; g++)
+    for (int64_t i = (first + g) * group, last = i + group; i < last; i += WHOLE) {
+      whole exact[WHOLE_ROWS][2];
+      MY(whole_span)(G8, rows, outputs, p, x, w, i, group > WHOLE && i + WHOLE < last ? i + WHOLE : last, exact);
+#pragma GCC unroll 8
+      for (int m = 0; m < rows; m++)
+#pragma GCC unroll 8
+        for (int n = 0; n < outputs; n++)
+          sum[m][n] = MY(multiply_add)(MY(as_floats)(exact[m][n]), scale[n][g] - (vec){0}, sum[m][n]);
+    }
+}
+
+INLINE void MY(scaled)(const int rows, const int outputs, const Product* p, const int16_t* x, const char* w, int64_t o, vec sum[][2]) {
+  for (int64_t chunk = 0; chunk < p->groups; chunk += CHUNK) {
+    const int64_t count = chunk + CHUNK < p->groups ? CHUNK : p->groups - chunk;
+    float scale[2][CHUNK];
+    for (int n = 0; n < outputs; n++) MY(floats_of)(p, p->scale, (o + n) * p->groups + chunk, count, scale[n]);
+    if (p->group == PACKED) MY(groups_of)(rows, outputs, p, x, w, chunk, count, PACKED, scale, sum);  // one step each
+    else MY(groups_of)(rows, outputs, p, x, w, chunk, count, p->group, scale, sum);
   }
 }
 
-// Sums over groups, each with its scale.
-INLINE void MY(scaled)(const Form form, const int rows, const int outputs, const Product* p, const int16_t* x, const char* w,
-                       int64_t r, int64_t o, vec sum[][2]) {
-  const int64_t group = p->group;
+// The scales of `count` times PACKED inputs of an output; zeros up to the next multiple of LANES.
+INLINE void MY(scales_of)(const Product* p, int64_t o, int64_t first, int64_t count, float* to) {
+  if (p->group == PACKED) {
+    MY(floats_of)(p, p->scale, o * p->groups + first, count, to);
+    return;
+  }
+  const int64_t times = p->group / PACKED, from = first / times, last = (first + count - 1) / times;
+  float own[CHUNK];
+  MY(floats_of)(p, p->scale, o * p->groups + from, last - from + 1, own);
+  for (int64_t k = 0, g = 0, left = times - first % times; k < count; k++, left--) {
+    if (left == 0) g++, left = times;
+    to[k] = own[g];
+  }
+  for (int64_t k = count; k % LANES; k++) to[k] = 0;
+}
+
+// The same of numbers of 4 bits: a vector of them is LANES / 4 times PACKED, each with its scale.
+INLINE void MY(scaled_nibbles)(const int rows, const int outputs, const Product* p, const int16_t* x, const char* w, int64_t o,
+                               vec sum[][2]) {
+  enum { EACH = LANES / 4 };
+  const int64_t stride = p->I / 2, packed = p->I / PACKED, width = WITHOUT_BYTES(p->width);
+  for (int64_t chunk = 0; chunk < packed; chunk += CHUNK) {
+    const int64_t count = chunk + CHUNK < packed ? CHUNK : packed - chunk;
+    float scale[2][CHUNK];
+    for (int n = 0; n < outputs; n++) MY(scales_of)(p, o + n, chunk, count, scale[n]);
+    for (int64_t k = 0; k < count; k += EACH) {
+      const int64_t at = (chunk + k) * (PACKED / 2);
+      MY(ahead)(w, outputs * stride, outputs * at);
+      MY(ahead)(w, outputs * stride, outputs * at + outputs * (int64_t)sizeof(vec) / 2);
+#pragma GCC unroll 8
+      for (int n = 0; n < outputs; n++) {
+        octets two = {0};
+        if (k + EACH <= count) memcpy(&two, w + n * stride + at, sizeof two);
+        else memcpy(&two, w + n * stride + at, (count - k) * (PACKED / 2));  // what is behind belongs to others, or to nobody
+        const octets low = MY(low)(two), high = MY(high)(two);
+        const vec scales = MY(each_four)(scale[n] + k);
+#pragma GCC unroll 8
+        for (int m = 0; m < rows; m++) {
+          const octets* split = (const octets*)(x + m * p->width + width) + 5 * ((chunk + k) / EACH);
+          sum[m][n] = MY(multiply_add)(MY(as_floats)(MY(dot_bytes)(low, high, split)), scales, sum[m][n]);
+        }
+      }
+    }
+  }
+}
+
+// The offsets of groups, each times the sum of the group's inputs.
+INLINE void MY(add_offsets)(const int rows, const int outputs, const Product* p, int64_t r, int64_t o, vec sum[][2]) {
   for (int64_t chunk = 0; chunk < p->groups; chunk += CHUNK) {
     const int64_t count = chunk + CHUNK < p->groups ? CHUNK : p->groups - chunk;
-    float scale[2][CHUNK], offset[2][CHUNK];
-    for (int n = 0; n < outputs; n++) {
-      MY(floats_of)(p->scale, (o + n) * p->groups + chunk, count, scale[n]);
-      if (p->offset.at) MY(floats_of)(p->offset, (o + n) * p->groups + chunk, count, offset[n]);
-    }
-    for (int64_t g = 0; g < count; g++)
-      for (int64_t i = (chunk + g) * group, last = i + group; i < last; i += WHOLE) {
-        whole exact[WHOLE_ROWS][2];
-        MY(whole_span)(form, rows, outputs, p, x, w, i, group > WHOLE && i + WHOLE < last ? i + WHOLE : last, exact);
+    float offset[2][CHUNK];
+    for (int n = 0; n < outputs; n++) MY(floats_of)(p, p->offset, (o + n) * p->groups + chunk, count, offset[n]);
+    for (int64_t g = 0; g < count; g += LANES)
 #pragma GCC unroll 8
-        for (int m = 0; m < rows; m++)
+      for (int m = 0; m < rows; m++)
 #pragma GCC unroll 8
-          for (int n = 0; n < outputs; n++)
-            sum[m][n] = MY(multiply_add)(MY(as_floats)(exact[m][n]), (vec){0} + scale[n][g], sum[m][n]);
-      }
-    if (p->offset.at)
-      for (int64_t g = 0; g < count; g += LANES)
-#pragma GCC unroll 8
-        for (int m = 0; m < rows; m++)
-#pragma GCC unroll 8
-          for (int n = 0; n < outputs; n++)
-            sum[m][n] = MY(multiply_add)(MY(load)(p->sums + (r + m) * p->span + chunk + g), MY(load)(offset[n] + g), sum[m][n]);
+        for (int n = 0; n < outputs; n++)
+          sum[m][n] = MY(multiply_add)(MY(load)(p->sums + (r + m) * p->span + chunk + g), MY(load)(offset[n] + g), sum[m][n]);
   }
 }
 
 INLINE void MY(whole_tile)(const Form form, const int rows, const int outputs, const Product* p, int64_t r, int64_t o) {
   const int16_t* x = (const int16_t*)p->x + r * p->width;
-  const char* w = p->w + o * p->I * BITS[form] / 8;
+  const char* w = p->w + bytes_of(form, o * p->I);
   vec sum[WHOLE_ROWS][2];
 #pragma GCC unroll 8
   for (int m = 0; m < rows; m++)
 #pragma GCC unroll 8
     for (int n = 0; n < outputs; n++) sum[m][n] = (vec){0};
-  if (form != S8) {
-    MY(scaled)(form, rows, outputs, p, x, w, r, o, sum);
-  } else {
+  if (form == G4) MY(scaled_nibbles)(rows, outputs, p, x, w, o, sum);
+  else if (form == G8) MY(scaled)(rows, outputs, p, x, w, o, sum);
+  else
     for (int64_t i = 0; i < p->I; i += WHOLE) {
       whole exact[WHOLE_ROWS][2];
       MY(whole_span)(form, rows, outputs, p, x, w, i, i + WHOLE < p->I ? i + WHOLE : p->I, exact);
@@ -595,7 +719,7 @@ INLINE void MY(whole_tile)(const Form form, const int rows, const int outputs, c
 #pragma GCC unroll 8
         for (int n = 0; n < outputs; n++) sum[m][n] += MY(as_floats)(exact[m][n]);
     }
-  }
+  if (form != S8 && p->offset.at) MY(add_offsets)(rows, outputs, p, r, o, sum);
 #pragma GCC unroll 8
   for (int m = 0; m < rows; m++)
 #pragma GCC unroll 8
@@ -640,7 +764,7 @@ static void MY(run)(Form form, const Product* p, int64_t begin, int64_t end) {
 }
 #define TEXT_(NAME) #NAME
 #define TEXT(NAME) TEXT_(NAME)
-static const Path PATH = {TEXT(PATH), MY(STEP), MY(has), MY(lay_out), MY(run)};
+static const Path PATH = {TEXT(PATH), MY(STEP), MY(SPLIT), MY(has), MY(lay_out), MY(run)};
 #undef PATH
 #undef FLOATS
 #undef TARGET
@@ -649,6 +773,8 @@ static const Path PATH = {TEXT(PATH), MY(STEP), MY(has), MY(lay_out), MY(run)};
 #undef WHOLE_ROWS
 #undef vec
 #undef words
+#undef shorts
+#undef octets
 #undef whole
 #undef wide
 #undef OUTPUTS

@@ -44,12 +44,16 @@ static void relax(int64_t turn) {
   sched_yield();  // somebody else may need this processor to end the last piece
 }
 
+static int64_t threads_of(XLA_FFI_CallFrame* call) {
+  int64_t threads = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args asked = {.struct_size = sizeof asked, .ctx = call->ctx, .num_threads = &threads};
+  return call->api->XLA_FFI_ThreadPool_NumThreads(&asked) || threads < 1 ? 1 : threads;
+}
+
 // Call piece(job, n) for every n below pieces. bytes is how much is read: for little, waking a thread costs more than it brings.
 static void in_pieces(XLA_FFI_CallFrame* call, Piece* piece, const void* job, int64_t pieces, int64_t bytes) {
   enum { LITTLE = 1 << 17 };
-  int64_t threads = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args asked = {.struct_size = sizeof asked, .ctx = call->ctx, .num_threads = &threads};
-  if (bytes < LITTLE || call->api->XLA_FFI_ThreadPool_NumThreads(&asked)) threads = 1;
+  int64_t threads = bytes < LITTLE ? 1 : threads_of(call);
   if (threads > pieces) threads = pieces;
   Work* all = threads > 1 ? malloc(sizeof *all) : NULL;
   if (!all) {
