@@ -18,6 +18,7 @@ from nanollm_jax.dtypes import resolve_weights
 from nanollm_jax.errors import RequestError
 from nanollm_jax.families import read_config
 from nanollm_jax.loading import Model, load
+from nanollm_jax.weights.pages import in_large_pages
 from nanollm_jax.weights.source import find_shape, read_json
 
 
@@ -31,7 +32,10 @@ def open_model(source: str | None, revision: str | None, dtype: Any) -> Model:
     file = find_shape(source, revision)
     if file is not None:
         config, _ = read_config(read_json(file), str(file))
-        model = Model(config, parameters.init_params(config, jax.random.key(0), dtype))
+        leaves, tree = jax.tree.flatten(parameters.init_params(config, jax.random.key(0), dtype))
+        for at, leaf in enumerate(leaves):  # as a checkpoint's lie, one by one: nothing is there twice
+            leaves[at] = in_large_pages(leaf)
+        model = Model(config, jax.tree.unflatten(tree, leaves))
     else:
         model = load(source, revision=revision, dtype=dtype)
     jax.block_until_ready(model.params)

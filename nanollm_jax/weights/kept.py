@@ -55,6 +55,7 @@ def load_kept(
     import jax  # only what loads needs it
 
     from nanollm_jax.weights.load import empty_aligned
+    from nanollm_jax.weights.pages import in_large_pages
 
     found, missing = checkpoint.tensors, sorted(expected.keys() - checkpoint.tensors.keys())
     if missing or found.keys() != expected.keys():
@@ -82,6 +83,6 @@ def load_kept(
             raise CheckpointError(
                 f"{info.file}: {name!r} has values that are no numbers, or beyond {like.dtype}; {AGAIN}."
             )
-        return read if on_host else jax.device_put(read)
+        return read if on_host else in_large_pages(jax.device_put(read), by_numpy=True)
 
     return {name: array(name, like) for name, like in expected.items()}

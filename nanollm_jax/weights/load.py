@@ -24,6 +24,7 @@ import numpy as np
 
 from nanollm_jax.errors import UNQUANTISED, CheckpointError
 from nanollm_jax.weights.checkpoint import FLOATS, Checkpoint, forget, listed
+from nanollm_jax.weights.pages import in_large_pages
 from nanollm_jax.weights.quantised.groups import Groups
 from nanollm_jax.weights.quantised.together import together
 from nanollm_jax.weights.rows import Row, rearrange, stored_shape
@@ -108,11 +109,13 @@ def load_params(
             numbers = [(row, checkpoint.groups(name)) for row, name in sources[path]] if path in few else []
             groups = together(numbers, layout[path], sizes) if numbers else None
             if groups is not None and (weight := few[path](groups)) is not None:
-                return weight
+                return in_large_pages(weight)
             shape = tuple(sizes[letter] for letter in layout[path].split())
             if path in fill and spread is None and math.prod(shape) > PART:
-                return fill[path](shape, partial(parts, path, shape))
-            return finish(path, read(path))  # by now the pages of the file are free
+                return in_large_pages(fill[path](shape, partial(parts, path, shape)))
+            array = read(path)  # by now the pages of the file are free
+            made = finish(path, array)
+            return in_large_pages(made, by_numpy=made is array)
 
     # the processes of a mesh run the same in the same order
     threads = THREADS if spread is None else 1
