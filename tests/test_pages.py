@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import mmap
 import weakref
 
@@ -38,7 +39,7 @@ def test_weights_keep_their_numbers_and_share_a_slab(dtype):
         assert np.array_equal(np.asarray(before), np.asarray(after))
         assert where(after)[0] % pages.LINE == 0 and where(after) != where(before)
     places = sorted(map(where, moved["weights"]))
-    assert all(end <= begin for (_, end), (begin, _) in zip(places, places[1:], strict=False)), "they overlap"
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(places)), "they overlap"
     assert places[-1][1] - places[0][0] <= pages.SLAB, "JAX copied them out of the slab"
 
 

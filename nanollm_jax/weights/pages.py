@@ -1,12 +1,13 @@
 """Weights on a CPU in large pages of memory, where the system has them: Linux with transparent huge pages.
 
 Every token reads all weights once, straight through, and a processor looks up where each page lies: 512 times fewer of 2 MiB.
-NumPy asks for them in arrays of 4 MiB or more, XLA never does. So what is smaller, or made by XLA, is moved once, into large pieces of
-memory that many weights share.
+NumPy asks for them in arrays of 4 MiB or more, XLA never does. So what is smaller, or made by XLA, is moved once, into large
+pieces of memory that many weights share.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
 from typing import Any
@@ -24,7 +25,10 @@ left = np.empty(0, np.uint8)  # of the slab that is being filled
 
 
 def in_large_pages(tree: Any, by_numpy: bool = False) -> Any:
-    """The same arrays, those on one CPU device in large pages. by_numpy: their memory is NumPy's, which has asked if they are large."""
+    """The same arrays, those on one CPU device in large pages.
+
+    by_numpy: their memory is NumPy's, which has asked for the large ones itself.
+    """
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return tree
 
@@ -58,8 +62,6 @@ def take(nbytes: int) -> np.ndarray:
 def mapped(nbytes: int) -> np.ndarray:
     """Memory of its own, in large pages where the system has some to give."""
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
+    with contextlib.suppress(OSError):  # a system without them
         memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a system without them
-        pass
     return np.frombuffer(memory, np.uint8)
