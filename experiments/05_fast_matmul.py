@@ -222,7 +222,7 @@ ax.set_xticks(range(len(widths)), widths)
 ax.set_yticks(range(len(heights)), heights)
 save(figure, "05_blocks")
 
-# %% [markdown]
+# %% [markdown] tags=["opening"]
 # ![GFLOP/s by the shape of a block](figures/05_blocks.png)
 #
 # *One core. Small blocks lose time: each costs as many steps of the Python loop as a large one, for fewer numbers.

@@ -332,6 +332,23 @@ def test_the_page(tmp_path, capsys):
         assert not re.findall(r"""(?:src|href)=["'](?!data:|#|\w+\.html)""", page.read_text()), page.name
 
 
+def test_a_page_opens_with_a_figure_that_gives_nothing_away():
+    opening = runpy.run_path(str(EXPERIMENTS / "page" / "build.py"))["opening"]
+    notebook = jupytext.reads(
+        "# %% [markdown]\n# ![a](run/01_a.png) ![b](figures/01_b.png)\n# %% tags=['question']\nask()\n"
+        "# %% [markdown] tags=['opening']\n# ![c](run/01_c.png)\n",
+        "py:percent",
+    )
+    body = '<img a><img b><pre class="question">which?</pre><img c>'
+    assert opening(notebook, body) == "<img c>"
+    notebook.cells[-1].metadata.clear()
+    assert opening(notebook, body) == "<img a>"
+    assert opening(notebook, body.removeprefix("<img a><img b>")) is None
+    for path in CHAPTERS:
+        shown = [LINK.findall(cell.source) for cell in cells(path) if "opening" in tags(cell)]
+        assert all(len([image for image, *_ in links if image]) == 1 for links in shown) and len(shown) <= 1
+
+
 def test_the_rooms_of_the_reference_exist():
     named = re.search(
         r"^ROOMS := \$\(addprefix nanollm_jax\.,(.*?)\)$", (ROOT / "Makefile").read_text(), re.DOTALL | re.MULTILINE

@@ -129,10 +129,16 @@ def render(notebook: NotebookNode, path: Path) -> dict[str, Any]:
     return {"body": body, "sections": sections}
 
 
-def opening(body: str) -> str | None:
-    """The figure that opens a page: the first one, where it stands before the first question and gives no answer away."""
-    image = re.search(r"<img [^>]*>", body.partition('class="question"')[0])
-    return None if image is None else image[0]
+def opening(notebook: NotebookNode, body: str) -> str | None:
+    """The figure that opens a page, and gives no answer away: that of the cell tagged "opening", or else the first one, where
+    it stands before the first question."""
+    images, before = re.findall(r"<img [^>]*>", body), 0
+    for cell in notebook.cells:
+        if "opening" in cell.metadata.get("tags", []):
+            return images[before]
+        before += len(re.findall(r"\]\(\w+/\w+\.png\)", cell.source)) if cell.cell_type == "markdown" else 0
+    first = re.search(r"<img [^>]*>", body.partition('class="question"')[0])
+    return None if first is None else first[0]
 
 
 def moving(body: str) -> dict[str, str]:
@@ -243,7 +249,7 @@ def main(arguments: list[str], experiments: Path = EXPERIMENTS) -> int:
             print(f"    {line}")
         chapter = {"name": path.stem, "title": title(notebook), "small": thumbnail(figures(path, notebook))}
         chapter |= render(notebook, path) | {"wrong": wrong, "slow": slow(notebook)}
-        chapter["opening"] = opening(chapter["body"])
+        chapter["opening"] = opening(notebook, chapter["body"])
         (drawn / f"{path.stem}.json").write_text(json.dumps(chapter))
         page = write_pages(experiments)
         if asked.renew and not wrong and not slow(notebook):
