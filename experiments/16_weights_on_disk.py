@@ -7,8 +7,8 @@
 # A trained model comes as a file of some megabytes or some hundred gigabytes. What is in it, how do its bytes become
 # the arrays of the chapters before, and how can a machine load a model that fills nearly all of its memory?
 #
-# Loading is the first thing that an engine does, and a place for two kinds of mistakes: the loud ones, where a name
-# or a shape does not fit, and the silent ones, where everything fits and the numbers stand in the wrong order.
+# Loading is the first thing that an engine does, and much can be wrong in it: a name, a shape, a dtype, the order in which
+# the numbers stand. Which of these mistakes are noticed, and by whom?
 
 # %%
 from __future__ import annotations
@@ -207,6 +207,8 @@ for label, colour in KINDS.values():
 matrices = np.abs(np.concatenate([array.ravel() for array in theirs.values() if array.ndim == 2]))
 check("nine tenths of the matrices' numbers, or more, lie between 2^-10 and 2^-2",
       ((matrices >= 2**-10) & (matrices < 2**-2)).mean() > 0.9)  # fmt: skip
+norms = np.abs(np.concatenate([array.ravel() for array in theirs.values() if array.ndim == 1]))
+check("nine tenths of the norms' numbers, or more, are larger than that", (norms >= 2**-2).mean() > 0.9)
 order = sorted(contents, key=lambda name: contents[name]["data_offsets"])
 check("the embedding stands first, the layers in order behind it", "embed" in order[0] and all(
     f".layers.{n}." in name for n, group in enumerate(np.array_split([x for x in order if ".layers." in x], 6))
@@ -263,12 +265,12 @@ same(
 
 # %% [markdown]
 # Does it matter whether the six rows are two heads of three, or three numbers of two heads each? Both readings give
-# the same shape. So no check of shapes can tell them apart. The next cell writes a copy of the checkpoint in which
-# the rows of every `q_proj` stand in the wrong one of the two orders.
+# the same shape. The next cell writes a copy of the checkpoint in which the rows of every `q_proj` stand in the wrong one
+# of the two orders, and loads it.
 
 # %% tags=["question"]
 predict(
-    "all shapes fit, but one matrix of seven in each layer has its rows in the wrong order. An error, worse text, or nonsense?"
+    "one matrix of seven in each layer has its rows in the wrong order. What comes of it: an error, worse text, or nonsense?"
 )
 
 
@@ -305,8 +307,9 @@ print(f"right order: loss {right_loss:.2f}  {right_text!r}\nwrong order: loss {w
 check("loaded without any complaint, and worse", wrong_loss > right_loss + 0.5)
 
 # %% [markdown]
-# No error, and text that is still made of words. So an engine is trusted only after its numbers have been compared
-# with another implementation's, on weights that are random everywhere.
+# No error, as every shape is what it should be, and text that is still made of words. A wrong name or shape would have
+# been loud; this mistake is silent. So an engine is trusted only after its numbers have been compared with another
+# implementation's, on weights that are random everywhere.
 #
 # ## Reading without a second copy
 # A file that is *mapped* is not read when it is opened. The operating system fetches a page of it, 4 KiB, when a
@@ -364,8 +367,8 @@ check("that is it", number == theirs["model.norm.weight"][0])
 
 # %% tags=["answer"]
 with tempfile.TemporaryDirectory() as folder:
-    damaged = bytearray(FILE.read_bytes()[:20_000])
-    damaged[7] = 1  # the highest byte of the length; a short copy is enough, the library looks at the length first
+    damaged = bytearray(FILE.read_bytes())
+    damaged[7] = 1  # the highest byte of the length; all else is as it was
     (Path(folder) / "model.safetensors").write_bytes(damaged)
     try:
         open_checkpoint(Path(folder))

@@ -6,7 +6,7 @@
 # ## The question
 # To write one token, an engine reads every weight from memory once, and that reading is what takes the time (chapter
 # 21). A weight that is stored in half as many bits is read in half the time. How few bits can a weight have before the
-# model notices? And what exactly is lost?
+# model's texts become worse? And what exactly is lost?
 #
 # ## The idea
 # To *quantise* is to keep whole numbers in place of real ones. The weights of one output, a row of the matrix, are all
@@ -68,7 +68,7 @@ def quantise(w, bits=8, group=None):
     return np.clip(np.round(w / scale), -most, most).astype(np.int8), scale.astype(np.float32)
 
 
-w = weights["layers"][3]["mlp"]["down"]  # [D F]
+w = weights["layers"][3]["mlp"]["down"]  # [D F]: D outputs of F inputs each
 inputs = w.shape[1]
 q, scale = quantise(w)
 few = 2 if quick() else 16
@@ -87,8 +87,9 @@ same("and the same scales", theirs.scale, scale[:, 0, 0])
 
 # %% [markdown]
 # ### A product of whole numbers
-# The vectors can be quantised too, each with a scale of its own. Then the product is one of whole numbers: it is exact, and
-# many processors have faster instructions for it. The two scales are multiplied in at the end.
+# The vectors that the matrix is multiplied with can be quantised too, each with a scale of its own. Then all numbers of
+# the product are whole: their sum is exact, and many processors have faster instructions for it. At the end it is multiplied
+# by the two scales.
 
 # %%
 x = random.normal(size=(3, inputs)).astype(np.float32)  # [3 I]
@@ -103,8 +104,8 @@ check("XLA's product of 8-bit numbers is the same, bit for bit", np.array_equal(
 
 # %% [markdown]
 # ### Two in a byte
-# No array has a dtype of 4 bits that lies tightly in memory everywhere. So two of them share a byte: one in its low
-# four bits, one in its high four. Adding 8 makes them positive, 1 to 15.
+# The smallest number that memory can be asked for is a byte, 8 bits. So two numbers of 4 bits share one: the first has its
+# low four bits, the second its high four. Adding 8 first makes both positive, 1 to 15.
 
 
 # %%
@@ -222,8 +223,9 @@ save(figure, "24_bits")
 # %% [markdown]
 # ![Perplexity against the size of the quantised model](figures/24_bits.png)
 #
-# *The numbers at the points are bits for each weight. Eight cost nothing that could be noticed. With very few it
-# matters how the scales are chosen.*
+# *The numbers at the points are bits for each weight. With eight the perplexity is that of float32, to two parts in a
+# hundred; where it is a little lower, take that for chance, since two stories are few. With very few bits it matters how the
+# scales are chosen.*
 
 # %% tags=["figure"]
 BITS_AND_GROUPS = [(bits, group) for group in (8, 16, None) for bits in ((2, 4, 8) if quick() else (2, 3, 4, 5, 6, 8))]
@@ -243,11 +245,13 @@ interactive(
 
 # %% [markdown]
 # ## Which matrices can spare bits?
-# (Where it is a little less than with float32, take that for chance: two stories are few.) So far all matrices got the
-# same bits. The next cell gives 2 bits to the matrices of one kind and leaves all others as they are.
+# So far all matrices got the same bits. The next cell gives 2 bits to the matrices of one kind and leaves all others as
+# they are. There are five kinds: the embedding, with which the vocabulary is scored too (chapter 17); `wqkv`, which makes
+# queries, keys and values; `wo`, which takes what the heads have fetched back into the stream; `up`, which widens a vector
+# in the MLP, with its gate; and `down`, which narrows it again.
 
 # %% tags=["question"]
-predict("five kinds of matrices: embedding, wqkv and wo of attention, up and down of the MLP. Which one suffers most?")
+predict("2 bits in the embedding, in wqkv, in wo, in up, or in down: with which of the five is the perplexity highest?")
 
 # %% tags=["answer"]
 KINDS = {"embedding": "embedding", "wqkv": "wqkv", "wo": "wo", "up": "mlp.up", "down": "down"}
@@ -280,15 +284,16 @@ save(figure, "24_kinds")
 # %% [markdown]
 # ![What 2 bits in one kind of matrices cost, beside how many weights it has](figures/24_kinds.png)
 #
-# *One kind of matrices in 2 bits, all others exact; at the dotted line all are. Published files in few bits often mix for
-# this reason: more bits where they are missed, fewer where they are not.*
+# *Each bar: one kind of matrices in 2 bits, all others in float32. The dotted line: all in float32. This is why published
+# files in few bits often mix them: more bits for the kinds that need them, fewer for the others.*
 #
-# All kinds together cost more than the product of what they cost alone. (A guess why: what one layer spoils, the next one
-# reads.)
+# All kinds together cost more than the product of what each costs alone. (A guess why: an error that one matrix makes is
+# part of what the next one reads.)
 #
 # ## What it is worth
-# The roofline of chapter 21 says how fast a token can be: as fast as the weights are read. For a large model and an
-# assumed bandwidth, with 16 bits, with 8 and a scale a row, with 4 and a scale of 16 bits for 32 weights:
+# The roofline of chapter 21 says how soon a token can be there: when all weights have been read. Here is that for a large
+# model and an assumed bandwidth: with 16 bits a weight; with 8, and a scale for each row; with 4, and a scale of 16 bits for
+# each 32 weights.
 
 # %%
 BANDWIDTH = 2e12  # bytes per second, assumed, as accelerators of today have it
@@ -305,12 +310,13 @@ check("a group of 32 with a scale of 16 bits costs half a bit a weight", BITS["i
 # %% [markdown]
 # ## In the engine
 # - `nanollm_jax.load` with dtype "int8" keeps the matrices as this chapter does, with a scale a row:
-#   `nanollm_jax.ops.int8.quantize`. The vectors lose less than here: `nanollm_jax.ops.int8_product.digits` writes each
-#   as two whole numbers, one for what the other leaves over.
-# - With dtype "int4" 32 weights share a scale. `nanollm_jax.ops.groupwise_making.quantize` does not take the largest
-#   weight's scale but tries several and keeps the one that leaves the smallest error, in squares.
-# - `nanollm_jax.ops.groupwise.Groupwise` is one form for many: checkpoints in few bits, as others publish them, stay in
-#   their bits in memory.
+#   `nanollm_jax.ops.int8.quantize`. The vectors lose less than here: `nanollm_jax.ops.int8_product.digits` writes each of
+#   their numbers as two whole ones, of which the second is what rounding to the first left over.
+# - With dtype "int4" 32 weights share a scale. `nanollm_jax.ops.groupwise_making.quantize` does not only take the scale that
+#   follows from the largest weight: it tries several, and keeps the one whose errors, squared and added up, are the
+#   smallest. The next cell compares the two.
+# - `nanollm_jax.ops.groupwise.Groupwise` is the form of all weights in groups. Checkpoints that others publish in few bits
+#   are in memory in as many bits as in the file.
 # - The cache (chapter 20) can be kept in 8 bits as well: `nanollm_jax.load` with cache="int8".
 
 # %%
@@ -324,10 +330,10 @@ check("the search loses less", best < ours)
 
 # %% [markdown]
 # ## Exercises
-# 1. One weight of a row becomes 100 times as large as the largest was. What happens to the others, when the row is
-#    quantised?
-# 2. How many bits does a weight cost in groups of 16 with 4 bits and scales of float32? With which size of group is it
-#    5 bits?
+# 1. One weight of a row is made 100 times as large as the largest one was. What becomes of the others when the row is
+#    quantised with 8 bits?
+# 2. How many bits does a weight cost, its share of a scale included, with 4 bits, groups of 16 and scales of float32? With
+#    which size of group is it 5 bits?
 # 3. Round the weights of `w` *up* always, instead of to the nearest. How much larger is the error of its product with
 #    positive inputs?
 
@@ -351,6 +357,7 @@ errors = {
     name: positive @ ((rounding(w / step) * step) - w).T for name, rounding in (("nearest", np.round), ("up", np.ceil))
 }
 size = {name: np.sqrt(np.square(error).mean()) for name, error in errors.items()}
+check("rounded up, and with positive inputs, no output is too small", (errors["up"] >= -1e-4 * size["up"]).all())
 print(f"{size['up'] / size['nearest']:.0f} times: errors of both signs cancel, those of one sign add up.")
 check("more than ten times", size["up"] > 10 * size["nearest"])
 

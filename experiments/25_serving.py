@@ -5,21 +5,21 @@
 #
 # ## The question
 # Many people ask one model. They come when they like, some want a word and some a page, and a batch is what makes the
-# machine worth its price (chapter 21). But a batch was given all at once so far, and was over when its longest text
-# was. How does an engine write many texts at once when they come and go? And an answer should not depend on who else
-# happens to be there. Does it?
+# machine worth its price (chapter 21). But so far all texts of a batch began together, and it was over when the longest of
+# them was. How does an engine write many texts at once when they come and go? And does an answer depend on who else happens
+# to be there? It should not.
 #
 # ## The idea
 # A batch has B rows, one text in each. There are two ways to fill them:
 #
 # - a *static batch*: wait for B requests, write them together until the longest one is done, then take the next B. A row
-#   whose text has ended idles until then, and who comes in between waits;
-# - *continuous batching* (Yu et al. 2022, "Orca"): after every step, a row whose text has ended is given to who waits.
-#   The cache of each row has a length of its own, so nobody minds when the others began.
+#   whose text has ended idles until then, and a request that comes in between waits;
+# - *continuous batching* (Yu et al. 2022, "Orca"): after every step, a row whose text has ended is given to a request that
+#   waits. The cache of each row has a length of its own, so it does not matter when the others began.
 #
 # What must not happen is that a row feels its neighbours. If an answer is a function of its request alone, to the last
-# bit, then an error can be repeated, a test can be trusted, and nobody's text changes because a stranger came in. That
-# is not given for free: below are three ways to lose it.
+# bit, then a failure can be reproduced, a test can be trusted, and nobody's text changes because a stranger came in. An
+# engine does not have this property by itself: below are three ways to lose it.
 
 # %%
 from __future__ import annotations
@@ -42,8 +42,8 @@ random = np.random.default_rng(25)
 # %% [markdown]
 # ## From scratch
 # ### Who sits where
-# First without a model: a request is the step at which it comes and how many tokens its answer has. One step writes a
-# token in every row that has a text.
+# First without a model: of a request, all that counts is the step at which it comes and how many tokens its answer has. One
+# step writes a token in every row that has a text.
 
 
 # %%
@@ -138,7 +138,7 @@ interactive(
 # ### The real thing
 # Now with a model, on the engine that you have built ([engine.py](engine.py)). A `Server` has B rows with a cache each,
 # and two programs of fixed shapes: one reads a prompt into a cache of one row, one writes a token in all rows. A row
-# that is nobody's takes part in every step too, and what it writes is thrown away.
+# without a request takes part in every step too, and what it writes is thrown away.
 
 
 # %%
@@ -271,7 +271,8 @@ check("asked for twice at once: the same answer twice", Server(B).run(asked[:1] 
 #
 # - *as many rows as there are requests*: a program for one row may add in another order than one for four;
 # - *padding that is seen*: shorter prompts are filled up in front, to the length of the longest, and nothing hides it;
-# - *one stream of chance*: a step draws its random numbers from one key for all rows, so who sits where decides.
+# - *one stream of chance*: a step makes the random numbers of all rows together, of one `jax.random.key` and not of each
+#   request's own seed (chapter 18). So a request's numbers depend on its row.
 
 # %% tags=["question"]
 predict("which of the three changes an answer at once, and which only now and then?")
@@ -329,10 +330,11 @@ check("padding that is seen is another text", differ["padding that is seen"] > 0
 check("shared chance: another row, another answer", here != there)
 
 # %% [markdown]
-# The rounding of the first way is small and treacherous: it changes nothing until two tokens are nearly equally
-# probable, or a random number falls on the line between two. Then the texts part: rarely, and in no test that was not made
-# for it. So the number of rows of an engine is fixed. So is all else that decides in which order numbers are added: how
-# many positions a row has, and where a long prompt is cut, as the next section does it.
+# The rounding of the first way is small and treacherous: it changes no token until two of them are nearly equally
+# probable, or a random number falls just between the stretches of two (chapter 18). From there on the texts differ. That is
+# rare, and a test that does not look for it will not meet it. So the number of rows of an engine is fixed. So is all else
+# that decides in which order numbers are added: how many positions a row has, and where a long prompt is cut (the next
+# section).
 #
 # ## Long prompts
 # While a prompt is read, all other rows wait, and the longer it is, the longer they do. So a long prompt
@@ -351,18 +353,19 @@ print(f"who is writing waits for {PROMPT} tokens at once, or for {PIECE} at a ti
 # %% [markdown]
 # ## In the engine
 # - `nanollm_jax.engine.engine.Engine` is this `Server`: `submit`, `cancel`, and `step`, which knows no clock and no
-#   network. `nanollm_jax.engine.slots.write_tokens` writes a chunk of tokens in all rows, and rows that are nobody's are
-#   left out of the cache.
-# - Pieces end at multiples of a fixed number, `nanollm_jax.engine.buckets.PIECE`, whatever was read before. So a prompt
-#   whose beginning another request has read already can be taken over from there (`nanollm_jax.engine.prefix`), and the
-#   answer still has the same bits.
+#   network. `nanollm_jax.engine.slots.write_tokens` writes a chunk of tokens (chapter 19) in all rows; a row without a
+#   request writes nothing into the cache.
+# - Pieces end at multiples of a fixed number of tokens, `nanollm_jax.engine.buckets.PIECE`, whatever was read before. So where
+#   two prompts begin alike, the keys and values of those pieces need to be computed once only (`nanollm_jax.engine.prefix`),
+#   and the second answer still has the same bits.
 # - `nanollm_jax.generate` is the same loop: all prompts are submitted, and steps are taken until all have ended.
 # - The tests of this promise are a thousand random schedules of arrivals and cancellations, each answer compared with
-#   the one alone (`make laws`). `nanollm serve` is the loop behind a server.
+#   the one alone (`make laws`). `nanollm serve` is this loop behind an HTTP server.
 #
 # ## Exercises
 # 1. Four texts of 10, 20, 30 and 100 tokens in a static batch of four. Which share of what is computed is thrown away?
-# 2. Free rows take part in each step with whatever their cache holds. Fill them with NaN. Do the others change?
+# 2. Rows without a request take part in each step with whatever their cache holds. Fill the caches of all rows with NaN
+#    before the first request comes. Does its answer change?
 # 3. How many rows fit into 8 GB, with Llama 3.1 8B's cache in 16 bits and 8,192 positions a row (chapter 20)?
 
 # %% tags=["answer"]

@@ -11,13 +11,14 @@
 # ## The idea
 # Reading is faster than writing: a prompt goes through the model in one pass, since its tokens are known. So somebody
 # *guesses* the next k tokens, and the model reads them all at once, behind its own last token. That pass gives logits
-# at every place, as for a prompt. At each place the model draws its token as it always would. As long as the guess and
-# the draw are the same, what was drawn behind them counts too; behind the first difference everything is thrown away. This is
-# *speculation* (Leviathan et al. 2023, arXiv:2211.17192). The guesses are called *drafts*, and the share of them that
-# is accepted *acceptance*; those behind a wrong one are lost with it.
+# at every place, as for a prompt, and at each place the model draws its token as it always would. Where the guess is what
+# was drawn, it is accepted, and the next place counts too. At the first place where they differ, the drawn token is taken,
+# and all guesses from there on are thrown away: the model read them behind a token that is not in the text. This is
+# *speculation* (Leviathan et al. 2023, arXiv:2211.17192). The guesses are called *drafts*, and the share of them that is
+# accepted is the *acceptance*.
 #
 # Each pass writes at least one token, the model's own behind the last right draft, and at most k + 1. And whoever
-# guesses, however badly, the text is the model's: a draft is only ever accepted where the model has drawn the same.
+# guesses, however badly, the text is the model's: a draft is accepted only where the model has drawn the same.
 #
 # Guessing must be cheap. Two ways:
 #
@@ -66,8 +67,9 @@ random = np.random.default_rng(26)
 # %% [markdown]
 # ## From scratch
 # ### Who guesses
-# The lookup looks for the longest run of up to three tokens that the text has at its end and had before, the last place
-# of these. A text that goes round in circles goes on so.
+# The lookup takes the last three tokens of the text and looks for the latest place where the same three stood before; where
+# there is none, for the last two, and then for the last one. The drafts are what followed there. Where that is fewer than k
+# tokens, it is repeated, as if the text went round in a circle.
 
 
 # %%
@@ -92,9 +94,9 @@ check(
 check("and nothing where we find nothing", found.tolist() == [bool(guess) for guess in ours])
 
 # %% [markdown]
-# A small model of this vocabulary is not at hand. But a model has small ones inside: its first layers, with the last
-# norm and the table behind them (chapter 14 has seen what they would say). `Draft` keeps a cache of its own. It goes
-# back to where its text and the real one part, reads what is new, and writes on.
+# No small model of this vocabulary is at hand. But a model has small ones inside: its first layers, with the last norm and
+# the table behind them (the lens of chapter 14 shows what they would say). `Draft` keeps a cache of its own. It goes back to
+# the first place where the text differs from what it has read, reads the text from there on, and writes k tokens more.
 
 
 # %%
@@ -133,9 +135,9 @@ class Draft:
 
 # %% [markdown]
 # ### Who decides
-# One pass over the block: the token that was drawn and not yet read, and behind it the drafts. It is the forward pass
-# of your engine, with logits at every place. Randomness comes from the seed and the place alone (chapter 18), so at each
-# place the model draws what it would draw without drafts.
+# The model reads a *block* in one pass: the token that was drawn last, which it has not read yet, and behind it the drafts.
+# It is the forward pass of your engine, with logits at every place. Randomness comes from the seed and the place alone
+# (chapter 18), so at each place the model draws what it would draw without drafts.
 
 
 # %%
@@ -212,8 +214,8 @@ outcome(each["a story", "lookup"][0], "tokens a pass")
 check("what repeats is guessed better", each["a text that repeats", "lookup"][0] > each["a story", "lookup"][0])
 
 # %% [markdown]
-# No guesser changes a token. That holds for the worst of all as well, one that guesses at random, and for one that knows
-# the answer already:
+# No way to guess changes a token. That holds for the worst as well, guessing at random, and for the best, drafts that are the
+# answer itself:
 
 # %%
 wrong, lost = write(STORY, NEW, lambda ids, k: random.integers(0, 2048, size=k).tolist())
@@ -329,26 +331,26 @@ ax.set(xlabel="drafts of a pass", ylabel="tokens of a pass", ylim=(0, 12))
 ax.legend()
 save(figure, "26_pays")
 
-# %% [markdown]
+# %% [markdown] tags=["opening"]
 # ![Tokens of a pass against the number of drafts, for four chances that a draft is right](figures/26_pays.png)
 #
-# *It pays where a curve is above the cost. No curve comes above 1 / (1 - a), however many drafts there are, so many of
-# them help only who is nearly always right. What a pass over a few tokens costs follows from the roofline (chapter 21): as
-# long as memory is the limit, hardly more than one over a single token, and much more where arithmetic is.*
+# *It pays where a curve is above the grey line, the cost. No curve comes above 1 / (1 - a), however many drafts there are, so
+# a long row of drafts helps only where nearly all are right. What a pass over a few tokens costs follows from the roofline
+# (chapter 21): hardly more than one over a single token where memory is the limit, and much more where arithmetic is.*
 #
 # ## In the engine
 # - `nanollm_jax.generate` with speculate="lookup:4" is the lookup of this chapter, for all rows of a batch at once and
 #   inside the compiled loop: `nanollm_jax.engine.drafts.look_up`. `nanollm_jax.DraftModel` is a smaller model that
 #   guesses; it draws with the settings and the random number of each place, as our `Draft` does.
-# - A block has one length, whatever the drafts are. So its bits do not depend on who guesses: the right drafts, the wrong
-#   ones and the random ones give the same numbers, and speculation is a property of the engine, not of a request.
+# - A block always has k + 1 places, also where there are fewer drafts or none. So one program serves all steps, and whoever
+#   guesses, a token's logits have the same bits. That is why k is a setting of the engine and not of a single request.
 # - Layers with a window keep a ring (chapter 20). A rejected draft has taken the place of the oldest token in it, which
 #   is needed again. So a ring has room for k more: `nanollm_jax.engine.drafts.spare`.
 # - `nanollm bench --speculate lookup:4` measures it with a model and on a text that repeats itself.
 #
 # ## Exercises
-# 1. The drafts are right with probability 0.8 each. How many tokens does a pass of 4 drafts write in the mean? And to what
-#    does this mean come with more and more drafts?
+# 1. The drafts are right with probability 0.8 each. How many tokens does a pass of 4 drafts write in the mean? And which
+#    number does this mean approach with more and more drafts?
 # 2. What does the cache hold behind the first wrong draft, and why does nobody see it?
 # 3. A draft model takes a tenth of the time of a pass for each token, and a pass over a block costs as much as one over
 #    a single token. Each draft is right with probability 0.8. Which number of drafts is best?
@@ -373,6 +375,9 @@ check("rubbish behind the length changes nothing", ours == theirs)
 gain = {k: expected(0.8, k) / (1 + k / 10) for k in range(1, 17)}
 best = max(gain, key=gain.get)
 print(f"{best} drafts: {gain[best]:.2f} times as fast")
+check(
+    "in ten passes and one for each draft, ten blocks", np.isclose(gain[best] * (10 + best), 10 * expected(0.8, best))
+)
 check("more or fewer are worse", gain[best] > max(gain[best - 1], gain[best + 1]))
 
 # %% [markdown]
