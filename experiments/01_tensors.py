@@ -287,6 +287,7 @@ print(
 strides = row_major((2, 3, 4))
 place = 1 * strides[0] + 2 * strides[1] + 3 * strides[2]
 print("strides", strides, "- place", place)
+check("the strides that NumPy has, in bytes", strides == tuple(n // 8 for n in np.zeros((2, 3, 4)).strides))
 check("it is the last of 24 numbers", place == np.ravel_multi_index((1, 2, 3), (2, 3, 4)) == 23)
 
 # %% tags=["answer"]

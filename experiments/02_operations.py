@@ -228,8 +228,13 @@ same("einsum, then divide by T", einsum("BTD->BD", many) / many.shape[1], many.m
 same("the sum of all products in pairs", einsum("ij,ij->", x, y), (x * y).sum())
 
 # %% tags=["answer"]
-config = nano.load(dtype="float32").config
+model = nano.load(dtype="float32")
+config = model.config
 sizes = {"B": 1, "T": 5, "D": config.hidden_size, "N": config.num_heads, "H": config.head_dim}
+queries = model.params["layers"][0]["attention"]["wqkv"][
+    :, :-2
+]  # the weight, N in two axes; behind it are keys and values
+check("five for each number of the weight", math.prod(sizes.values()) == 5 * queries.size)
 table("The product of all sizes", [*sizes, "multiplications"], [[*sizes.values(), f"{math.prod(sizes.values()):,}"]])
 
 # %% [markdown]

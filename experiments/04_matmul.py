@@ -292,7 +292,9 @@ print(f"rule: {rule:,}   graph: {exact:,}   difference {exact / rule - 1:.1%}, m
 check("the rule is good to 20%", 0.8 < rule / exact < 1)
 
 # %% tags=["answer"]
-print(f"Each piece reads all weights once: {100 / 14:.1f} pieces per second, however fast the arithmetic is.")
+rate = 100 / 14
+print(f"Each piece reads all weights once: {rate:.1f} pieces per second, however fast the arithmetic is.")
+check("so often in a second, 14 GB are 100", math.isclose(14 * rate, 100))
 
 # %% tags=["answer"]
 n = 4096

@@ -223,7 +223,8 @@ save(figure, "06_batches")
 
 # %% tags=["answer"]
 print(kinds("BTD,KQHD->BTKQH"))
-check("no batch letter", not kinds("BTD,KQHD->BTKQH")["batch"])
+check("no batch letter", kinds("BTD,KQHD->BTKQH") == {"batch": [], "rows": ["B", "T"], "columns": ["K", "Q", "H"],
+                                                       "summed": ["D"]})  # fmt: skip
 
 # %% tags=["answer"]
 a, b = random.normal(size=(3, 4, 2)), random.normal(size=(4, 5, 2))  # [i k b], [k j b]

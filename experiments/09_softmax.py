@@ -308,7 +308,7 @@ axes[2].set(title="memory for one head, MiB", xlabel="T, tokens in the text")
 axes[2].legend(fontsize=9, loc="upper left")
 save(figure, "09_online")
 
-# %% [markdown]
+# %% [markdown] tags=["opening"]
 # ![Running maximum, running sum, and memory with and without blocks](figures/09_online.png)
 #
 # *Left and middle: one pass over 48 scores. Each time a new best is found (thin lines) what was summed is scaled down,
@@ -350,7 +350,9 @@ left, right = merge(merge(a, b), c), merge(a, merge(b, c))
 same("grouped either way", left[2] / left[1], right[2] / right[1], 1e-12)
 empty = (-math.inf, 0.0, np.zeros(64))
 print("A block of nothing has best -inf, total 0 and mixed 0.")
-check("merging nothing changes nothing", all(np.array_equal(i, j) for i, j in zip(merge(a, empty), a, strict=True)))
+low = (-2000.0, *a[1:])  # as if all of its scores were far below zero
+check("merging nothing changes nothing",
+      all(np.array_equal(i, j) for block in (a, low) for i, j in zip(merge(block, empty), block, strict=True)))  # fmt: skip
 
 # %% [markdown]
 # [Previous: 08 · Norms](08_norms.py) · [Contents](README.md) · [Next: 10 · Attention](10_attention.py)

@@ -245,7 +245,7 @@ axes[0].set_ylabel("this piece ...")
 axes[1].set_xlabel("... reads from these")
 save(figure, "10_heads")
 
-# %% [markdown]
+# %% [markdown] tags=["opening"]
 # ![Attention weights of three heads on a text](figures/10_heads.png)
 #
 # *The first text. Each row is one query: how its weights are spread over the pieces so far. The strongest colour is
@@ -357,6 +357,8 @@ print(
     *(f"T = {n}: {cost[n]:,}" for n in cost),
     sep="  ",
 )
+pairs = [(q[t], v[s]) for t in range(T) for s in range(t + 1)]
+check("each pair multiplies the query's numbers and the value's", cost[T] == sum(a.size + b.size for a, b in pairs))
 check("about four times as many", 3.8 < cost[2 * T] / cost[T] < 4)
 
 # %% [markdown]

@@ -359,8 +359,16 @@ print(
 print("then whole groups have to change places, with their rows in the key and value matrices.")
 same("the same result", heads[:, swap].reshape(T, -1) @ w_swapped.T, heads.reshape(T, -1) @ w.T, tolerance=1e-4)
 
+
 # %% tags=["answer"]
-print(f"32 x 4095 = {32 * 4095:,} positions back, if every layer hands it on")
+def reach(layers, window):
+    return layers * (window - 1)
+
+
+seen = np.array(visible(range(20), range(20), 4), int)  # one layer of a small model
+through = np.linalg.matrix_power(seen, 3)[-1]  # [20]: whom the last piece hears of through three
+check("counted with three layers and a window of 4", 19 - np.flatnonzero(through)[0] == reach(3, 4))
+print(f"32 x 4095 = {reach(32, 4096):,} positions back, if every layer hands it on")
 
 # %% [markdown]
 # [Previous: 10 · Attention](10_attention.py) · [Contents](README.md) · [Next: 12 · Positions](12_positions.py)

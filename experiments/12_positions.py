@@ -414,9 +414,11 @@ print(
 same("100 and then 23", rotate_loops(rotate_loops(query, 100, freqs), 23, freqs), rotate_loops(query, 123, freqs), 1e-9)
 
 # %% tags=["answer"]
-for theta in (10_000, 500_000):
-    print(f"theta {theta:,}: {2 * math.pi / frequencies(128, theta)[-1]:,.0f} positions")
-check("a larger theta reaches further", frequencies(128, 500_000)[-1] < frequencies(128, 10_000)[-1])
+turns = {theta: 2 * math.pi / frequencies(128, theta)[-1] for theta in (10_000, 500_000)}
+for theta, positions in turns.items():
+    print(f"theta {theta:,}: {positions:,.0f} positions")
+    check("one full turn there", math.isclose(positions * theta ** -(126 / 128), 2 * math.pi))
+check("a larger theta reaches further", turns[500_000] > turns[10_000])
 
 # %% [markdown]
 # [Previous: 11 · Many heads](11_attention_heads.py) · [Contents](README.md) · [Next: 13 · Feed-forward](13_feed_forward.py)

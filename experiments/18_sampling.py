@@ -162,6 +162,8 @@ for name, setting in CUTS.items():
     counts[name] = np.isfinite(shaped).sum(-1)  # [T]
 by_hand = [np.isfinite(top_p(row, 0.9)).sum() for row in everywhere]
 check("top-p at every place, by hand", np.array_equal(by_hand, counts["top-p 0.9"]))
+by_hand = [np.isfinite(min_p(row, 0.05)).sum() for row in everywhere]
+check("and min-p", np.array_equal(by_hand, counts["min-p 0.05"]))
 check("top-k keeps 5 everywhere, sure or not", (counts["top-k 5"] == 5).all())
 upon = pieces.index("▁upon") + 1
 check("after 'Once upon a' one piece has nine tenths", pieces[upon] == "▁a" and counts["top-p 0.9"][upon] == 1)
@@ -338,7 +340,7 @@ bar = figure.colorbar(image, ticks=[0, 1, 2, 3])
 bar.ax.set_yticklabels(["1", "10", "100", "1,000"])
 save(figure, "18_grid")
 
-# %% [markdown]
+# %% [markdown] tags=["opening"]
 # ![Effective number of pieces over temperature and top-p](figures/18_grid.png)
 #
 # *Along a white line the choice is equally wide. A high temperature needs a strict top-p: at the upper right, more
@@ -386,8 +388,10 @@ if not quick():
 # %%
 mine = grow(18)
 drawn_by = jax.jit(jax.vmap(mine.draw, (0, None, 0, 0)))
-own = drawn_by(batch, mine.Sampling(0.9, top_p=0.95), jnp.arange(T), jnp.arange(10, 10 + T))
-check("your engine: the same tokens as the library", np.array_equal(own, together))
+for rules in ({"top_p": 0.95}, {"top_k": 5}, {"min_p": 0.05}):
+    own = drawn_by(batch, mine.Sampling(0.9, **rules), jnp.arange(T), jnp.arange(10, 10 + T))
+    theirs, _ = draw(batch, nano.Sampling(0.9, **rules).rows(T, V), nothing_anywhere, seeds, positions)
+    check(f"your engine, {rules}: the same tokens as the library", np.array_equal(own, theirs))
 
 # %% [markdown]
 # ## Exercises
