@@ -211,6 +211,8 @@ check("the embedding is less than a tenth of what any part behind the first atte
 behind = parts[:3].sum(0)  # [T-1 D]: the stream behind layer 0
 check("nine tenths of the stream behind layer 0, or more, are what its MLP wrote",
       ((parts[2] * behind).sum(-1) / np.square(behind).sum(-1)).mean() > 0.9)  # fmt: skip
+same("a part's size, from the length of its vectors",
+     sizes[4], np.linalg.norm(parts[4], axis=-1) / math.sqrt(config.hidden_size), 1e-12)  # fmt: skip
 check("the MLPs write more than the attentions, in sum", sum(rms[n] for n in names if n.startswith("MLP"))
       > sum(rms[n] for n in names if n.startswith("attention")))  # fmt: skip
 
@@ -245,7 +247,20 @@ def loss_without(*parts):
     return -float(jnp.take_along_axis(logprobs, story[0, 1:, None], axis=-1).mean())
 
 
+def loss_by_hand(*left_out):
+    """The same with the blocks from above, token by token."""
+    x = weights["embed_tokens.weight"][story[0]]  # [T D]
+    for layer in range(config.num_layers):
+        w, (attention, bent) = layer_weights(layer), (f"layers.{layer}.{kind}.out" for kind in ("attention", "mlp"))
+        x = x + (attention not in left_out) * self_attention(rms_norm(x, w["input_layernorm.weight"]), w)
+        x = x + (bent not in left_out) * mlp(rms_norm(x, w["post_attention_layernorm.weight"]), w)
+    return -np.mean([math.log(p[came]) for p, came in zip(say(x), story[0, 1:], strict=False)])
+
+
 whole = loss_without()
+same("the loss, by our own blocks", whole, loss_by_hand(), 1e-4)
+for left_out in ("layers.0.mlp.out", "layers.0.attention.out"):
+    same(f"and without {left_out}", loss_without(left_out), loss_by_hand(left_out), 1e-4)
 layers = (0, config.num_layers - 1) if quick() else range(config.num_layers)
 cost = {}
 for layer in layers:
@@ -269,6 +284,9 @@ check("no other part costs a fifth of that", ordered[1][1] < ordered[0][1] / 5)
 # %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
 stream_sizes = np.sqrt(np.square(np.cumsum(written, axis=0)[:, 1:]).mean(-1)).mean(-1)  # [2L+1]
+same(
+    "its last size is that of the stream at its end", stream_sizes[-1], np.sqrt(np.square(x[1:]).mean(-1)).mean(), 1e-9
+)
 colours = [GREY, *([ORANGE, BLUE] * config.num_layers)]
 left.bar(range(len(names)), sizes.mean(-1), color=colours)
 left.plot(range(len(names)), stream_sizes, "o-", color="#333333", markersize=3, linewidth=1, label="the stream so far")

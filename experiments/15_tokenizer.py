@@ -367,6 +367,8 @@ for language, sentence in SENTENCES.items():
 table("one sentence in five languages", ["language", "characters", "bytes", "tokens", "tokens per character"], rows)
 print(f"the same sentence costs {rows[3][3] / rows[0][3]:.1f} times as many tokens in Hindi as in English")
 per_character = [float(row[-1]) for row in rows]
+check("so many pieces by our own encoding", [row[3] for row in rows] == [
+    len(sentencepiece_encode(sentence)) for sentence in SENTENCES.values()])  # fmt: skip
 check("English is cheapest; scripts without pieces cost their bytes", per_character[0] < 0.5 < 2.5 < per_character[-1])
 
 # %% [markdown]
@@ -443,6 +445,9 @@ def first_merges(count):
     return {pair: rank for rank, pair in enumerate(merges[:count])}
 
 
+check("with no merges bytes are left, and with all of them it is cut as above",
+      len(encode(EXAMPLE, first_merges(0))) == len(EXAMPLE.encode())
+      and encode(EXAMPLE, first_merges(COUNT)) == encode(EXAMPLE))  # fmt: skip
 steps = [0, COUNT // 8, COUNT // 2, COUNT]
 lines = []
 for step in steps:
@@ -482,7 +487,7 @@ right.set(title="tokens per character", xlabel="merges", ylim=(0, 1.05))
 right.legend(fontsize=9)
 save(figure, "15_tokens")
 
-# %% [markdown]
+# %% [markdown] tags=["opening"]
 # ![A sentence cut into tokens after more and more merges, and tokens per character for three texts](figures/15_tokens.png)
 #
 # *Left: the same sentence after more and more merges, learned from the licence, and with the bundled tokenizer, which
@@ -559,7 +564,7 @@ check(
 # %% tags=["answer"]
 both = [text for text in numbers if "▁" + text in numbers]
 print(len(both), "of", len(numbers), "- for example", ", ".join(both[:150:15]))
-check("they have different numbers", all(numbers[text] != numbers["▁" + text] for text in both))
+check("as many as both lists have", len(both) == len(set(numbers) & {text[1:] for text in numbers if text[0] == "▁"}))
 
 # %% [markdown]
 # [Previous: 14 · Residual stream](14_residual_stream.py) · [Contents](README.md) · [Next: 16 · Weights](16_weights_on_disk.py)

@@ -42,7 +42,7 @@ from chapter import BLUE, GREEN, GREY, ORANGE, check, plt, predict, quick, same,
 from engine_steps import grow
 
 import nanollm_jax as nano
-from nanollm_jax.ops import embedding
+from nanollm_jax.ops import embedding, mlp
 from nanollm_jax.params import flatten, layout, shapes
 
 model = nano.load(dtype="float32")
@@ -87,9 +87,11 @@ same("at the top, a dot product with every row", embedding.unembed(tokens, x[Non
 
 # %%
 directions = np.asarray(tokens) / np.linalg.norm(tokens, axis=1, keepdims=True)  # [V D], all of length 1
+same("all of length 1", np.square(directions).sum(axis=1), np.ones(V))
 for word in ("dog", "red", "she", "was"):
     (token,) = (n for n in range(V) if model.tokenizer.piece(n) == f"▁{word}")
-    near = np.argsort(-(directions @ directions[token]))[1:6]
+    itself, *near = np.argsort(-(directions @ directions[token]))[:6]
+    check("no vector is closer to it than its own", itself == token)
     print(f"{word:4} is closest to", ", ".join(model.tokenizer.piece(int(n)).replace("▁", "") for n in near))
 
 # %% [markdown]
@@ -254,6 +256,15 @@ def loss(logits, ids):
 
 
 right = FAMILIES["LLaMA"]
+beside = np.random.default_rng(17).normal(
+    size=(5, 1, 8)
+)  # [T N H]: pairs of numbers beside each other, then half a head apart
+apart = np.concatenate([beside[..., ::2], beside[..., 1::2]], axis=-1)
+in_pairs = rotate(beside, dataclasses.replace(right, neighbours=True))
+same("pairing neighbours turns the same pairs, which stand elsewhere",
+     np.concatenate([in_pairs[..., ::2], in_pairs[..., 1::2]], axis=-1), rotate(apart, right), 1e-12)  # fmt: skip
+for name, ours in ACTIVATIONS.items():
+    same(f"{name}: the library's", ours(np.linspace(-4, 4, 9)), mlp.ACTIVATIONS[name](jnp.linspace(-4, 4, 9)))
 WRONG = {
     "epsilon 0.01": {"eps": 0.01},
     "GELU": {"activation": "gelu_tanh"},
@@ -276,7 +287,9 @@ table(
     [(name, f"{value:.2f}") for name, value in losses.items()],
 )
 check("embeddings are smaller than this epsilon", np.square(weights["embedding"]["tokens"]).mean() < 0.01)
-same("the right loss is the library's", base, loss(np.asarray(theirs["LLaMA"]), ids), 1e-4)
+by_library = -jax.nn.log_softmax(theirs["LLaMA"][:-1])[np.arange(len(ids) - 1), ids[1:]].mean()
+same("the right loss is the library's", base, by_library, 1e-4)
+check("each wrong setting changes the loss", min(abs(value / base - 1) for value in losses.values()) > 1e-3)
 if not quick():  # some of the mistakes, made in the library's own config
     layer, config = model.config.layers[0], model.config
     every = lambda **change: {"layers": tuple(dataclasses.replace(one, **change) for one in config.layers)}  # noqa: E731
@@ -386,7 +399,7 @@ ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1))
 ax.invert_yaxis()
 save(figure, "17_parameters")
 
-# %% [markdown]
+# %% [markdown] tags=["opening"]
 # ![Shares of embedding, attention and MLP in six models](figures/17_parameters.png)
 #
 # *Where a small model has a large vocabulary, as GPT-2 has, a good part of it is that table. Large models are mostly
@@ -420,7 +433,7 @@ same("your engine: the logits", mine.forward(loaded.params, ids, loaded.config),
 letters = {name: layout(configs[name]) for name in ("GPT-2", "LLaMA")}
 only = sorted(set(letters["GPT-2"]) - set(letters["LLaMA"]))
 print(*(path for path in only if path.startswith("layers.0") or "layers" not in path), sep="\n")
-check("biases, and a table of positions", all("bias" in p or ".b" in p or "positions" in p for p in only))
+check("biases, and a table of positions", only and all("bias" in p or ".b" in p or "positions" in p for p in only))
 
 # %% tags=["answer"]
 short = forward(weights, ids[:6], right)

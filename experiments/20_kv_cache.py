@@ -53,6 +53,7 @@ from engine_steps import grow
 import nanollm_jax as nano
 from nanollm_jax import cache as kv
 from nanollm_jax import params as parameters
+from nanollm_jax.dtypes import DTYPES
 from nanollm_jax.ops import gated_delta
 
 model = nano.load(dtype="float32")
@@ -168,6 +169,7 @@ print(f"seconds in all: {without.sum():.1f} without, {with_memory.sum():.1f} wit
 outcome(without.sum() / with_memory.sum(), "times as long")
 check("the sum of 1 to n", passes == sum(range(1, LENGTH + 1)))
 half = LENGTH // 2
+check_time("the factor in seconds is smaller than that in tokens", without.sum() / with_memory.sum() < passes / LENGTH)
 check_time("it takes several times longer without", without.sum() > 3 * with_memory.sum())
 check_time("a token at the end costs more than one in the middle", without[-1] > 1.4 * without[half])
 check_time("with memory, two halves cost nearly the same", min(with_memory[half:]) < 2 * min(with_memory[:half]))
@@ -230,6 +232,8 @@ for name, c in models.items():
     weight_bytes = 2 * parameters.count(c)
     rows.append([name, c.num_layers, c.num_kv_heads, c.head_dim, f"{one / 1024:,.0f}", f"{c.max_positions:,}",
                  f"{longest / 2**30:.2f}", f"{weight_bytes / 2**30:.1f}"])  # fmt: skip
+    check(f"{name}: 16 bits for each weight, by the library", weight_bytes == sum(
+        parameters.nbytes(c, DTYPES["bfloat16"]).values()))  # fmt: skip
     check(
         f"{name}: the library's cache is as large",
         cache_bytes(c, c.max_positions) == library_bytes(c, c.max_positions, 2),
@@ -315,7 +319,7 @@ ax.spines[:].set_visible(False)
 ax.tick_params(length=0)
 save(figure, "20_ring")
 
-# %% [markdown]
+# %% [markdown] tags=["opening"]
 # ![Which position each of eight slots holds, token by token](figures/20_ring.png)
 #
 # *Dark is new. Each token takes the slot of the oldest one.*
@@ -370,6 +374,8 @@ check("576 numbers a position and layer, of which 64 are rotated",
       (c.latent.width + c.latent.rotated, c.latent.rotated) == (576, 64))  # fmt: skip
 every = 2 * c.num_layers * c.num_heads * sum(c.widths(c.layers[0]))
 check("DeepSeek V3: the library's cache of a token is as large", one == library_bytes(c, 1, 2))
+check("its heads' own keys, of 128 and 64 numbers, and values, of 128, in 16 bits",
+      every == c.num_layers * c.num_heads * (128 + 64 + 128) * 2)  # fmt: skip
 llama = cache_bytes(models["Llama 3.1 8B"], 1)
 print(
     f"DeepSeek V3, a token in 16 bits: {one / 1024:.1f} KiB of latents; keys and values of its {c.num_heads} heads would be"
@@ -444,6 +450,8 @@ table(
     rows,
 )
 check("states have the same size whatever the text", len({row[2] for row in rows}) == 1)
+matrices = (hybrid.num_layers - len(looking)) * 48 * 128 * 128 * 4  # 48 heads, keys and values of 128 numbers, 32 bits
+check("nearly all of it are the matrices [i j], in 32 bits", 0.95 < matrices / (size - keys_and_values) <= 1)
 
 # %% [markdown]
 # The price: a state goes forwards only. Keys that were read can be left out again, and a text goes on from any of its
@@ -487,7 +495,9 @@ check("your engine: the same tokens as the library", own == theirs)
 c = models["Llama 3.1 8B"]
 left_over = 24 * 2**30 - 2 * parameters.count(c)
 print(f"{left_over / 2**30:.1f} GiB are left, {left_over // cache_bytes(c, 1):,} tokens, all texts together.")
-check("one token more would not fit", cache_bytes(c, left_over // cache_bytes(c, 1) + 1) > left_over)
+fit = left_over // cache_bytes(c, 1)
+taken = [sum(parameters.nbytes(c, DTYPES["bfloat16"]).values()) + n * cache_bytes(c, 1) for n in (fit, fit + 1)]
+check("so many fit beside the weights, and one more does not", taken[0] <= 24 * 2**30 < taken[1])
 
 # %% tags=["answer"]
 _, first = forward(ids[:9], empty())
