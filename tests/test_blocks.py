@@ -22,7 +22,8 @@ def test_halves_that_read_the_same_stream_are_scaled_and_normalised_too(norm, pr
     config = dataclasses.replace(random_model("gpt_neox").config, **settings)
     params = nano.init_params(config, jax.random.key(1), jnp.float32)
     cache = nano.init_cache(config, 1, 8, jnp.float32)
-    _, seen = nano.observe(nano.forward, params, jnp.asarray([[1, 2, 3]]), cache, config=config)
+    inside = jax.jit(nano.harvest(nano.forward, "**"), static_argnames="config")
+    _, seen = inside(params, jnp.asarray([[1, 2, 3]]), cache, config=config)
     for layer in range(config.num_layers):
         before = seen["embedding" if layer == 0 else f"layers.{layer - 1}.out"]
         halves = seen[f"layers.{layer}.attention.out"] + seen[f"layers.{layer}.mlp.out"]

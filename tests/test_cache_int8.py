@@ -41,7 +41,9 @@ def test_a_vector_is_off_by_half_a_step_at_most():
 def test_an_embedding_is_made_with_the_cache_that_the_model_has():
     model = random_model("llama")
     ids = np.random.default_rng(1).integers(0, model.config.vocab_size, 20).tolist()
-    _, values = nano.observe(in_8_bits(model), ids)
+    cache = nano.init_cache(model.config, 1, len(ids), jnp.float32, kept="int8")
+    inside = jax.jit(nano.harvest(nano.forward, ("final_norm",)), static_argnames="config")
+    _, values = inside(model.params, jnp.asarray([ids]), cache, config=model.config)
     found = [nano.embed(one, [ids], normalize=False)[0] for one in (in_8_bits(model), model)]
     agree(found[0], np.asarray(values["final_norm"][0], np.float64).mean(0), 1e-4)
     assert 1e-4 < difference(*found) < 0.1
