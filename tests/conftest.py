@@ -24,6 +24,7 @@ from nanollm_jax.weights import source
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
+jax.config.update("jax_traceback_in_locations_limit", 0)  # to write which line made an operation takes long
 
 
 def pytest_collection_finish():
