@@ -20,6 +20,7 @@ from nanollm_jax.ops.dot_product import Seen, dot_product
 from nanollm_jax.ops.groupwise_making import groupwise
 from nanollm_jax.ops.linear import product
 from nanollm_jax.ops.native.library import compiler_at_hand
+from nanollm_jax.ops.native.product import MANY, ROWS
 from nanollm_jax.startup import own_folder
 
 rng = np.random.default_rng(0)
@@ -298,7 +299,7 @@ def test_product_in_groups(bits):
         for row in range(R):
             np.testing.assert_array_equal(product(jnp.asarray(x[row : row + 1]), weight)[0], found[row])
         like = lambda R, weight=weight, x=x: jax.jit(product).lower(jnp.ones((R, x.shape[1])), weight).as_text()  # noqa: E731
-        assert all((f"nanollm_g{bits}" in like(R)) is (R <= 16) for R in (1, 16, 17))
+        assert all((f"nanollm_g{bits}" in like(R)) is (R <= MANY) for R in (1, MANY, MANY + 1))
     odd = groupwise(numbers[:, :48], scale[:, :3], bits=bits, dtype="float32")
     assert "nanollm_g" not in jax.jit(product).lower(jnp.ones((1, 48)), odd).as_text()
 
@@ -334,10 +335,13 @@ def test_products_within_threads_that_wait_for_each_other():
 def test_each_dtype_has_its_product_in_c():
     """Up to so many rows; beyond, and without C, it is XLA's."""
     weight = jnp.ones((8, 4), jnp.bfloat16)
-    for R, portable, expected in ((1, False, True), (16, False, True), (17, False, False), (1, True, False)):
+    for R, portable, expected in ((1, False, True), (ROWS, False, True), (ROWS + 1, False, False), (1, True, False)):
         with native.portable(portable):
             text = jax.jit(product).lower(jnp.ones((R, 4), jnp.bfloat16), weight).as_text()
         assert ("nanollm_bf16" in text) is expected
+    for dtype, most in ((jnp.bfloat16, ROWS), (jnp.float16, ROWS), (jnp.int8, MANY)):
+        x = [jax.ShapeDtypeStruct((R, 4), jnp.float32) for R in (most, most + 1)]
+        assert [native.takes(one, weight.astype(dtype)) for one in x] == [True, False]
 
 
 @pytest.mark.parametrize("rows", [1, 4])

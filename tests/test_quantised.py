@@ -123,7 +123,9 @@ def test_a_model_in_few_bits_computes_what_its_weights_stand_for(tmp_path, token
     few, plain = published(tmp_path, WIDE, *KINDS[kind])
     ours, expected = nano.load(few), nano.load(plain)
     assert ours.nbytes < 0.6 * expected.nbytes and f"bytes of float32 and {KEPT[kind]}," in repr(ours)
-    agree(logits(ours, tokens), logits(expected, tokens), 1e-4)
+    with native.portable(True):  # the weights as they are; in C their activations are whole numbers of 16 bits
+        agree(logits(ours, tokens), logits(expected, tokens), 1e-4)
+    agree(logits(ours, tokens), logits(expected, tokens), 3e-3)
     with pytest.raises(nano.RequestError, match=rf"published in \({KEPT[kind]}\), in which none is written"):
         nano.save(ours, tmp_path / "saved")
 

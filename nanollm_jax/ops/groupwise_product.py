@@ -26,7 +26,7 @@ def product(x: jax.Array, weight: Any) -> jax.Array:
 
 
 def product_on_cpu(x: jax.Array, weight: Any) -> jax.Array:
-    """times, in float32; of a few rows in C, where it could be compiled.  x [R I], weight [O I] -> [R O] float32"""
+    """times, in float32; of all but very many rows in C, where it could be compiled.  x [R I], weight [O I] -> [R O] float32"""
     if native.takes_groups(x, weight):
         return native.product_in_groups(x, weight, in_blocks)
     return in_blocks(x.astype(jnp.float32), weight)

@@ -1,4 +1,4 @@
-// Few rows of activations times a weight that is read in the form in which it is kept: y[r, o] = sum over i of x[r, i] * w[o, i].
+// Rows of activations times a weight that is read in the form in which it is kept: y[r, o] = sum over i of x[r, i] * w[o, i].
 //
 // 1. The forms of a weight, the definition in plain C, and how x is laid out.
 // 2. One section for each instruction set, a dozen words; this file includes itself there, and its last part, the product
@@ -28,6 +28,7 @@ typedef enum { BF16, F16, S8, G8, G4, FORMS } Form;
 enum { MOST = 127 * 257, PACKED = 32, WHOLE = 64 * PACKED };  // so many products of 8 and 16 bits have a sum below 2^31 in each of four lanes
 static const int BITS[FORMS] = {16, 16, 8, 8, 4};
 static inline int64_t bytes_of(Form form, int64_t numbers) { return numbers * BITS[form] >> 3; }
+static inline int64_t item_of(Form form) { return form < S8 ? sizeof(float) : sizeof(int16_t); }  // of x, laid out
 
 // Scales or offsets [O groups]; none where `at` is NULL.
 typedef enum { FLOAT, HALF, BRAIN, NUMBERS } Number;
@@ -395,29 +396,48 @@ static int64_t piece_of(int64_t R, int64_t O, int64_t row_bytes, int64_t threads
 
 // An offset counts as often as the sum of its group's inputs.
 static void sum_groups(const Product* p, const int16_t* x, float* sums) {
-  memset(sums, 0, (size_t)(p->R * p->span) * sizeof *sums);
-  for (int64_t r = 0; r < p->R; r++)
-    for (int64_t g = 0; g < p->groups; g++) {
-      int64_t sum = 0;
-      for (int64_t i = 0; i < p->group; i++) sum += x[r * p->width + g * p->group + i];
-      sums[r * p->span + g] = (float)sum;
-    }
+  memset(sums, 0, (size_t)p->span * sizeof *sums);
+  for (int64_t g = 0; g < p->groups; g++) {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < p->group; i++) sum += x[g * p->group + i];
+    sums[g] = (float)sum;
+  }
+}
+
+enum { ROWS_AT_ONCE = 8 };  // that a thread lays out before it takes the next ones
+typedef struct {
+  const Product* product;
+  const Path* path;
+  Form form;
+  const float* x;
+  char* to;
+  float *most, *sums;
+} Rows;
+
+static void lay_out_rows(const void* given, int64_t piece) {
+  const Rows* all = given;
+  const Product* p = all->product;
+  const uint64_t before = usual_rounding();
+  const int64_t first = piece * ROWS_AT_ONCE, last = first + ROWS_AT_ONCE < p->R ? first + ROWS_AT_ONCE : p->R;
+  char* to = all->to + first * p->width * item_of(all->form);
+  all->path->lay_out(all->form, all->x + first * p->I, to, all->most + first, last - first, p->I, p->width);
+  for (int64_t r = first; p->offset.at && r < last; r++)
+    sum_groups(p, (const int16_t*)all->to + r * p->width, all->sums + r * p->span);
+  rounding_as(before);
 }
 
 // All of a product, on XLA's threads; p has its sizes, weight and result. false where there is no memory for it.
 static bool multiply(const Path* path, Form form, Product p, const float* x, XLA_FFI_CallFrame* call) {
-  const int64_t R = p.R, O = p.O, I = p.I, item = form < S8 ? sizeof(float) : sizeof(int16_t);
+  const int64_t R = p.R, O = p.O, I = p.I;
   p.width = (I + path->step - 1) / path->step * path->step;
   if (form == G4 && path->split) p.width = WITH_BYTES((I + path->split - 1) / path->split * path->split);
   p.span = p.offset.at ? (p.groups + CHUNK - 1) / CHUNK * CHUNK : 0;
-  const size_t size = (size_t)(R * (p.width * item + (1 + p.span) * (int64_t)sizeof(float)));
-  char* memory = aligned_alloc(LINE, (size + LINE - 1) / LINE * LINE);
+  const int64_t laid_out = R * p.width * item_of(form), each = (1 + p.span) * (int64_t)sizeof(float);
+  char* memory = aligned_alloc(LINE, (size_t)(laid_out + R * each + LINE - 1) / LINE * LINE);
   if (!memory) return false;
-  float *sums = (float*)(memory + R * p.width * item), *most = sums + R * p.span;  // steps are of 16 numbers at least
-  const uint64_t before = usual_rounding();
-  path->lay_out(form, x, memory, most, R, I, p.width);
-  if (p.offset.at) sum_groups(&p, (const int16_t*)memory, sums);
-  rounding_as(before);
+  float *sums = (float*)(memory + laid_out), *most = sums + R * p.span;  // steps are of 16 numbers at least
+  const Rows rows = {&p, path, form, x, memory, most, sums};
+  in_pieces(call, lay_out_rows, &rows, (R + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, R * I * (int64_t)sizeof *x);
   p.x = memory, p.most = most, p.sums = sums;
   const int64_t row_bytes = bytes_of(form, I);
   const Job job = {p, path, form, piece_of(R, O, row_bytes, threads_of(call))};

@@ -10,19 +10,20 @@ import jax.numpy as jnp
 
 from nanollm_jax.ops.native.library import wanted
 
-ROWS = 16  # from more on the conversion of a weight is shared by enough rows
+ROWS = 16  # of a weight in 16 bits: from more on its conversion is shared by enough rows
+MANY = 512  # of whole numbers, 32 of which are multiplied by one instruction, and 16 floats
 PACKED = 32  # inputs that a step reads together, all of one group
 FORMS = {"bfloat16": "bf16", "float16": "f16", "int8": "s8"}  # by a weight's dtype
 
 
 def takes(x: jax.Array, weight: jax.Array) -> bool:
     """Is there a product for them?  x [R I], weight [O I]"""
-    return x.shape[0] <= ROWS and weight.dtype.name in FORMS and wanted()
+    return x.shape[0] <= (MANY if weight.dtype == jnp.int8 else ROWS) and weight.dtype.name in FORMS and wanted()
 
 
 def takes_groups(x: jax.Array, weight: Any) -> bool:
     """Is there a product for them?  x [R I], weight a Groupwise [O I]"""
-    return x.shape[0] <= ROWS and weight.whole and weight.group % PACKED == 0 and wanted()
+    return x.shape[0] <= MANY and weight.whole and weight.group % PACKED == 0 and wanted()
 
 
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
