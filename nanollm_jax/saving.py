@@ -41,7 +41,7 @@ def save(model: Model, folder: str | os.PathLike[str]) -> Path:
     the names that this family is published with. Of models that see images too, the text's alone are written.
     One whose matrices are in few bits is written as it is in memory, which load alone reads, and in one step.
     Raises RequestError where the folder is there, cannot be written or has no room, for a model on a mesh, with adapters
-    beside its weights, or made in memory, and where model.folder has another architecture's config.json.
+    beside its weights, made in memory or from a GGUF file, and where model.folder has another architecture's config.json.
     """
     if not isinstance(model, Model):
         raise RequestError(f"the first argument is {type(model).__name__}; expected a model, as load gives.")
@@ -60,8 +60,8 @@ def save(model: Model, folder: str | os.PathLike[str]) -> Path:
         )
     if model.folder is None:
         raise RequestError(
-            "this model was made in memory, so there is no config.json for it; dataclasses.replace(model, folder=...) names "
-            "a folder that has one."
+            "this model was made in memory or is from a GGUF file, so there is no config.json for it, and no file with its "
+            "tokenizer; dataclasses.replace(model, folder=...) names a folder that has them, such as the checkpoint's."
         )
     config_json = quantised.of_whole(read_json(model.folder / "config.json"))
     config, family = read_config(config_json, str(model.folder / "config.json"))

@@ -25,6 +25,7 @@ import traceback
 import warnings
 from pathlib import Path
 
+COUNT = 10_000  # damaged files at each door
 SECONDS = 10  # of CPU that one case may take; the kernel ends the process that takes more
 FIRST = 60  # more for the first at each door, which imports, trains and compiles
 MEMORY = 4 << 30  # bytes of data that a process may have
@@ -107,7 +108,7 @@ def main() -> int:
     """Returns how many findings there are."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--door", action="append", help="which; all of them where none is named")
-    options.add_argument("--count", type=int, default=10_000)
+    options.add_argument("--count", type=int, default=COUNT)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--case", type=int)
     options.add_argument("--cases", type=Path, help=argparse.SUPPRESS)  # for a process that this one starts

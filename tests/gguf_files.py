@@ -27,6 +27,12 @@ def llama3_factors(config: dict[str, Any], head_dim: int) -> np.ndarray:
     return (1 / ((1 - smooth) / said["factor"] + smooth)).astype(np.float32)
 
 
+def drawn(kind: gguf.GGMLQuantizationType, shape: tuple[int, ...]) -> np.ndarray:
+    """Rows of blocks of any kind, of which the package writes only some: of small bytes, so that no scale is infinite."""
+    count, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    return np.random.default_rng(shape[0]).integers(0, 64, (*shape[:-1], shape[-1] // count * nbytes), np.uint8)
+
+
 def sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     """The entries of an architecture."""
     if config["model_type"] == "gpt2":
@@ -76,7 +82,7 @@ def sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
 
 
 def tensors(writer: gguf.GGUFWriter, config: dict[str, Any], named: dict[str, np.ndarray], kind: str) -> None:
-    """All tensors: vectors in F32, matrices in `kind`, which has to be one that the package can write."""
+    """All tensors: vectors in F32, matrices in `kind`; of one that the package cannot write they have other numbers."""
     family = config["model_type"]
     names = gguf.get_tensor_name_map(
         next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == ARCH.get(family, family)),
@@ -99,6 +105,8 @@ def tensors(writer: gguf.GGUFWriter, config: dict[str, Any], named: dict[str, np
             writer.add_tensor(theirs, tensor)
         elif tensor.shape[-1] % gguf.GGML_QUANT_SIZES[quantization][0]:  # rows that no blocks fill
             writer.add_tensor(theirs, tensor.astype(np.float16))
+        elif "_K" in kind or kind == "IQ4_NL":
+            writer.add_tensor(theirs, drawn(quantization, tensor.shape), raw_dtype=quantization)
         else:
             writer.add_tensor(theirs, gguf.quants.quantize(tensor, quantization), raw_dtype=quantization)
 

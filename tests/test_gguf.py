@@ -16,12 +16,14 @@ from models import CONFIG_JSON, FURTHER, forward
 from safetensors.numpy import load_file
 from test_loading import draw, in_their_names
 from test_loading import write as write_folder
+from test_quantised import arrays_meanwhile, part_of
 from tokenizers_like import trained
 
 import nanollm_jax as nano
 from nanollm_jax.errors import CheckpointError, ConfigError, TokenizerError
 from nanollm_jax.families.gguf import config_of
 from nanollm_jax.ops.rope import frequencies
+from nanollm_jax.params import flatten
 from nanollm_jax.tokenizer import load_tokenizer
 from nanollm_jax.tokenizer.gguf import from_metadata
 from nanollm_jax.weights import gguf as weights_gguf
@@ -153,6 +155,29 @@ def test_blocks_stay_as_they_are(family, tmp_path):
         for one in (ours, expected)
     ]
     agree(np.asarray(logits[0]), np.asarray(logits[1]), 1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(one, marks=[] if one == "Q4_K" else pytest.mark.parity) for one in weights_gguf.BLOCKS]
+)
+def test_blocks_come_to_each_device_of_a_mesh_in_its_part(kind, tmp_path, monkeypatch):
+    """None is whole on one of them on its way; there they are what they are on one device."""
+    values = FAMILIES["llama"] | {
+        "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "num_hidden_layers": 1, "rope_scaling": None, "vocab_size": 64,
+    }  # fmt: skip
+    file = gguf_files.convert(tmp_path / "x.gguf", values, in_their_names(values, draw(values)), kind)
+    one = nano.load(file)
+    _, alone = arrays_meanwhile(monkeypatch)
+    model = nano.load(file, mesh=nano.make_mesh(2, 4))
+    assert alone == [] and part_of(model.params) < 1.05 * model.nbytes / 4
+    ours, expected = flatten(model.params), flatten(one.params)
+    kept = [path for path, weight in ours.items() if not isinstance(weight, jax.Array)]
+    assert bool(kept) is (kind not in ("Q2_K", "Q3_K"))  # which are decoded
+    for path in kept or ours:
+        found, whole = (x if isinstance(x, jax.Array) else jax.jit(lambda x: x.decoded())(x)
+                        for x in (ours[path], expected[path]))  # fmt: skip
+        np.testing.assert_array_equal(found, whole)
 
 
 def spelled(text):

@@ -425,7 +425,9 @@ def part_of(weight):
     )
 
 
-@pytest.mark.parametrize("kind", ["gptq", "fp8 in blocks", "bitsandbytes nf4, nested", "mlx", "compressed W8A8"])
+@pytest.mark.parametrize(
+    "kind", ["gptq", "awq", "fp8 in blocks", "bitsandbytes nf4, nested", "mlx", "mlx mxfp4", "compressed W8A8"]
+)
 def test_on_a_mesh(tmp_path, kind, monkeypatch):
     """The same weights, where groups lie whole on a device and where they are divided; none was on one device on its way."""
     few, plain = published(tmp_path, WIDE, *KINDS[kind])

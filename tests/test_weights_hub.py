@@ -130,7 +130,10 @@ def hub(tmp_path_factory):
     endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     revisions = [("owner/model", revision) for revision in (None, "v1", "v9")]
     refused = [(name, None) for name in (*REFUSALS, "not an id")]
-    wanted = [(f"owner/gguf:{kind}", None) for kind in ("q4_k_m", "f16", "Q3_K_S", "model")] + [("no/such:Q8_0", None)]
+    wanted = [(f"owner/gguf:{kind}", None) for kind in ("q4_k_m", "f16", "Q3_K_S", "model")] + [
+        ("no/such:Q8_0", None),
+        ("owner/gguf", None),
+    ]
     online = run(revisions + refused + wanted + [("without/weights", None)], home, HF_ENDPOINT=endpoint)
     files = {of: sorted(file for name, file in server.fetched if name == of) for of, _ in server.fetched}
     server.shutdown()
@@ -264,7 +267,7 @@ def test_what_is_no_name_is_refused(source):
 
 
 def test_one_of_a_hub_models_gguf_files_is_fetched_by_its_quantisation(hub):
-    one, parts, none, several, no_model = hub["ggufs"]
+    one, parts, none, several, no_model, unnamed = hub["ggufs"]
     assert one["file"].endswith("/model-Q4_K_M.gguf") and one["size"] == len("Q4_K_M")
     assert parts["file"].endswith("/f16/model-f16-00001-of-00002.gguf")
     wanted = [*(file for file in HAS_GGUF if file.startswith("f16/")), "model-Q4_K_M.gguf"]
@@ -272,5 +275,7 @@ def test_one_of_a_hub_models_gguf_files_is_fetched_by_its_quantisation(hub):
     assert "0 GGUF files are Q3_K_S, expected one of" in none["error"] and "model-Q8_0.gguf" in none["error"]
     assert "5 GGUF files are model" in several["error"]
     assert "is neither a folder nor a hub model" in no_model["error"]
+    assert "'owner/gguf': has GGUF files, no *.safetensors; say which, as in owner/gguf:Q4_K_M, of " in unnamed["error"]
+    assert "f16/model-f16.gguf" in unnamed["error"] and "mmproj" not in unnamed["error"]
     for network in ("offline", "unreachable"):
         assert hub[network][2]["file"] == one["file"]

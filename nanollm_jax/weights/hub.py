@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nanollm_jax.errors import CheckpointError
+from nanollm_jax.files import present
 from nanollm_jax.weights.checkpoint import listed as listing
 from nanollm_jax.weights.gguf import PART, is_gguf
 
@@ -64,20 +65,26 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None, *, weig
 
 
 def download(hub_id: str, revision: str | None, weights: bool) -> Path:
-    """Bring a hub model's files into the cache. Returns the snapshot's folder; raises CheckpointError in one line."""
+    """Bring a hub model's files into the cache. Returns the snapshot's folder; raises CheckpointError in one line.
+
+    One that has GGUF files alone is refused with what there is to choose from.
+    """
     # Imported here because it takes half a second, and a folder needs none of it.
     from huggingface_hub import snapshot_download
 
     unwanted = UNWANTED if weights else [*UNWANTED, "*.safetensors"]
     with one_line(hub_id, revision):
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=WANTED, ignore_patterns=unwanted))
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=WANTED, ignore_patterns=unwanted))
+    without = not any(folder.glob("*.safetensors")) if weights else not present(folder / "config.json")
+    if without and (found := whole(gguf_files(hub_id, revision))):
+        raise CheckpointError(
+            f"{hub_id!r}: has GGUF files, no *.safetensors; say which, as in {hub_id}:Q4_K_M, of {listing(sorted(found))}."
+        )
+    return folder
 
 
-def download_gguf(hub_id: str, quantisation: str, revision: str | None) -> Path:
-    """Bring one GGUF file of a hub model, or all parts of one, into the cache. Returns the first one's path.
-
-    Raises CheckpointError where none has the quantisation in its name, or several have, naming what there is.
-    """
+def gguf_files(hub_id: str, revision: str | None) -> list[str]:
+    """The names of a hub model's GGUF files, parts too; without a network those that are in the cache."""
     from huggingface_hub import HfApi, errors, snapshot_download
 
     with one_line(hub_id, revision):
@@ -89,8 +96,22 @@ def download_gguf(hub_id: str, quantisation: str, revision: str | None) -> Path:
             folder = snapshot_download(hub_id, revision=revision, local_files_only=True, allow_patterns=["/"])
             listed = [str(path.relative_to(folder)) for path in Path(folder).rglob("*.gguf")]
     # mmproj: what turns images into vectors, beside the model
-    files = sorted(n for n in listed if n.lower().endswith(".gguf") and not n.split("/")[-1].startswith("mmproj"))
-    models = {PART.sub(r"\1.gguf", name): name for name in reversed(files)}  # the first part of each
+    return sorted(n for n in listed if n.lower().endswith(".gguf") and not n.split("/")[-1].startswith("mmproj"))
+
+
+def whole(files: list[str]) -> dict[str, str]:
+    """Names without the number of a part -> the first part of each, of sorted names."""
+    return {PART.sub(r"\1.gguf", name): name for name in reversed(files)}
+
+
+def download_gguf(hub_id: str, quantisation: str, revision: str | None) -> Path:
+    """Bring one GGUF file of a hub model, or all parts of one, into the cache. Returns the first one's path.
+
+    Raises CheckpointError where none has the quantisation in its name, or several have, naming what there is.
+    """
+    from huggingface_hub import snapshot_download
+
+    models = whole(files := gguf_files(hub_id, revision))
     says = re.compile(rf"(?<![A-Za-z0-9_]){re.escape(quantisation)}(?![A-Za-z0-9_])", re.IGNORECASE)
     fitting = [name for name in models if says.search(name.removesuffix(".gguf"))]
     if len(fitting) != 1:

@@ -57,7 +57,7 @@ def find_config(source: str | os.PathLike[str] | None, revision: str | None = No
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ConfigError naming the file where there is none."""
     if not files.present(path):
-        other = next(path.parent.glob("*.gguf"), None) if path.parent.is_dir() else None
+        other = min(path.parent.glob("*.gguf"), default=None) if path.parent.is_dir() else None  # of parts the first
         raise ConfigError(
             f"{path} not found; expected a checkpoint folder with config.json and *.safetensors."
             + (f" To load {other.name}, name the file itself." if other else "")
