@@ -95,7 +95,7 @@ class Service:
         self.thread = EngineThread(self.engine, self.metrics, options.context, self.followers, options.step_limit)
         self.most = self.engine.rows + self.options.queue
         self.readers = Readers(self.model, self.options.context, self.most)
-        # answers of servers with the same one have the same bits
+        # answers of servers with the same one have the same bits, where the model, how it is kept, and the machine are the same
         block = f"-block{1 + self.engine.spare}" if self.engine.spare else ""
         self.fingerprint = f"nanollm-{self.version}-rows{self.engine.rows}-piece{self.engine.piece}{block}"
 
