@@ -105,7 +105,7 @@ def engine(steps):
 
 
 # %% tags=["question"]
-predict("how many programs are compiled by each of the three, and how many tokens per second do they write then?")
+predict("once all is compiled, which of the three writes fastest: the growing text, the fixed length, or the scan?")
 
 # %% tags=["answer"]
 rows, answers, programs = [], {}, {}
@@ -248,7 +248,7 @@ bar.set_label("-ln p")
 bar.outline.set_visible(False)
 save(figure, "19_surprise")
 
-# %% [markdown]
+# %% [markdown] tags=["opening"]
 # ![A story, each token coloured by how much it surprised the model](figures/19_surprise.png)
 #
 # *The darker, the less expected: above stand the five that surprised most and least. The mean over all tokens is the
