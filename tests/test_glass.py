@@ -18,6 +18,7 @@ import nanollm_jax as nano
 from nanollm_jax import glass, layout
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.glass.texts import pieces_of, token_of
+from nanollm_jax.kinds import Heads
 
 TEXT = [3, 14, 15, 9, 26, 5, 35, 8, 9]  # longer than the rings of mistral
 OTHER = [3, 14, 21, 9, 26, 5, 35, 8, 9]
@@ -176,6 +177,18 @@ def test_a_head_without_which_the_logit_moves_by_its_contribution():
     factor = np.sqrt((y**2).mean() + 1e-5) / np.sqrt((x**2).mean() + 1e-5)
     apart = np.asarray(less["logits"][0, -1], np.float64)
     agree((logits[-1, 7] - logits[-1, 60]) - (apart[7] - apart[60]) * factor, found.heads[1, 4], 1e-3)
+
+
+def test_what_counts_heads_refuses_layers_with_other_numbers_of_them():
+    config = random_model("llama").config
+    config = dataclasses.replace(config, layers=(nano.LayerConfig(), nano.LayerConfig(heads=Heads(4, 2, 8))))
+    model = nano.Model(config, nano.init_params(config, jax.random.key(3), jnp.float32))
+    for tool in (glass.lens, glass.contributions, glass.ablate, glass.saliency):
+        with pytest.raises(nano.RequestError, match="query heads are 6 in layers 0, 4 in layers 1: these tools count"):
+            tool(model, TEXT)
+    _, values = nano.observe(model, TEXT)
+    assert values["layers.0.attention.weights"].shape[1:3] == (2, 3)
+    assert values["layers.1.attention.weights"].shape[1:3] == (2, 2)
 
 
 def test_contributions_in_a_box(model, box):

@@ -49,8 +49,20 @@ class Text:
 
 
 def own_config(model: Model) -> ModelConfig:
-    """A model's config without what a mesh makes up."""
-    return model.unpadded or model.config
+    """A model's config without what a mesh makes up. Raises RequestError where not all layers have as many query heads: tools
+    count [L N] of them.
+    """
+    config = model.unpadded or model.config
+    counts: dict[int, list[str]] = {}
+    for layer, where in config.alike():
+        if layer.attends:
+            counts.setdefault(config.heads_of(layer).num_heads, []).append(where)
+    if len(counts) > 1:
+        said = ", ".join(f"{heads} in layers {' '.join(where)}" for heads, where in counts.items())
+        raise RequestError(
+            f"query heads are {said}: these tools count the same number of them in every layer. watch and observe work with it."
+        )
+    return config
 
 
 def of_each(*texts: str) -> Callable[[Callable[Asked, Any]], Callable[Asked, Any]]:
