@@ -208,3 +208,16 @@ SIZES = {
 def test_a_related_family_has_as_many_parameters_as_was_published(name):
     published, values = SIZES[name]
     assert params.count(read(values)) == published
+
+
+@pytest.mark.parametrize(
+    ("whole", "text", "tied"),
+    [(None, None, False), (True, None, True), (None, True, True), (False, True, True), (True, False, True),
+     (False, False, False)],
+)  # fmt: skip
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+def test_embeddings_of_llava_are_tied_where_either_part_of_its_file_ties_them(family, whole, text, tied):
+    said = lambda value: {} if value is None else {"tie_word_embeddings": value}  # noqa: E731
+    values = COMPOSITE["llava"] | said(whole)
+    values["text_config"] = values["text_config"] | {"model_type": family} | said(text)
+    assert read(values).tie_embeddings is tied
