@@ -30,13 +30,18 @@ def whole(value: Any) -> int | None:
 
 
 def real(value: Any) -> float | None:
-    """A number of any library -> float; None for all else. What no float64 can be is infinite: 10**400."""
+    """A number of any library -> float; None for all else. What no float64 can be is infinite: 10**400.
+
+    What JAX traces has no number yet.
+    """
     kind = str(getattr(value, "dtype", ""))
     scalar = isinstance(value, Real) or ("float" in kind and getattr(value, "ndim", None) == 0)
     if isinstance(value, bool) or "bool" in kind or not (scalar or whole(value) is not None):
         return None
     try:
         return float(value)
+    except TypeError:
+        return None
     except OverflowError:
         return math.inf if value > 0 else -math.inf
 
@@ -52,7 +57,10 @@ def listed(values: Any) -> list[Any] | None:
     if isinstance(values, str | bytes | bytearray | memoryview):
         return None
     if hasattr(values, "ndim") and hasattr(values, "tolist"):
-        return values.tolist() if values.ndim else None
+        try:
+            return values.tolist() if values.ndim else None
+        except TypeError:  # what JAX traces
+            return None
     return list(values) if isinstance(values, Sequence) else None
 
 

@@ -347,6 +347,55 @@ def test_arguments_per_prompt(model):
         assert (alone.text, alone.token_ids) == (both[n].text, both[n].token_ids)
 
 
+def test_who_waits_for_a_piece_no_longer_gets_it_the_next_time(model):
+    async def heard():
+        stream, pieces = nano.stream(model, STORY, max_new_tokens=24, sampling=GREEDY), []
+        while True:
+            try:
+                pieces.append(await asyncio.wait_for(anext(stream), 1e-4))
+            except TimeoutError:
+                pass
+            except StopAsyncIteration:
+                return "".join(pieces)
+
+    assert asyncio.run(heard()) == ask(model).text
+
+
+def test_parameters_that_are_put_into_the_tree_are_those_that_answer(bare):
+    """What was read with others, and is kept of a prompt, is not taken for theirs."""
+    model = dataclasses.replace(bare, params=jax.tree.map(lambda leaf: leaf, bare.params))
+    prompt = [*range(89), *range(60)]
+    before = ask(model, prompt, 3)
+    mlp = model.params["layers"][0]["mlp"]
+    mlp["down"] = -mlp["down"]
+    expected = ask(dataclasses.replace(model), prompt, 3)
+    assert ask(model, prompt, 3).logprobs == expected.logprobs != before.logprobs
+
+
+def test_parameters_that_are_no_arrays_any_more(bare):
+    gone = dataclasses.replace(bare, params=jax.tree.map(jnp.copy, bare.params))
+    jax.jit(lambda params: jax.tree.map(jnp.negative, params), donate_argnums=0)(gone.params)
+    with pytest.raises(
+        nano.RequestError, match=r"a parameter of the model was deleted, as jax.jit does with what is donated"
+    ):
+        ask(gone, [1, 2])
+    shapes = dataclasses.replace(bare, params=jax.eval_shape(lambda: bare.params))
+    with pytest.raises(nano.RequestError, match=r"a parameter of the model is ShapeDtypeStruct.*; expected an array"):
+        ask(shapes, [1, 2])
+
+
+@pytest.mark.parametrize("asked", [nano.generate, nano.score, nano.embed, nano.watch])
+def test_nothing_is_asked_within_what_jax_traces(bare, asked):
+    with pytest.raises(
+        nano.RequestError, match="outside of what they trace, or take forward, prefill and decode inside"
+    ):
+        jax.jit(lambda x: x + bool(asked(bare, [[1, 2]])))(1)
+    with pytest.raises(nano.RequestError, match="expected a"):
+        jax.jit(lambda ids: asked(bare, ids))(jnp.arange(3))
+    with pytest.raises(nano.RequestError, match=r"temperature is .*Traced"):
+        jax.jit(lambda t: ask(bare, [1], sampling=nano.Sampling(temperature=t)))(0.5)
+
+
 def test_stream_refuses_at_once(bare):
     with pytest.raises(nano.RequestError, match="max_new_tokens is 0"):
         nano.stream(bare, [3], max_new_tokens=0)

@@ -18,7 +18,7 @@ from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.generate import Stream
 from nanollm_jax.engine.request import Request, check_seeds, check_stops, known, requests_of
 from nanollm_jax.engine.rows import Ticket
-from nanollm_jax.engine.shared import Shared, submit
+from nanollm_jax.engine.shared import Shared, check_usable, submit
 from nanollm_jax.errors import RequestError
 from nanollm_jax.grammar import Grammar
 from nanollm_jax.letters import nbytes
@@ -248,7 +248,8 @@ class Conversation:
 
     def submit(self, requests: Sequence[Request]) -> tuple[Shared, list[Ticket]]:
         """Hand a question to the rows of this conversation, of which it uses one; made when it first asks."""
-        if self.rows is None or self.rows.broken is not None:
+        check_usable(self.model)
+        if self.rows is None or self.rows.lost:
             self.rows = Shared(Engine(self.model, self.model.dp, remember=True))
         return self.rows, self.rows.submit(requests)
 

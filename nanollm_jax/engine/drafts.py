@@ -84,14 +84,16 @@ class DraftModel:
     """Guesses so many tokens a step with a smaller model of the same vocabulary, which reads every prompt too.
 
     It draws with the settings and the random number of each place, as the model itself will: the two agree often where their
-    distributions are near. tokens is 1 to MOST. Raises RequestError for another number.
+    distributions are near. tokens is 1 to MOST. Raises RequestError for another number, and for what is no model.
     """
 
     model: Model
     tokens: int = 4
 
     def __post_init__(self) -> None:
-        """Look at the number."""
+        """Look at both."""
+        if not isinstance(self.model, Model):
+            raise RequestError(f"a DraftModel of {shown(self.model)}; expected a model, as nanollm_jax.load gives it.")
         check_tokens(self.tokens)
 
     def __str__(self) -> str:
@@ -192,7 +194,7 @@ def speculation(value: Any) -> Speculate:
     if value is None or isinstance(value, Lookup | DraftModel):
         return value
     kind, _, count = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if kind != "lookup" or not (count.isdecimal() or value == kind):
+    if kind != "lookup" or not ((count.isascii() and count.isdecimal()) or value == kind):
         raise RequestError(f"speculate is {shown(value)}; expected lookup:N, such as lookup:4, or a DraftModel.")
     return Lookup(int(count)) if count else Lookup()
 

@@ -214,6 +214,7 @@ class Stream(Iterator[Piece], Generic[Piece]):
         self.shown = [0] * len(requests)
         self.steps: Iterator[None] = iter(())
         self.closed = False
+        self.coming: asyncio.Future[Piece | None] | None = None
 
     def begin(self) -> None:
         """Submit the requests, once."""
@@ -248,8 +249,14 @@ class Stream(Iterator[Piece], Generic[Piece]):
         return self
 
     async def __anext__(self) -> Piece:
-        """The next piece."""
-        piece = await asyncio.to_thread(next, self, None)
+        """The next piece. Who stops waiting for it, as in asyncio.wait_for, gets it the next time."""
+        self.coming = self.coming or asyncio.ensure_future(asyncio.to_thread(next, self, None))
+        try:
+            piece = await asyncio.shield(self.coming)
+        except Exception:
+            self.coming = None
+            raise
+        self.coming = None
         if piece is None:
             raise StopAsyncIteration
         return piece

@@ -6,11 +6,14 @@ import contextlib
 import itertools
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
+import numpy as np
+from jax.extend.core import get_opaque_trace_state
 
 from nanollm_jax.checks import check_counts
 from nanollm_jax.engine import buckets, drafts
@@ -19,7 +22,8 @@ from nanollm_jax.engine.memory import NoRoomError, check_room, fitting, no_room,
 from nanollm_jax.engine.request import Request, longest
 from nanollm_jax.engine.rows import Ticket
 from nanollm_jax.engine.timings import CompileWatch
-from nanollm_jax.errors import NanoLLMError, RequestError
+from nanollm_jax.errors import NanoLLMError, RequestError, shown
+from nanollm_jax.executables import EAGER
 from nanollm_jax.loading import Model
 
 Key = TypeVar("Key")
@@ -35,6 +39,17 @@ class Shared:
         self.stepping = False
         self.waiting: set[Ticket] = set()
         self.broken: BaseException | None = None
+        self.read_with = [weakref.ref(leaf) for leaf in self.weights()]
+
+    def weights(self) -> list[jax.Array | np.ndarray]:
+        """All arrays of the model's parameters, and of those of who guesses."""
+        return jax.tree.leaves((self.engine.model.params, self.engine.other and self.engine.other.params))
+
+    @property
+    def lost(self) -> bool:
+        """Is what the rows hold no good: a step failed, or somebody has put other arrays into the model's tree since?"""
+        now, then = self.weights(), self.read_with
+        return self.broken is not None or [id(leaf) for leaf in now] != [id(one()) for one in then]
 
     @property
     def free(self) -> int:
@@ -141,9 +156,27 @@ def submit(
 
     One thread after the other: the next one sees whose rows are taken by then.
     """
+    check_usable(model)
     with model.choosing:
         shared = rows_for(model, min(len(requests), most), rows, longest(requests), speculate)
         return shared, shared.submit(requests)
+
+
+def check_usable(model: Model) -> None:
+    """Raise RequestError within what JAX traces, and for parameters that are no arrays, or not any more."""
+    if get_opaque_trace_state() != EAGER:
+        raise RequestError(
+            "answers are written by programs of their own, in which jax.jit, grad and vmap cannot look; ask outside of what "
+            "they trace, or take forward, prefill and decode inside."
+        )
+    for leaf in jax.tree.leaves(model.params):
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise RequestError(f"a parameter of the model is {shown(leaf)}; expected an array.")
+        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise RequestError(
+                "a parameter of the model was deleted, as jax.jit does with what is donated to it (donate_argnums); load the "
+                "model again, and donate a copy of its parameters."
+            )
 
 
 def as_they_end(shared: Shared, asked: Iterable[tuple[Key, Sequence[Request]]]) -> Iterator[tuple[Key, list[Ticket]]]:
@@ -208,7 +241,7 @@ def chosen(model: Model, count: int, rows: int | None, positions: int, speculate
         return made(model, rows, speculate)
     alike = [shared for shared in model.engines.values() if shared.engine.speculate == speculate]
     known: list[Shared] = sorted(alike, key=lambda shared: -shared.engine.rows)
-    busy = [shared for shared in known if shared.waiting and shared.broken is None]
+    busy = [shared for shared in known if shared.waiting and not shared.lost]
     for shared in busy:
         if shared.free >= count and shared.engine.rows // model.dp in buckets.ROWS:
             return shared
@@ -222,7 +255,7 @@ def chosen(model: Model, count: int, rows: int | None, positions: int, speculate
 def made(model: Model, rows: int, speculate: drafts.Speculate) -> Shared:
     """The engine of so many rows, made now if there is none."""
     shared: Shared | None = model.engines.get((rows, speculate))
-    if shared is None or shared.broken is not None:
+    if shared is None or shared.lost:
         try:
             shared = model.engines[rows, speculate] = Shared(Engine(model, rows, speculate=speculate))
         except jax.errors.JaxRuntimeError as error:

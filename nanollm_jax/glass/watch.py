@@ -25,7 +25,7 @@ from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.generate import generate
 from nanollm_jax.engine.request import Request, encode_prompts, longest, requests_of
 from nanollm_jax.engine.rows import Ticket
-from nanollm_jax.engine.shared import Shared, failed
+from nanollm_jax.engine.shared import Shared, check_usable, failed
 from nanollm_jax.errors import NumericsError, RequestError
 from nanollm_jax.glass.asking import changes_of, check_plan, expanded, model_names
 from nanollm_jax.glass.edits import Change, Shrink, kept_by
@@ -109,6 +109,7 @@ def watching(
     requests = requests_of(model, texts, **asked | {"n": n}, streamed=streamed)
     if not requests:
         raise RequestError("prompts is empty; give one at least.")
+    check_usable(model)
     names = model_names(model)
     shrinks = kept_by(keep)
     edits, changes = changes_of(names, change, since, texts, n)
