@@ -26,8 +26,8 @@ from engine_steps import grow
 from safetensors import safe_open
 
 import nanollm_jax as nano
-from nanollm_jax.kinds import LinearScaling, Llama3Scaling, YarnScaling
 from nanollm_jax.ops import attention, embedding, rope
+from nanollm_jax.ropes import LinearScaling, Llama3Scaling, YarnScaling
 
 CHECKPOINT = Path(nano.__file__).parent / "assets/nano-stories/model.safetensors"
 random = np.random.default_rng(12)
@@ -375,8 +375,8 @@ save(figure, "12_longer")
 #
 # ## In the engine
 # - `nanollm_jax.ops.rope.frequencies` computes the frequencies with NumPy when the program is traced, so they are
-#   constants of the compiled program. It knows `nanollm_jax.kinds.LinearScaling`, `nanollm_jax.kinds.Llama3Scaling`
-#   and `nanollm_jax.kinds.YarnScaling`, and nothing is scaled unless the checkpoint says so:
+#   constants of the compiled program. It knows `nanollm_jax.ropes.LinearScaling`, `nanollm_jax.ropes.Llama3Scaling`
+#   and `nanollm_jax.ropes.YarnScaling`, and nothing is scaled unless the checkpoint says so:
 #   `nanollm_jax.families.reader.Reader.rope` reads it from either of the two dialects in use.
 # - `nanollm_jax.ops.rope.turns` makes the cosines and sines, once for all layers, in float32 whatever the model runs in
 #   (exercise 1). `nanollm_jax.ops.rope.rotate` turns the queries of all heads with them, and the keys. Values are never

@@ -45,13 +45,13 @@ from nanollm_jax.glass.watch import watch as watch
 from nanollm_jax.glass.watch import watch_stream as watch_stream
 from nanollm_jax.grammar import Grammar as Grammar
 from nanollm_jax.kinds import LayerConfig as LayerConfig
-from nanollm_jax.kinds import Rope as Rope
 from nanollm_jax.kinds import Router as Router
 from nanollm_jax.kinds import Sharpening as Sharpening
 from nanollm_jax.loading import Model as Model
 from nanollm_jax.loading import load as load
 from nanollm_jax.loading import shard as shard
 from nanollm_jax.params import init_params as init_params
+from nanollm_jax.ropes import Rope as Rope
 from nanollm_jax.saving import save as save
 from nanollm_jax.settings import Sampling as Sampling
 from nanollm_jax.startup import keep_compiled as keep_compiled

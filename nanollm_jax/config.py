@@ -14,8 +14,9 @@ from typing import Any
 
 from nanollm_jax.checks import check_count, check_positive
 from nanollm_jax.errors import ConfigError, shown
-from nanollm_jax.kinds import Heads, Latent, LayerConfig, LongRopeScaling, Rope, told
+from nanollm_jax.kinds import Heads, Latent, LayerConfig, told
 from nanollm_jax.mixers import Mixer
+from nanollm_jax.ropes import LongRopeScaling, Rope
 
 # the kinds of norm: the name of a function in ops/norm.py, and the parameters that it takes behind x
 NORMS = {"rms_norm": ("scale",), "layer_norm": ("scale", "bias"), "centred_norm": ("scale",)}
@@ -49,6 +50,8 @@ class ModelConfig:
     num_experts 0 means that there are none; layers say which of them have some. shared_size is the width of an MLP beside
     them that every token goes through, 0 without one; shared_gate lets each token say how much of it counts. expert_latent is
     the width of what experts read and give, between two matrices that all of a layer share; 0 where it is the stream itself.
+    layer_inputs is the width of what each layer is told of a token besides the stream: a row of a table, and what the token's
+    embedding says, of which it adds as much as the stream lets through; 0 where there is nothing.
     experts_apart says that router and experts read the stream itself, each through a norm of its own, and that what experts
     give and what the MLP beside them gives have norms too.
     """
@@ -100,6 +103,7 @@ class ModelConfig:
     shared_size: int = 0  # W
     shared_gate: bool = False
     experts_apart: bool = False
+    layer_inputs: int = 0  # I
 
     def __post_init__(self) -> None:
         for name in (
@@ -125,13 +129,16 @@ class ModelConfig:
             raise ConfigError("a layer lacks a half, and parallel_residual is True: there are no two to be parallel.")
         Heads(self.num_heads, self.num_kv_heads, self.head_dim)  # which checks them
         if len(others := {layer.heads for layer in layers} - {None}) > 1:
-            raise ConfigError(
-                f"layers have different heads, {shown(others)}; expected one kind beside the model's own."
-            )
+            raise ConfigError(f"layers have heads of {shown(others)}; expected one kind beside the model's own.")
         if others and (self.latent is not None or self.qk_norm == "width" or self.rotary_dim is not None):
             raise ConfigError(
                 "layers have heads of their own beside a latent, a rotary_dim or a qk_norm 'width'; that is not computed."
             )
+        if len(widths := {layer.mlp_size for layer in layers} - {None}) > 1:
+            raise ConfigError(f"layers have MLPs of {shown(widths)}; expected one width beside the model's own.")
+        for index, layer in enumerate(layers):
+            if layer.keys_of is not None:
+                self.check_keys_of(index, layer)
         if self.norm not in tuple(NORMS):
             raise ConfigError(f"norm {self.norm!r} is not supported; known: {', '.join(NORMS)}.")
         if self.activation not in ACTIVATIONS:
@@ -173,6 +180,8 @@ class ModelConfig:
             for name in ("shared_size", "expert_latent"):
                 if getattr(self, name):
                     self.own(name, check_count)
+        if self.layer_inputs:
+            self.own("layer_inputs", check_count)
         if self.experts_apart and not (self.num_experts and self.shared_size):
             raise ConfigError("experts_apart needs experts and a shared_size, for an MLP beside them.")
         if not self.num_experts and any(layer.router for layer in layers):
@@ -183,6 +192,17 @@ class ModelConfig:
                      "expert_bias", "experts_apart"):  # fmt: skip
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False.")
+
+    def check_keys_of(self, index: int, layer: LayerConfig) -> None:
+        """Raise ConfigError unless a layer can look at the keys and values of the one that it names."""
+        other = self.layers[layer.keys_of] if layer.keys_of is not None and layer.keys_of < index else None
+        if other is None or not other.keeps or (other.heads, other.window) != (layer.heads, layer.window):
+            raise ConfigError(
+                f"layer {index} looks at the keys of layer {layer.keys_of}; expected an earlier one with keys of its own, the "
+                "same heads and the same window."
+            )
+        if self.latent is not None:
+            raise ConfigError(f"layer {index} looks at another's keys beside a latent; that is not computed.")
 
     def check_latent(self) -> None:
         """Raise ConfigError unless the other fields are those of a model with latents."""
@@ -211,7 +231,9 @@ class ModelConfig:
             "1": 1, "V": self.vocab_size, "D": self.hidden_size, "P": self.max_positions, "F": self.intermediate_size,
             "U": 2 if self.gated_mlp else 1, "E": self.num_experts, "M": self.expert_size, "W": self.shared_size,
             "O": self.expert_latent,
-        } | self.own_heads.sizes(self.attention_gate) | {
+        } | ({"I": self.layer_inputs, "L*I": len(self.layers) * self.layer_inputs} if self.layer_inputs else {}) | (
+            {"F'": wide[0]} if (wide := [layer.mlp_size for layer in self.layers if layer.mlp_size]) else {}
+        ) | self.own_heads.sizes(self.attention_gate) | {
             f"{letter}'": size for one in (self.other_heads,) if one
             for letter, size in one.sizes(self.attention_gate).items()
         } | ({} if (one := self.latent) is None else {
@@ -232,6 +254,10 @@ class ModelConfig:
     def heads_of(self, layer: LayerConfig) -> Heads:
         """The heads of one of the layers."""
         return layer.heads or self.own_heads
+
+    def made(self, layer: LayerConfig) -> int:
+        """How many vectors of each key/value head a layer makes beside queries: 2, 1 that is both, or 0."""
+        return self.heads_of(layer).vectors if layer.keys_of is None else 0
 
     @property
     def ropes(self) -> list[tuple[Rope, int] | None]:
@@ -259,7 +285,8 @@ class ModelConfig:
         """Which norms of the residual stream there are: those of a layer, and the last. All are of the one kind `norm`."""
         before = (("attention_norm",) + ("mlp_norm",) * (not self.shared_norm)) if self.pre_norm else ()
         behind = ("attention_post_norm", "mlp_post_norm") if self.post_norm else ()
-        return (*before, *behind, *(APART if self.experts_apart else ()), "final_norm")
+        told = ("input_post_norm",) if self.layer_inputs else ()
+        return (*before, *behind, *told, *(APART if self.experts_apart else ()), "final_norm")
 
     @property
     def norm_leaves(self) -> tuple[str, ...]:

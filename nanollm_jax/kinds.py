@@ -5,94 +5,15 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from nanollm_jax.checks import check_count, check_positive
+from nanollm_jax.checks import check_count, check_positive, whole
 from nanollm_jax.errors import ConfigError, shown
 from nanollm_jax.mixers import Mixer
+from nanollm_jax.ropes import Rope
 
 HALVES = ("attention", "mlp")  # of a layer
 SCORES = ("softmax", "sigmoid")  # what becomes of a router's logits: names in ops/moe.py
-
-
-@dataclass(frozen=True)
-class LinearScaling:
-    """Rope for longer contexts: every position divided by `factor`. Chen et al. 2023, arXiv:2306.15595."""
-
-    kind: ClassVar[str] = "linear"
-    factor: float
-
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Rope for longer contexts: long wavelengths divided by `factor`, short ones kept, a smooth band between.
-
-    The Llama 3 Herd of Models, 2024, and its reference implementation.
-    """
-
-    kind: ClassVar[str] = "llama3"
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
-
-
-@dataclass(frozen=True)
-class YarnScaling:
-    """Rope for longer contexts: a ramp over the pairs of a head, and hotter attention. Peng et al. 2023, arXiv:2309.00071.
-
-    attention_factor multiplies the rotated queries and the rotated keys.
-    """
-
-    kind: ClassVar[str] = "yarn"
-    factor: float
-    original_max_positions: int
-    attention_factor: float
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-
-
-@dataclass(frozen=True)
-class LongRopeScaling:
-    """Rope for longer contexts: every pair slowed by a factor of its own, one list up to the original length and one
-    for texts beyond it. Ding et al. 2024, arXiv:2402.13753.
-
-    attention_factor multiplies the rotated queries and the rotated keys.
-    """
-
-    kind: ClassVar[str] = "longrope"
-    short_factors: tuple[float, ...]
-    long_factors: tuple[float, ...]
-    original_max_positions: int
-    attention_factor: float
-
-
-@dataclass(frozen=True)
-class PartScaling:
-    """Rope that turns a part of the pairs of a head, the first ones, and no other; factor divides every position."""
-
-    kind: ClassVar[str] = "part"
-    part: float
-    factor: float = 1.0
-
-
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling | PartScaling
-
-
-@dataclass(frozen=True)
-class Rope:
-    """How queries and keys are rotated: the base of the angles, and what stretches them for longer contexts."""
-
-    theta: float = 10000.0
-    scaling: RopeScaling | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "theta", check_positive("rope_theta", self.theta))
-        if self.scaling is not None:
-            check_rope_scaling(self.scaling)
-            if self.theta == 1 and isinstance(self.scaling, YarnScaling):
-                raise ConfigError("rope_theta is 1: all pairs turn alike, and yarn scaling has nothing to choose from.")
 
 
 @dataclass(frozen=True)
@@ -236,16 +157,20 @@ class LayerConfig:
     lacks            the half that it does not have: "attention", or what would be in its place, or "mlp", experts too; None
                      where it has both
     heads            those of its attention, where they are not the model's; None where they are
+    keys_of          the earlier layer at whose keys and values its queries look; None where it makes its own
+    mlp_size         the width of its MLP, where it is not the model's; None where it is
     """
 
     window: int | None = None
-    rope: Rope | None = Rope()
+    rope: Rope | None = Rope()  # noqa: RUF009 - it is frozen
     attention_scale: float | None = None
     sharpening: Sharpening | None = None
     router: Router | None = None
     mixer: Mixer | None = None
     lacks: str | None = None
     heads: Heads | None = None
+    keys_of: int | None = None
+    mlp_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None:
@@ -265,17 +190,35 @@ class LayerConfig:
         inside = {"attention": self.mixer, "mlp": self.router}
         if self.lacks is not None and inside[self.lacks] is not None:
             raise ConfigError(f"a layer lacks its {self.lacks}, and has {shown(inside[self.lacks])} in its place.")
-
+        if self.mlp_size is not None:
+            object.__setattr__(self, "mlp_size", check_count("mlp_size", self.mlp_size))
+            if self.lacks == "mlp" or self.router is not None:
+                raise ConfigError(f"mlp_size is {self.mlp_size}, of a layer without a plain MLP; expected None.")
+        if self.keys_of is not None:
+            object.__setattr__(self, "keys_of", whole(self.keys_of))
+            if not self.attends or self.keys_of is None or self.keys_of < 0:
+                raise ConfigError(
+                    f"keys_of is {self.keys_of}; expected the number of a layer, of one with attention, or None."
+                )
         if self.heads is not None and (not self.attends or not isinstance(self.heads, Heads)):
             raise ConfigError(f"heads is {shown(self.heads)}; expected Heads of a layer with attention, or None.")
 
     @property
     def attends(self) -> bool:
-        """Has it attention, for which a cache holds keys and values?"""
+        """Has it attention?"""
         return self.mixer is None and self.lacks != "attention"
 
+    @property
+    def keeps(self) -> bool:
+        """Does a cache hold keys and values of its own?"""
+        return self.attends and self.keys_of is None
+
     def letters(self, axes: str) -> str:
-        """Axis letters as this layer has them: those of heads of its own have a mark.  K Q H D -> K' Q' H' D"""
+        """Axis letters as this layer has them: those of heads and of a width of its own have a mark, and where it looks at
+        another's keys there are queries alone.  K Q H D -> K' Q' H' D, or K' R' H' D
+        """
+        axes = axes if self.keys_of is None else axes.replace("Q", "R")
+        axes = axes if self.mlp_size is None else axes.replace("F", "F'")
         return re.sub("[KNGHQR]", r"\g<0>'", axes) if self.heads else axes
 
     def __repr__(self) -> str:
@@ -290,30 +233,3 @@ def told(record: Any, **words: str) -> str:
         if getattr(record, one.name) != one.default
     }
     return f"{type(record).__name__}({', '.join(f'{name}={value}' for name, value in said.items())})"
-
-
-def check_rope_scaling(scaling: RopeScaling) -> None:
-    """Raise ConfigError unless every number of a rope scaling makes sense."""
-    if not isinstance(scaling, RopeScaling):
-        raise ConfigError(
-            f"rope_scaling is {shown(scaling)}; expected a LinearScaling, Llama3Scaling, YarnScaling, LongRopeScaling or "
-            "PartScaling, or None."
-        )
-    for one in dataclasses.fields(scaling):
-        name, value = f"rope scaling {scaling.kind}: {one.name}", getattr(scaling, one.name)
-        if one.name == "original_max_positions":
-            check_count(name, value)
-        elif isinstance(value, tuple):
-            for factor in value:
-                check_positive(name, factor)
-        elif one.name != "truncate":
-            check_positive(name, value)
-        elif not isinstance(value, bool):
-            raise ConfigError(f"{name} is {value!r}; expected True or False.")
-    if isinstance(scaling, PartScaling) and scaling.part > 1:
-        raise ConfigError(f"rope scaling part: part is {scaling.part}; expected no more than 1.")
-    if isinstance(scaling, Llama3Scaling) and scaling.high_freq_factor <= scaling.low_freq_factor:
-        raise ConfigError(
-            f"rope scaling llama3: high_freq_factor {scaling.high_freq_factor} has to be above "
-            f"low_freq_factor {scaling.low_freq_factor}."
-        )

@@ -5,7 +5,9 @@
     N query heads    K key/value heads            G = N / K          H head width
     F MLP width      E experts                    M width of one expert
     Q = R + 2: the query heads of one key/value head, then its key and its value; R = G, or 2G where each query has a gate
-    K' N' G' H' Q' R' the same of the layers that have heads of their own; Q' = R' + 1 where their keys are values too
+    K' N' G' H' Q' R' the same of the layers that have heads of their own; Q' = R' + 1 where their keys are values too; F' of
+    those that have a width of their own. Q is R alone in layers that look at another's keys
+    I width of what a layer is told of a token besides        L*I of what all layers are told, side by side
     U = 2: gate and up, or 1 in a model without a gate
     W width of the MLP that all tokens share beside the experts        O width of a latent that experts read and give
     C width of a latent of keys and values        J of a latent of queries        Y of a query, X of a key and a value that a
@@ -44,6 +46,7 @@ INPUTS = {
     "win": 1,
     "latent_down": 1,
     "latent_up": 1,
+    "projection": 1,
 }
 BLOCK = 256  # slots of a cache that attention sums together
 
@@ -83,16 +86,19 @@ def layout(config: ModelConfig) -> dict[str, str]:
         experts |= dict.fromkeys(APART, norm)
     norms: dict[str, Any] = {name: norm for name in config.norms if name not in (*APART, "final_norm")}
     norms |= {"scale": "1"} if config.layer_scale else {}
+    norms |= {"input": {"down": "I D", "up": "D I"}} if config.layer_inputs else {}
 
     def halves(layer: Any) -> dict[str, Any]:
-        own = {name: layer.letters(axes) for name, axes in flat(attention)}
-        both = norms | ({"attention": own} if layer.mixer is None else {"recurrent": layer.mixer.parameters})
-        both |= {"mlp": mlp if layer.router is None else experts | layer.router.parameters}
+        marked = lambda tree: {name: layer.letters(axes) for name, axes in flat(tree)}  # noqa: E731
+        own = {name: axes for name, axes in attention.items() if name != "k_norm" or layer.keeps}
+        both = norms | ({"attention": marked(own)} if layer.mixer is None else {"recurrent": layer.mixer.parameters})
+        both |= {"mlp": marked(mlp) if layer.router is None else experts | layer.router.parameters}
         lacks = () if layer.lacks is None else (layer.lacks, f"{layer.lacks}_norm", f"{layer.lacks}_post_norm")
         return {name: inside for name, inside in both.items() if name not in lacks}
 
     tree = {
         "embedding": {"tokens": "V D"} | ({"positions": "P D"} if config.learned_positions else {}),
+        "inputs": {"tokens": "V L*I", "projection": "L*I D", "norm": {"scale": "I"}} if config.layer_inputs else {},
         "layers": {str(index): halves(layer) for index, layer in enumerate(config.layers)},
         "final_norm": norm,
         "unembedding": ({} if config.tie_embeddings else {"tokens": "V D"})
@@ -135,19 +141,23 @@ def large_matrices(config: ModelConfig) -> dict[str, int]:
 
 
 def adaptable(config: ModelConfig) -> dict[str, int]:
-    """large_matrices, of those that an adapter may be laid beside: no experts."""
+    """large_matrices, of those that an adapter may be laid beside: no experts, and no table of what layers are told."""
     letters = layout(config)
-    return {path: count for path, count in large_matrices(config).items() if "E" not in letters[path].split()}
+    return {
+        path: count
+        for path, count in large_matrices(config).items()
+        if "E" not in letters[path].split() and path != "inputs.tokens"
+    }
 
 
 def cache_slots(config: ModelConfig, capacity: int, spare: int = 0) -> list[int]:
     """S of each layer in a cache of this capacity: the capacity, or the layer's window and `spare` slots where that is less; 0
-    of a layer that has no keys and values.
+    of a layer that has no keys and values of its own.
 
     More than BLOCK of them come in whole blocks, which attention sums one after the other.
     """
     own = [layer.window + spare if layer.window else capacity for layer in config.layers]
-    sizes = [size if layer.attends else 0 for size, layer in zip(own, config.layers, strict=True)]
+    sizes = [size if layer.keeps else 0 for size, layer in zip(own, config.layers, strict=True)]
     whole = lambda size: size if size <= BLOCK else -(-size // BLOCK) * BLOCK  # noqa: E731
     return [min(whole(size), whole(capacity)) for size in sizes]
 
@@ -170,14 +180,23 @@ def row_nbytes(
 
     spare is how many tokens of a step are guessed, each with logits of its own; kept how keys and values are, see init_cache.
     """
-    held = 0
-    for layer, slots in zip(config.layers, cache_slots(config, context, spare), strict=True):
-        heads = config.heads_of(layer)
-        vector = heads.head_dim + 4 if kept == "int8" else itemsize * heads.head_dim
-        held += config.vectors * vector * (heads.num_kv_heads // tp) * slots
+    held = sum(layer_nbytes(config, context, itemsize, tp, spare, kept, again=False))
     # logits, two histories, the logit bias, two masks; and the text
     drawing = config.vocab_size * (4 * (1 + spare) + 1 + 4 + 4 + 1 + 1) + 4 * config.max_positions
     return held + state_nbytes(config, itemsize) // tp, drawing
+
+
+def layer_nbytes(
+    config: ModelConfig, context: int, itemsize: int, tp: int, spare: int, kept: str, again: bool
+) -> list[int]:
+    """Bytes of the keys and values of a row in each layer; again: of another's too, where it looks at those. As row_nbytes."""
+    slots, found = cache_slots(config, context, spare), []
+    for index, layer in enumerate(config.layers):
+        heads = config.heads_of(layer)
+        vector = heads.head_dim + 4 if kept == "int8" else itemsize * heads.head_dim
+        seen = slots[index if layer.keys_of is None or not again else layer.keys_of]
+        found.append(config.vectors * vector * (heads.num_kv_heads // tp) * seen)
+    return found
 
 
 def state_nbytes(config: ModelConfig, itemsize: int) -> int:

@@ -27,11 +27,14 @@ Outcome = tuple[jax.Array, KVCache]  # [B T D], and the cache with what was seen
 
 
 class New(NamedTuple):
-    """The tokens that are new: where they stand [B T], how many are real [B], each layer's cosines and sines or None."""
+    """The tokens that are new: where they stand [B T], how many are real [B], and for each layer cosines and sines or None."""
 
     positions: jax.Array
     real: jax.Array
     turns: list[tuple[jax.Array, jax.Array] | None]
+    inputs: tuple[
+        jax.Array, ...
+    ]  # what each layer is told of them besides the stream [B T I], where it is told anything
 
 
 def forward(params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelConfig) -> tuple[jax.Array, KVCache]:
@@ -49,14 +52,8 @@ def forward(params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelC
 
 
 def hidden_states(
-    params: Params,
-    tokens: jax.Array,
-    count: jax.Array,
-    cache: KVCache,
-    *,
-    config: ModelConfig,
-    end: jax.Array | None = None,
-) -> Outcome:
+    params: Params, tokens: jax.Array, count: jax.Array, cache: KVCache, *, config: ModelConfig, end: jax.Array | None = None
+) -> Outcome:  # fmt: skip
     """forward without its last step: the final normalised residual stream.  tokens [B T], count [B] -> [B T D], cache
 
     count says how many tokens of each row are real; padding behind them leaves no trace in the cache. end [B] is how long
@@ -64,12 +61,14 @@ def hidden_states(
     """
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None, :]
     turns = rope.turns_of_layers(config.ropes, positions, cache.length + count if end is None else end)
-    new = New(tag(positions, "positions"), tag(count, "real"), turns)
+    new = New(tag(positions, "positions"), tag(count, "real"), turns, ())
     x = embedding.embed(params["embedding"]["tokens"], tokens)
     x = x * jnp.asarray(config.embedding_scale, x.dtype)  # rounded to its dtype, as the reference does
     if config.learned_positions:
         x = x + embedding.look_up(params["embedding"]["positions"], positions)
     x = tag(x, "embedding")
+    told = embedding.inputs(params.get("inputs"), tokens, x, config.num_layers, config.norm_eps, config.norm_offset)
+    new = new._replace(inputs=told)
     for index, p in enumerate(params["layers"]):
         x, cache = block(p, x, new, cache, index, config)
     return tag(normalize(params, "final_norm", x, config), "final_norm"), kv.advance(cache, count)
@@ -100,8 +99,10 @@ def block(p: Params, x: jax.Array, new: New, cache: KVCache, index: int, config:
         given = feed_forward(p["mlp"], h, before if config.experts_apart else h, index, config)
         given = tag(normalize(p, "mlp_post_norm", given, config), f"{name}.mlp.out")
         y = y + scale * given
-    y = norm.stretch(y, p.get("scale"))
-    return tag(y, f"{name}.out"), cache
+    if new.inputs:
+        given = mlp.let_in(p["input"], y, tag(new.inputs[index], f"{name}.input"), config.activation)
+        y = y + scale * tag(normalize(p, "input_post_norm", given, config), f"{name}.input.out")
+    return tag(norm.stretch(y, p.get("scale")), f"{name}.out"), cache
 
 
 @jax.named_scope("attention")
@@ -109,8 +110,8 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
     """Self-attention of the new tokens over everything in the cache, themselves included.  h [B T D] -> [B T D], cache"""
     name, layer, p = f"layers.{index}.attention", config.layers[index], p["attention"]
     if config.latent is None:
-        made = linear(h, p["wqkv"], p.get("bqkv")), config.attention_gate, config.heads_of(layer).vectors
-        q, k, v, gate = attention.split_heads(*made)
+        made = linear(h, p["wqkv"], p.get("bqkv"))
+        q, k, v, gate = attention.split_heads(made, config.attention_gate, config.made(layer))
     else:
         q, k = latent.project(p, h, config.latent, config.num_kv_heads)  # all heads look at the same, their values too
         v, gate = k, None
@@ -122,10 +123,10 @@ def attend(p: Params, h: jax.Array, new: New, cache: KVCache, index: int, config
         q, k = (rope.ROTATIONS[config.rope_pairs](x, *turns) for x in (q, k))
     if config.norm_behind_rope:
         q, k = norm.heads(p, q, k, config.norm_eps, config.norm_offset, config.counted_heads)
-    q = rope.sharpen(q, new.positions, layer.sharpening)
-    q, k = tag(q, f"{name}.q"), tag(k, f"{name}.k")
-    v = tag(v, f"{name}.v") if config.latent is None else k
-
+    q = tag(rope.sharpen(q, new.positions, layer.sharpening), f"{name}.q")
+    if layer.keys_of is None:  # else there are no new keys and values, and the cache gives another layer's
+        k = tag(k, f"{name}.k")
+        v = tag(v, f"{name}.v") if config.latent is None else k
     cache, seen = kv.extend(cache, index, k, v, new.real)
     mask = new.positions, layer.window, layer.attention_scale, config.attention_softcap
     mixed = dot_product(q, seen, *mask, name, p.get("sinks"))

@@ -21,7 +21,7 @@ from nanollm_jax.kinds import Heads, LayerConfig
 from nanollm_jax.layout import layout
 
 RULE = {
-    "B": "dp", "K": "tp", "N": "tp", "K'": "tp", "N'": "tp", "F": "tp", "M": "tp", "W": "tp", "V": "tp", "h": "tp",
+    "B": "dp", "K": "tp", "N": "tp", "K'": "tp", "N'": "tp", "F": "tp", "F'": "tp", "M": "tp", "W": "tp", "V": "tp", "h": "tp",
     "B*K": ("dp", "tp"),
 }  # fmt: skip
 
@@ -44,6 +44,8 @@ def divided(layer: LayerConfig, tp: int) -> LayerConfig:
     """What one layer has of its own as tp devices hold it."""
     if layer.mixer is not None:
         return dataclasses.replace(layer, mixer=layer.mixer.divided(tp))
+    if layer.mlp_size is not None:
+        layer = dataclasses.replace(layer, mlp_size=up(layer.mlp_size, tp))
     if layer.heads is None:
         return layer
     K, G = heads(layer.heads, tp)
@@ -73,7 +75,7 @@ def sources(config: ModelConfig, tp: int) -> dict[str, np.ndarray]:
     arranged = arrange(config, tp)
     stored, sizes = stored_sizes(arranged, tp), config.sizes
     found: dict[str, np.ndarray] = {
-        letter: np.arange(stored[letter]) for letter in ("F", "M", "W", "V", "h") if letter in stored
+        letter: np.arange(stored[letter]) for letter in ("F", "F'", "M", "W", "V", "h") if letter in stored
     }
     found = {letter: np.where(own < sizes[letter], own, -1) for letter, own in found.items()}
     for mark, own in (("", config.own_heads), ("'", config.other_heads)):
@@ -105,6 +107,7 @@ def made_up(config: ModelConfig, tp: int) -> list[str]:
     sizes, stored = config.sizes, stored_sizes(arranged, tp)
     names = {
         "F": "MLP width",
+        "F'": "wider MLP width",
         "M": "width of experts",
         "W": "shared width",
         "V": "vocabulary",

@@ -54,10 +54,15 @@ FURTHER = {
     "gemma2": {"head_dim": 12, "sliding_window": 6},
     "gemma3_text": {"head_dim": 12, "sliding_window": 6, "sliding_window_pattern": 2, "rope_theta": 1e6,
                     "final_logit_softcapping": 3.0},
-    "gemma4_text": {"head_dim": 12, "global_head_dim": 20, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
-                    "hidden_size_per_layer_input": 0, "sliding_window": 6, "final_logit_softcapping": 3.0,
-                    "enable_moe_block": True, "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 12,
-                    "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    "gemma4_text": {"head_dim": 12, "global_head_dim": 20, "sliding_window": 6, "final_logit_softcapping": 3.0,
+                    "hidden_size_per_layer_input": 10, "vocab_size_per_layer_input": 83, "num_kv_shared_layers": 2,
+                    "use_double_wide_mlp": True, "num_hidden_layers": 4,
+                    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]},
+    # as the text's part of what sees and hears
+    "gemma4": {"head_dim": 12, "global_head_dim": 20, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+               "hidden_size_per_layer_input": 0, "sliding_window": 6, "final_logit_softcapping": 3.0,
+               "enable_moe_block": True, "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 12,
+               "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
     "olmo2": {"num_key_value_heads": 4},
     "granite": {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0,
                 "attention_multiplier": 0.1},
@@ -144,7 +149,7 @@ COMPOSITE = {
     name: {"model_type": name, "text_config": SHARED | special, "vision_config": {"hidden_size": 3}}
     for name, special in {
         "gemma3": FURTHER["gemma3_text"],
-        "gemma4": FURTHER["gemma4_text"],
+        "gemma4": FURTHER["gemma4"] | {"model_type": "gemma4_text"},
         "mistral3": {"sliding_window": 6},
         "llava": {},
         "kimi_k25": FURTHER["deepseek_v3"],

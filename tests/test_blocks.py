@@ -12,7 +12,7 @@ from agreement import agree
 from models import forward, random_model
 
 import nanollm_jax as nano
-from nanollm_jax.kinds import LongRopeScaling
+from nanollm_jax.ropes import LongRopeScaling
 
 
 @pytest.mark.parametrize("pre_norm", [True, False])

@@ -14,7 +14,8 @@ import pytest
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.dtypes import resolve_dtype
 from nanollm_jax.errors import ConfigError, NanoLLMWarning, shown
-from nanollm_jax.kinds import Latent, LayerConfig, LinearScaling, Llama3Scaling, Rope, Router, Sharpening, YarnScaling
+from nanollm_jax.kinds import Heads, Latent, LayerConfig, Router, Sharpening
+from nanollm_jax.ropes import LinearScaling, Llama3Scaling, Rope, YarnScaling
 
 RIGHT = dict(
     vocab_size=11, hidden_size=12, layers=(LayerConfig(),) * 3, num_heads=6, num_kv_heads=2, head_dim=8, intermediate_size=10,
@@ -114,6 +115,13 @@ def test_flags_are_true_or_false(name, value):
         (dict(layers=(LayerConfig(), None)), "layers is .*; expected a tuple of LayerConfigs"),
         (dict(layers=(LayerConfig(),) * 10001), "layers has 10001 entries; expected at most 10000"),
         (dict(layers=(LayerConfig(router=Router()),)), "a layer has experts, and num_experts is 0; say how many there are"),
+        (dict(layers=(LayerConfig(), LayerConfig(keys_of=1))), "layer 1 looks at the keys of layer 1; expected an earlier one"),
+        (dict(layers=(LayerConfig(), LayerConfig(keys_of=0, window=4))), "layer 0; expected .*the same window"),
+        (dict(layers=(LayerConfig(), LayerConfig(keys_of=0), LayerConfig(keys_of=1))), "layer 1; .* with keys of its own"),
+        (dict(layers=(LayerConfig(heads=Heads(3, 1, 4)), LayerConfig(keys_of=0))), "layer 0; expected .*the same heads"),
+        (dict(layers=(LayerConfig(mlp_size=5), LayerConfig(mlp_size=6))), "MLPs of .5, 6.; expected one width beside"),
+        (dict(layer_inputs=-1), "layer_inputs is -1; expected a whole number of at least 1"),
+        (dict(latent=Latent(6, 2, 3, 4), rotary_dim=2, layers=(LayerConfig(), LayerConfig(keys_of=0))), "beside a latent"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(changes, words):
@@ -126,6 +134,13 @@ def test_what_cannot_be_is_refused(changes, words):
     [
         (lambda: LayerConfig(window=0), "window is 0; expected a whole number of at least 1"),
         (lambda: LayerConfig(window=2.5), "window is 2.5"),
+        (
+            lambda: LayerConfig(keys_of=-1),
+            "keys_of is -1; expected the number of a layer, of one with attention, or None",
+        ),
+        (lambda: LayerConfig(keys_of=0, lacks="attention"), "keys_of is 0; expected"),
+        (lambda: LayerConfig(mlp_size=0), "mlp_size is 0; expected a whole number of at least 1"),
+        (lambda: LayerConfig(mlp_size=3, router=Router()), "mlp_size is 3, of a layer without a plain MLP"),
         (lambda: LayerConfig(sharpening=0.1), "sharpening is 0.1; expected a Sharpening, or None"),
         (lambda: Sharpening(0.1, 0), "sharpening: every is 0; expected a whole number of at least 1"),
         (lambda: LayerConfig(router=True), "router is True; expected a Router, or None"),
@@ -212,7 +227,7 @@ DIFFERENT = [
     dict(learned_positions=True), layered(rope=None), layered(rope=Rope(1e6)), layered(rope=Rope(scaling=LinearScaling(2.0))),
     layered(rope=Rope(scaling=LinearScaling(4.0))), layered(rope=Rope(scaling=LLAMA3)), layered(rope=Rope(scaling=YARN)),
     layered(window=4), dict(layers=(LayerConfig(window=4),) * 3), layered(attention_scale=0.5), dict(tie_embeddings=True),
-    layered(sharpening=Sharpening(0.1, 4)),
+    layered(sharpening=Sharpening(0.1, 4)), layered(keys_of=0), layered(mlp_size=9), dict(layer_inputs=4),
     dict(mlp_bias=True), dict(layers=(LayerConfig(),) * 2), dict(num_experts=4) | layered(router=Router()),
     dict(num_experts=4) | layered(router=Router("sigmoid")), dict(num_experts=4, shared_size=3) | layered(router=Router()),
 ]  # fmt: skip

@@ -16,7 +16,8 @@ import nanollm_jax as nano
 from nanollm_jax import families, params
 from nanollm_jax.errors import ConfigError
 from nanollm_jax.families import FAMILIES
-from nanollm_jax.kinds import LayerConfig, LinearScaling, Llama3Scaling, Rope, YarnScaling
+from nanollm_jax.kinds import LayerConfig
+from nanollm_jax.ropes import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from nanollm_jax.weights.rows import rearrange, source_shape, stored_shape
 
 # What Hugging Face's files say, as they lie on the hub but for labels and comments.

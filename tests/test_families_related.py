@@ -10,7 +10,7 @@ from models import COMPOSITE, FURTHER, MISTRAL, RELATED, SHARED, YARN
 import nanollm_jax as nano
 from nanollm_jax import params
 from nanollm_jax.errors import ConfigError
-from nanollm_jax.kinds import Llama3Scaling, Rope, YarnScaling
+from nanollm_jax.ropes import Llama3Scaling, Rope, YarnScaling
 from nanollm_jax.weights import quantised
 
 
@@ -221,3 +221,45 @@ def test_embeddings_of_llava_are_tied_where_either_part_of_its_file_ties_them(fa
     values = COMPOSITE["llava"] | said(whole)
     values["text_config"] = values["text_config"] | {"model_type": family} | said(text)
     assert read(values).tie_embeddings is tied
+
+
+GEMMA4 = FURTHER["gemma4_text"]
+
+
+def test_the_last_layers_of_gemma_4_look_at_the_last_of_their_kind_that_has_keys():
+    """E2B as it was published: 35 layers, of which 20 look at the 14th and the 15th; 4.63 billion parameters without eyes."""
+    types = ["sliding_attention"] * 4 + ["full_attention"]
+    values = GEMMA4 | dict(
+        vocab_size=262144, hidden_size=1536, intermediate_size=6144, num_hidden_layers=35, num_attention_heads=8,
+        num_key_value_heads=1, head_dim=256, global_head_dim=512, num_kv_shared_layers=20, hidden_size_per_layer_input=256,
+        vocab_size_per_layer_input=262144, use_double_wide_mlp=True, layer_types=types * 7, sliding_window=512,
+    )  # fmt: skip
+    config = read(values)
+    assert [layer.keys_of for layer in config.layers] == [None] * 15 + [13, 13, 13, 13, 14] * 4
+    assert [config.sizes["F"], config.sizes["F'"], config.sizes["L*I"]] == [6144, 12288, 8960]
+    assert {layer.mlp_size for layer in config.layers[:15]} == {None} and config.layers[15].mlp_size == 12288
+    table = 262144 * (1536 + 8960)
+    wide = 3 * 1536 * (15 * 6144 + 20 * 12288)
+    local, full = 1536 * (8 + 8) * 256, 1536 * (8 + 8) * 512  # queries and what leads back
+    own = 12 * 1536 * 2 * 256 + 3 * 1536 * 2 * 512 + 12 * 256 + 3 * 512  # keys, values and their norms
+    told = 35 * 2 * 256 * 1536 + 8960 * 1536 + 256
+    norms = 35 * (5 * 1536 + 1) + 28 * 256 + 7 * 512 + 1536
+    assert params.count(config) == table + wide + 28 * local + 7 * full + own + told + norms
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_kv_shared_layers": 4}, "num_kv_shared_layers is 4; expected less than 4 layers"),
+        (
+            {"num_kv_shared_layers": 3},
+            "num_kv_shared_layers is 3; expected so few that a layer of either type is before them",
+        ),
+        ({"num_kv_shared_layers": -1}, "num_kv_shared_layers is -1; expected a whole number"),
+        ({"vocab_size_per_layer_input": 7}, "vocab_size_per_layer_input is 7; expected vocab_size"),
+        ({"hidden_size_per_layer_input": -2}, "hidden_size_per_layer_input is -2; expected a whole number"),
+    ],
+)
+def test_what_a_small_gemma_4_cannot_say(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        read(GEMMA4, **changes)

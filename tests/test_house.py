@@ -20,8 +20,9 @@ ARROWS = {
     "dtypes": {"errors"},
     # the transformer and its state
     "mixers": {"checks", "errors"},
-    "kinds": {"checks", "errors", "mixers"},
-    "config": {"checks", "errors", "kinds", "mixers"},
+    "ropes": {"checks", "errors"},
+    "kinds": {"checks", "errors", "mixers", "ropes"},
+    "config": {"checks", "errors", "kinds", "mixers", "ropes"},
     "layout": {"config", "dtypes", "errors"},
     "params": {"config", "dtypes", "errors", "executables", "layout", "ops"},
     "partition": {"config", "errors", "kinds", "layout"},
@@ -48,7 +49,7 @@ ARROWS = {
     },
     # from files to a model
     "weights": {"checks", "config", "errors", "files", "params"},
-    "families": {"checks", "config", "errors", "kinds", "mixers", "weights"},
+    "families": {"checks", "config", "errors", "kinds", "mixers", "ropes", "weights"},
     "tokenizer": {"checks", "errors", "files", "worker"},
     "grammar": {"checks", "errors", "files", "tokenizer", "worker"},
     "chat": {"errors", "files", "grammar", "tokenizer", "worker"},

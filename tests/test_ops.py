@@ -11,10 +11,11 @@ import pytest
 from agreement import agree
 
 from nanollm_jax.config import ACTIVATIONS
-from nanollm_jax.kinds import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, Router, Sharpening, YarnScaling
+from nanollm_jax.kinds import Router, Sharpening
 from nanollm_jax.ops import attention, embedding, group_product, groupwise_making, int8, mlp, moe, norm, rope
 from nanollm_jax.ops.dot_product import Seen, dot_product
 from nanollm_jax.ops.linear import MANY, linear, product
+from nanollm_jax.ropes import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 
 rng = np.random.default_rng(0)
 

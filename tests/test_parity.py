@@ -48,6 +48,10 @@ GEMMA4 = LLAMA | dict(
     model_type="gemma4_text", pad_token_id=0, head_dim=16, global_head_dim=24, num_global_key_value_heads=1,
     attention_k_eq_v=True, hidden_size_per_layer_input=0, sliding_window=9, final_logit_softcapping=3.0,
     layer_types=["sliding_attention", "full_attention", "full_attention"])  # fmt: skip
+GEMMA4_SMALL = GEMMA4 | dict(
+    attention_k_eq_v=False, hidden_size_per_layer_input=10, vocab_size_per_layer_input=101, num_kv_shared_layers=4,
+    use_double_wide_mlp=True, num_hidden_layers=7, layer_types=[
+        *["sliding_attention", "full_attention", "sliding_attention"] * 2, "full_attention"])  # fmt: skip
 GEMMA4_EXPERTS = GEMMA4 | dict(enable_moe_block=True, num_experts=7, top_k_experts=3, moe_intermediate_size=24)
 OLMO2 = LLAMA | dict(model_type="olmo2")
 GRANITE = LLAMA | dict(model_type="granite", embedding_multiplier=12.0, residual_multiplier=0.22, logits_scaling=0.3,
@@ -218,7 +222,12 @@ CASES = {
     "gemma3": GEMMA3,
     "gemma3-caps": GEMMA3 | dict(attn_logit_softcapping=1.5, final_logit_softcapping=2.0, num_hidden_layers=2,
                                  layer_types=["full_attention", "sliding_attention"]),
-    "gemma4_text": GEMMA4_EXPERTS,
+    "gemma4_text": GEMMA4_SMALL,
+    "gemma4_text-told": GEMMA4 | dict(hidden_size_per_layer_input=7, vocab_size_per_layer_input=101),
+    # the reference has no shared keys without what layers are told
+    "gemma4_text-shared": GEMMA4 | dict(num_kv_shared_layers=1, num_key_value_heads=4, hidden_size_per_layer_input=7,
+                                        vocab_size_per_layer_input=101),
+    "gemma4_text-experts": GEMMA4_EXPERTS,
     "gemma4_text-dense": GEMMA4 | dict(num_key_value_heads=4, tie_word_embeddings=False),
     "gemma4_text-values": GEMMA4 | dict(attention_k_eq_v=False, attention_bias=True, rope_parameters={
         "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.4, "rope_theta": 1e5, "factor": 2.0},

@@ -313,6 +313,20 @@ ODD = {
             "value_norm": True,
         },
     ),
+    "6-over-3-and-another's": (
+        (6, 3),
+        {
+            "layers": (
+                nano.LayerConfig(window=3),
+                nano.LayerConfig(heads=Heads(6, 1, 10)),
+                nano.LayerConfig(window=3, keys_of=0, mlp_size=22),
+                nano.LayerConfig(heads=Heads(6, 1, 10), keys_of=1, mlp_size=22),
+            ),
+            "layer_inputs": 4,
+            "qk_norm": "head",
+            "qkv_bias": True,
+        },
+    ),
     "6-over-3-parallel": (
         (6, 3),
         {"parallel_residual": True, "layers": (nano.LayerConfig(window=3),), "norm": "layer_norm"},

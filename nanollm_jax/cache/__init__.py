@@ -42,4 +42,5 @@ from nanollm_jax.cache.layers import Ring as Ring
 from nanollm_jax.cache.layers import shapes as shapes
 from nanollm_jax.cache.recurrent import Nothing as Nothing
 from nanollm_jax.cache.recurrent import Recurrent as Recurrent
+from nanollm_jax.cache.recurrent import Shared as Shared
 from nanollm_jax.cache.rounded import Buffer as Buffer

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from nanollm_jax import collectives
 from nanollm_jax.cache import recurrent, rounded
 from nanollm_jax.cache.layers import Plain, kinds, shapes
-from nanollm_jax.cache.recurrent import Nothing, Recurrent
+from nanollm_jax.cache.recurrent import Nothing, Recurrent, Shared
 from nanollm_jax.checks import check_count
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.dtypes import check_kept, resolve_dtype
@@ -35,6 +35,7 @@ class KVCache:
     Static: capacity is how many positions a row has room for. fresh says that nothing was written yet, so that a first
     piece of tokens need not look at the buffers: init_cache says so, and writing takes it back. mesh is the one that the
     buffers are spread over: each device has its own rows' and heads' vectors, in the same layout as on a single device.
+    lent {layer: what it gave} is there between two layers only, of those at whose keys later ones look (Shared).
     spare is how many of the last tokens of a block may be taken back by another length: rings have so many slots more
     than their window, so that those tokens take nobody's place who is still seen.
     """
@@ -42,6 +43,7 @@ class KVCache:
     layers: tuple[Layer, ...]
     length: jax.Array = axes("B")
     rows: jax.Array | None = axes("B", default=None)
+    lent: dict[int, Seen] | None = axes("B", default=None)
     capacity: int = static(default=0)
     fresh: bool = static(default=False)
     spare: int = static(default=0)
@@ -115,7 +117,9 @@ def init_cache(
         kind(
             *(rounded.empty((*shape[:2], H), dtype, kept, placed) for H in (shape[2], (config.vectors - 1) * shape[2]))
         )
-        if layer.attends
+        if layer.keeps
+        else Shared(of=layer.keys_of)
+        if layer.keys_of is not None
         else recurrent.empty(layer.mixer, batch, dtype, placed)
         for layer, kind, shape in zip(
             config.layers, kinds(config, capacity, spare), shapes(config, batch, capacity, spare), strict=True
@@ -174,6 +178,8 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
     """
     B, T, K, H = k.shape
     old = cache.layers[layer]
+    if isinstance(old, Shared):
+        return cache, (cache.lent or {})[old.of]
     assert isinstance(old, Plain)
     positions = cache.length[:, None] + jnp.arange(T)[None]  # [B T]
     real = (jnp.arange(T)[None] < count[:, None]) & (positions < cache.capacity)
@@ -190,7 +196,10 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
         filled = cache.length
     filled = jnp.where(count > 0, jnp.minimum(filled, old.slots), 0)
     recent = T if 1 + cache.spare < T or cache.fresh else 0
-    return changed(cache, layer, new), Seen(keys, values, stand, filled, recent, scales)
+    seen = Seen(keys, values, stand, filled, recent, scales)
+    if any(isinstance(one, Shared) and one.of == layer for one in cache.layers):
+        cache = dataclasses.replace(cache, lent={**(cache.lent or {}), layer: seen})
+    return changed(cache, layer, new), seen
 
 
 @jax.named_scope("cache")
@@ -216,7 +225,7 @@ def changed(cache: KVCache, layer: int, new: Layer) -> KVCache:
 
 def advance(cache: KVCache, count: jax.Array) -> KVCache:
     """Count the new positions of every row, [B]."""
-    return dataclasses.replace(cache, length=cache.length + count, fresh=False)
+    return dataclasses.replace(cache, length=cache.length + count, fresh=False, lent=None)
 
 
 def select(cache: KVCache, rows: jax.Array, fresh: bool = False) -> KVCache:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from nanollm_jax import collectives
-from nanollm_jax.letters import axes, of, pytree
+from nanollm_jax.letters import axes, of, pytree, static
 from nanollm_jax.mixers import Mixer
 from nanollm_jax.ops.mixing import Memory
 
@@ -134,6 +134,13 @@ class Nothing:
     def restore(self, pool: Nothing, row: jax.Array, at: jax.Array, block: jax.Array, rows: int) -> Nothing:
         """The same."""
         return self
+
+
+@pytree
+class Shared(Nothing):
+    """What a layer remembers that looks at the keys and values of an earlier one: which one that is."""
+
+    of: int = static()
 
 
 def empty(mixer: Mixer | None, batch: int, dtype: Any, placed: Any) -> Recurrent | Nothing:

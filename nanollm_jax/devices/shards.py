@@ -45,9 +45,9 @@ def spread(
         wanted = {axis: (own[name][:: share[axis]] // share[axis])[index[axis]]
                   for axis, name in enumerate(names) if name in own}  # fmt: skip
         cuts = [around(wanted[axis]) if axis in wanted else slice(0, size) for axis, size in enumerate(shape)]
-        if Q := next((name for name in names if name[0] == "Q"), None):  # asked for whole: several tensors share it
+        if Q := next((name for name in names if name[0] in "QR"), None):  # asked for whole: several tensors share it
             k, mark = names.index(Q) - 1, Q[1:]
-            whole, G, R = (config.sizes[letter + mark] for letter in "QGR")
+            whole, G, R = (config.sizes[letter + mark] for letter in (Q[0], "G", "R"))
             query = own[f"N{mark}"].reshape(sizes[f"K{mark}"], sizes[f"G{mark}"])[index[k]]
             found = part((*cuts[: k + 1], slice(0, whole), *cuts[k + 2 :]))
             first, front, back = cuts[k].start, range(k), range(-k, 0)
@@ -88,7 +88,7 @@ def select(array: np.ndarray, source: np.ndarray, axis: int = 0) -> np.ndarray:
 def divide_heads(wqkv: np.ndarray, key: np.ndarray, query: np.ndarray, G: int, beside: int = 2) -> np.ndarray:
     """Key/value heads with their queries, cut into shares.  wqkv [k R+2 ...], key [K'], query [K' G'] -> [K' R'+2 ...]
 
-    R is G, or 2G where a gate comes behind each query, and goes with it. beside is 2, or 1 where a key is the value too. key
+    R is G, or 2G where a gate comes behind each query, and goes with it. beside is 2, 1 where a key is the value too, or 0. key
     says which head each new one is, query which of the k*G queries it serves; -1 is zeros. k = 1, G = 7, G' = 4, key (0 0),
     query (0 1 2 3), (4 5 6 -1): the head (q0 ... q6 k v) becomes (q0 q1 q2 q3 k v) and (q4 q5 q6 0 k v).
     """

@@ -7,7 +7,8 @@ from dataclasses import replace
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.families import gpt2, llama
 from nanollm_jax.families.reader import Reader
-from nanollm_jax.kinds import LayerConfig, Rope
+from nanollm_jax.kinds import LayerConfig
+from nanollm_jax.ropes import Rope
 from nanollm_jax.weights import Row
 
 PREFIXES = ("transformer.", "")

@@ -9,9 +9,7 @@ CHOSEN = "an indexer that chooses, for each query, the positions that attention 
 COMPRESSED = (
     "attention over compressed positions that an indexer chooses, and several residual streams beside each other"
 )
-STREAMS = (
-    "several residual streams beside each other, layers that look at another's cache, and embeddings for each layer"
-)
+STREAMS = "several residual streams beside each other, and a second path beside attention"
 NAMES = "a table of its tensors' names; its code is published beside its weights only, and nothing here could check it"
 IMAGES = "the text's part of a model that sees, under its names"
 ENCODER = "an encoder: every token looks at all others, and none is generated"

@@ -10,7 +10,7 @@ from nanollm_jax.errors import ConfigError
 from nanollm_jax.families import llama
 from nanollm_jax.families.llama import PREFIXES, ignored
 from nanollm_jax.families.reader import Reader
-from nanollm_jax.kinds import LongRopeScaling
+from nanollm_jax.ropes import LongRopeScaling
 from nanollm_jax.weights import Row
 
 __all__ = ["PREFIXES", "from_hf", "ignored", "table"]

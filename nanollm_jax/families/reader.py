@@ -13,7 +13,7 @@ from nanollm_jax.checks import LEAST_FLOAT, MOST, MOST_FLOAT
 from nanollm_jax.config import MOST_LAYERS, ModelConfig
 from nanollm_jax.errors import UNQUANTISED, ConfigError, shown
 from nanollm_jax.families.keys import QUANTISED, is_inert, switches_nothing_on, why_ignored
-from nanollm_jax.kinds import LinearScaling, Llama3Scaling, LongRopeScaling, PartScaling, Rope, RopeScaling, YarnScaling
+from nanollm_jax.ropes import LinearScaling, Llama3Scaling, LongRopeScaling, PartScaling, Rope, RopeScaling, YarnScaling
 
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_python": "gelu", "gelu_accurate": "gelu_tanh", "gelu_new": "gelu_tanh",

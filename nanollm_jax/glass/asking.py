@@ -35,6 +35,8 @@ def model_names(model: Model) -> dict[str, list[str]]:
         lacks = {"layers.*.mlp.hidden"} if layer.router else {"layers.*.mlp.router"}
         lacks |= set() if layer.router and model.config.shared_size else {"layers.*.mlp.shared"}
         lacks |= set() if model.config.latent is None else {"layers.*.attention.v"}
+        lacks |= set() if layer.keys_of is None else {"layers.*.attention.k", "layers.*.attention.v"}
+        lacks |= set() if model.config.layer_inputs else {"layers.*.input", "layers.*.input.out"}
         other = "layers.*.recurrent." if layer.mixer is None else "layers.*.attention."
         lacks |= {row for row in inside if row.startswith(other)} - {"layers.*.attention.out"}
         lacks |= {row for row in inside if row.startswith(OF_HALF.get(layer.lacks or "", ()))}

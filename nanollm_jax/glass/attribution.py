@@ -38,7 +38,7 @@ CENTRED: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Contributions:
     """A logit, or the difference of two, by who wrote it.
 
-    heads      [L N]; mlps [L], experts together
+    heads      [L N]; mlps [L], experts together, and with what a layer adds of what it is told besides the stream
     embedding  of the token itself and, where they are learned, its position
     bias       all biases behind attention and norms, which no single head has
     logit      what the model itself gives; where its logits are capped, before the cap
@@ -114,7 +114,8 @@ def parts_of(
 
 def summed(config: ModelConfig) -> list[str]:
     """Patterns of the values that a logit is the sum of, and that its last norm divides by."""
-    return ["embedding", "layers.*.attention.mixed", "layers.*.mlp.out", f"layers.{config.num_layers - 1}.out"]
+    told = ["layers.*.input.out"] if config.layer_inputs else []
+    return ["embedding", "layers.*.attention.mixed", "layers.*.mlp.out", *told, f"layers.{config.num_layers - 1}.out"]
 
 
 def direction_of(params: Params, ids: jax.Array, signs: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
@@ -152,7 +153,8 @@ def summands(
         counts = config.residual_scale * passed[index]
         heads.append(counts * write(after(given)))
         bias += counts * write(after(bo) + shift)
-        mlps.append(counts * write(there(f"layers.{index}.mlp.out")))
+        told = there(f"layers.{index}.input.out") if config.layer_inputs else 0.0
+        mlps.append(counts * write(there(f"layers.{index}.mlp.out") + told))
     return jnp.stack(heads), jnp.stack(mlps), passed[0] * write(there("embedding")), bias
 
 

@@ -18,7 +18,8 @@ class LayerView:
     """One layer of a cache.
 
     kind   "plain", "latents" where keys and values are one vector, "ring" where a new token takes the place of one that left
-           the window, "recurrent", a state of each row in place of slots, or "nothing"
+           the window, "recurrent", a state of each row in place of slots, "shared", which looks at an earlier
+           layer's, or "nothing"
     held   the position that each slot holds, negative if none [B S]
     bytes  of all buffers, which are there whatever they hold; used those of slots that hold something, or of rows that do
     """

@@ -26,7 +26,7 @@ NAMES = {
     "embedding": "B T D",
     "layers.*.attention_norm": "B T D",
     "layers.*.attention.q": "B T N H",
-    "layers.*.attention.k": "B T K H",
+    "layers.*.attention.k": "B T K H",  # neither where a layer looks at another's
     "layers.*.attention.v": "B T K H",  # of latents there is k alone, which is both
     "layers.*.attention.slots": "B S",  # the position that each slot holds, negative if none
     "layers.*.attention.scores": "B K G T S",  # the lowest float where a query may not look
@@ -41,6 +41,8 @@ NAMES = {
     "layers.*.mlp.router": "B T E",  # how well each fits each token
     "layers.*.mlp.shared": "B T D",  # what the MLP beside them adds
     "layers.*.mlp.out": "B T D",
+    "layers.*.input": "B T I",  # what a layer is told of a token besides the stream, where it is told anything
+    "layers.*.input.out": "B T D",  # and what it adds of it
     "layers.*.out": "B T D",  # the residual stream behind the layer
     "final_norm": "B T D",
     "logits": "B T V",

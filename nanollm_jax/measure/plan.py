@@ -50,7 +50,8 @@ class Plan:
     weights, cache, and what of both is padding: zeros and second copies of heads, because tp does not divide them
     (partition.py); and the rest: the logits of the rows, their history and their sampling settings (state), and what a
     decode step needs beside them (temporaries). read are the bytes of the weights that a step reads, products the FLOPs of
-    every row's `block` tokens, one and those that are guessed, against them, attention those against a full cache and states.
+    every row's `block` tokens, one and those that are guessed, against them, attention those against a full cache and states;
+    again are bytes of the cache that a step reads another time, in layers that look at another's keys.
     """
 
     weights: int
@@ -63,6 +64,7 @@ class Plan:
     attention: float
     rows: int
     block: int = 1
+    again: int = 0
 
     @property
     def total(self) -> int:
@@ -71,7 +73,9 @@ class Plan:
 
     def decode_limit(self, device: Device) -> float:
         """Tokens per second of all rows together, at most: bandwidth, or arithmetic where many rows share a weight."""
-        seconds = max((self.read + self.cache) / device.bandwidth, (self.products + self.attention) / device.flops)
+        seconds = max(
+            (self.read + self.cache + self.again) / device.bandwidth, (self.products + self.attention) / device.flops
+        )
         return self.rows / seconds
 
     def prefill_limit(self, device: Device) -> float:
@@ -115,15 +119,16 @@ def make_plan(
     sizes = stored_sizes(config, tp)
     own = {letter: length // (tp if RULE.get(letter) == "tp" else 1) for letter, length in sizes.items()}
     rows, V = batch // dp, config.vocab_size
-    heads = map(config.heads_of, config.layers)
-    looked = sum(
-        one.num_heads * one.head_dim * slots
-        for one, slots in zip(heads, layout.cache_slots(config, context, drafts), strict=True)
-    )
+    slots = layout.cache_slots(config, context, drafts)
+    heads = [(config.heads_of(layer), slots[at if layer.keeps else layer.keys_of or 0] if layer.attends else 0)
+             for at, layer in enumerate(config.layers)]  # fmt: skip
+    looked = sum(one.num_heads * one.head_dim * seen for one, seen in heads)
     shapes, stored = layout.shapes(config, own), layout.nbytes(config, kept, own)
     multiplied = sum(roofline.used_weights(config, config.experts_per_token, own).values())
     read = roofline.used_weights(config, roofline.experts_read(config, rows * T), own)
     filled, state = (rows * part for part in layout.row_nbytes(config, context, itemsize, tp, drafts, kept_cache))
+    how = config, context, itemsize, tp, drafts, kept_cache
+    once, everywhere = layout.layer_nbytes(*how, again=False), layout.layer_nbytes(*how, again=True)
     needed_cache, _ = layout.row_nbytes(model, context, itemsize, 1, drafts, kept_cache)
     held, needed = (sum(layout.nbytes(of, kept, of_sizes).values()) for of, of_sizes in (
         (config, sizes), (model, model.sizes)))  # fmt: skip
@@ -140,6 +145,7 @@ def make_plan(
         + rows * T / tp * sum(one.mixer.flops for one in config.layers if one.mixer),
         rows=batch,
         block=T,
+        again=rows * (sum(everywhere) - sum(once)),
     )
 
 

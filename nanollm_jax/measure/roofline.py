@@ -27,6 +27,7 @@ from nanollm_jax.dtypes import resolve_weights
 SIZES = {"cpu": (2**28, 2048)}
 LARGE = (2**31, 8192)
 CALLS = 4
+OWNERS = {"attention": "attention", "recurrent": "recurrent", "mlp": "mlp", "input": "mlp", "inputs": "embedding"}
 CHOOSING = ("router", "router_bias", "correction", "expert_scale")  # of experts
 
 
@@ -42,14 +43,18 @@ def step_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> int:
 
 def part_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> dict[str, float]:
     """step_bytes by the parts that a trace has: attention, recurrent and mlp are their weights, norm all norms', logits the
-    table that the vocabulary is scored with, embedding the vectors that are looked up, cache keys, values and states.
+    table that the vocabulary is scored with, embedding the vectors that are looked up and what layers are told of them, cache
+    keys, values and states.
     """
     kept = resolve_weights(dtype)
     used, sizes = used_weights(config, experts_read(config, rows)), layout.shapes(config)
     stored = layout.nbytes(config, kept)
-    looking = [(layer, min(length + 1, layer.window or length + 1) + 1) for layer in config.layers if layer.attends]
-    heads = [(config.heads_of(layer), seen) for layer, seen in looking]
-    numbers = sum(config.vectors * one.num_kv_heads * one.head_dim * seen for one, seen in heads)
+    # what is in sight, of another layer too, and one more that is written
+    seen = [
+        min(length + 1, layer.window or length + 1) + layer.keeps if layer.attends else 0 for layer in config.layers
+    ]
+    heads = list(map(config.heads_of, config.layers))
+    numbers = sum(config.vectors * one.num_kv_heads * one.head_dim * n for one, n in zip(heads, seen, strict=True))
     parts = dict.fromkeys(("embedding", "norm", "attention", "recurrent", "cache", "mlp", "logits"), 0.0)
     itemsize = kept.activations.itemsize
     parts["cache"] = rows * itemsize * numbers
@@ -58,7 +63,7 @@ def part_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> dict[
         words = path.split(".")
         looked_up = "logits" if path in used else "embedding"
         part = {"tokens": looked_up, "positions": looked_up}.get(words[-1]) or next(
-            (word for word in words if word in ("attention", "recurrent", "mlp")), "norm"
+            (OWNERS[word] for word in words if word in OWNERS), "norm"
         )
         share = used[path] / math.prod(sizes[path]) if path in used else rows / sizes[path][0]
         parts[part] += stored[path] * share
@@ -72,7 +77,8 @@ def prompt_flops(config: ModelConfig, rows: int, length: int) -> int:
     value and pair of a query and a key that it sees, a latent's made once; in recurrent layers what their records say.
     """
     used = used_weights(config, config.experts_per_token)
-    products = [path for path in used if path.startswith("layers.") and path.rpartition(".")[2] in layout.INPUTS]
+    scored = ("embedding.tokens", "unembedding.tokens")  # of what follows the last token alone
+    products = [path for path in used if path not in scored and path.rpartition(".")[2] in layout.INPUTS]
     weights = round(sum(used[path] for path in products))
     recurrent = length * sum(layer.mixer.flops for layer in config.layers if layer.mixer)
     attention = 0
@@ -96,7 +102,7 @@ def used_weights(config: ModelConfig, experts: float, sizes: dict[str, int] | No
     """
     whole = config.sizes if sizes is None else sizes
     chosen: dict[str, float] = {**whole, "E": experts}
-    looked_up = {"embedding.positions"} | (set() if config.tie_embeddings else {"embedding.tokens"})
+    looked_up = {"embedding.positions", "inputs.tokens"} | (set() if config.tie_embeddings else {"embedding.tokens"})
     return {  # what chooses is used whole
         path: math.prod((whole if path.rpartition(".")[2] in CHOOSING else chosen)[letter] for letter in axes.split())
         for path, axes in layout.layout(config).items()

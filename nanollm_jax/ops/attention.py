@@ -19,10 +19,12 @@ def split_heads(
     """Queries, keys, values and gates out of one product.  [B T K Q H] -> q [B T N H], k and v [B T K H], gate as q or None
 
     Behind the G query heads, gated with a gate behind each, come their key and value, beside 2, or one that is both, beside 1.
+    With beside 0 there are queries alone, and k and v have no heads, [B T 0 H].
     """
     B, T, K, Q, H = x.shape
     R = Q - beside
-    q, k, v = x[:, :, :, :R], x[:, :, :, R], x[:, :, :, -1]
+    own = x if beside else x[:, :, :0]
+    q, k, v = x[:, :, :, :R], own[:, :, :, -beside], own[:, :, :, -1]
     if not gated:
         return q.reshape(B, T, K * R, H), k, v, None
     pairs = q.reshape(B, T, K * R // 2, 2, H)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from nanollm_jax import collectives
 from nanollm_jax.ops.kept import Kept, Weight
-from nanollm_jax.ops.linear import add, product
+from nanollm_jax.ops.linear import add, linear, product
+from nanollm_jax.ops.norm import rms_norm
 
 
 @jax.named_scope("embedding")
@@ -32,6 +35,27 @@ def embed(table: Weight, ids: jax.Array) -> jax.Array:
     own = ids - collectives.index() * V
     found = jnp.where(((own >= 0) & (own < V))[:, :, None], look_up(table, own), 0)
     return collectives.psum(found)
+
+
+@jax.named_scope("embedding")
+def inputs(
+    p: dict[str, Any] | None, tokens: jax.Array, x: jax.Array, layers: int, eps: float, offset: float
+) -> tuple[jax.Array, ...]:
+    """What each layer is told of every token besides the stream.  tokens [B T], x [B T D] -> layers x [B T I], or ()
+
+    p holds a table of tokens [V L*I], a projection [L*I D] of what the stream begins with, and the scale [I] of a norm: the
+    mean of the row, stretched by sqrt(I), and of the projection, normalised layer by layer, times sqrt(2).
+    Google DeepMind 2025, Gemma 3n, by the reference's implementation.
+    """
+    if p is None:
+        return ()
+    B, T, D = x.shape
+    width = p["norm"]["scale"].shape[0]
+    row = embed(p["tokens"], tokens)
+    row = (row * jnp.asarray(width**0.5, row.dtype)).reshape(B, T, layers, width)
+    said = (linear(x, p["projection"]) * jnp.asarray(D**-0.5, x.dtype)).reshape(B, T, layers, width)
+    told = (rms_norm(said, p["norm"]["scale"], eps, offset) + row) * jnp.asarray(0.5**0.5, x.dtype)
+    return tuple(told[:, :, layer] for layer in range(layers))
 
 
 def scorers(table: Weight, ids: jax.Array) -> jax.Array:

@@ -50,6 +50,15 @@ def shared(p: dict[str, jax.Array], x: jax.Array, activation: str) -> jax.Array:
     return given
 
 
+@jax.named_scope("mlp")
+def let_in(p: dict[str, jax.Array], x: jax.Array, told: jax.Array, activation: str) -> jax.Array:
+    """up(act(down(x)) * told): as much of what a layer is told as the stream lets through.  x [B T D], told [B T I] -> [B T D]
+
+    p holds down [I D] and up [D I].
+    """
+    return linear(ACTIVATIONS[activation](linear(x, p["down"])) * told, p["up"])
+
+
 def bend(wide: jax.Array, activation: str) -> jax.Array:
     """The activation, or the gate's times up.  [... U F] -> [... F]"""
     gate = wide[..., 0, :]

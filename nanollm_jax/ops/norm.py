@@ -69,11 +69,12 @@ def heads(
 ) -> tuple[jax.Array, jax.Array]:
     """Every query and key head brought to one size, or all of a token's together.  [B T N H], [B T K H] -> the same
 
-    p holds the scales, [H] or those of all heads. counted is how many of the heads are the model's own, where a mesh has more.
+    p holds the scales, [H] or those of all heads; of keys where there are any. counted is how many of the heads are the model's
+    own, where a mesh has more.
     """
     N, K = counted or (None, None)
     q = rms_norm(q, p["q_norm"]["scale"], eps, offset, N)
-    return q, rms_norm(k, p["k_norm"]["scale"], eps, offset, K)
+    return q, rms_norm(k, p["k_norm"]["scale"], eps, offset, K) if "k_norm" in p else k
 
 
 def clip(x: jax.Array, limit: float | None) -> jax.Array:
