@@ -36,6 +36,7 @@ def test_weights_keep_their_numbers_and_share_a_slab(dtype):
     moved = pages.in_large_pages(tree)
     for before, after in zip(tree["weights"], moved["weights"], strict=True):
         assert (after.dtype, after.shape, after.sharding) == (before.dtype, before.shape, before.sharding)
+        assert not after.committed  # a program would be compiled for it once more
         assert np.array_equal(np.asarray(before), np.asarray(after))
         assert where(after)[0] % pages.LINE == 0 and where(after) != where(before)
     places = sorted(map(where, moved["weights"]))
