@@ -196,10 +196,11 @@ def test_no_cache_and_no_weight_is_written_as_a_whole(model, batch, by):
     """
     buffers = {math.prod(shape) for shape in shapes(model.config, batch, 256)}
     assert min(buffers) > 500
+    weights = jax.tree.leaves(model.params, is_leaf=in_groups)
     large = {leaf.size for leaf in jax.tree.leaves(model.params) if leaf.ndim > 1 and leaf.size > 500} | buffers
-    if model.config.sizes["D"] > groupwise_product.BLOCK:  # what is in few bits, decoded
-        weights = jax.tree.leaves(model.params, is_leaf=in_groups)
-        large |= {math.prod(weight.shape) for weight in weights if in_groups(weight)}
+    if model.config.sizes["D"] > groupwise_product.BLOCK:
+        # as decoded: a block may be as much as a weight that is packed
+        large = {math.prod(leaf.shape) for leaf in weights if leaf.ndim > 1 and math.prod(leaf.shape) > 500} | buffers
     elif model.dtype.name == "int4":  # of few outputs a weight whose groups are no multiple of 32 is decoded
         table = model.params["embedding"]["tokens"]
         large = {table.values.size, math.prod(table.shape), table.scale.size} | buffers

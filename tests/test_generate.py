@@ -392,7 +392,7 @@ def test_nothing_is_asked_within_what_jax_traces(bare, asked):
         jax.jit(lambda x: x + bool(asked(bare, [[1, 2]])))(1)
     with pytest.raises(nano.RequestError, match="expected a"):
         jax.jit(lambda ids: asked(bare, ids))(jnp.arange(3))
-    with pytest.raises(nano.RequestError, match=r"temperature is .*Traced"):
+    with pytest.raises(nano.RequestError, match=r"temperature is .*Tracer"):
         jax.jit(lambda t: ask(bare, [1], sampling=nano.Sampling(temperature=t)))(0.5)
 
 

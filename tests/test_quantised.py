@@ -23,6 +23,7 @@ import nanollm_jax as nano
 from nanollm_jax import cli, files, params
 from nanollm_jax.devices import shards
 from nanollm_jax.errors import CheckpointError, ConfigError
+from nanollm_jax.ops import native
 from nanollm_jax.ops.kept import name_of
 from nanollm_jax.sources import source_at
 from nanollm_jax.weights.quantised import groups

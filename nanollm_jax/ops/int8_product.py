@@ -45,8 +45,8 @@ def product_on_cpu(x: jax.Array, values: jax.Array) -> jax.Array:
 
     XLA on CPU multiplies int8 by int8 fast, from two rows on (jax 0.10.2), and knows no product of int8 and float32. So x
     goes in as digits, whose sums are exact. For many rows it is quicker to convert the weight, in blocks that the
-    processor's cache holds. Where C could be compiled, it multiplies all but very many. Its derivative is that of product: digits
-    are rounded, and what is rounded has none.
+    processor's cache holds. Where C could be compiled, it multiplies all but very many. Its derivative is that of product:
+    digits are rounded, and what is rounded has none.
     """
     if native.takes(x, values):
         return native.product(x, values)
