@@ -154,7 +154,7 @@ FAMILIES = [
 def test_a_model_computes_what_its_rounded_weights_say(family):
     eight, plain = in_8_bits(random_model(family).config)
     kept = [path for path, array in parameters.flatten(eight.params).items() if isinstance(array, Int8)]
-    names = {"wqkv", "wq", "wo", "up", "down", "q_down", "kv_down", "latent_down", "latent_up", "tokens", "win"}
+    names = set("wqkv wq wo up down q_down kv_down latent_down latent_up tokens win projection".split())
     assert kept == [
         path for path in parameters.layout(eight.config) if path.split(".")[-1] in names
     ]  # kv_up is taken apart

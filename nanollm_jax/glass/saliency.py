@@ -82,6 +82,11 @@ def saliency(
         raise RequestError("baseline is for integrated gradients; add method='integrated', or leave it out.")
     (steps,) = check_counts(steps=steps)
     asked = text_of(source, text, row)
+    if asked.model.config.layer_inputs:
+        raise RequestError(
+            "the layers of this model are told of a token besides its embedding (layer_inputs), which gradients at the "
+            "embedding leave out; take patching or ablation, which change what is inside."
+        )
     target, plain = passes.aim(asked, token, against, at)
     vectors = vectors_of(asked)
     other = asked if baseline is None else text_of(asked.model, baseline)
