@@ -197,6 +197,9 @@ drawn = nano.generate(
 )
 ours = surprise(PROMPT + greedy.token_ids)[len(PROMPT) - 1 :]
 same("one pass, and the library's ln p of each token while it wrote", -ours, greedy.logprobs, tolerance=1e-4)
+cool = nano.generate(model, PROMPT, max_new_tokens=8, sampling=nano.Sampling(temperature=0.5, top_p=0.9), seed=1)
+same("also where temperature and a cut had their say: ln p is the model's own",
+     -surprise(PROMPT + cool.token_ids)[len(PROMPT) - 1 :], cool.logprobs, tolerance=1e-4)  # fmt: skip
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She had a red ball. One day, she went to the park with her mom. "
@@ -218,6 +221,7 @@ table(
     ["text", "tokens", "perplexity"],
     [(name, len(ids), f"{perplexity[name]:,.1f}") for name, ids in texts.items()],
 )
+same("a story's, by nanollm_jax.score", perplexity["a story"], nano.score(model, texts["a story"]).perplexity, 1e-4)
 check("it prefers its own best text to a story", perplexity["its own text, greedy"] < perplexity["a story"])
 check(
     "and a story to the same words in disorder", 5 * perplexity["a story"] < perplexity["the story, its words shuffled"]
@@ -312,8 +316,16 @@ SENTENCES = {
 probable = {}
 for name, sentence in SENTENCES.items():
     once = tokenizer.encode(sentence)[1:]  # without <s>, which stands at the front only
+    check("no copy begins a text anew", tokenizer.bos_id not in once)
     values = surprise([*tokenizer.encode(""), *once * COPIES])  # [copies * tokens]
     probable[name] = np.exp(-values.reshape(COPIES, len(once)).mean(1))  # [copies]: the geometric mean of p
+    by_copies = np.split(values, COPIES)
+    same(
+        f"{name}: the copies one behind the other",
+        probable[name],
+        [math.exp(-copy.mean()) for copy in by_copies],
+        1e-12,
+    )
 table(
     "mean probability of a token",
     ["", *(f"copy {n + 1}" for n in range(COPIES))],

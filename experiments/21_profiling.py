@@ -30,6 +30,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import time
@@ -52,6 +53,7 @@ from chapter import (
     plt,
     predict,
     quick,
+    same,
     save,
     seconds,
     table,
@@ -73,19 +75,27 @@ random = np.random.default_rng(0)
 class Clock:
     """Seconds by name."""
 
-    def __init__(self):
-        self.spent = defaultdict(float)
+    def __init__(self, now=time.perf_counter):
+        self.now, self.spent = now, defaultdict(float)
 
     @contextlib.contextmanager
     def __call__(self, name):
-        begun = time.perf_counter()
+        begun = self.now()
         yield
-        self.spent[name] += time.perf_counter() - begun
+        self.spent[name] += self.now() - begun
 
 
-def run(x, keys, values, clock):
-    """x [T D], keys and values [S K H] that were kept -> [T V]; the time of a pass, its rotations left out"""
-    for w in weights["layers"]:
+ticks = iter((0, 2, 3, 7))  # a clock that says these when it is asked
+clock = Clock(lambda: next(ticks))
+for _ in range(2):
+    with clock("the same"):
+        pass
+check("what is timed twice is added up", clock.spent == {"the same": 2 + 4})
+
+
+def run(x, kept_keys, kept_values, clock):
+    """x [T D], keys and values of each layer that were kept [L S K H] -> logits [T V]; rotations are left out"""
+    for w, keys, values in zip(weights["layers"], kept_keys, kept_values, strict=True):
         with clock("norms"):
             h = x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + config.norm_eps) * w["attention_norm"]["scale"]
         with clock("attention, products with weights"):
@@ -106,15 +116,26 @@ def run(x, keys, values, clock):
             hidden = gate / (1 + np.exp(-np.maximum(gate, -80))) * up
         with clock("MLP, products with weights"):
             x = x + hidden @ w["mlp"]["down"].T
+    with clock("norms"):
+        x = x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + config.norm_eps) * weights["final_norm"]["scale"]
     with clock("logits"):
         return x @ weights["embedding"]["tokens"].T
 
+
+# the library without rotations: what its layers keep of a text, and its logits behind the last token
+turned_off = dataclasses.replace(config, layers=tuple(dataclasses.replace(layer, rope=None) for layer in config.layers))
+ids = np.array(model.tokenizer.encode("Lily had a red ball"))
+room = nano.init_cache(config, batch=1, capacity=len(ids), dtype="float32")
+(theirs, _), seen = nano.observe(nano.forward, model.params, jnp.asarray(ids)[None], room, config=turned_off)
+keys, values = (np.stack([seen[f"layers.{n}.attention.{name}"][0] for n in range(L)]) for name in "kv")  # [L T K H]
+ours = run(weights["embedding"]["tokens"][ids[-1:]], keys, values, Clock())  # [1 V]
+same("one token behind what was kept: nanollm_jax.forward, its rotations turned off", ours[0], theirs[0, -1], 1e-4)
 
 CASES = {"decode: 1 token, 500 kept": (1, 500), "prefill: 256 tokens": (256, 256)}
 profiles = {}
 for name, (T, S) in CASES.items():
     x = (0.1 * random.normal(size=(T, D))).astype(np.float32)
-    keys, values = random.normal(size=(2, S, K, H)).astype(np.float32)
+    keys, values = random.normal(size=(2, L, S, K, H)).astype(np.float32)
     run(x, keys, values, Clock())
     runs = []
     for _ in range(2 if quick() else 40):
@@ -168,8 +189,11 @@ save(figure, "21_shares")
 # %%
 SIDE, LONG = (256, 2**20) if quick() else (1536, 2**26)
 large, square = jnp.ones(LONG, jnp.float32), jnp.ones((SIDE, SIDE), jnp.float32)
-bandwidth = 4 * LONG / seconds(jax.jit(jnp.sum), large, repeats=20)
-peak = 2 * SIDE**3 / seconds(jax.jit(jnp.matmul), square, square, repeats=20)
+product = jax.jit(jnp.matmul)
+done = 2 * SIDE**3  # FLOPs
+check("so many FLOPs as XLA counts", done == product.lower(square, square).cost_analysis()["flops"])
+bandwidth = large.nbytes / seconds(jax.jit(jnp.sum), large, repeats=20)
+peak = done / seconds(product, square, square, repeats=20)
 print(
     f"bandwidth {bandwidth / 1e9:.1f} GB/s, peak {peak / 1e9:.0f} GFLOP/s, {peak / bandwidth:.1f} FLOPs for each byte"
 )
@@ -219,6 +243,8 @@ def write(rows):
     return nano.decode(model.params, state, sampling, seeds, config=config, steps=STEPS)[0]
 
 
+tokens = np.asarray(write(2))
+check("so many tokens in each row, the same in both", tokens.shape == (2, STEPS) and (tokens[0] == tokens[1]).all())
 took = dict.fromkeys(batches, math.inf)  # seconds of one step
 for _ in range(1 if quick() else 4):  # by turns, and the fastest of each counts
     for rows in batches:
@@ -243,9 +269,18 @@ if not quick():
 
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(8, 4))
+
+
+def limits(rows):
+    """Tokens per second that each of the two limits allows."""
+    return rows * bandwidth / step_bytes(config, rows, STEPS // 2, 4), rows * peak / step_flops(
+        config, rows, STEPS // 2
+    )
+
+
+same("the figure's roofline is the table's", [min(limits(r)) for r in batches], [r / bound[r] for r in batches], 1e-12)
 fine = np.geomspace(1, batches[-1], 50)
-by_memory = np.array([r * bandwidth / step_bytes(config, r, STEPS // 2, 4) for r in fine])
-by_arithmetic = np.array([r * peak / step_flops(config, r, STEPS // 2) for r in fine])
+by_memory, by_arithmetic = np.array([limits(r) for r in fine]).T
 ax.plot(fine, by_memory, ":", color=GREY)
 ax.plot(fine, by_arithmetic, ":", color=GREY)
 ax.plot(fine, np.minimum(by_memory, by_arithmetic), color=ORANGE, label="roofline")
@@ -319,10 +354,12 @@ if not quick():
 # 3. What is the most that a step of decode can gain, if scores and mixing are made faster and nothing else is?
 
 # %% tags=["answer"]
-for width in (2, 1):
-    print(f"{8 * width} bits: at most {2_000e9 / step_bytes(LLAMA_8B, 1, 1_000, width):.0f} tokens per second")
-ratio = step_bytes(LLAMA_8B, 1, 1_000, 2) / step_bytes(LLAMA_8B, 1, 1_000, 1)
-check("half the bytes, twice the tokens", math.isclose(ratio, 2))
+most = {bits: 2_000e9 / step_bytes(LLAMA_8B, 1, 1_000, bits // 8) for bits in (16, 8)}
+for bits, rate in most.items():
+    print(f"{bits} bits: at most {rate:.0f} tokens per second")
+read = most[16] * roofline.step_bytes(LLAMA_8B, 1, 1_000, "bfloat16")
+check("so often in a second, what a step reads is 2,000 GB", math.isclose(read, 2_000e9))
+check("half the bytes, twice the tokens", math.isclose(most[8], 2 * most[16]))
 
 # %% tags=["answer"]
 need = peak / bandwidth * 4 / 2  # 2 FLOPs for 4 bytes and each text
@@ -332,6 +369,8 @@ check("at this number both limits are the same", math.isclose(4 / bandwidth, 2 *
 # %% tags=["answer"]
 share = profiles["decode: 1 token, 500 kept"]["attention, scores and mixing"]
 print(f"They take {share:.0%}. If they took nothing, the rest would still take {1 - share:.0%} of the time.")
+rest = [part for name, part in profiles["decode: 1 token, 500 kept"].items() if "mixing" not in name]
+check("the rest is all other parts", math.isclose(sum(rest), 1 - share))
 for faster in (2, 10, 1000):
     gain = 1 / (1 - share + share / faster)
     print(f"{faster} times faster: the step is {gain:.2f} times as fast")

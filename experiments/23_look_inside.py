@@ -417,6 +417,17 @@ recorded = []
 for off in [[], *([at] for at in np.ndindex(config.num_layers, N)), carriers]:
     best, probabilities = say(depths(off))
     recorded.append({"off": off, "ids": best, "chances": np.round(probabilities, 4)})
+for one, row in ((recorded[0], 0), (recorded[-1], 1)):
+    same(
+        "what the last layer says, by nanollm_jax.watch",
+        one["chances"][-1, last],
+        np.sort(first[row])[:-4:-1],
+        1e-4,
+        size=1,
+    )
+low_head = recorded[1 + carriers[0][0] * N + carriers[0][1]]
+check("a head that is off in one layer is not off in those below",
+      np.array_equal(low_head["chances"][: carriers[0][0]], recorded[0]["chances"][: carriers[0][0]]))  # fmt: skip
 check("with all heads the last layer says the name", recorded[0]["ids"][-1, last, 0] == right)
 check("without the two it does not", recorded[-1]["ids"][-1, last, 0] != right)
 
@@ -466,6 +477,22 @@ table(
     ["behind layer", "at the name, guessed", "patched", "at the end, guessed", "patched"],
     [(n, *(percent(x) for t in (name_at, last) for x in (guess[n, t], found[n, t]))) for n in range(len(found))],
 )
+
+
+def nudged(layer, t, part=1e-4):
+    """The slope by hand: one ten thousandth of the way from the corrupted vector to the clean one, times ten thousand."""
+
+    def edit(name, value):
+        if name == f"layers.{layer}.out":
+            value = value.copy()
+            value[t] += part * (kept[name][t] - value[t])
+        return value
+
+    return (difference(run(other, edit)) - corrupted) / part / (clean - corrupted)
+
+
+for where, t in (("the name", name_at), ("the end", last)):
+    same(f"at {where}: the slope by hand", nudged(waits, t), guess[waits, t], 0.01, size=1)
 apart = np.abs(guess - found).max(axis=1)  # [L]
 check("just below the logits the way is nearly straight", apart[-1] < 0.3)
 check("and further down it is not", apart.max() > 2 * apart[-1])
@@ -491,6 +518,17 @@ ELSEWHERE = ["A boy called {}", "The teacher smiled at {}", "Every morning {}"]
 note = nano.glass.steer(
     model, [tuple(line.format(name.strip()) for name in (RIGHT, WRONG)) for line in ELSEWHERE], f"layers.{waits}.out"
 )
+
+
+def stream_behind(text):
+    """What the stream holds at the last token of a text that is no longer than the story.  -> [D]"""
+    short = tokenizer.encode(text)
+    _, values = remember(np.pad(short, (0, T - len(short))))  # what is behind is not seen
+    return values[f"layers.{waits}.out"][len(short) - 1]
+
+
+by_hand = [stream_behind(line.format("Tom")) - stream_behind(line.format("Max")) for line in ELSEWHERE]
+same("the vector is the mean of the differences", note.vector, np.mean(by_hand, axis=0), 1e-4)
 
 
 def rewrite(value, seen, arrays):
