@@ -221,7 +221,9 @@ table(
     ["text", "tokens", "perplexity"],
     [(name, len(ids), f"{perplexity[name]:,.1f}") for name, ids in texts.items()],
 )
-same("a story's, by nanollm_jax.score", perplexity["a story"], nano.score(model, texts["a story"]).perplexity, 1e-4)
+same(
+    "a story's, by nanollm_jax.score", perplexity["a story"], nano.score(model, [texts["a story"]])[0].perplexity, 1e-4
+)
 check("it prefers its own best text to a story", perplexity["its own text, greedy"] < perplexity["a story"])
 check(
     "and a story to the same words in disorder", 5 * perplexity["a story"] < perplexity["the story, its words shuffled"]
