@@ -94,6 +94,7 @@ def for_report(model: Model, layer: int | None = None) -> dict[str, Shrink | Non
         raise RequestError(f"layer is {shown(layer)}; expected one from 0 to {L - 1}.")
     weights = [f"layers.{index}.attention.weights" for index in range(L)]
     vectors = ["embedding", "layers.*.attention.mixed", "layers.*.mlp.out", "layers.*.out", "final_norm"]
+    vectors += ["layers.*.input.out"] if model.config.layer_inputs else []
     return dict.fromkeys(vectors) | {name: None if index == chosen else strongest for index, name in enumerate(weights)}
 
 
