@@ -231,9 +231,8 @@ same("the sum of all products in pairs", einsum("ij,ij->", x, y), (x * y).sum())
 model = nano.load(dtype="float32")
 config = model.config
 sizes = {"B": 1, "T": 5, "D": config.hidden_size, "N": config.num_heads, "H": config.head_dim}
-queries = model.params["layers"][0]["attention"]["wqkv"][
-    :, :-2
-]  # the weight, N in two axes; behind it are keys and values
+# the weight, N in two axes; behind it are keys and values
+queries = model.params["layers"][0]["attention"]["wqkv"][:, :-2]
 check("five for each number of the weight", math.prod(sizes.values()) == 5 * queries.size)
 table("The product of all sizes", [*sizes, "multiplications"], [[*sizes.values(), f"{math.prod(sizes.values()):,}"]])
 

@@ -27,14 +27,15 @@ Outcome = tuple[jax.Array, KVCache]  # [B T D], and the cache with what was seen
 
 
 class New(NamedTuple):
-    """The tokens that are new: where they stand [B T], how many are real [B], and for each layer cosines and sines or None."""
+    """The tokens that are new: where they stand [B T], how many are real [B], and for each layer cosines and sines or None.
+
+    inputs is what each layer is told of them besides the stream [B T I], where it is told anything.
+    """
 
     positions: jax.Array
     real: jax.Array
     turns: list[tuple[jax.Array, jax.Array] | None]
-    inputs: tuple[
-        jax.Array, ...
-    ]  # what each layer is told of them besides the stream [B T I], where it is told anything
+    inputs: tuple[jax.Array, ...]
 
 
 def forward(params: Params, tokens: jax.Array, cache: KVCache, *, config: ModelConfig) -> tuple[jax.Array, KVCache]:
@@ -61,14 +62,14 @@ def hidden_states(
     """
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None, :]
     turns = rope.turns_of_layers(config.ropes, positions, cache.length + count if end is None else end)
-    new = New(tag(positions, "positions"), tag(count, "real"), turns, ())
+    at, real = tag(positions, "positions"), tag(count, "real")
     x = embedding.embed(params["embedding"]["tokens"], tokens)
     x = x * jnp.asarray(config.embedding_scale, x.dtype)  # rounded to its dtype, as the reference does
     if config.learned_positions:
         x = x + embedding.look_up(params["embedding"]["positions"], positions)
     x = tag(x, "embedding")
     told = embedding.inputs(params.get("inputs"), tokens, x, config.num_layers, config.norm_eps, config.norm_offset)
-    new = new._replace(inputs=told)
+    new = New(at, real, turns, told)
     for index, p in enumerate(params["layers"]):
         x, cache = block(p, x, new, cache, index, config)
     return tag(normalize(params, "final_norm", x, config), "final_norm"), kv.advance(cache, count)

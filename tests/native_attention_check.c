@@ -2,17 +2,8 @@
 // company. Compiled with sanitizers by `make native-check`, for each size of vectors, and for other processors.
 #include <stdio.h>
 #include "attention.c"
+#include "native_random.h"
 
-static uint64_t state = 1;
-static uint32_t draw(void) {
-  state = state * 6364136223846793005u + 1442695040888963407u;
-  return (uint32_t)(state >> 32);
-}
-static float normal(void) {  // nearly
-  double sum = 0;
-  for (int n = 0; n < 12; n++) sum += draw() / 4294967296.0;
-  return (float)(sum - 6);
-}
 
 static float* drawn(int64_t count, float size) {
   float* made = malloc(count * sizeof *made);

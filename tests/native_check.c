@@ -4,17 +4,8 @@
 #include <pthread.h>
 #include <stdio.h>
 #include "product.c"
+#include "native_random.h"
 
-static uint64_t state = 1;
-static uint32_t draw(void) {
-  state = state * 6364136223846793005u + 1442695040888963407u;
-  return (uint32_t)(state >> 32);
-}
-static float normal(void) {  // nearly
-  double sum = 0;
-  for (int n = 0; n < 12; n++) sum += draw() / 4294967296.0;
-  return (float)(sum - 6);
-}
 static uint16_t to_bf16(float value) { return (uint16_t)(as_bits(value) >> 16); }
 static uint16_t to_f16(float value) {  // the nearest that is not larger
   const uint16_t sign = (uint16_t)(as_bits(value) >> 16 & 0x8000);

@@ -54,8 +54,7 @@ def load_kept(
     """
     import jax  # only what loads needs it
 
-    from nanollm_jax.weights.load import empty_aligned
-    from nanollm_jax.weights.pages import in_large_pages
+    from nanollm_jax.weights.pages import empty_aligned, empty_in_large_pages
 
     found, missing = checkpoint.tensors, sorted(expected.keys() - checkpoint.tensors.keys())
     if missing or found.keys() != expected.keys():
@@ -76,13 +75,14 @@ def load_kept(
             )
         if on_host and info.dtype not in FLOATS:
             return mapped(info)
-        read = empty_aligned(info.shape, np.dtype(like.dtype))  # weights must not change with their file
+        empty = empty_aligned if on_host else empty_in_large_pages
+        read = empty(info.shape, np.dtype(like.dtype))  # weights must not change with their file
         with np.errstate(over="ignore"):  # looked for here
             read[...] = mapped(info)
         if info.dtype in FLOATS and not np.isfinite(read).all():
             raise CheckpointError(
                 f"{info.file}: {name!r} has values that are no numbers, or beyond {like.dtype}; {AGAIN}."
             )
-        return read if on_host else in_large_pages(jax.device_put(read), by_numpy=True)
+        return read if on_host else jax.device_put(read)
 
     return {name: array(name, like) for name, like in expected.items()}

@@ -24,7 +24,7 @@ import numpy as np
 
 from nanollm_jax.errors import UNQUANTISED, CheckpointError
 from nanollm_jax.weights.checkpoint import FLOATS, Checkpoint, forget, listed
-from nanollm_jax.weights.pages import in_large_pages
+from nanollm_jax.weights.pages import empty_aligned, in_large_pages
 from nanollm_jax.weights.quantised.groups import Groups
 from nanollm_jax.weights.quantised.together import together
 from nanollm_jax.weights.rows import Row, rearrange, stored_shape
@@ -263,14 +263,6 @@ def cuts(shape: tuple[int, ...], outputs: int) -> Iterator[tuple[slice, ...]]:
         for at in range(0, length, size):
             here = slice(begin := min(at, length - size), begin + size)
             yield (*(slice(i, i + 1) for i in before), here, *(slice(0, n) for n in shape[axis + 1 :]))
-
-
-def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A row-major array that begins at a multiple of 64 bytes: memory that JAX on CPU takes over as it is."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    memory = np.empty(nbytes + 64, np.uint8)
-    begin = -memory.ctypes.data % 64
-    return memory[begin : begin + nbytes].view(dtype).reshape(shape)
 
 
 @contextlib.contextmanager

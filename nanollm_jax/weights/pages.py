@@ -1,4 +1,4 @@
-"""Weights on a CPU in large pages of memory, where the system has them: Linux with transparent huge pages.
+"""Memory for weights on a CPU, in large pages where the system has them: Linux with transparent huge pages.
 
 Every token reads all weights once, straight through, and a processor looks up where each page lies: 512 times fewer of 2 MiB.
 NumPy asks for them in arrays of 4 MiB or more, XLA never does. So what is smaller, or made by XLA, is moved once, into large
@@ -8,6 +8,7 @@ pieces of memory that many weights share.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import threading
 from typing import Any
@@ -39,11 +40,26 @@ def in_large_pages(tree: Any, by_numpy: bool = False) -> Any:
         (device,) = array.sharding.device_set
         if device.platform != "cpu":
             return array
-        memory = take(array.nbytes).view(array.dtype).reshape(array.shape)
+        memory = empty_in_large_pages(array.shape, array.dtype)
         memory[...] = np.asarray(array)
         return jax.device_put(memory, array.sharding if array.committed else None)  # which programs tell apart
 
     return jax.tree.map(moved, tree)
+
+
+def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A row-major array that begins at a multiple of LINE: memory that JAX on CPU takes over as it is."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(nbytes + LINE, np.uint8)
+    begin = -memory.ctypes.data % LINE
+    return memory[begin : begin + nbytes].view(dtype).reshape(shape)
+
+
+def empty_in_large_pages(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """empty_aligned, in large pages where the system has them, of memory that arrays share."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return empty_aligned(shape, dtype)
+    return take(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
 
 def take(nbytes: int) -> np.ndarray:

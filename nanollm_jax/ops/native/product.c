@@ -25,7 +25,8 @@
 // S8: whole numbers; their one scale per output comes later.  G8 and G4: `group` inputs, a multiple of PACKED, have a scale, and
 // may have an offset: scale * number + offset.  Of 4 bits, byte j of PACKED numbers has the inputs j (low bits) and j + PACKED/2, each + 8.
 typedef enum { BF16, F16, S8, G8, G4, FORMS } Form;
-enum { MOST = 127 * 257, PACKED = 32, WHOLE = 64 * PACKED };  // so many products of 8 and 16 bits have a sum below 2^31 in each of four lanes
+// MOST is two bytes' most; of WHOLE products of 8 and 16 bits the sum is below 2^31 in each of four lanes
+enum { MOST = 127 * 257, PACKED = 32, WHOLE = 64 * PACKED };
 static const int BITS[FORMS] = {16, 16, 8, 8, 4};
 static inline int64_t bytes_of(Form form, int64_t numbers) { return numbers * BITS[form] >> 3; }
 static inline int64_t item_of(Form form) { return form < S8 ? sizeof(float) : sizeof(int16_t); }  // of x, laid out
@@ -38,8 +39,9 @@ typedef struct {
   Number kind;
 } Each;
 
-// A product. x is laid out: rows of `width` floats, or for whole numbers of int16, MOST of which are most[r]; behind those of G4
-// come their bytes (split). sums [R span] are those of a group. CHUNK groups are looked at together, and span is a multiple of it.
+// A product. x is laid out: rows of `width` floats, or for whole numbers of int16, MOST of which are most[r]; behind those of
+// G4 come their bytes (split). sums [R span] are those of a group. CHUNK groups are looked at together, and span is a multiple
+// of it.
 enum { CHUNK = 64, LINE = 64 };  // and of bytes, those that come from memory together
 typedef struct {
   const void* x;
@@ -51,8 +53,8 @@ typedef struct {
   int64_t group, groups, span;
 } Product;
 
-// One instruction set: inputs in a step, and in one of G4 where bytes are split, whether the processor has it, x laid out for it, and
-// the outputs from begin to end.
+// One instruction set: inputs in a step, and in one of G4 where bytes are split, whether the processor has it, x laid out for
+// it, and the outputs from begin to end.
 typedef struct {
   const char* name;
   int step, split;
@@ -383,8 +385,8 @@ static void of_outputs(const void* given, int64_t piece) {
   rounding_as(before);
 }
 
-// How many outputs are a piece. A row alone reads memory straight through, in few pieces, which no thread has to leave in the middle
-// and come to again; of more rows each multiplies what the processor's cache still has.
+// How many outputs are a piece. A row alone reads memory straight through, in few long pieces, each a thread's alone; of more
+// rows each multiplies what the processor's cache still has.
 static int64_t piece_of(int64_t R, int64_t O, int64_t row_bytes, int64_t threads) {
   enum { PIECES = 4, LEAST = 1 << 14, CACHED = 1 << 16 };
   int64_t bytes = O * row_bytes / (PIECES * threads);
@@ -616,10 +618,11 @@ INLINE void MY(whole_span)(const Form form, const int rows, const int outputs, c
 }
 
 // What `count` groups have, from the first on, as floats; zeros up to the next multiple of LANES.
-static __attribute__((target(TARGET), noinline)) void MY(floats_of)(const Product* p, Each all, int64_t first, int64_t count, float* to) {
+static __attribute__((target(TARGET), noinline)) void MY(floats_of)(const Product* p, Each all, int64_t first, int64_t count,
+                                                                    float* to) {
   const char* from = all.at + first * SIZE[all.kind];
   char rest[CHUNK * sizeof(float)];
-  if (first + CHUNK > p->O * p->groups) from = memcpy(rest, from, count * SIZE[all.kind]);  // behind the last there is nothing to read
+  if (first + CHUNK > p->O * p->groups) from = memcpy(rest, from, count * SIZE[all.kind]);  // behind the last there is nothing
   for (int64_t g = 0; g < count; g += LANES) {
     vec found;
     if (all.kind == FLOAT) found = MY(load)(from + g * 4);
@@ -649,7 +652,8 @@ INLINE void MY(groups_of)(const int rows, const int outputs, const Product* p, c
     }
 }
 
-INLINE void MY(scaled)(const int rows, const int outputs, const Product* p, const int16_t* x, const char* w, int64_t o, vec sum[][2]) {
+INLINE void MY(scaled)(const int rows, const int outputs, const Product* p, const int16_t* x, const char* w, int64_t o,
+                       vec sum[][2]) {
   for (int64_t chunk = 0; chunk < p->groups; chunk += CHUNK) {
     const int64_t count = chunk + CHUNK < p->groups ? CHUNK : p->groups - chunk;
     float scale[2][CHUNK];
