@@ -39,7 +39,7 @@ def int4(array: jax.Array, outputs: int) -> Weight:
     """In groups that each device of a mesh has whole."""
     traced = isinstance(array, jax.core.Tracer)
     bits, group = DTYPES["int4"].groups((array.shape if traced else array.sharding.shard_shape(array.shape))[-1])
-    return per_group(array, bits=bits, group=group)
+    return per_group(array, bits=bits, group=group, divided=not traced and len(array.sharding.device_set) > 1)
 
 
 # by the name of a dtype, what it makes of a large matrix [*O *I] that has so many axes of outputs; others keep the array
