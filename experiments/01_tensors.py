@@ -69,7 +69,7 @@ table(
 # %%
 model = nano.load(dtype="float32")
 ids = jnp.asarray([model.tokenizer.encode("Once upon a time")])  # [1 T]: one text of T pieces
-cache = nano.init_cache(model.config, batch=1, capacity=16, dtype="float32")
+cache = nano.init_cache(model.config, batch=1, capacity=16, dtype="float32")  # room for what it has read: chapter 20
 graph = jax.make_jaxpr(lambda params, ids: nano.forward(params, ids, cache, config=model.config)[0])(model.params, ids)
 
 
@@ -106,8 +106,8 @@ check("the same weights and the same input give the same scores, bit for bit", n
 
 # %% [markdown]
 # No loops and no state: `dot_general` is the multiplication of chapter 04, `mul` and `add` are those of
-# chapter 02, `rsqrt` and `exp` belong to chapters 08 and 09. In a few places the graph has branches that compute the
-# same, one of them for CPUs; the list has the first.
+# chapter 02, `rsqrt` (one divided by a square root) and `exp` belong to chapters 08 and 09. In a few places the graph has
+# two branches that compute the same, one of them for CPUs; the list has only the first.
 #
 # ## The idea
 # Memory is one long row of bytes. A tensor is a way of reading a part of that row:
@@ -270,9 +270,10 @@ print(
 # ## In the engine
 # - Which tensors a model has, and the shape of each, is decided in one place: `nanollm_jax.params.layout` names the
 #   axes with letters, and `nanollm_jax.params.shapes` puts sizes in. The letters are the same in the whole library:
-#   `D` is the length of a vector, `V` the size of the vocabulary.
+#   `V` is the size of the vocabulary, `D` how many numbers stand for a piece: the embedding is `[V D]`.
 # - `nanollm_jax.dtypes.resolve_dtype` picks the dtype: float32 on a CPU, bfloat16 on a GPU or a *TPU* (a processor
-#   that Google builds for products of tensors). Angles of positions, sums of squares and scores are float32 always:
+#   that Google builds for products of tensors). Three things are float32 always: angles of positions (chapter 12), sums
+#   of squares (chapter 08), and scores:
 #   `nanollm_jax.ops.rope.turns`, `nanollm_jax.ops.norm.rms_norm`, `nanollm_jax.ops.linear.contract`.
 # - A JAX array has no strides that you could see, and cannot be changed. The compiler lays memory out as it likes,
 #   and a transposition is often no operation at all. NumPy shows what happens, so chapters 01 to 05 use it.

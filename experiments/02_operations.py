@@ -173,7 +173,7 @@ predict("twenty million float32 ones are added one after the other. What is the 
 ones = np.ones(20_000_000, np.float32)  # [20000000]
 one_by_one = np.cumsum(ones)[-1]  # keeps every partial sum, so it has to add in order
 outcome(one_by_one, "one after the other")
-print(f"NumPy's sum:         {ones.sum():,.0f}   (halves are summed first, then added: the two are of one size)")
+print(f"NumPy's sum:         {ones.sum():,.0f}   (each half is summed by itself, so numbers of one size are added)")
 check("the sum in order stops where n + 1 = n", one_by_one == 2.0**24)
 check("the sum by halves is exact", ones.sum() == ones.size)
 
@@ -182,9 +182,9 @@ check("the sum by halves is exact", ones.sum() == ones.size)
 # has one.
 #
 # ## In the engine
-# - Every contraction with a weight goes through `nanollm_jax.ops.linear.contract`, an einsum that adds up in float32
-#   even where the inputs are shorter. `nanollm_jax.ops.mlp` is two of them with elementwise operations between,
-#   `nanollm_jax.ops.norm.rms_norm` is a reduction and elementwise operations.
+# - A contraction is written as `nanollm_jax.ops.linear.contract`, an einsum that adds up in float32 even where its inputs
+#   have 16 bits. `nanollm_jax.ops.mlp` (chapter 13) is two contractions with elementwise operations between,
+#   `nanollm_jax.ops.norm.rms_norm` (chapter 08) a reduction and elementwise operations.
 # - `jax.jit(f)` is the function f, compiled *just in time*, in short *jit*. When it is first called with arguments of
 #   some shapes, JAX traces f (chapter 01) and hands the graph to *XLA*, the compiler behind it; every later call with
 #   the same shapes runs the machine code that came out. `.lower(x)` and `.compile()` do the two halves without

@@ -138,9 +138,8 @@ def count(jaxpr, times, flops):
 
 def forward_costs(T, capacity):
     """Operations and FLOPs of reading T more pieces of one text, by kind."""
-    cache = nano.init_cache(config, batch=1, capacity=capacity, dtype="float32").replace(
-        fresh=False
-    )  # others were read
+    cache = nano.init_cache(config, batch=1, capacity=capacity, dtype="float32")
+    cache = cache.replace(fresh=False)  # as if other pieces had been read before
     ids = jnp.zeros((1, T), jnp.int32)
     graph = jax.make_jaxpr(partial(nano.forward, config=config))(model.params, ids, cache)
     times, flops = Counter(), Counter()
@@ -201,9 +200,9 @@ save(figure, "04_shares")
 # ## One vector or many
 # The same weight can be multiplied with one vector, or with many at once. Per vector the arithmetic is the same.
 #
-# First the two limits of this machine, measured by themselves: how fast it reads, with an array that no cache holds,
-# which is summed, and multiplied with one vector, whichever is faster; and how fast it calculates, with a product of
-# two large matrices.
+# First the two limits of this machine, each measured by itself. How fast does it read? An array that is too large for every
+# cache is summed, then multiplied with one vector, and the faster of the two counts. How fast does it calculate? Two large
+# matrices are multiplied.
 
 # %%
 size = 256 if quick() else 4096
@@ -259,7 +258,7 @@ save(figure, "04_intensity")
 # %% [markdown]
 # ![GFLOP/s against arithmetic intensity](figures/04_intensity.png)
 #
-# *Measured; the dotted limits were measured before, by themselves, and no better than that: a point may lie a little
+# *Measured. The dotted limits were measured before, each by itself, and not exactly either, so a point may lie a little
 # above them. With one vector each number of the weight arrives from memory and is used twice, in a multiplication and
 # an addition: memory is the limit. With many vectors each number that arrives is used many times, and arithmetic
 # becomes the limit.*

@@ -127,7 +127,7 @@ same("the library's contract, compiled by XLA", xla(a, b), reference)
 # a multiplication and an addition. The clock changes while it runs, so the limit is measured here: the best rate that
 # any product reaches, of several sizes, by two libraries that were tuned for years: XLA, and the one that NumPy calls
 # for products (a *BLAS*, short for basic linear algebra subprograms). That is one way to find it. Chapter 04 took one
-# size and one library, at another time, with another result: a limit that was measured is known no better than that.
+# size and one library, at another time, and found another number. How far the two are apart is how well the limit is known.
 
 
 # %%
@@ -230,15 +230,16 @@ save(figure, "05_blocks")
 # and that hurts only where the next one cannot keep up.*
 #
 # ## In the engine
-# - The library contains none of this. `nanollm_jax.ops.linear.contract` says what is to be summed, and XLA picks
+# - The model contains none of this. `nanollm_jax.ops.linear.contract` says what is to be summed, and XLA picks
 #   loops, blocks, vectors and threads, on a CPU, a GPU or a TPU. That is why an einsum is the right level to write a
-#   model in.
-# - It asks for `precision="highest"`, because GPUs and TPUs would otherwise round float32 inputs to fewer digits to
-#   be faster.
+#   model in. One case is written out by hand, in C: a few vectors with a weight in 16 bits or fewer, on a CPU
+#   (`nanollm_jax.ops.native.product`).
+# - `contract` asks for `precision="highest"`, because GPUs and TPUs would otherwise round float32 inputs to fewer digits
+#   to be faster.
 # - What the library does choose is the *shape* of the products: all pieces of a prompt at once in
 #   `nanollm_jax.decode.prefill`, all rows of a batch at once in `nanollm_jax.decode.decode`. Chapter 04 shows what
-#   that is worth. On a CPU `nanollm_jax.ops.linear.product_on_cpu` also chooses the order of the two operands, because
-#   XLA has fast kernels for one of them only.
+#   that is worth. On a CPU `nanollm_jax.ops.linear.product_on_cpu` also chooses which of the two inputs comes first, because
+#   XLA has fast loops for one order only.
 #
 # ## Exercises
 # 1. `outer_products` writes products to `scratch` and then adds them to `out`. How many numbers of these two arrays does

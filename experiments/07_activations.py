@@ -211,12 +211,12 @@ save(figure, "07_activations")
 # ![Four activations, the distance of the two GELUs, and the inputs of SiLU in a real model](figures/07_activations.png)
 #
 # *Left: the curves. Middle: the two GELUs differ, by less than one in a thousand. Right: most numbers arrive within a
-# few units of zero, where SiLU (blue) and ReLU (grey) differ, to either side by the same.*
+# few units of zero, where SiLU (blue) and ReLU (grey) differ: as much on the left as on the right.*
 #
 # ## The experiment: the wrong curve
-# How good is a model at a text? Read the text. At each place the model gives every possible next piece a probability;
-# look at the probability of the piece that really came. The *loss* is the mean of -ln p of these probabilities. Being
-# certain and right would give 0, blind guessing among V pieces gives ln V. Lower is better.
+# How well does a model know a text? Let it read the text. At each place it gives every possible next piece a probability,
+# and one of these pieces is the one that really comes next. Call its probability p. The *loss* is the mean of -ln p over all
+# places. Being certain and right would give 0, blind guessing among V pieces gives ln V. Lower is better.
 #
 # The bundled model was trained with SiLU. Nothing stops us from running it with another curve: all shapes are the
 # same.
@@ -261,7 +261,7 @@ if not quick():
 # ## In the engine
 # - `nanollm_jax.ops.linear.linear` is the linear layer. Its weights have the outputs first, `[F D]` and not `[D F]`,
 #   and may have several axes of each kind; the shapes alone say what is summed. The sum is kept in float32 also when
-#   x and the weights are shorter (`nanollm_jax.ops.linear.contract`).
+#   x and the weights have 16 bits (`nanollm_jax.ops.linear.contract`).
 # - `nanollm_jax.ops.mlp.ACTIVATIONS` holds the four curves by name, and a few that are rare.
 # - Checkpoints name their curve in `config.json`, in the vocabulary of their authors: `"gelu"` is the exact form,
 #   `"gelu_new"` the tanh form, `"swish"` is SiLU. `nanollm_jax.families.reader.ACTIVATIONS` is the dictionary; an

@@ -222,9 +222,9 @@ print(f"in bfloat16, {lost[0]:.0%} of the first thousand additions change nothin
 check("at the end most additions are lost, and at the start few", still[-1000:].mean() > 0.5 > still[:100].mean())
 
 # %% [markdown]
-# The errors are the smaller part of it: once the sum is more than 512 times as large as the next term, adding that term
-# changes nothing at all. float16 has 11 significant bits and does better here. Its trouble is at the other end: its
-# largest number is 65,504, so the square of 256 is already too large. Large models have a few places in the residual
+# Rounding a little up or down is the smaller part of it. Once the sum is more than 512 times as large as the next term,
+# adding that term changes nothing at all. float16 has 11 significant bits and does better here. Its trouble is at the other
+# end: its largest number is 65,504, so the square of 256 is already too large. Large models have a few places in the residual
 # stream with values of hundreds or thousands (Sun et al. 2024, arXiv:2402.17762).
 
 # %%
@@ -236,8 +236,8 @@ check(
 same("the library squares in float32 and returns 1", rms_norm(loud, jnp.ones(16, jnp.float16), EPS), np.ones(16), 1e-3)
 
 # %% [markdown]
-# So a norm reads 16-bit numbers, computes in float32, and rounds once at the end. The figure shows the error of one
-# vector's root mean square for growing width D, against float64, with the same bfloat16 input each time.
+# So a norm reads 16-bit numbers, computes in float32, and rounds once at the end. The figure shows how far a vector's root
+# mean square is from the one computed in float64, for growing width D. Three ways are given the same bfloat16 numbers.
 
 # %%
 widths = [64, 1024] if quick() else [16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
@@ -285,8 +285,8 @@ if not quick():
 # - `nanollm_jax.model.normalize` picks one of them by the model's config. The epsilon is part of the checkpoint's
 #   config too (`nanollm_jax.ModelConfig.norm_eps`): LLaMA files say 1e-5 or 1e-6, and for small vectors that is
 #   visible.
-# - The variance is computed from the centred values. The shortcut "mean of squares minus square of the mean" needs
-#   only one pass over the data, and fails when the mean is large; exercise 2 shows how.
+# - The *variance*, the mean of c² in layer norm, is computed as written: first c, then its squares. A shortcut, "mean of x²
+#   less the square of the mean", needs only one pass over the data, and fails when the mean is large; exercise 2 shows how.
 # - XLA fuses the steps of the norm into a few loops, as in chapter 02. The float32 numbers inside need not go through
 #   memory, then: what is read and written are the 16 bits of x.
 #
