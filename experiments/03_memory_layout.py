@@ -15,8 +15,8 @@
 # Memory comes to a cache in *lines* (*cache lines*), usually of 64 bytes: 16 float32 numbers. Whoever reads one number
 # pays for the line. The next 15 numbers are there already. Whether that is of any use depends on the order of reading:
 #
-# - along a row of a row-major matrix, one line in 16 reads is new;
-# - down a column, every read is a new line, unless the lines of the column before are still in the cache.
+# - along a row of a matrix that is stored row by row (*row-major*), every sixteenth read needs a new line;
+# - down a column, every read needs a new line, unless the lines of the column before are still in the cache.
 #
 # ## From scratch
 # A cache in a few lines: it holds a number of lines, and throws away the one that was not used for the longest time.
@@ -36,19 +36,22 @@ import nanollm_jax as nano
 LINE = 64  # bytes
 
 
-def misses(addresses, lines):
-    """How many of these reads, addresses in bytes, have to go to memory, with a cache of so many lines."""
-    cache, count = OrderedDict(), 0
+def fetches(addresses, lines):
+    """For each of these reads, addresses in bytes: does it have to go to memory, with a cache of so many lines?"""
+    cache, found = OrderedDict(), []
     for address in addresses:
         line = address // LINE
-        if line in cache:
-            cache.move_to_end(line)
-            continue
-        count += 1
+        found.append(line not in cache)
         cache[line] = None
+        cache.move_to_end(line)
         if len(cache) > lines:
             cache.popitem(last=False)
-    return count
+    return found
+
+
+def misses(addresses, lines):
+    """How many of these reads have to go to memory."""
+    return sum(fetches(addresses, lines))
 
 
 def addresses(shape, strides, order):
@@ -60,6 +63,33 @@ def addresses(shape, strides, order):
 check(
     "what was used lately stays: with two lines, A B A C A is three fetches", misses([0, 64, 0, 128, 0], lines=2) == 3
 )
+
+# %% [markdown]
+# Here it reads a small matrix, in both orders:
+
+# %% tags=["figure"]
+tiny, room = np.zeros((8, 32), np.float32), 4  # [8 32] and so many lines in the cache: fewer than the matrix has rows
+figure, axes = plt.subplots(2, 1, figsize=(5.6, 3.8))
+for ax, (order, way) in zip(axes, {"rows": "along the rows", "columns": "down the columns"}.items(), strict=True):
+    new = np.array(fetches(addresses(tiny.shape, tiny.strides, order), room))
+    picture = new.reshape(8, 32) if order == "rows" else new.reshape(32, 8).T
+    ax.pcolormesh(picture, vmin=-0.25, vmax=1.3, edgecolor="white", linewidth=1)
+    ax.invert_yaxis()
+    ax.set(title=f"{way}: {new.sum()} fetches for {new.size} numbers", aspect="equal", xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    check(f"{way}: a fetch for {new.size // new.sum()}", new.sum() * (16 if order == "rows" else 1) == new.size)
+save(figure, "03_lines")
+
+# %% [markdown]
+# ![Which reads of a small matrix fetch a line, along the rows and down the columns](figures/03_lines.png)
+#
+# *Each cell is a number. Blue: reading it fetches a line. Pale: its line is in the cache already. Along a row, one fetch
+# serves sixteen numbers. Down a column, each number lies in another line; this cache holds four, and when the next column
+# begins, the line that it needs has been thrown away.*
+#
+# Now a larger matrix, and caches of three sizes:
+
+# %%
 matrix = np.zeros((128, 128), np.float32)  # [128 128], row-major
 count, lines_of_matrix = matrix.size, matrix.nbytes // LINE
 rows = []
@@ -129,6 +159,7 @@ out = np.full(picks.size, np.nan, np.float32)
 for size in sizes:
     source = np.ones(size // 4, np.float32)  # [size / 4]
     for places, times in ((picks % source.size, random_ns), (in_order % source.size, ordered_ns)):
+        # "clip": so that NumPy writes into `out` at once
         times.append(seconds(lambda s, p: np.take(s, p, out=out, mode="clip"), source, places) / picks.size * 1e9)
 caches = {}
 for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):  # Linux says how large they are

@@ -107,7 +107,44 @@ table("Letters by kind", ["equation", "what it does", "batch", "rows", "columns"
 # %% [markdown]
 # Look at the batch column. A product with a weight has none: `B` and `T` are rows, so all texts and all pieces go
 # through the weight as one tall matrix. The two products of attention have batch letters: each text compares its own
-# queries with its own keys, and no product can be shared.
+# queries with its own keys, and no product can be shared. Here are both kinds, for two texts of three pieces:
+
+# %% tags=["figure"]
+texts = random.normal(size=(2, 3, 5))  # [B T H]
+weight, keys = random.normal(size=(4, 5)), random.normal(size=(2, 4, 5))  # [F H], [B S H]
+through_weight, with_keys = einsum("BTH,FH->BTF", texts, weight), einsum("BTH,BSH->BTS", texts, keys)
+check("B is a row letter in one and a batch letter in the other",
+      "B" in kinds("BTH,FH->BTF")["rows"] and "B" in kinds("BTH,BSH->BTS")["batch"])  # fmt: skip
+figure, (left, right) = plt.subplots(1, 2, figsize=(5.6, 2.4))
+
+
+def draw(ax, matrix, x, y, tint):
+    """A matrix [rows columns] as cells, its upper left corner at (x, y)."""
+    across, down = (start + np.arange(size + 1) for start, size in zip((x, y), matrix.shape[::-1], strict=True))
+    ax.pcolormesh(across, down, np.abs(matrix), cmap=tint, vmin=-1.5, vmax=4, edgecolor="white", linewidth=1)
+
+
+for n, tint in enumerate(("Blues", "Oranges")):
+    draw(left, texts[n], 0, 2.6 + 3 * n, tint)
+    draw(left, through_weight[n], 12.6, 2.6 + 3 * n, tint)
+    draw(right, texts[n], 0, 1 + 6.2 * n, tint)
+    draw(right, keys[n].T, 6.8, 6.2 * n, tint)
+    draw(right, with_keys[n], 12.6, 1 + 6.2 * n, tint)
+draw(left, weight.T, 6.8, 3.1, "Greys")
+for ax, title, middles in ((left, "one weight: one product", [5.6]), (right, "own keys: a product a text", [2.5, 8.7])):
+    for x, sign in ((5.9, "×"), (11.7, "=")):
+        for y in middles:
+            ax.text(x, y, sign, ha="center", va="center", size=13)
+    ax.set(title=title, aspect="equal", xlim=(-0.9, 17.5), ylim=(11.5, -0.2), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+save(figure, "06_kinds")
+
+# %% [markdown]
+# ![Two texts through one weight, and each with its own keys](figures/06_kinds.png)
+#
+# *A cell is a number, the stronger the further from 0; blue is the first text and orange the second. Left: the rows of both
+# texts lie one below the other and go through the weight (grey) together. Right: each has keys of its own, so there are two
+# products.*
 #
 # ## On real values
 # The library can show every value inside the model (`nanollm_jax.glass.observe`). These are the values of attention
@@ -202,18 +239,19 @@ save(figure, "06_batches")
 # ![Time per text against batch size, and one slice of the attention weights](figures/06_batches.png)
 #
 # *Left: measured. A shared weight is read once for all texts, so each text pays less in a larger batch. Own keys are
-# read for one text only, so there is nothing to share. (Where their line rises before it is level, the keys of a few
-# texts probably still lay in the processor's cache from the run before, and those of many do not fit.) Right: what
+# read for one text only, so there is nothing to share. (Where their line rises, the keys of a few texts probably still lay in
+# the processor's cache from the run before, and those of many do not fit.) Right: what
 # `"BKGTS"` holds for one text B, one K and one G: a matrix `[T S]`, how much each new piece takes from each
 # remembered one.*
 #
 # ## In the engine
-# - `nanollm_jax.ops.attention.scores` and `nanollm_jax.ops.attention.mix` are the two batched products of attention;
-#   all others go through `nanollm_jax.ops.linear.product`, rows of vectors with rows of a weight.
-# - G query heads share the keys and values of one head K, so G is a *row* letter: a small gain that is built into the
-#   model. That is what grouped queries are for, chapter 11.
-# - `nanollm_jax.ops.attention.mix` moves T outwards after the product and not in the einsum: a comment there says for
-#   which compiler.
+# - `nanollm_jax.ops.attention.scores` and `nanollm_jax.ops.attention.mix` are the two batched products of attention.
+#   All others are products with a weight: `nanollm_jax.ops.linear.product` takes vectors as the rows of one matrix, and a
+#   weight whose rows are the outputs.
+# - G query heads share the keys and values of one head K, so G is a *row* letter: what is read for one of them is read for
+#   all G. That small gain is built into the model. It is what grouped queries are for, chapter 11.
+# - In `nanollm_jax.ops.attention.mix` the axis T changes its place after the product and not in the einsum. That is for one
+#   compiler; a comment there says which, and why.
 # - The memory that grows with every text is `nanollm_jax.cache.KVCache`; chapter 20.
 #
 # ## Exercises
