@@ -203,7 +203,30 @@ table(
 
 # %% [markdown]
 # Some of them read like rules: after this, expect that. Others make no sense by themselves; what a model knows is thought
-# to be spread over many units. ("▁" stands for a space, see chapter 15.)
+# to be spread over many units. ("▁" stands for a space, see chapter 15.) Here is one that reads like a rule, that of the
+# eight which answers most to the piece "named":
+
+# %% tags=["figure"]
+named = pieces.index("▁named")
+rule = max(np.argsort(-strength)[:8], key=lambda unit: abs(activity[named, unit]))
+writes = direction @ (activity[named, rule] * down[rule])  # [V]: how well each piece fits what it writes there
+best = np.argsort(-writes)[:5][::-1]
+check("no other piece of the story makes it half as active", np.sort(np.abs(activity[:, rule]))[-2]
+      < 0.5 * abs(activity[named, rule]) == 0.5 * np.abs(activity[:, rule]).max())  # fmt: skip
+check("what it writes there fits the story's own name best", model.tokenizer.piece(int(best[-1])).strip("▁") == "Lily")
+figure, (above, below) = plt.subplots(2, 1, figsize=(5.6, 4))
+above.bar(range(len(pieces)), activity[:, rule], color=BLUE)
+above.annotate("named", (named, activity[named, rule]), xytext=(6, -3), textcoords="offset points", va="center")
+above.set(title=f"unit {rule} of layer {LAYER}: how active at each piece of the story", xlabel="piece of the story")
+below.barh([model.tokenizer.piece(int(token)).strip("▁") for token in best], writes[best], color=RED)
+below.set(title="what it writes there: five pieces that this fits best", xlabel="product with the piece's vector")
+save(figure, "13_rule")
+
+# %% [markdown]
+# ![How active one unit is over a story, and which pieces it makes more probable](figures/13_rule.png)
+#
+# *One unit of one layer. It reads "named", and what it writes then makes names more probable, besides some pieces that are
+# none.*
 #
 # ## How many units does a word need?
 

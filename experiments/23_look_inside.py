@@ -123,14 +123,19 @@ def difference(logits):
     return logits[right] - logits[wrong]
 
 
-def remember(ids):
-    """The logits of a text, and all of its values {name: value}."""
+def remember(ids, edit=lambda name, value: value):
+    """The logits of a text, and all of its values {name: value}, as they are used."""
     values = {}
-    return run(ids, lambda name, value: values.setdefault(name, value)), values
+
+    def keep(name, value):
+        values[name] = edit(name, value)
+        return values[name]
+
+    return run(ids, keep), values
 
 
-def patched(name, *index):
-    """What a run of the corrupted text prefers with one piece of the clean one in it."""
+def patch(name, *index):
+    """An edit: one piece of the clean run's value in the place of the same piece of another run's."""
 
     def edit(there, value):
         if there == name:
@@ -138,7 +143,12 @@ def patched(name, *index):
             value[index] = kept[name][index]
         return value
 
-    return difference(run(other, edit))
+    return edit
+
+
+def patched(name, *index):
+    """What a run of the corrupted text prefers with one piece of the clean one in it."""
+    return difference(run(other, patch(name, *index)))
 
 
 clean_logits, kept = remember(ids)
@@ -150,6 +160,51 @@ theirs = nano.forward(model.params, ids[None], cache, config=config)[0][0, -1]
 same("the logits of nanollm_jax.forward", clean_logits, theirs, 1e-4)
 
 # %% [markdown]
+# One patch as a picture, the one of above: behind layer 2, at the word "red". Which values does it reach?
+
+# %%
+LAYER, AT = 2, next(t for t, piece in enumerate(pieces) if piece.strip() == "red")
+_, of_other = remember(other)
+_, of_patched = remember(other, patch(f"layers.{LAYER}.out", AT))
+
+
+def apart(a, b):
+    """Where the stream of two runs is not the same, [L T]"""
+    return np.stack([
+        np.abs(a[f"layers.{n}.out"] - b[f"layers.{n}.out"]).max(-1) > 1e-9 for n in range(config.num_layers)
+    ])  # fmt: skip
+
+
+two_texts, reached = apart(kept, of_other), apart(of_patched, of_other)  # [L T]
+check("up to the name the two texts are the same, and from there on they differ everywhere",
+      not two_texts[:, :name_at].any() and two_texts[:, name_at:].all())  # fmt: skip
+check("the patch changes its own place, and in the layers above all from there to the right",
+      reached[LAYER, AT] and reached[LAYER + 1 :, AT:].all()
+      and reached.sum() == 1 + (config.num_layers - 1 - LAYER) * (T - AT))  # fmt: skip
+
+# %% tags=["figure"]
+names = ["the same in both texts", "not the same", "reached by the patch", "patched"]
+tints = np.array([[233, 236, 239], [247, 214, 179], [164, 199, 233], [31, 95, 168]], np.uint8)  # a colour for each
+kind = two_texts.astype(int) + reached
+kind[LAYER, AT] = 3
+figure, ax = plt.subplots(figsize=(6.4, 3.3))
+ax.pcolormesh(tints[kind], edgecolor="white", linewidth=1)
+ax.set_xticks(np.arange(T) + 0.5, pieces, rotation=90, fontsize=9)
+ax.set_yticks(np.arange(config.num_layers) + 0.5, [f"layer {n}" for n in range(config.num_layers)])
+ax.tick_params(length=0)
+ax.spines[:].set_visible(False)
+for name, tint in zip(names, tints / 255, strict=True):
+    ax.plot([], [], "s", color=tint, label=name)
+figure.legend(loc="outside upper left", ncols=4, fontsize=9, handletextpad=0.1, columnspacing=0.9)
+save(figure, "23_patch")
+
+# %% [markdown]
+# ![Which places of the stream differ between the two texts, and which ones a patch reaches](figures/23_patch.png)
+#
+# *Read upwards: a column is a token, a row the stream behind a layer. Grey: the same in both texts. Orange: not the same.
+# Dark blue: here the vector of the clean text was put in. Light blue: what that changes, the layers above it from its own
+# token on. From the name on all differs, so where the two texts differ does not say where the name is.*
+#
 # ## Where the name is
 # One patch for every layer and every token: the whole stream, searched place by place.
 
@@ -215,7 +270,7 @@ save(figure, "23_places")
 # %% [markdown]
 # ![How much of the name each place of the residual stream brings back](figures/23_places.png)
 #
-# *Read upwards: a column is a token, a row is the stream behind a layer. The name does not spread over the words behind
+# *Again a column is a token, and a row the stream behind a layer. The name does not spread over the words behind
 # it. It stays where it was read, and near the top it appears at the last token, where the next word is decided.*
 #
 # Nobody told the model to keep notes. A vector of the stream is a good place for one: each layer adds to it and nothing
@@ -314,13 +369,12 @@ check("most of the name, in every story", min(shares) > 0.7)
 # %% [markdown]
 # ## Switch them off
 # A patch shows that a part is enough to bring something back. Whether the model *needs* it is another question: perhaps
-# others do the same. So zeros are put in the place of what the two heads fetch, in every step of a real generation:
-# prompt, cache, loop and all. For comparison, each other pair of one head from each of the same two layers is switched
-# off as well.
+# others do the same. So zeros are put in the place of what the heads fetch that were found above, in every step of a real
+# generation: prompt, cache, loop and all. For comparison, as many other heads of the same layers are switched off as well.
 
 # %% tags=["question"]
 predict(
-    "without the two heads, what does the model write behind the comma: the other name, a word that is no name, nonsense?"
+    "without these heads, what does the model write behind the comma: the other name, a word that is no name, nonsense?"
 )
 
 # %% tags=["answer"]

@@ -86,6 +86,34 @@ check("nanollm_jax.ops.int8.quantize: the same, but for a few halfway", apart.ma
 same("and the same scales", theirs.scale, scale[:, 0, 0])
 
 # %% [markdown]
+# With 4 bits the steps can be seen. Here is the beginning of a row, once with a scale for all of the row and once with a
+# scale for each 16 weights:
+
+# %% tags=["figure"]
+o = np.argmax(np.abs(w).max(axis=1) / np.abs(w[:, :48]).max(axis=1))  # a row whose largest weight stands elsewhere
+check("the largest weight of that row stands further on", np.abs(w[o]).argmax() >= 48)
+figure, axes = plt.subplots(2, 1, figsize=(5.6, 4.2), sharex=True, sharey=True)
+for ax, group in zip(axes, (inputs, 16), strict=True):
+    q_four, scale_four = quantise(w[o : o + 1, : inputs // group * group], bits=4, group=group)  # [1 I/group group]
+    kept = (q_four * scale_four).ravel()[:48]
+    lost = np.sqrt(np.square(kept - w[o, :48]).mean())
+    for n, step in enumerate(scale_four[0, : math.ceil(48 / group), 0]):
+        begin, end = np.minimum([n * group, (n + 1) * group], 48) - 0.5
+        ax.hlines(step * np.arange(-7, 8), begin, end, color=GREY, linewidth=0.4, zorder=0)
+    ax.vlines(np.arange(48), w[o, :48], kept, color=ORANGE, linewidth=1.5)
+    ax.plot(np.arange(48), w[o, :48], ".", color=GREY, markersize=5)
+    ax.plot(np.arange(48), kept, ".", color=BLUE, markersize=7)
+    ax.set(title="a scale for the row" if group == inputs else f"a scale for each {group} weights", yticks=[0])
+    ax.set(ylim=1.3 * np.abs(w[o, :48]).max() * np.array([-1, 1]), xticks=[])
+    print(f"scales: {len(scale_four[0])}; root mean square of what these weights lose: {lost:.4f}")
+save(figure, "24_steps")
+
+# %% [markdown]
+# ![The first weights of a row and what 4 bits make of them, with one scale and with a scale for each 16](figures/24_steps.png)
+#
+# *Grey: the weights. Blue: what is kept of them; orange: what is lost. The lines are the values that 4 bits can say, a step
+# apart. Above, the largest weight of the row, which stands further on, sets the step. Below, each group has its own.*
+#
 # ### A product of whole numbers
 # The vectors that the matrix is multiplied with can be quantised too, each with a scale of its own. Then all numbers of
 # the product are whole: their sum is exact, and many processors have faster instructions for it. At the end it is multiplied

@@ -33,7 +33,7 @@ import engine
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, ORANGE, RED, check, interactive, outcome, plt, predict, quick, same, save, table
+from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, interactive, outcome, plt, predict, quick, same, save, table
 
 import nanollm_jax as nano
 
@@ -77,6 +77,41 @@ def continuous(requests, B):
     return visits
 
 
+# %% [markdown]
+# Five requests in two rows, small enough to be followed with a finger:
+
+# %% tags=["figure"]
+FIVE = {"A": (0, 3), "B": (0, 9), "C": (1, 4), "D": (2, 5), "E": (4, 3)}  # the step at which each comes, and its tokens
+colours = dict(zip(FIVE, (BLUE, ORANGE, GREEN, RED, GREY), strict=True))
+
+
+def draw_rows(ax, visits, names, colours, size):
+    """A bar for each visit, in its row; white is a row that does nothing."""
+    for visit, name, colour in zip(visits, names, colours, strict=True):
+        ax.barh(visit.row, visit.end - visit.begin, left=visit.begin, height=0.8, color=colour, edgecolor="white")
+        ax.text((visit.begin + visit.end) / 2, visit.row, name, ha="center", va="center", color="white", size=size)
+    ax.set(ylabel="row", yticks=range(1 + max(visit.row for visit in visits)))
+    ax.invert_yaxis()
+
+
+figure, axes = plt.subplots(2, 1, figsize=(5.6, 3.6), sharex=True)
+for ax, way in zip(axes, (static, continuous), strict=True):
+    visits = way(list(FIVE.values()), 2)
+    waits = [visit.begin - arrival for visit, (arrival, _) in zip(visits, FIVE.values(), strict=True)]
+    draw_rows(ax, visits, FIVE, colours.values(), 11)
+    ax.set(title=f"{way.__name__}: {max(visit.end for visit in visits)} steps, C waits for {waits[2]} of them")
+axes[1].set(xlabel="step", xticks=range(0, 19, 3))
+save(figure, "25_five")
+
+# %% [markdown]
+# ![Five requests in two rows, in static batches and in a continuous one](figures/25_five.png)
+#
+# *A bar is a text, from its first token to its last; white is a row that does nothing. In a static batch A is done early, but
+# its row idles until B has ended, and C, D and E wait. In a continuous one the row of A is given to C at once.*
+#
+# Now with more of them, whose times and lengths are drawn at random:
+
+# %%
 B = 4
 arrivals = np.cumsum(random.geometric(0.18, size=24))
 lengths = random.geometric(1 / 24, size=24) + 3
@@ -108,20 +143,15 @@ check("nobody is served later than in a static batch",
 # %% tags=["figure"]
 figure, axes = plt.subplots(2, 1, figsize=(10, 4), sharex=True)
 for ax, (name, visits) in zip(axes, ways.items(), strict=True):
-    for number, visit in enumerate(visits):
-        colour = (BLUE, ORANGE, GREEN, RED)[number % 4]
-        ax.barh(visit.row, visit.end - visit.begin, left=visit.begin, height=0.8, color=colour, edgecolor="white")
-        ax.text((visit.begin + visit.end) / 2, visit.row, number, ha="center", va="center", color="white", size=7)
-    ax.set(title=f"{name}: {took[name]} steps", ylabel="row", yticks=range(B))
-    ax.invert_yaxis()
+    draw_rows(ax, visits, range(24), [(BLUE, ORANGE, GREEN, RED)[number % 4] for number in range(24)], 7)
+    ax.set(title=f"{name}: {took[name]} steps")
 axes[1].set_xlabel("step")
 save(figure, "25_rows")
 
 # %% [markdown]
 # ![Which request sits in which row at which step, in static batches and in a continuous one](figures/25_rows.png)
 #
-# *A bar is a text, from its first token to its last; white is a row that does nothing. Both serve the same requests in
-# the same order.*
+# *As above: a bar is a text, and white is a row that does nothing. Both serve the same requests in the same order.*
 
 # %% tags=["figure"]
 interactive(

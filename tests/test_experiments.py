@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import importlib.util
+import itertools
 import re
 import runpy
 import subprocess
@@ -316,11 +317,14 @@ def test_the_page(tmp_path, capsys):
     assert (tmp_path / "figures/02_dot.png").read_bytes() == dot
 
     # run again alone, the chapter takes its place among the others
-    (tmp_path / "02_broken.py").write_text("# %% [markdown]\n# # 02 · Mended\n")
+    (tmp_path / "02_broken.py").write_text(
+        "# %% [markdown]\n# # 02 · Mended\n# %% [markdown]\n# [Contents](README.md)\n"
+    )
     assert build["main"]([str(tmp_path / "02_broken.py")], tmp_path) == 0
     cover = (pages / "index.html").read_text()
     assert "hidden words" not in cover
     assert "begin({" not in (pages / "02_broken.html").read_text()
+    assert ">Contents</a>" not in (pages / "02_broken.html").read_text().partition('<div class="ends">')[0]
     assert (
         "Mended" in cover
         and 'href="01_small.html"' in cover
@@ -347,6 +351,8 @@ def test_a_page_opens_with_a_figure_that_gives_nothing_away():
     for path in CHAPTERS:
         shown = [LINK.findall(cell.source) for cell in cells(path) if "opening" in tags(cell)]
         assert all(len([image for image, *_ in links if image]) == 1 for links in shown) and len(shown) <= 1
+        before = list(itertools.takewhile(lambda cell: "question" not in tags(cell), cells(path)))
+        assert shown or any(image for cell in before for image, *_ in LINK.findall(cell.source)), path.stem
 
 
 def test_the_rooms_of_the_reference_exist():

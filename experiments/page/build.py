@@ -95,6 +95,8 @@ def figures(path: Path, notebook: NotebookNode) -> list[Path]:
 def render(notebook: NotebookNode, path: Path) -> dict[str, Any]:
     """One chapter: its HTML with images embedded and an id for each section, and the sections [(id, title, text)]."""
     newest = {file.name: file for file in figures(path, notebook)}
+    if re.fullmatch(r".*\[Contents\]\(README\.md\).*", notebook.cells[-1].source):
+        notebook.cells.pop()  # the page ends with links of its own
     for cell in notebook.cells:
         if cell.cell_type == "code" and (
             imports := IMPORTS.match(cell.source)
