@@ -264,9 +264,8 @@ same(
 )
 
 # %% [markdown]
-# Does it matter whether the six rows are two heads of three, or three numbers of two heads each? Both readings give
-# the same shape. The next cell writes a copy of the checkpoint in which the rows of every `q_proj` stand in the wrong one
-# of the two orders, and loads it.
+# Does it matter whether the six rows are two heads of three, or three numbers of two heads each? The next cell writes a copy
+# of the checkpoint in which the rows of every `q_proj` stand in the wrong one of the two orders, and has the library load it.
 
 # %% tags=["question"]
 predict(
@@ -307,7 +306,7 @@ print(f"right order: loss {right_loss:.2f}  {right_text!r}\nwrong order: loss {w
 check("loaded without any complaint, and worse", wrong_loss > right_loss + 0.5)
 
 # %% [markdown]
-# No error, as every shape is what it should be, and text that is still made of words. A wrong name or shape would have
+# No error, as both orders have the same shape, and text that is still made of words. A wrong name or shape would have
 # been loud; this mistake is silent. So an engine is trusted only after its numbers have been compared with another
 # implementation's, on weights that are random everywhere.
 #

@@ -144,9 +144,9 @@ save(figure, "18_rules")
 #
 # *Grey: the model itself. Orange: what a setting makes of it. A missing orange bar is a piece that is never drawn.*
 #
-# ## Where the model is sure, and where it is not
-# A name can be many things. After "Once upon a" there is only one. So the same rule does different things at
-# different places. Here are the three cuts at every place of the prompt; the library gets all places as one batch.
+# Is the model as unsure at every place? A name can be many things. After "Once upon a" there is only one. So the same rule
+# does different things at different places. Here are the three cuts at every place of the prompt; the library gets all
+# places as one batch.
 
 # %%
 CUTS = {
