@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import json
@@ -27,13 +28,14 @@ jax.config.update("jax_numpy_dtype_promotion", "standard")
 jax.config.update("jax_traceback_in_locations_limit", 0)  # to write which line made an operation takes long
 
 
+# imports, collecting and tracing make objects by the hundred thousand: the collector need not look at every 700 of them
+gc.set_threshold(50_000, 20, 20)
+
+
 def pytest_collection_finish():
-    """What was imported and collected stays to the end: the collector need not look at it again while programs are traced, and
-    of what tracing makes it need not look at every 700 objects.
-    """
+    """What was imported and collected stays to the end: the collector need not look at it again while programs are traced."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
@@ -165,13 +167,33 @@ def operations_in_c_are_compiled_once(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     kept = Path(os.environ.get("NANOLLM_TEST_PROGRAMS", shared / "native"))
-    with pytest.MonkeyPatch.context() as patch:
+    assert native.library.cache_info().currsize == 0, "compiled while tests were collected, into the user's own folder"
+    with pytest.MonkeyPatch.context() as patch, one_at_a_time(kept):
         patch.setenv("XDG_CACHE_HOME", str(kept))
         native.library()
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         own = own_folder("nanollm_jax", "native")
     for file in (kept / "nanollm_jax" / "native").glob("*.so"):
         shutil.copy(file, own)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder):
+    """Of the processes of a run, which all begin at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def compiled_in_c(operations_in_c_are_compiled_once):
+    """For tests of what is in C, which are skipped where there is no compiler."""
+    if not native.library().digest:
+        pytest.skip("no C compiler")
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from nanollm_jax.ops.native.product import MANY, ROWS
 from nanollm_jax.startup import own_folder
 
 rng = np.random.default_rng(0)
-here = pytest.mark.skipif(not native.library().digest, reason="no C compiler")
+here = pytest.mark.usefixtures("compiled_in_c")
 
 
 def some(B, T, N, K, S, H, longest=None):

@@ -302,7 +302,7 @@ def test_command_prints_the_parts_and_draws_them(report, monkeypatch, capsys, tm
     assert not Path(seen["given"][1]).exists()  # nobody asked for the trace, so it is gone
 
 
-@pytest.mark.skipif(not native.library().digest, reason="no C compiler")
+@pytest.mark.usefixtures("compiled_in_c")
 def test_what_is_in_c_counts_as_what_it_computes():
     """A product of 3 rows with 5 outputs of 8 inputs, and its bytes as they are kept."""
     weight = jnp.ones((5, 8), jnp.bfloat16)
