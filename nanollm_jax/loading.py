@@ -31,12 +31,12 @@ from nanollm_jax.executables import read_ahead
 from nanollm_jax.ops.native import wanted
 from nanollm_jax.params import Params
 from nanollm_jax.partition import arrange, stored_sizes
-from nanollm_jax.sources import source_at
+from nanollm_jax.sources import nbytes_of_few, source_at
 from nanollm_jax.tokenizer import Tokenizer
 from nanollm_jax.weights import Checkpoint, resolve
 from nanollm_jax.weights.adapters import Adapter, Base, read_adapter
 from nanollm_jax.weights.kept import load_kept
-from nanollm_jax.weights.load import load_params, nbytes_kept
+from nanollm_jax.weights.load import load_params
 from nanollm_jax.weights.source import find
 
 # What trainers leave in a model's folder, or alone
@@ -163,13 +163,9 @@ def load(
     config, family = found.config()
     checkpoint = found.tensors()
     check_claims(checkpoint, config)
-    few = {name: size for name, size in checkpoint.few().items() if size and is_auto(dtype)}
+    few = nbytes_of_few(checkpoint, config, family) if is_auto(dtype) else {}
     if mesh is None:
-        rows = [] if found.kept is not None else family.table(config)
-        sizes = parameters.nbytes(config, kept) | nbytes_kept(
-            rows, family.PREFIXES, few, parameters.large_matrices(config)
-        )
-        check_memory(found.path, sum(sizes.values()))
+        check_memory(found.path, sum((parameters.nbytes(config, kept) | few).values()))
     tokenizer = found.tokenizer()
     if tokenizer is not None:
         check_vocabulary(found.path, tokenizer, config)

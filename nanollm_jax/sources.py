@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from nanollm_jax import layout
 from nanollm_jax.chat import ChatTemplate, load_chat_template
 from nanollm_jax.chat.load import template_in
 from nanollm_jax.config import ModelConfig
@@ -20,6 +22,7 @@ from nanollm_jax.tokenizer.gguf import from_metadata
 from nanollm_jax.weights import Checkpoint, open_checkpoint, quantised
 from nanollm_jax.weights.gguf import GGUF, is_gguf, open_gguf
 from nanollm_jax.weights.kept import described
+from nanollm_jax.weights.quantised.together import joined
 from nanollm_jax.weights.source import read_json
 
 # what a GGUF file says of choosing tokens, in generation_config.json's words
@@ -127,6 +130,24 @@ def source_at(path: Path) -> Source:
     Each part is read when it is asked for; ConfigError, CheckpointError or TokenizerError name the file.
     """
     return GGUFFile(path) if is_gguf(path) else Folder(path)
+
+
+def nbytes_of_few(checkpoint: Checkpoint, config: ModelConfig, family: ModuleType) -> dict[str, int]:
+    """{path: bytes in memory} of the parameters that stay in the few bits that they are published in, where dtype is "auto".
+
+    At most so many: offsets that are zeros are found when numbers are read, and so are pieces of one that are of several kinds.
+    """
+    few, letters, shapes = checkpoint.few(), layout.layout(config), layout.shapes(config)
+    pieces: dict[str, set[str]] = {path: set() for path in layout.large_matrices(config)} if any(few.values()) else {}
+    for row in family.table(config) if pieces else []:
+        names = {name for prefix in family.PREFIXES for name in row.names(prefix)} & checkpoint.names()
+        pieces.get(row.path, set()).update(names)
+    found = {}
+    for path, names in pieces.items():
+        forms = [form for name in names if (form := few.get(name)) is not None]
+        if forms and len(forms) == len(names) and (kept := joined(forms, config.sizes[letters[path].split()[-1]])):
+            found[path] = kept.nbytes(math.prod(shapes[path]))
+    return found
 
 
 def kept_in(config_json: dict[str, Any], where: str) -> str | None:

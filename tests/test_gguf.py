@@ -20,10 +20,14 @@ from test_quantised import arrays_meanwhile, part_of
 from tokenizers_like import trained
 
 import nanollm_jax as nano
+from nanollm_jax import params
 from nanollm_jax.errors import CheckpointError, ConfigError, TokenizerError
 from nanollm_jax.families.gguf import config_of
+from nanollm_jax.measure.plan import make_plan
+from nanollm_jax.measure.roofline import step_bytes
 from nanollm_jax.ops.rope import frequencies
 from nanollm_jax.params import flatten
+from nanollm_jax.sources import nbytes_of_few, source_at
 from nanollm_jax.tokenizer import load_tokenizer
 from nanollm_jax.tokenizer.gguf import from_metadata
 from nanollm_jax.weights import gguf as weights_gguf
@@ -158,10 +162,11 @@ def test_blocks_stay_as_they_are(family, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(one, marks=[] if one == "Q4_K" else pytest.mark.parity) for one in weights_gguf.BLOCKS]
+    "kind",
+    [pytest.param(one, marks=[] if one == "Q4_K" else pytest.mark.parity) for one in [*weights_gguf.BLOCKS, "F16"]],
 )
 def test_blocks_come_to_each_device_of_a_mesh_in_its_part(kind, tmp_path, monkeypatch):
-    """None is whole on one of them on its way; there they are what they are on one device."""
+    """None is whole on one of them on its way; there they are what they are on one device, and as large as planned."""
     values = FAMILIES["llama"] | {
         "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4,
         "num_hidden_layers": 1, "rope_scaling": None, "vocab_size": 64,
@@ -171,9 +176,15 @@ def test_blocks_come_to_each_device_of_a_mesh_in_its_part(kind, tmp_path, monkey
     _, alone = arrays_meanwhile(monkeypatch)
     model = nano.load(file, mesh=nano.make_mesh(2, 4))
     assert alone == [] and part_of(model.params) < 1.05 * model.nbytes / 4
+    source = source_at(file)
+    few = nbytes_of_few(source.tensors(), *source.config())
+    for tp, found in ((1, one.nbytes), (4, part_of(model.params))):
+        assert make_plan(one.config, tp=tp, dtype="float32", few=few).weights == found
+    assert params.nbytes_of_few(one.params) == few  # which are what a step reads, a vector of the table apart
+    assert 0.9 < step_bytes(one.config, 1, 0, one.dtype, few) / one.nbytes <= 1
     ours, expected = flatten(model.params), flatten(one.params)
     kept = [path for path, weight in ours.items() if not isinstance(weight, jax.Array)]
-    assert bool(kept) is (kind not in ("Q2_K", "Q3_K"))  # which are decoded
+    assert bool(kept) is (kind not in ("Q2_K", "Q3_K", "F16"))  # which are decoded, or no blocks
     for path in kept or ours:
         found, whole = (x if isinstance(x, jax.Array) else jax.jit(lambda x: x.decoded())(x)
                         for x in (ours[path], expected[path]))  # fmt: skip

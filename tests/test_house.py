@@ -56,7 +56,7 @@ ARROWS = {
     "defaults": {"checks", "config", "errors", "files", "settings", "weights"},
     "adapters": {"config", "devices", "errors", "layout", "letters", "ops", "weights"},
     # the five parts of a model, wherever it lies
-    "sources": {"chat", "config", "defaults", "dtypes", "families", "tokenizer", "weights"},
+    "sources": {"chat", "config", "defaults", "dtypes", "families", "layout", "tokenizer", "weights"},
     "loading": {
         "adapters",
         "chat",

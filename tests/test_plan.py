@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gguf_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 from jax.sharding import NamedSharding
 from models import GPT2, LLAMA, MISTRAL
 from programs import compiled
+from quantised_files import KINDS, published
+from test_loading import draw, in_their_names
 
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
@@ -25,6 +28,7 @@ from nanollm_jax.ops import native
 from nanollm_jax.ops.int8 import Int8
 from nanollm_jax.partition import arrange, stored_sizes
 from nanollm_jax.sampling import History
+from nanollm_jax.weights.kept import description
 
 LARGER = {
     "llama": LLAMA | {"num_attention_heads": 8, "hidden_size": 256, "head_dim": 32, "intermediate_size": 704,
@@ -188,3 +192,27 @@ def test_this_machine(capsys):
     assert report["fits"] is True and report["decode_limit"] > 0
     assert run(["plan", "--device", "cpu", "--tp", "2"]) == 2
     assert "cpu is this machine, one device" in capsys.readouterr().err
+
+
+def test_weights_in_few_bits_are_planned_in_these(tmp_path, capsys):
+    """Of a GGUF file and of a folder; with a dtype that is named all are in it, and of a config alone nothing is known."""
+
+    def planned(source, *words):
+        assert run(["plan", str(source), "--context", "64", *words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    values = LARGER["llama"] | {"rope_scaling": None, "vocab_size": 64, "num_hidden_layers": 1}
+    file = gguf_files.convert(tmp_path / "x.gguf", values, in_their_names(values, draw(values)), "Q4_0")
+    few, _ = published(tmp_path / "mlx", values, *KINDS["mlx"])
+    kept = tmp_path / "kept.json"
+    kept.write_text(json.dumps(values | description("int4")))
+    for source, bits in ((file, 4.5), (few, 5.5)):  # a half and a single scale for 32 numbers, and an offset
+        report, wide = planned(source), planned(source, "--dtype", "bfloat16")
+        assert report["in_few_bits"] and not wide["in_few_bits"]
+        assert 16 / bits * 0.8 < wide["weights"] / report["weights"] < 16 / bits
+    assert planned(kept) == planned(kept, "--dtype", "int4")
+    assert run(["plan", str(file)]) == 0
+    assert "weights as they are published, what is not in few bits in bfloat16" in capsys.readouterr().out
+    (tmp_path / "alone.json").write_text((few / "config.json").read_text())
+    assert run(["plan", str(tmp_path / "alone.json")]) == 0
+    assert "their files are not here" in capsys.readouterr().out

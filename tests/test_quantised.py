@@ -24,8 +24,9 @@ from nanollm_jax import cli, files, params
 from nanollm_jax.devices import shards
 from nanollm_jax.errors import CheckpointError, ConfigError
 from nanollm_jax.ops import native
+from nanollm_jax.ops.groupwise_making import groupwise
 from nanollm_jax.ops.kept import name_of
-from nanollm_jax.sources import source_at
+from nanollm_jax.sources import nbytes_of_few, source_at
 from nanollm_jax.weights.quantised import groups
 from nanollm_jax.weights.quantised.groups import Groups, unpack
 from nanollm_jax.weights.quantised.mxfp4 import E2M1, powers
@@ -71,6 +72,7 @@ def test_weights_are_what_they_stand_for(tmp_path, kind):
 def multiplied(numbers, scale, offset, order=None, *, bits, table, dtype):
     """In place of the kind that keeps them: the numbers that it would stand for, and how it would be called."""
     whole = table is None and numbers.dtype == np.int8
+    multiplied.nbytes += groupwise(numbers, scale, offset, bits=bits, dtype=dtype, table=table).nbytes
     multiplied.names.add(f"{'int' if whole else 'fp'}{bits}")
     assert not whole or (-(1 << bits - 1) <= numbers.min() and numbers.max() < 1 << bits - 1)
     values = numbers.astype(np.float32) if table is None else np.array(table)[numbers.astype(int) + 8]
@@ -85,7 +87,7 @@ def multiplied(numbers, scale, offset, order=None, *, bits, table, dtype):
 def in_bits(monkeypatch, few, plain):
     """In which bits weights stay; put together they are what the plain model has."""
     monkeypatch.setattr(params, "few", multiplied)
-    multiplied.names = set()
+    multiplied.names, multiplied.nbytes = set(), 0
     ours, expected = nano.load(few), nano.load(plain)
     for one, other in zip(jax.tree.leaves(ours.params), jax.tree.leaves(expected.params), strict=True):
         agree(np.asarray(one), np.asarray(other), 1e-6)
@@ -94,8 +96,11 @@ def in_bits(monkeypatch, few, plain):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_stay_in_their_bits(tmp_path, monkeypatch, kind):
-    found = in_bits(monkeypatch, *published(tmp_path, WIDE, *KINDS[kind]))
-    assert found == ({KEPT[kind]} if kind in KEPT else set())
+    """And in as many bytes as the files' headers tell."""
+    few, plain = published(tmp_path, WIDE, *KINDS[kind])
+    assert in_bits(monkeypatch, few, plain) == ({KEPT[kind]} if kind in KEPT else set())
+    source = source_at(few)
+    assert sum(nbytes_of_few(source.tensors(), *source.config()).values()) == multiplied.nbytes
 
 
 def test_pieces_of_several_kinds_become_one_that_has_room_for_all(tmp_path, monkeypatch):
@@ -427,8 +432,10 @@ def part_of(weight):
 
 
 @pytest.mark.parametrize(
-    "kind", ["gptq", "awq", "fp8 in blocks", "bitsandbytes nf4, nested", "mlx", "mlx mxfp4", "compressed W8A8"]
-)
+    "kind",
+    ["gptq", "awq", pytest.param("awq, 8 bits", marks=pytest.mark.parity), "fp8 in blocks", "bitsandbytes nf4, nested", "mlx",
+     "mlx mxfp4", "compressed W8A8"],
+)  # fmt: skip
 def test_on_a_mesh(tmp_path, kind, monkeypatch):
     """The same weights, where groups lie whole on a device and where they are divided; none was on one device on its way."""
     few, plain = published(tmp_path, WIDE, *KINDS[kind])

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from nanollm_jax.engine.drafts import Speculate as Guesses
     from nanollm_jax.sources import Source
 
-DTYPE = "What to count bytes in: float32, bfloat16, float16, int8, int4, or auto for this machine's. Default: the config's own."
+DTYPE = (
+    "What to count bytes in: float32, bfloat16, float16, int8, int4, or auto for this machine's. Default: the config's own. "
+    "With either of the last two, weights that are published in few bits are counted in these."
+)
 DEVICE = "Look at the device too: every program that is compiled for it, with its shapes, and what rows take there."
 AXES = {
     "vocab_size": "V", "hidden_size": "D", "num_layers": "L", "num_heads": "N", "num_kv_heads": "K", "head_dim": "H",
@@ -54,12 +57,14 @@ def info(
     if as_json:
         return print_json(report)
     count, nbytes = f"{report['count']:,}", decimal(report["bytes"])
-    print(f"{harmless(report['config_file'])}\n{count} parameters, {nbytes} in {report['dtype']}\n")
+    few = report["in_few_bits"]
+    form = f", {decimal(few)} of them in the few bits that they are published in" if few else ""
+    print(f"{harmless(report['config_file'])}\n{count} parameters, {nbytes} in {report['dtype']}{form}\n")
     config = [(name, value) for name, value in flat(report["config"]) if value != ()]
     print_table(("architecture", "", "axis"), [(name, in_words(value), AXES.get(name, "")) for name, value in config])
     rows = [(*words, f"{numbers:,}", decimal(size)) for *words, numbers, size in tree_rows(report["parameters"])]
     rows.append(("total", "", "", count, nbytes))
-    print_table(("parameter", "axes", "shape", "count", report["dtype"]), rows, right=2)
+    print_table(("parameter", "axes", "shape", "count", "bytes" if few else report["dtype"]), rows, right=2)
     if device:
         show_device(report["device"])
     else:
@@ -94,7 +99,9 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
         if layer.rope is not None and layer.rope.scaling is not None:
             said["rope"]["scaling"] = {"kind": layer.rope.scaling.kind} | said["rope"]["scaling"]
     shapes, count = layout.shapes(config), layout.count(config)
-    nbytes = layout.nbytes(config, dtype)
+    files = None if alone else source_at(path if is_gguf(path) else path.parent)
+    few = bytes_of_few(files, config) if files is not None and dtype_name in (None, "auto") else {}
+    nbytes = layout.nbytes(config, dtype) | few
     report = {
         "config_file": str(path),
         "config": {"model_type": config_json["model_type"]} | fields,
@@ -104,6 +111,7 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
         },
         "count": count,
         "bytes": sum(nbytes.values()),
+        "in_few_bits": sum(few.values()),
         "dtype": dtype.name,
         "compiled_for": {
             "rows": list(buckets.ROWS),
@@ -111,9 +119,17 @@ def describe(source: str | None, revision: str | None, dtype_name: str | None) -
             "capacities": buckets.capacities(config.max_positions),
         },
     }  # fmt: skip
-    if alone:
-        return report
-    return report | {"checkpoint": describe_files(source_at(path if is_gguf(path) else path.parent), config)}
+    return report if files is None else report | {"checkpoint": describe_files(files, config)}
+
+
+def bytes_of_few(source: Source, config: ModelConfig) -> dict[str, int]:
+    """{path: bytes in memory} of what stays in few bits; none where files cannot be read, as is said elsewhere."""
+    from nanollm_jax.sources import nbytes_of_few
+
+    try:
+        return nbytes_of_few(source.tensors(), config, source.config()[1])
+    except NanoLLMError:
+        return {}
 
 
 def describe_device(

@@ -14,6 +14,9 @@ from nanollm_jax.engine.rows import Event
 from nanollm_jax.glass.texts import own_config
 from nanollm_jax.loading import Model
 from nanollm_jax.measure.roofline import part_bytes, read_rate
+from nanollm_jax.params import nbytes_of_few
+
+Few = tuple[tuple[str, int], ...]  # bytes of weights in few bits, by path
 
 
 def bytes_of(engine: Engine, events: Sequence[Event]) -> int:
@@ -23,25 +26,28 @@ def bytes_of(engine: Engine, events: Sequence[Event]) -> int:
     """
     read, model = 0.0, engine.model
     for _, _, rows, steps in (event for event in events if event.what == "chunk"):
+        few = tuple(nbytes_of_few(model.params).items())
         held = [slot.filled for slot in engine.slots if slot.ticket is not None][:rows]
-        read += steps * step_bytes(own_config(model), model.dtype.name, rows, tuple(held))
+        read += steps * step_bytes(own_config(model), model.dtype.name, few, rows, tuple(held))
     return round(read)
 
 
-def step_bytes(config: ModelConfig, dtype: str, rows: int, held: tuple[int, ...]) -> float:
+def step_bytes(config: ModelConfig, dtype: str, few: Few, rows: int, held: tuple[int, ...]) -> float:
     """roofline.step_bytes of rows that hold so many positions each."""
-    fixed, vector, windows = fixed_bytes(config, dtype, rows)
+    fixed, vector, windows = fixed_bytes(config, dtype, few, rows)
     seen = sum(count * min(positions + 1, window) for positions in held for window, count in windows)
     return fixed + vector * seen
 
 
 @cache
-def fixed_bytes(config: ModelConfig, dtype: str, rows: int) -> tuple[float, float, tuple[tuple[int, int], ...]]:
+def fixed_bytes(
+    config: ModelConfig, dtype: str, few: Few, rows: int
+) -> tuple[float, float, tuple[tuple[int, int], ...]]:
     """Of a step of so many rows: bytes of weights, states and new keys and values; those of one position in the cache of one
     layer that looks at some; and how many layers look at how many positions.
     """
     windows = Counter(layer.window or config.max_positions for layer in config.layers if layer.attends)
-    one, two = (sum(part_bytes(config, rows, length, dtype).values()) for length in (0, 1))
+    one, two = (sum(part_bytes(config, rows, length, dtype, dict(few)).values()) for length in (0, 1))
     wider = sum(count for window, count in windows.items() if window > 1)  # layers that see one position more
     vector = (two - one) / (rows * wider) if wider else 0.0
     return one - vector * rows * windows.total(), vector, tuple(windows.items())

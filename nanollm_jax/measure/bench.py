@@ -28,6 +28,7 @@ from nanollm_jax.loading import Model
 from nanollm_jax.measure.roofline import product_rate, prompt_flops, read_rate, step_bytes
 from nanollm_jax.measure.starts import CHUNK, start
 from nanollm_jax.measure.subject import check_fits, describe, machine, name_of, open_model, prompt, summary
+from nanollm_jax.params import nbytes_of_few
 from nanollm_jax.settings import Sampling
 from nanollm_jax.weights.source import find, find_shape
 
@@ -126,6 +127,7 @@ def run(
             }
             for count in rows
         ]  # fmt: skip
+    few = nbytes_of_few(model.params)
     middle = prompt_tokens + new_tokens // 2  # positions that the average step finds
     for kind, tokens in (("prefill", prompt_tokens), ("decode", new_tokens)):
         report[kind] = []
@@ -133,7 +135,7 @@ def run(
             times = seconds[kind, count][1:]
             entry: dict[str, Any] = {"rows": count, "tokens_per_second": summary([count * tokens / t for t in times])}
             if kind == "decode":
-                moved = step_bytes(config, count, middle, model.dtype)
+                moved = step_bytes(config, count, middle, model.dtype, few)
                 rate = moved * new_tokens / statistics.median(times)
                 limit = limits["read_bytes_per_second"]["median"]
                 entry |= {"bytes_per_step": moved, "bytes_per_second": rate, "limit_share": rate / limit}

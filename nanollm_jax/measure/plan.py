@@ -7,7 +7,9 @@ every weight with every token, so arithmetic bounds it. A real run stays below b
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -93,13 +95,15 @@ def make_plan(
     dtype: Any = "bfloat16",
     drafts: int = 0,
     cache: str = "auto",
+    few: Mapping[str, int] = MappingProxyType({}),
 ) -> Plan:
     """What one device of a dp x tp mesh holds and does for `batch` rows of up to `context` positions (None: the model's).
 
     dtype is that of weights and cache; "int8" and "int4" are matrices in 8 or 4 bits, the rest in bfloat16. drafts is how
     many tokens of a step are guessed: it takes them all, and its limit counts none, as if no guess were right. cache is how
-    keys and values are kept, as in load. Raises ConfigError for an unknown dtype or cache, RequestError for rows that dp
-    does not divide, for more positions than the model has, and for drafts where recurrent layers take nothing back.
+    keys and values are kept, as in load. few has the bytes of parameters that are in few bits of another form, by path, as
+    sources.nbytes_of_few tells those of a checkpoint. Raises ConfigError for an unknown dtype or cache, RequestError for rows
+    that dp does not divide, for more positions than the model has, and for drafts where recurrent layers take nothing back.
     """
     context = config.max_positions if context is None else context
     dp, tp = check_count("dp", dp), check_count("tp", tp)
@@ -123,15 +127,21 @@ def make_plan(
     heads = [(config.heads_of(layer), slots[at if layer.keeps else layer.keys_of or 0] if layer.attends else 0)
              for at, layer in enumerate(config.layers)]  # fmt: skip
     looked = sum(one.num_heads * one.head_dim * seen for one, seen in heads)
-    shapes, stored = layout.shapes(config, own), layout.nbytes(config, kept, own)
+    whole = layout.shapes(model)
+
+    def weighed(of: ModelConfig, of_sizes: dict[str, int]) -> dict[str, int]:
+        """{path: bytes} of all parameters where axes are so long."""
+        part = {path: math.prod(shape) / math.prod(whole[path]) for path, shape in layout.shapes(of, of_sizes).items()}
+        return layout.nbytes(of, kept, of_sizes) | {path: round(size * part[path]) for path, size in few.items()}
+
+    shapes, stored = layout.shapes(config, own), weighed(config, own)
     multiplied = sum(roofline.used_weights(config, config.experts_per_token, own).values())
     read = roofline.used_weights(config, roofline.experts_read(config, rows * T), own)
     filled, state = (rows * part for part in layout.row_nbytes(config, context, itemsize, tp, drafts, kept_cache))
     how = config, context, itemsize, tp, drafts, kept_cache
     once, everywhere = layout.layer_nbytes(*how, again=False), layout.layer_nbytes(*how, again=True)
     needed_cache, _ = layout.row_nbytes(model, context, itemsize, 1, drafts, kept_cache)
-    held, needed = (sum(layout.nbytes(of, kept, of_sizes).values()) for of, of_sizes in (
-        (config, sizes), (model, model.sizes)))  # fmt: skip
+    held, needed = (sum(weighed(of, of_sizes).values()) for of, of_sizes in ((config, sizes), (model, model.sizes)))
     return Plan(
         weights=sum(stored.values()),
         cache=filled,

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,27 +29,30 @@ SIZES = {"cpu": (2**28, 2048)}
 LARGE = (2**31, 8192)
 CALLS = 4
 OWNERS = {"attention": "attention", "recurrent": "recurrent", "mlp": "mlp", "input": "mlp", "inputs": "embedding"}
+NONE: Mapping[str, int] = MappingProxyType({})
 CHOOSING = ("router", "router_bias", "correction", "expert_scale")  # of experts
 
 
-def step_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> int:
+def step_bytes(config: ModelConfig, rows: int, length: int, dtype: Any, few: Mapping[str, int] = NONE) -> int:
     """Bytes that decode has to move for one more token in each of `rows` rows that hold `length` positions.
 
     Every weight once (of an embedding that is only looked up, one vector per row), the keys and values in sight, and
     the new ones, states twice. Of experts as many as are expected where all are chosen alike. dtype: a name, or a row of
-    dtypes.py.
+    dtypes.py. few: the bytes of weights that are in few bits of another form, by path (params.nbytes_of_few).
     """
-    return round(sum(part_bytes(config, rows, length, dtype).values()))
+    return round(sum(part_bytes(config, rows, length, dtype, few).values()))
 
 
-def part_bytes(config: ModelConfig, rows: int, length: int, dtype: Any) -> dict[str, float]:
+def part_bytes(
+    config: ModelConfig, rows: int, length: int, dtype: Any, few: Mapping[str, int] = NONE
+) -> dict[str, float]:
     """step_bytes by the parts that a trace has: attention, recurrent and mlp are their weights, norm all norms', logits the
     table that the vocabulary is scored with, embedding the vectors that are looked up and what layers are told of them, cache
     keys, values and states.
     """
     kept = resolve_weights(dtype)
     used, sizes = used_weights(config, experts_read(config, rows)), layout.shapes(config)
-    stored = layout.nbytes(config, kept)
+    stored = layout.nbytes(config, kept) | dict(few)
     # what is in sight, of another layer too, and one more that is written
     seen = [
         min(length + 1, layer.window or length + 1) + layer.keeps if layer.attends else 0 for layer in config.layers

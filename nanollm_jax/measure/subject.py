@@ -78,7 +78,7 @@ def describe(model: Model, source: str | None) -> dict[str, Any]:
     """Which model was measured."""
     return {
         "source": source or "the bundled model", "parameters": model.num_parameters, "bytes": model.nbytes,
-        "dtype": model.dtype.name,
+        "dtype": " and ".join(parameters.names(model.params, model.config)),
     }  # fmt: skip
 
 

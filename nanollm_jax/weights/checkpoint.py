@@ -26,7 +26,7 @@ from nanollm_jax import files
 from nanollm_jax.errors import UNQUANTISED, CheckpointError, NanoLLMWarning, shown
 
 if TYPE_CHECKING:
-    from nanollm_jax.weights.quantised.groups import Groups
+    from nanollm_jax.weights.quantised.groups import Footprint, Groups
 
 FLOATS = {
     "F32": np.dtype(np.float32),
@@ -105,8 +105,8 @@ class Checkpoint:
         self.dtype(name)
         return mapped(self.tensors[name])
 
-    def few(self) -> dict[str, int]:
-        """The names of tensors in few bits, and their bytes where they can be kept so, else 0."""
+    def few(self) -> dict[str, Footprint | None]:
+        """The names of tensors in few bits, and what those take in memory that can be kept so."""
         return {}
 
     def groups(self, name: str) -> Groups | None:

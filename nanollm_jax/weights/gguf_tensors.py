@@ -6,7 +6,7 @@ reads.
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +16,7 @@ from nanollm_jax.errors import CheckpointError
 from nanollm_jax.weights.checkpoint import AGAIN, FLOATS, Checkpoint, TensorInfo
 from nanollm_jax.weights.gguf import BLOCKS, TYPES
 from nanollm_jax.weights.quantised.ggml import KINDS
-from nanollm_jax.weights.quantised.groups import Groups
+from nanollm_jax.weights.quantised.groups import Footprint, Groups
 
 CHUNK = 1 << 22  # numbers that are decoded at a time
 Change = Callable[[np.ndarray], np.ndarray]
@@ -78,16 +78,15 @@ class GGUFCheckpoint(Checkpoint):
                     raise CheckpointError(f"{info.file}: tensor {name!r} has a block that is no number; {AGAIN}.")
         return tensor
 
-    def few(self) -> dict[str, int]:
-        """The names of tensors in blocks, and their bytes where these can be kept, else 0."""
-        return {
-            name: nbytes(info) * (info.dtype in KINDS) for name, info in self.stored.items() if info.dtype in BLOCKS
-        }
+    def few(self) -> dict[str, Footprint | None]:
+        """The names of tensors in blocks, and what those take in memory that can be kept so."""
+        return {name: footprint(info.dtype) if may_be_kept(info) else None
+                for name, info in self.stored.items() if info.dtype in BLOCKS}  # fmt: skip
 
     def groups(self, name: str) -> Groups | None:
         """The numbers of a tensor in blocks of a kind that can be kept, its rows in the family's order."""
         info, change = self.stored.get(name), self.changes.get(name)
-        if info is None or info.dtype not in KINDS or len(info.shape) != 2:
+        if info is None or not may_be_kept(info):
             return None
         _, count, nbytes = BLOCKS[info.dtype]
         rows, width = info.shape
@@ -101,10 +100,15 @@ class GGUFCheckpoint(Checkpoint):
         return replace(found, values=moved(found.values), scale=moved(found.scale), offset=offset)
 
 
-def nbytes(info: TensorInfo) -> int:
-    """Bytes of a tensor in blocks."""
-    _, count, size = BLOCKS[info.dtype]
-    return math.prod(info.shape) // count * size
+def may_be_kept(info: TensorInfo) -> bool:
+    """Whether a tensor is a matrix of blocks that there is a weight of."""
+    return info.dtype in KINDS and len(info.shape) == 2
+
+
+@functools.cache
+def footprint(kind: str) -> Footprint:
+    """What blocks of a kind take in memory."""
+    return KINDS[kind](np.zeros((1, BLOCKS[kind][2]), np.uint8), 1).footprint
 
 
 def dequantize() -> Callable[[np.ndarray, int], np.ndarray]:

@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import MappingProxyType
@@ -128,18 +128,6 @@ def load_params(
         finally:
             pool.shutdown(cancel_futures=True)
     return params
-
-
-def nbytes_kept(
-    rows: Sequence[Row], prefixes: Sequence[str], few: Mapping[str, int], paths: Collection[str]
-) -> dict[str, int]:
-    """{path: bytes in the files} of those of these parameters that stay in few bits. few has the tensors' bytes, by name."""
-    names: dict[str, set[str]] = {}
-    for row in rows:
-        found = {name for prefix in prefixes for name in row.names(prefix) if name in few}
-        if found and row.path in paths:
-            names.setdefault(row.path, set()).update(found)
-    return {path: sum(few[name] for name in found) for path, found in names.items()}
 
 
 def match(

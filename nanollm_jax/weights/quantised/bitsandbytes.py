@@ -17,7 +17,7 @@ from nanollm_jax import files
 from nanollm_jax.errors import CheckpointError, shown
 from nanollm_jax.weights.checkpoint import AGAIN, TensorInfo, mapped
 from nanollm_jax.weights.quantised.fields import Fields
-from nanollm_jax.weights.quantised.groups import Groups, unpack
+from nanollm_jax.weights.quantised.groups import Footprint, Groups, unpack
 from nanollm_jax.weights.quantised.packed import FLOATS, Packed, Part, Tensors, need, wrong
 
 STATE = re.compile(r"(.+)\.quant_state\.bitsandbytes__(nf4|fp4)")
@@ -62,7 +62,7 @@ def of_rows(tensors: Tensors, module: str) -> Packed:
         scale = part("scale").astype(np.float32).reshape(info.shape[0], 1) / np.float32(127)
         return Groups(part("values"), scale, info.shape[1])
 
-    return Packed("bitsandbytes, 8 bits", info.shape, parts, groups)
+    return Packed("bitsandbytes, 8 bits", info.shape, parts, groups, Footprint(8, info.shape[1], 4))
 
 
 def of_blocks(tensors: Tensors, name: str, state: str) -> Packed:
@@ -96,7 +96,8 @@ def of_blocks(tensors: Tensors, name: str, state: str) -> Packed:
         scale = scale.astype(np.float32).reshape(rows, -1)
         return Groups(values.reshape(rows, width), scale, said.size, table=part("table").astype(np.float32), bits=4)
 
-    return Packed(f"bitsandbytes, {said.kind}", said.shape, parts, groups, in_rows=lambda part: whole)
+    footprint = Footprint(4, said.size, 4)
+    return Packed(f"bitsandbytes, {said.kind}", said.shape, parts, groups, footprint, in_rows=lambda part: whole)
 
 
 class State:

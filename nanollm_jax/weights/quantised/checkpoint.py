@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanollm_jax.errors import CheckpointError
-from nanollm_jax.weights.checkpoint import AGAIN, FLOATS, NUMBERS, Checkpoint, TensorInfo, listed, mapped
-from nanollm_jax.weights.quantised.groups import Groups
+from nanollm_jax.weights.checkpoint import AGAIN, FLOATS, Checkpoint, listed, mapped
+from nanollm_jax.weights.quantised.groups import Footprint, Groups
 from nanollm_jax.weights.quantised.packed import Method, Packed, Part
 
 # scales of activations and of a cache in 8 bits, which are not computed here
@@ -57,12 +57,9 @@ class Decoded(Checkpoint):
             )
         return np.swapaxes(weight, -1, -2) if packed.inputs_first else weight
 
-    def few(self) -> dict[str, int]:
-        """The names of weights in few bits, and their bytes where they can be kept so, else 0."""
-        return {
-            name: sum(nbytes(self.stored.tensors[part]) for part in one.parts.values()) * one.in_rows(self.part(name))
-            for name, one in self.packed.items()
-        }
+    def few(self) -> dict[str, Footprint | None]:
+        """The names of weights in few bits, and what those take in memory that can be kept so."""
+        return {name: one.footprint if one.in_rows(self.part(name)) else None for name, one in self.packed.items()}
 
     def part(self, name: str) -> Part:
         """What gives the numbers of a weight's parts."""
@@ -109,8 +106,3 @@ def decoded(checkpoint: Checkpoint, method: Method, inputs_first: str | None = N
         first = checkpoint.tensors[next(iter(one.parts.values()))]
         tensors[name] = dataclasses.replace(first, dtype=one.form, shape=shape)
     return Decoded(checkpoint.folder, tensors, checkpoint, packed)
-
-
-def nbytes(info: TensorInfo) -> int:
-    """Bytes of a tensor in its file."""
-    return math.prod(info.shape) * NUMBERS[info.dtype].itemsize

@@ -19,9 +19,9 @@ from nanollm_jax.weights.checkpoint import TensorInfo, mapped
 from nanollm_jax.weights.quantised.fields import Fields
 from nanollm_jax.weights.quantised.fp8 import form
 from nanollm_jax.weights.quantised.gptq import in_order
-from nanollm_jax.weights.quantised.groups import Groups, divided, unpack
+from nanollm_jax.weights.quantised.groups import Footprint, Groups, divided, unpack
 from nanollm_jax.weights.quantised.mxfp4 import E2M1, powers
-from nanollm_jax.weights.quantised.packed import FLOAT8, FLOATS, Packed, Part, Tensors, need, scaled, wrong
+from nanollm_jax.weights.quantised.packed import FLOAT8, FLOATS, Packed, Part, Tensors, itemsize, need, scaled, wrong
 
 FORMATS = (
     "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized",
@@ -102,7 +102,10 @@ class Compressed:
             order = in_order(part("order"), scale.shape[-1], size, parts["order"]) if "order" in parts else None
             return order is None or divided(order, scale.shape[-1], size)
 
-        return Packed(f"compressed-tensors, {bits} bits", (*experts, O, I), parts, groups, in_rows=in_rows)
+        # numbers that are moved by half of what they are kept in have no offset
+        beside = itemsize(scale) + 4 * ("zeros" in parts or bits not in (4, 8))
+        footprint, form = Footprint(bits, size, beside), f"compressed-tensors, {bits} bits"
+        return Packed(form, (*experts, O, I), parts, groups, footprint, in_rows=in_rows)
 
 
 def numbers(info: TensorInfo) -> tuple[int, ...]:
@@ -144,7 +147,7 @@ def floats(tensors: Tensors, weight: str, name: str) -> Packed:
                 scales = change(scales, whole.reshape(*whole.shape, *[1] * (scales.ndim - whole.ndim)))
         return Groups(unpack(part("values"), 4, 2 * half), scales, size, table=E2M1, bits=4)
 
-    return Packed("mxfp4" if power else "nvfp4", (*outputs, 2 * half), parts, groups)
+    return Packed("mxfp4" if power else "nvfp4", (*outputs, 2 * half), parts, groups, Footprint(4, size, 4))
 
 
 def read_compressed(fields: Fields) -> Compressed:

@@ -15,8 +15,8 @@ import numpy as np
 
 from nanollm_jax.errors import CheckpointError, shown
 from nanollm_jax.weights.quantised.fields import Fields
-from nanollm_jax.weights.quantised.groups import Groups, divided, unpack
-from nanollm_jax.weights.quantised.packed import FLOATS, Packed, Part, Tensors, need, wrong
+from nanollm_jax.weights.quantised.groups import Footprint, Groups, divided, unpack
+from nanollm_jax.weights.quantised.packed import FLOATS, Packed, Part, Tensors, itemsize, need, wrong
 
 # where the outputs of a word lie in it, by bits
 AWQ_ORDER = {4: (0, 4, 1, 5, 2, 6, 3, 7), 8: (0, 2, 1, 3)}
@@ -84,7 +84,8 @@ class GPTQ:
             return order is None or divided(order, G, size)
 
         form = f"{'awq' if self.awq else 'gptq'}, {bits} bits"
-        return Packed(form, (O, inputs), parts, groups, in_rows=in_rows)
+        footprint = Footprint(bits, size, itemsize(scales) + 4)
+        return Packed(form, (O, inputs), parts, groups, footprint, in_rows=in_rows)
 
     def fits(
         self, groups: int, outputs: int, words: tuple[int, ...], zeros: tuple[int, ...]

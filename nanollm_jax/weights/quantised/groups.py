@@ -11,6 +11,24 @@ CHUNK = 1 << 22  # numbers that are worked on at a time
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """What of numbers in groups says how many bytes they take in memory, before any of them is read.
+
+    bits    of a number
+    size    inputs of a group
+    beside  bytes of a group's scale and offset
+    """
+
+    bits: int
+    size: int
+    beside: int
+
+    def nbytes(self, count: int) -> int:
+        """Of so many numbers. At most: offsets that turn out to be zeros are not kept."""
+        return count * self.bits // 8 + count // self.size * self.beside
+
+
+@dataclass(frozen=True)
 class Groups:
     """A weight [*O I]: input i of a row is values[i] * scale[g] + offset[g], where g = i // size, or order[i].
 
@@ -31,6 +49,12 @@ class Groups:
     order: np.ndarray | None = None
     bits: int = 8
     inputs_first: bool = False
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it takes in memory."""
+        beside = self.scale.dtype.itemsize + (0 if self.offset is None else self.offset.dtype.itemsize)
+        return Footprint(self.bits, self.size, beside)
 
     def divides(self) -> bool:
         """Whether inputs follow each other, or every group has as many as it should, wherever they are."""

@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 
 from nanollm_jax.weights.quantised.fields import Fields
-from nanollm_jax.weights.quantised.groups import Groups, unpack
+from nanollm_jax.weights.quantised.groups import Footprint, Groups, unpack
 from nanollm_jax.weights.quantised.mxfp4 import E2M1, powers
-from nanollm_jax.weights.quantised.packed import FLOATS, Packed, Part, Tensors, need, wrong
+from nanollm_jax.weights.quantised.packed import FLOATS, Packed, Part, Tensors, itemsize, need, wrong
 
 BITS = (2, 3, 4, 5, 6, 8)
 SCHEME = {"bits", "group_size", "mode"}
@@ -56,7 +56,7 @@ def one(tensors: Tensors, module: str, scheme: Scheme) -> Packed:
     inputs = words * 32 // bits
     shape = (*outputs, -(-inputs // size))
     affine = scheme.mode == "affine"
-    need(tensors, parts["scale"], FLOATS if affine else ("U8",), shape, beside=parts["values"])
+    scale = need(tensors, parts["scale"], FLOATS if affine else ("U8",), shape, beside=parts["values"])
     if affine:
         parts["offset"] = f"{module}.biases"
         need(tensors, parts["offset"], FLOATS, shape, beside=parts["values"])
@@ -70,7 +70,8 @@ def one(tensors: Tensors, module: str, scheme: Scheme) -> Packed:
         return Groups(values, part("scale").view(ml_dtypes.float8_e4m3fn).astype(np.float32), size, table=E2M1, bits=4)
 
     named = f"mlx, {bits} bits" if affine else f"mlx, {scheme.mode}"
-    return Packed(named, (*outputs, inputs), parts, groups)
+    footprint = Footprint(bits, size, itemsize(scale) + 4 if affine else 4)
+    return Packed(named, (*outputs, inputs), parts, groups, footprint)
 
 
 def read_scheme(values: dict[str, Any], where: str) -> Scheme:

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from nanollm_jax.weights.quantised.fields import Fields
-from nanollm_jax.weights.quantised.groups import Groups, unpack
+from nanollm_jax.weights.quantised.groups import Footprint, Groups, unpack
 from nanollm_jax.weights.quantised.packed import Packed, Part, Tensors, need, wrong
 
 # e2m1: a sign, two bits of exponent, one of mantissa
@@ -44,7 +44,7 @@ class MXFP4:
                 unpack(part("values"), 4, 32).reshape(E, O, G * 32), powers(part("scale")), 32, table=E2M1, bits=4
             )
 
-        return Packed("mxfp4", (E, O, G * 32), parts, groups, inputs_first=True)
+        return Packed("mxfp4", (E, O, G * 32), parts, groups, Footprint(4, 32, 4), inputs_first=True)
 
 
 def powers(exponents: np.ndarray) -> np.ndarray:

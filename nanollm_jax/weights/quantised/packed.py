@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from nanollm_jax.errors import CheckpointError
-from nanollm_jax.weights.checkpoint import TensorInfo
-from nanollm_jax.weights.quantised.groups import Groups
+from nanollm_jax.weights.checkpoint import NUMBERS, TensorInfo
+from nanollm_jax.weights.quantised.groups import Footprint, Groups
 
 Tensors = Mapping[str, TensorInfo]
 Part = Callable[[str], np.ndarray]  # from what a part is called in Packed.parts to its numbers
@@ -28,6 +28,7 @@ class Packed:
     shape   [*O I]
     parts   {what it is here: the tensor's name}
     groups  its numbers, out of those of the parts, outputs first
+    footprint  of these
     inputs_first  the family's table has it as [*O' I O]: the last two axes are turned
     in_rows  what tells whether its groups lie in rows and follow each other; of most forms they do
     """
@@ -36,6 +37,7 @@ class Packed:
     shape: tuple[int, ...]
     parts: Mapping[str, str]
     groups: Callable[[Part], Groups]
+    footprint: Footprint
     inputs_first: bool = False
     in_rows: Callable[[Part], bool] = lambda part: True
 
@@ -70,6 +72,11 @@ def need(tensors: Tensors, name: str, dtypes: Sequence[str], *shapes: tuple[int,
         sizes = " or ".join(str(list(shape)) for shape in shapes) or "numbers"
         raise wrong(info, name, f"{' or '.join(dtypes)} {sizes}")
     return info
+
+
+def itemsize(info: TensorInfo) -> int:
+    """Bytes of each number of a tensor."""
+    return NUMBERS[info.dtype].itemsize
 
 
 def spread(
@@ -113,4 +120,4 @@ def scaled(
         offset = None if zeros is None else -spreading(part("zeros")) * scales
         return Groups(part("values"), scales, size, offset)
 
-    return Packed(form, info.shape, parts, groups)
+    return Packed(form, info.shape, parts, groups, Footprint(8, size, 4 if zeros is None else 8))

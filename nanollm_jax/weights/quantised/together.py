@@ -10,7 +10,7 @@ import numpy as np
 
 from nanollm_jax.errors import CheckpointError
 from nanollm_jax.weights.checkpoint import AGAIN
-from nanollm_jax.weights.quantised.groups import Groups
+from nanollm_jax.weights.quantised.groups import Footprint, Groups
 from nanollm_jax.weights.rows import Row, rearrange
 
 LEAST = 8  # inputs of a group; smaller ones take more memory than they spare
@@ -29,13 +29,14 @@ def together(pieces: Sequence[tuple[Row, Groups | None]], letters: str, sizes: M
     if len(groups) < len(pieces) or (order := order_of(groups)) is False:
         return None
     names, first = letters.split(), groups[0]
-    inputs, size = sizes[names[-1]], math.gcd(sizes[names[-1]], *(one.size for one in groups))
+    inputs = sizes[names[-1]]
     kinds = {
         (one.values.dtype if is_float(one) else None, None if one.table is None else tuple(one.table)) for one in groups
     }
-    if len(kinds) > 1 or size < LEAST:
+    kept = joined([one.footprint for one in groups], inputs)
+    if len(kinds) > 1 or kept is None:
         return None
-    bits = 4 if size % 2 == 0 and all(one.bits <= 4 for one in groups) else 8
+    size, bits = kept.size, kept.bits
     shape = tuple(sizes[letter] for letter in names)
     fewer = dict(sizes) | {names[-1]: inputs // size}
     plain = first.scale.dtype if len({one.scale.dtype for one in groups}) == 1 else np.dtype(np.float32)
@@ -56,6 +57,13 @@ def together(pieces: Sequence[tuple[Row, Groups | None]], letters: str, sizes: M
             part = np.swapaxes(part, -1, -2) if one.inputs_first else part
             whole[row.piece()] = rearrange(part[row.cut()], row.axes, dict(lengths))
     return Groups(values, scale, size, offset if offset.any() else None, first.table, order, bits)
+
+
+def joined(pieces: Sequence[Footprint], inputs: int) -> Footprint | None:
+    """Of one parameter out of pieces of these, whose last axis is so long; None where its groups would be too small."""
+    size = math.gcd(inputs, *(one.size for one in pieces))
+    bits = 4 if size % 2 == 0 and all(one.bits <= 4 for one in pieces) else 8
+    return Footprint(bits, size, max(one.beside for one in pieces)) if size >= LEAST else None
 
 
 def order_of(groups: Sequence[Groups]) -> Array | Literal[False] | None:
