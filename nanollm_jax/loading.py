@@ -55,7 +55,7 @@ class Model:
 
     Model(config, params) makes one of any config and parameters. On a mesh the config is that of what the devices hold:
     its counts of heads and its MLP widths have the padding in them, and unpadded is the one that has none. folder is where
-    its files are, None of a model that was made in memory or is from a GGUF file. adapters are the names of those that are kept
+    its files are, or its GGUF file, None of a model that was made in memory. adapters are the names of those that are kept
     beside its weights, of which each row of a batch may take one. cache is how its rows keep keys and values, see load.
     Raises CheckpointError where config and params do not match.
     """
@@ -283,8 +283,8 @@ def check_claims(checkpoint: Checkpoint, config: ModelConfig) -> None:
     # whatever the format, a layer has a tensor, and a parameter a bit
     if config.num_layers > len(checkpoint.tensors) or parameters.count(config) > 8 * held:
         raise CheckpointError(
-            f"{checkpoint.folder}: config.json describes {config.num_layers:,} layers of width {config.hidden_size:,}, the "
-            f"files have {len(checkpoint.tensors):,} tensors in {held:,} bytes; check that config.json belongs to them."
+            f"{checkpoint.folder}: the config is of {config.num_layers:,} layers of width {config.hidden_size:,}, the "
+            f"files have {len(checkpoint.tensors):,} tensors in {held:,} bytes; {checkpoint.remedy}."
         )
 
 

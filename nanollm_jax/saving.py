@@ -15,33 +15,26 @@ import numpy as np
 from nanollm_jax import files
 from nanollm_jax import params as parameters
 from nanollm_jax.dtypes import PLAIN
-from nanollm_jax.errors import CheckpointError, RequestError
-from nanollm_jax.families import read_config
+from nanollm_jax.errors import RequestError
 from nanollm_jax.loading import Model
-from nanollm_jax.tokenizer.load import FILES, tiktoken_files
+from nanollm_jax.sources import source_at
 from nanollm_jax.weights import quantised
 from nanollm_jax.weights.checkpoint import SINGLE
 from nanollm_jax.weights.kept import description
 from nanollm_jax.weights.rows import Row, rearrange, stored_shape
-from nanollm_jax.weights.source import read_json
 from nanollm_jax.weights.write import Stored, write_tensors
-
-# what a checkpoint has besides its weights and config.json
-BESIDE = (
-    *FILES, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "chat_template.json", "LICENSE", "LICENSE.txt",
-)  # fmt: skip
 
 
 def save(model: Model, folder: str | os.PathLike[str]) -> Path:
     """Write a model into a new folder as a checkpoint, in its dtype: for load, and for whoever reads its family. -> the folder
 
     Parameters that were changed, by training them elsewhere, are what is written: save(dataclasses.replace(model,
-    params=...), folder). config.json and the tokenizer's files are those of model.folder, where the model is from; tensors have
-    the names that this family is published with. Of models that see images too, the text's alone are written.
+    params=...), folder). config.json and the tokenizer's files are those of model.folder, where the model is from, or made of
+    what its GGUF file says; tensors have the names that this family is published with. Of models that see images too, the
+    text's alone are written.
     One whose matrices are in few bits is written as it is in memory, which load alone reads, and in one step.
     Raises RequestError where the folder is there, cannot be written or has no room, for a model on a mesh, with adapters
-    beside its weights, made in memory or from a GGUF file, and where model.folder has another architecture's config.json.
+    beside its weights or made in memory, and where model.folder has another architecture's config.json.
     """
     if not isinstance(model, Model):
         raise RequestError(f"the first argument is {type(model).__name__}; expected a model, as load gives.")
@@ -60,14 +53,14 @@ def save(model: Model, folder: str | os.PathLike[str]) -> Path:
         )
     if model.folder is None:
         raise RequestError(
-            "this model was made in memory or is from a GGUF file, so there is no config.json for it, and no file with its "
-            "tokenizer; dataclasses.replace(model, folder=...) names a folder that has them, such as the checkpoint's."
+            "this model was made in memory, so there is no config.json for it, and no file with its tokenizer; "
+            "dataclasses.replace(model, folder=...) names a folder that has them, such as the checkpoint's."
         )
-    config_json = quantised.of_whole(read_json(model.folder / "config.json"))
-    config, family = read_config(config_json, str(model.folder / "config.json"))
+    source = source_at(model.folder)
+    config, family = source.config()
     if config != model.config:
         raise RequestError(f"{model.folder}: config.json is of another architecture than this model's.")
-    config_json = {key: value for key, value in config_json.items() if key not in quantised.KEYS}
+    config_json = {key: value for key, value in source.config_json.items() if key not in quantised.KEYS}
     if model.dtype.name in PLAIN:
         rows = [row for row in family.table(config) if row.path in parameters.layout(config) and not row.instead]
         tensors = tensors_of(model, rows, family.PREFIXES[0])
@@ -75,12 +68,10 @@ def save(model: Model, folder: str | os.PathLike[str]) -> Path:
         tensors, config_json = as_kept(model), config_json | description(model.dtype.name)
     with files.new_folder(folder, RequestError, model.nbytes + 2**24) as part:
         write_tensors(part / SINGLE, tensors)
-        for key in ("dtype", "torch_dtype"):
-            config_json |= {key: model.dtype.activations.name} if key in config_json else {}
+        for key in [key for key in ("dtype", "torch_dtype") if key in config_json] or ["torch_dtype"]:
+            config_json |= {key: model.dtype.activations.name}
         (part / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
-        for path in (*(model.folder / name for name in BESIDE), *tiktoken_files(model.folder)):
-            if files.present(path):
-                files.copy(path, part, CheckpointError)
+        source.copy_beside(part)
     return Path(os.path.expanduser(folder))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,22 +10,29 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nanollm_jax import layout
+from nanollm_jax import files, layout
 from nanollm_jax.chat import ChatTemplate, load_chat_template
-from nanollm_jax.chat.load import template_in
+from nanollm_jax.chat.load import sources_in, template_in
 from nanollm_jax.config import ModelConfig
 from nanollm_jax.defaults import Defaults, read_defaults
 from nanollm_jax.dtypes import DTYPES, PLAIN
+from nanollm_jax.errors import CheckpointError
 from nanollm_jax.families import FAMILIES, read_config
 from nanollm_jax.families.gguf import checkpoint_of, config_of
 from nanollm_jax.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
-from nanollm_jax.tokenizer.gguf import from_metadata
+from nanollm_jax.tokenizer.gguf import files_of, from_metadata
+from nanollm_jax.tokenizer.load import FILES, tiktoken_files
 from nanollm_jax.weights import Checkpoint, open_checkpoint, quantised
 from nanollm_jax.weights.gguf import GGUF, is_gguf, open_gguf
 from nanollm_jax.weights.kept import described
 from nanollm_jax.weights.quantised.together import joined
 from nanollm_jax.weights.source import read_json
 
+# what a checkpoint has besides its weights and config.json
+BESIDE = (
+    *FILES, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "LICENSE", "LICENSE.txt",
+)  # fmt: skip
 # what a GGUF file says of choosing tokens, in generation_config.json's words
 SAMPLING = {
     "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty",
@@ -78,6 +86,12 @@ class Folder:
         """Of generation_config.json."""
         return read_defaults(self.config_json, self.path, config, eos_id)
 
+    def copy_beside(self, folder: Path) -> None:
+        """Put all that it has besides weights and config.json into another folder."""
+        for path in (*(self.path / name for name in BESIDE), *tiktoken_files(self.path)):
+            if files.present(path):
+                files.copy(path, folder, CheckpointError)
+
 
 @dataclass(frozen=True)
 class GGUFFile:
@@ -85,7 +99,12 @@ class GGUFFile:
 
     path: Path
 
-    folder = kept = None  # none has its parts as files, or parameters as they are kept
+    kept = None  # none has parameters as they are kept
+
+    @property
+    def folder(self) -> Path:
+        """Where all of it is: the file."""
+        return self.path
 
     @cached_property
     def file(self) -> GGUF:
@@ -115,10 +134,27 @@ class GGUFFile:
 
     def defaults(self, config: ModelConfig, eos_id: int | None = None) -> Defaults:
         """The ids that end an answer, and general.sampling.*; who writes these means tokens to be drawn."""
+        return read_defaults(self.config_json, self.path, config, eos_id, self.generation)
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """What it says of choosing tokens, in generation_config.json's words."""
         said = {name: self.file.metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
-        generation = {name: value for name, value in said.items() if value is not None}
-        drawing = {"do_sample": True} if generation else {}
-        return read_defaults(self.config_json, self.path, config, eos_id, generation | drawing)
+        given = {name: value for name, value in said.items() if value is not None}
+        return given | ({"do_sample": True} if given else {})
+
+    def copy_beside(self, folder: Path) -> None:
+        """Write the files of tokenizer, template and defaults that a checkpoint has besides weights and config.json."""
+        found = files_of(self.path, self.file.metadata)
+        if templates := sources_in(self.path, self.file.metadata):
+            config = json.loads(found.get("tokenizer_config.json", b"{}"))
+            named = [{"name": name, "template": text} for name, text in templates.items()]
+            config["chat_template"] = templates["default"] if [*templates] == ["default"] else named
+            found["tokenizer_config.json"] = (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode()
+        ends = self.config_json["eos_token_id"]
+        found["generation_config.json"] = json.dumps(self.generation | {"eos_token_id": ends}, indent=1).encode()
+        for name, data in found.items():
+            (folder / name).write_bytes(data)
 
 
 Source = Folder | GGUFFile

@@ -20,7 +20,7 @@ from test_quantised import arrays_meanwhile, part_of
 from tokenizers_like import trained
 
 import nanollm_jax as nano
-from nanollm_jax import params
+from nanollm_jax import cli, params
 from nanollm_jax.errors import CheckpointError, ConfigError, TokenizerError
 from nanollm_jax.families.gguf import config_of
 from nanollm_jax.measure.plan import make_plan
@@ -29,7 +29,7 @@ from nanollm_jax.ops.rope import frequencies
 from nanollm_jax.params import flatten
 from nanollm_jax.sources import nbytes_of_few, source_at
 from nanollm_jax.tokenizer import load_tokenizer
-from nanollm_jax.tokenizer.gguf import from_metadata
+from nanollm_jax.tokenizer.gguf import files_of, from_metadata
 from nanollm_jax.weights import gguf as weights_gguf
 from nanollm_jax.weights import gguf_tensors
 from nanollm_jax.weights.gguf import open_gguf
@@ -66,13 +66,25 @@ def bundled(tmp_path_factory):
 
 def test_the_bundled_model_writes_the_same(bundled):
     ours, theirs = nano.load(), nano.load(bundled)
-    assert ours.config == theirs.config and theirs.folder is None
+    assert ours.config == theirs.config and theirs.folder == bundled
     assert theirs.defaults == nano.Defaults((2, 5), nano.Sampling(temperature=0.7, top_k=20))
     for one, other in zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True):
         np.testing.assert_array_equal(one, other)
     for text in ("Once upon a time", " two  spaces\n\tand é 漢 🦙 ", "<s> </s> [INST]", ""):
         assert ours.tokenizer.encode(text) == theirs.tokenizer.encode(text)
     assert theirs.chat_template.encode([{"role": "user", "content": "Hi"}]) == theirs.tokenizer.encode("Hi", bos=False)
+
+
+def test_a_model_is_written_as_a_checkpoint(bundled, tmp_path, capsys):
+    """With config.json, tokenizer, template and defaults of what the file says."""
+    assert cli.run(["convert", str(tmp_path / "to"), "--model", str(bundled), "--dtype", "float32"]) == 0
+    assert "MB, float32" in capsys.readouterr().out
+    ours, theirs = nano.load(bundled), nano.load(tmp_path / "to")
+    assert ours.config == theirs.config and ours.defaults == theirs.defaults
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    for text in ("Once upon a time", " two  spaces\n\tand é 漢 🦙 ", "<s> </s> [INST]", ""):
+        assert ours.tokenizer.encode(text) == theirs.tokenizer.encode(text)
+    assert ours.chat_template.sources == theirs.chat_template.sources
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -269,7 +281,8 @@ def test_what_cannot_be_computed_is_said(tmp_path):
     assert "llama.expert_count = 8" in refused(lambda writer: writer.add_expert_count(8))
     assert "rope.dimension_count is 4; expected 8" in refused(lambda w: w.kv_data[0].update({
         "llama.rope.dimension_count": gguf.gguf_writer.GGUFValue(4, gguf.GGUFValueType.UINT32)}))  # fmt: skip
-    assert "1 tensor(s) were not used: extra" in refused(lambda w: w.add_tensor("extra", np.ones(3, np.float32)))
+    unused = refused(lambda w: w.add_tensor("extra", np.ones(3, np.float32)))
+    assert "1 tensor(s) were not used: extra" in unused and "another of the model's GGUF files" in unused
     assert "known: llama, gpt2" in refused(lambda w: w.add_tokenizer_model("t5"))
 
     def vocabulary(**changes):
@@ -316,6 +329,20 @@ def check_merges(folder, tree, pre, data, tmp_path):
         assert theirs.encode(text, bos=False) == ours.encode(text, bos=False), text
     assert (theirs.special_ids, theirs.vocab_size) == (ours.special_ids, ours.vocab_size)
     assert set(theirs.added) >= set(ours.added)
+    check_written(path, theirs, data, tmp_path / "written")
+
+
+def check_written(path, tokenizer, data, folder):
+    """The files that a GGUF file's tokenizer is written down as are read as it is."""
+    folder.mkdir()
+    for name, content in files_of(path, open_gguf(path).metadata).items():
+        (folder / name).write_bytes(content)
+    again = load_tokenizer(folder)
+    for text in texts(data):
+        ids = tokenizer.encode(text)
+        assert again.encode(text) == ids and again.decode(ids) == tokenizer.decode(ids), text
+    for name in ("special_ids", "vocab_size", "bos_id", "eos_id", "add_bos", "added"):
+        assert getattr(again, name) == getattr(tokenizer, name), name
 
 
 @pytest.mark.parametrize("file", ["llama2/tokenizer.model", "mistral/tokenizer.model.v1"])
@@ -328,6 +355,7 @@ def test_sentencepiece_ids_are_those_of_the_original(file, data, tmp_path):
     for text in texts(data):
         assert theirs.encode(text) == ours.encode(text), text
     assert (theirs.special_ids, theirs.bos_id, theirs.eos_id) == (ours.special_ids, ours.bos_id, ours.eos_id)
+    check_written(path, theirs, data, tmp_path / "written")
 
 
 def test_a_model_in_parts_is_one_model(tmp_path):

@@ -56,7 +56,18 @@ ARROWS = {
     "defaults": {"checks", "config", "errors", "files", "settings", "weights"},
     "adapters": {"config", "devices", "errors", "layout", "letters", "ops", "weights"},
     # the five parts of a model, wherever it lies
-    "sources": {"chat", "config", "defaults", "dtypes", "families", "layout", "tokenizer", "weights"},
+    "sources": {
+        "chat",
+        "config",
+        "defaults",
+        "dtypes",
+        "errors",
+        "families",
+        "files",
+        "layout",
+        "tokenizer",
+        "weights",
+    },
     "loading": {
         "adapters",
         "chat",
@@ -74,7 +85,7 @@ ARROWS = {
         "tokenizer",
         "weights",
     },
-    "saving": {"dtypes", "errors", "families", "files", "loading", "params", "tokenizer", "weights"},
+    "saving": {"dtypes", "errors", "files", "loading", "params", "sources", "weights"},
     "startup": {"errors"},
     "identity": set(),
     "ahead": set(),

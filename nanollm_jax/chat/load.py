@@ -32,10 +32,12 @@ def load_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | Non
 
 
 def template_in(path: Path, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:
-    """tokenizer.chat_template of a GGUF file's metadata, and further ones as tokenizer.chat_template.NAME; None without.
+    """The template of a GGUF file's metadata, None without. Raises TokenizerError for one that is no text."""
+    return ChatTemplate(path, sources, tokenizer) if (sources := sources_in(path, metadata)) else None
 
-    Raises TokenizerError for one that is no text.
-    """
+
+def sources_in(path: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """name -> template: tokenizer.chat_template of a GGUF file's metadata, and further ones as tokenizer.chat_template.NAME."""
     key = "tokenizer.chat_template"
     sources = {}
     for name, source in metadata.items():
@@ -43,7 +45,7 @@ def template_in(path: Path, metadata: Mapping[str, Any], tokenizer: Tokenizer) -
             if not isinstance(source, str):
                 raise TokenizerError(f"{path}: {name} is {shown(source)}; expected a template.")
             sources[name.removeprefix(key).removeprefix(".") or "default"] = source
-    return ChatTemplate(path, sources, tokenizer) if sources else None
+    return sources
 
 
 def read_template(path: Path) -> str:

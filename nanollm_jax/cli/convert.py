@@ -28,7 +28,7 @@ def convert(
     text: Annotated[str | None, typer.Option(metavar="FILE", help=TEXT)] = None,
     compile_cache: KeepCompiled = True,
 ) -> None:
-    """Write a model's checkpoint, a folder or a hub id, in another dtype.
+    """Write a model, a folder, a GGUF file or a hub id, as a checkpoint in another dtype.
 
     In int4 or int8 its tensors are what is in memory, a seventh or a quarter of float32, and nothing is left to do when this
     library loads them; others cannot read them. In float32, bfloat16 and float16 everybody can.
@@ -37,21 +37,16 @@ def convert(
 
     from nanollm_jax.dtypes import resolve_weights
     from nanollm_jax.files import present
-    from nanollm_jax.weights.gguf import is_gguf
 
     folder, read = expanded(folder), None if text is None else read_file(text)
     resolve_weights(dtype)
     if present(folder):  # before a model is loaded
         raise RequestError(f"{folder}: is there already; give a folder that is not there yet.")
     found = checkpoint(model, revision)
-    if is_gguf(Path(found)):
-        raise RequestError(
-            f"{found}: is a GGUF file, which has no config.json and no tokenizer's files to go with other weights; convert the "
-            "checkpoint that it was made of."
-        )
     keep_compiled(compile_cache)
 
     from nanollm_jax.loading import load
+    from nanollm_jax.params import names
     from nanollm_jax.saving import save
 
     loaded = load(found, dtype=dtype)
@@ -63,7 +58,7 @@ def convert(
         loaded = load(found)  # in place of the other, of which there may be no room beside it
         before = perplexity(loaded, read)
         change = 100 * (behind / before - 1)
-        kinds = f"{before:.4f} in {loaded.dtype.name}, {behind:.4f} in {dtype}"
+        kinds = f"{before:.4f} in {' and '.join(names(loaded.params, loaded.config))}, {behind:.4f} in {dtype}"
         print(f"perplexity of {harmless(str(text))}: {kinds}, {change:+.2f} %")
 
 

@@ -1,6 +1,6 @@
 """The tokenizer in a GGUF file's metadata: SentencePiece's pieces, or byte-level BPE whose split goes by a name.
 
-Either is put back into the form of the file that it was taken from, and read as that file is.
+Either is put back into the form of the file that it was taken from, and read as that file is, or written down.
 """
 
 import json
@@ -24,6 +24,7 @@ from nanollm_jax.tokenizer.sentencepiece_model import from_sentencepiece
 from nanollm_jax.tokenizer.tokenizer_json import adapt
 
 KEY = "tokenizer.ggml."
+KINDS = ("llama", "gpt2")
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePiece's own numbers
 NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "seperator": "sep_token",
          "padding": "pad_token", "cls": "cls_token", "mask": "mask_token"}  # fmt: skip
@@ -59,15 +60,57 @@ def from_metadata(path: Path, metadata: Mapping[str, Any]) -> Tokenizer | None:
 
     Raises TokenizerError for a kind or a split that is not known, and for lists that do not go together.
     """
-    if (kind := metadata.get(f"{KEY}model")) in (None, "none", "no_vocab"):
+    if (kind := kind_of(path, metadata)) is None:
         return None
-    readers = {"llama": from_pieces, "gpt2": from_merges}
-    if not isinstance(kind, str) or kind not in readers:
-        raise TokenizerError(f"{path}: {KEY}model is {shown(kind)}; known: {', '.join(readers)}.")
+    tokenizer: Tokenizer
     with says(path):
-        tokenizer = readers[kind](path, Entries(path, metadata))
+        entries = Entries(path, metadata)
+        if kind == "llama":
+            tokenizer = from_sentencepiece(path, pieces(entries), entries.settings())
+        else:
+            tree, add_bos = merges(entries)
+            library = opened(path, json.dumps(tree).encode(), tree)
+            tokenizer = adapt(path, library, entries.settings(), byte_level_bytes, add_bos=add_bos)
     refuse_leaks(path, tokenizer)
     return tokenizer
+
+
+def files_of(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files that load_tokenizer reads the same tokenizer of, by name; {} where there is none. Raises as from_metadata."""
+    if (tokenizer := from_metadata(path, metadata)) is None:
+        return {}
+    entries, bos, eos = Entries(path, metadata), tokenizer.bos_id, tokenizer.eos_id
+    ends = {name: entries.tokens[n] for name, n in (("bos_token", bos), ("eos_token", eos)) if n is not None}
+    said = dict(tokenizer.names) | ends | ({} if bos is None else {"add_bos_token": tokenizer.add_bos})
+    if kind_of(path, metadata) == "llama":
+        name, data = "tokenizer.model", pieces(entries)
+        said |= {"tokenizer_class": "LlamaTokenizer", "legacy": False}
+    else:
+        tree, _ = merges(entries)
+        if bos is not None and tokenizer.add_bos:  # which others look for in the file itself
+            tree["post_processor"] = in_front(entries.tokens[bos], bos)
+        name, data = "tokenizer.json", json.dumps(tree, ensure_ascii=False).encode()
+        said |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    return {name: data, "tokenizer_config.json": (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode()}
+
+
+def in_front(token: str, token_id: int) -> dict[str, Any]:
+    """The step of a tokenizer.json that puts a token before a text."""
+    first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    again = [{"SpecialToken": {"id": token, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
+    names = {token: {"id": token, "ids": [token_id], "tokens": [token]}}
+    return {
+        "type": "TemplateProcessing", "single": [first, text], "pair": [first, text, *again], "special_tokens": names,
+    }  # fmt: skip
+
+
+def kind_of(path: Path, metadata: Mapping[str, Any]) -> str | None:
+    """What kind of tokenizer there is, None for none."""
+    if (kind := metadata.get(f"{KEY}model")) in (None, "none", "no_vocab"):
+        return None
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise TokenizerError(f"{path}: {KEY}model is {shown(kind)}; known: {', '.join(KINDS)}.")
+    return kind
 
 
 class Entries:
@@ -125,7 +168,7 @@ class Entries:
         )
 
 
-def from_pieces(path: Path, entries: Entries) -> Tokenizer:
+def pieces(entries: Entries) -> bytes:
     """SentencePiece's pieces, scores and types -> a model in its own form, as tokenizer.model has it."""
     scores = entries.numbers("scores", 0.0)
     if not all(isinstance(score, float) and math.isfinite(score) for score in scores):
@@ -151,23 +194,22 @@ def from_pieces(path: Path, entries: Entries) -> Tokenizer:
         4: int(entries.get("remove_extra_whitespaces", bool, False)),
         5: 1,
     }
-    data += message(2, trainer) + message(3, normalizer)
-    return from_sentencepiece(path, data, entries.settings())
+    return data + message(2, trainer) + message(3, normalizer)
 
 
-def from_merges(path: Path, entries: Entries) -> Tokenizer:
-    """Tokens in byte-level spelling and merges -> a tokenizer.json."""
+def merges(entries: Entries) -> tuple[dict[str, Any], bool]:
+    """Tokens in byte-level spelling and merges -> a tokenizer.json, and whether a BOS is in front where nothing says so."""
     name = entries.get("pre", str)
     if name not in PRE:
         raise entries.fault("pre", name, f"a way to split text that is known: {', '.join(PRE)}")
     steps, ignore_merges, add_bos = PRE[name]
     ids = {token: n for n, token in enumerate(entries.tokens) if entries.types[n] != UNUSED}
-    merges = []
+    pairs = []
     for merge in entries.get("merges", list):
         pair = merge.split(" ") if isinstance(merge, str) else []
         if len(pair) != 2 or not {*pair, "".join(pair)} <= ids.keys():
             raise entries.fault("merges", merge, "two tokens that join to a third")
-        merges.append(pair)
+        pairs.append(pair)
     added = {
         token: entries.types[n] != USER_DEFINED
         for token, n in ids.items()
@@ -184,8 +226,8 @@ def from_merges(path: Path, entries: Entries) -> Tokenizer:
             "type": "BPE",
             "ignore_merges": ignore_merges,
             "vocab": ids,  # with the added ones, whose ids the library counts on from the last of these otherwise
-            "merges": merges,
+            "merges": pairs,
         },
+        "decoder": BYTE_LEVEL,
     }
-    library = opened(path, json.dumps(tree).encode(), tree)
-    return adapt(path, library, entries.settings(), byte_level_bytes, add_bos=add_bos)
+    return tree, add_bos

@@ -17,7 +17,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -72,6 +72,7 @@ class Checkpoint:
 
     folder: Path
     tensors: dict[str, TensorInfo]
+    remedy: ClassVar[str] = "check that config.json belongs to these weights"  # where they are not those of a config
 
     def names(self) -> set[str]:
         """The names of all tensors, of whatever dtype."""

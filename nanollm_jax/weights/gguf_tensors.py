@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class GGUFCheckpoint(Checkpoint):
 
     stored: Mapping[str, TensorInfo] = field(default_factory=dict)
     changes: Mapping[str, Change] = field(default_factory=dict)
+    remedy: ClassVar[str] = f"{AGAIN}, or take another of the model's GGUF files"
 
     def dtype(self, name: str) -> np.dtype:
         """A tensor's NumPy dtype as read gives it: float32 where it is stored in blocks. Raises CheckpointError for others."""

@@ -163,7 +163,7 @@ def match(
     wrong += [f"{len(missing)} parameter(s) have no tensor: {listed(missing)}"] if missing else []
     if missing and all(row.outside for way in ways.values() for row, name in way.get(0, []) if name is None):
         wrong.append("config.json has the head apart from the embedding; if it is not, set tie_word_embeddings to true")
-    raise CheckpointError(f"{checkpoint.folder}: {'; '.join(wrong)}. Check that config.json belongs to these weights.")
+    raise CheckpointError(f"{checkpoint.folder}: {'; '.join(wrong)}; {checkpoint.remedy}.")
 
 
 def check(
@@ -181,7 +181,7 @@ def check(
     if info.shape != expected:
         raise CheckpointError(
             f"{info.file}: tensor {name!r} has shape {list(info.shape)}, expected {list(expected)} for {row.path} "
-            f"({row.axes}); check that config.json belongs to these weights."
+            f"({row.axes}); {checkpoint.remedy}."
         )
 
 
