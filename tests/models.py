@@ -156,6 +156,12 @@ COMPOSITE = {
         "qwen2_vl": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}},
         "qwen2_5_vl": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}},
         "qwen3_vl": {"head_dim": 10},
+        "qwen3_vl_moe": {
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+            "mlp_only_layers": [1],
+        },
         "qwen3_5": DELTA,
         "qwen3_5_moe": DELTA | DELTA_EXPERTS,
     }.items()

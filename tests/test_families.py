@@ -551,9 +551,9 @@ def every_config():
 def test_a_table_fills_exactly_the_layout_and_uses_every_tensor_once():
     for name, config in every_config():
         rows, shapes = FAMILIES[name].table(config), params.shapes(config)
-        assert len({(row.name, row.part) for row in rows}) == len(rows)
-        for tensor in {row.name for row in rows}:
-            stored_shape([row for row in rows if row.name == tensor], config.sizes)  # parts cover it
+        assert len({(row.name, row.part, row.instead) for row in rows}) == len(rows)
+        for tensor, way in {(row.name, row.instead) for row in rows}:  # parts cover it
+            stored_shape([row for row in rows if (row.name, row.instead) == (tensor, way)], config.sizes)
         ways = {(path, 0) for path in shapes} | {(row.path, row.instead) for row in rows}
         filled = {(path, way): np.zeros(shapes[path], int) for path, way in ways}
         for row in rows:

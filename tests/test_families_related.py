@@ -36,6 +36,18 @@ def test_of_qwen_and_mistral_with_images_the_text_model_is_read():
             images, model_type=name, text_config=inside | {"rope_scaling": mrope | {"type": "yarn"} | YARN}
         )
         assert stretched.layers[0].rope == read(text, model_type=alone, rope_scaling=YARN).layers[0].rope
+    small = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "mlp_only_layers": [1]}
+    expected = read(text | small, model_type="qwen3_moe", norm_topk_prob=True)
+    assert expected.layers[0].router.renormalize and expected.layers[1].router is None
+    for said in ({}, {"norm_topk_prob": True, "rope_scaling": mrope | {"mrope_interleaved": True}}):
+        assert read(images, model_type="qwen3_vl_moe", text_config=text | small | said) == expected
+    for wrong, message in (
+        ({"norm_topk_prob": False}, "norm_topk_prob is False; expected true"),
+        ({"moe_intermediate_size": 16}, "moe_intermediate_size is 16; expected neither hidden_size nor half"),
+        ({"use_sliding_window": True}, "not understood: use_sliding_window = True"),
+    ):
+        with pytest.raises(ConfigError, match=f"^config.json: text_config: {message}"):
+            read(images, model_type="qwen3_vl_moe", text_config=text | small | wrong)
     sees = {"model_type": "mistral3", "image_token_index": 10, "spatial_merge_size": 2, "vision_feature_layer": -1}
     assert read(sees, text_config=MISTRAL) == read(MISTRAL)
     grown = MISTRAL | {"rope_parameters": FURTHER["ministral3"]["rope_parameters"], "rope_theta": None}

@@ -235,6 +235,17 @@ def test_all_experts_may_lie_in_one_tensor(tmp_path, family, stack):
     same(nano.load(write(tmp_path, values, tensors), dtype="float32"), draw(values), "float32")
 
 
+def test_experts_may_lie_inputs_first_or_last(tmp_path):
+    """As they are published, and as the reference writes them, under the same names."""
+    values = COMPOSITE["qwen3_vl_moe"]
+    tensors = in_their_names(values, draw(values))
+    up = "model.layers.0.mlp.experts.gate_up_proj"
+    assert tensors[up].shape == (5, 32, 24)
+    turned = {name: array.swapaxes(1, 2) if ".experts." in name else array for name, array in tensors.items()}
+    for stored in (tensors, turned):
+        same(nano.load(write(tmp_path, values, stored), dtype="float32"), draw(values), "float32")
+
+
 # files
 
 

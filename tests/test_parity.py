@@ -172,6 +172,9 @@ QWEN2_VL = SEEN | dict(
 QWEN3_VL = SEEN | dict(
     model_type="qwen3_vl", text_config=LLAMA | dict(model_type="qwen3_vl_text", head_dim=12, rope_parameters=MROPE),
     vision_config=EYES | dict(deepstack_visual_indexes=[0]))  # fmt: skip
+QWEN3_VL_MOE = QWEN3_VL | dict(model_type="qwen3_vl_moe", text_config=QWEN3_MOE | dict(
+    model_type="qwen3_vl_moe_text", head_dim=12, moe_intermediate_size=16, mlp_only_layers=[1],
+    rope_parameters=MROPE))  # fmt: skip
 
 CASES = {
     "llama-gqa": LLAMA,
@@ -303,6 +306,9 @@ CASES = {
     "qwen3_vl": QWEN3_VL,
     "qwen3_vl-bias-tied": QWEN3_VL | dict(tie_word_embeddings=True, text_config=QWEN3_VL["text_config"] | dict(
         attention_bias=True, rope_parameters=MROPE | {"mrope_interleaved": True})),
+    "qwen3_vl_moe": QWEN3_VL_MOE,
+    "qwen3_vl_moe-bias-tied": QWEN3_VL_MOE | dict(tie_word_embeddings=True, text_config=QWEN3_VL_MOE["text_config"] | dict(
+        attention_bias=True, mlp_only_layers=None, decoder_sparse_step=2, rope_parameters=MROPE | {"mrope_interleaved": True})),
     "gpt_bigcode": GPT_BIGCODE,
     "gpt_bigcode-keys": GPT_BIGCODE | dict(multi_query=False, scale_attn_weights=False, n_inner=71, tie_word_embeddings=False),
     "gptj": GPTJ,
@@ -401,7 +407,8 @@ def first_of_each_kind(cases):
 
 WRITTEN = first_of_each_kind(CASES)
 # model types whose text the reference has in another class
-SEES = {"gemma4", "mistral3", "llava", "kimi_k25", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"}
+SEES = {"gemma4", "mistral3", "llava", "kimi_k25", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5",
+        "qwen3_5_moe"}  # fmt: skip
 
 ONE_OF_EACH = {settings["model_type"]: name for name, settings in reversed(CASES.items())}
 # of those with mathematics of their own; others have a config reader and a table of names of their own, and the text of these
@@ -426,20 +433,22 @@ def write_reference(folder, settings, seed=0):
 
 
 def publish(reference, folder):
-    """save_pretrained, with the names that published files have.
+    """save_pretrained, with the names and shapes that published files have.
 
-    Where layers of what sees are called blocks, the reference's way back to published names calls those of the text so too.
+    Where layers of what sees are called blocks, the reference's way back to published names calls those of the text so too; and
+    of experts that may lie either way it writes those that it holds.
     """
     from safetensors.torch import load_file, save_file
 
     reference.save_pretrained(folder)
-    if reference.config.model_type == "kimi_k25":
-        tensors = load_file(folder / "model.safetensors")
-        text = "language_model.model."
-        save_file(
-            {name.replace(f"{text}blocks.", f"{text}layers."): array for name, array in tensors.items()},
-            folder / "model.safetensors", metadata={"format": "pt"},
-        )  # fmt: skip
+    text, model_type = "language_model.model.", reference.config.model_type
+    if model_type in ("kimi_k25", "qwen3_vl_moe"):
+        tensors = {
+            name.replace(f"{text}blocks.", f"{text}layers.") if model_type == "kimi_k25" else name:
+            array.mT.contiguous() if model_type == "qwen3_vl_moe" and ".experts." in name else array
+            for name, array in load_file(folder / "model.safetensors").items()
+        }  # fmt: skip
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def random_reference(config, model_type, seed):

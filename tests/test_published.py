@@ -77,6 +77,7 @@ EYES = {
     "qwen2_vl": dict(depth=1, embed_dim=32, num_heads=2, mlp_ratio=2),
     "qwen2_5_vl": dict(depth=1, hidden_size=32, intermediate_size=37, num_heads=2, fullatt_block_indexes=[0]),
     "qwen3_vl": dict(depth=1, hidden_size=32, intermediate_size=37, num_heads=2, deepstack_visual_indexes=[0]),
+    "qwen3_vl_moe": dict(depth=1, hidden_size=32, intermediate_size=37, num_heads=2, deepstack_visual_indexes=[0]),
     "qwen3_5": dict(depth=1, hidden_size=32, intermediate_size=37, num_heads=2),
     "qwen3_5_moe": dict(depth=1, hidden_size=32, intermediate_size=37, num_heads=2),
     "gemma3": dict(model_type="siglip_vision_model", hidden_size=32, intermediate_size=37, num_hidden_layers=1,

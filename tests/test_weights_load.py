@@ -167,6 +167,16 @@ def test_another_way_to_store_a_parameter_serves_where_the_first_is_not_there(tm
         loaded(save(tmp_path, each), rows, {"w": "E M D"}, {"E": 3, "M": 4, "D": 5}, "float32")
 
 
+def test_of_two_ways_to_store_a_parameter_under_one_name_the_shape_tells(tmp_path):
+    w = np.random.default_rng(1).standard_normal((3, 4, 5)).astype(np.float32)
+    rows = [Row("w", "w.all", "E D M -> E M D"), Row("w", "w.all", "E M D", instead=1)]
+    for stored in (w, w.transpose(0, 2, 1)):
+        found = loaded(save(tmp_path, {"w.all": stored}), rows, {"w": "E M D"}, {"E": 3, "M": 4, "D": 5}, "float32")
+        np.testing.assert_array_equal(found["w"], w)
+    with pytest.raises(CheckpointError, match=r"'w\.all' has shape \[3, 4, 4\], expected \[3, 5, 4\] for w"):
+        loaded(save(tmp_path, {"w.all": w[..., :4]}), rows, {"w": "E M D"}, {"E": 3, "M": 4, "D": 5}, "float32")
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [("q_proj.weight_scale_inv", np.float32), ("q_proj.qweight", np.int32), ("q_proj.scales", np.float16),

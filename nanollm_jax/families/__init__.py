@@ -71,6 +71,7 @@ from nanollm_jax.families import (
     qwen3_moe,
     qwen3_next,
     qwen3_vl,
+    qwen3_vl_moe,
     seed_oss,
     smollm3,
     stablelm,
@@ -95,7 +96,7 @@ FAMILIES: dict[str, ModuleType] = {
     "deepseek_v2": deepseek_v2, "deepseek_v3": deepseek_v3, "glm4_moe_lite": glm4_moe_lite, "lfm2": lfm2,
     "nemotron_h": nemotron_h, "gpt_bigcode": gpt_bigcode, "gptj": gptj, "llava": llava,
     "kimi_k2": deepseek_v3, "kimi_k25": kimi_k25, "minicpm3": minicpm3,
-    "qwen3_next": qwen3_next, "qwen3_5": qwen3_5, "qwen3_5_text": qwen3_5,
+    "qwen3_vl_moe": qwen3_vl_moe, "qwen3_next": qwen3_next, "qwen3_5": qwen3_5, "qwen3_5_text": qwen3_5,
     "qwen3_5_moe": qwen3_5, "qwen3_5_moe_text": qwen3_5,
 }  # fmt: skip
 

@@ -96,6 +96,7 @@ INERT = {
     "qwen2_vl": {"what sees images": IMAGES},
     "qwen2_5_vl": {"what sees images": IMAGES},
     "qwen3_vl": {"what sees images": IMAGES},
+    "qwen3_vl_moe": {"what sees images": IMAGES},
     "qwen3_next": {GUESSES: "mtp_num_hidden_layers mtp_use_dedicated_embeddings", STATES: "mamba_ssm_dtype"},
     "qwen3_5": {"what sees images": IMAGES},
     "qwen3_5_moe": {"what sees images": IMAGES},

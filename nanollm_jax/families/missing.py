@@ -24,6 +24,7 @@ MISSING = {
     "deepseek_v4": COMPRESSED,
     "exaone": NAMES,
     "gemma3n": STREAMS,
+    "gemma3n_text": STREAMS,
     "glm_moe_dsa": CHOSEN,
     "internlm": NAMES,
     "internlm2": NAMES,
@@ -38,6 +39,5 @@ MISSING = {
     "phimoe": "a router that masks what is far below the best expert, twice",
     "qwen": NAMES,
     "qwen3_5_vision": "an encoder of images: there is no text in it",
-    "qwen3_vl_moe": "a table that tells by their shapes which way its experts lie: published files and the reference's differ",
     "step3p7": "heads whose number differs from layer to layer, with a gate of each",
 }

@@ -27,7 +27,7 @@ from nanollm_jax.weights.checkpoint import FLOATS, Checkpoint, forget, listed
 from nanollm_jax.weights.pages import empty_aligned, in_large_pages
 from nanollm_jax.weights.quantised.groups import Groups
 from nanollm_jax.weights.quantised.together import together
-from nanollm_jax.weights.rows import Row, rearrange, stored_shape
+from nanollm_jax.weights.rows import Row, rearrange, source_shape, stored_shape
 
 HELD = [dtype for dtype in FLOATS.values() if dtype.itemsize < 8]  # what parameters can be
 THREADS = 2  # that read parameters: what each of them holds is memory, and the bus is soon busy
@@ -77,7 +77,7 @@ def load_params(
     dtype = np.dtype(dtype)
     if dtype not in HELD:
         raise CheckpointError(f"weights cannot be loaded as {dtype}; expected float32, bfloat16 or float16.")
-    pairs = match(checkpoint, rows, layout, ignore, prefixes)
+    pairs = match(checkpoint, rows, layout, sizes, ignore, prefixes)
     takers: dict[str, list[Row]] = {}
     for row, name in pairs:
         takers.setdefault(name, []).append(row)
@@ -131,9 +131,17 @@ def load_params(
 
 
 def match(
-    checkpoint: Checkpoint, rows: Sequence[Row], layout: dict[str, str], ignore: Sequence[str], prefixes: Sequence[str]
+    checkpoint: Checkpoint,
+    rows: Sequence[Row],
+    layout: dict[str, str],
+    sizes: dict[str, int],
+    ignore: Sequence[str],
+    prefixes: Sequence[str],
 ) -> list[tuple[Row, str]]:
-    """The rows for every path of layout, with their tensors' full names. One CheckpointError lists the leftovers of both."""
+    """The rows for every path of layout, with their tensors' full names. One CheckpointError lists the leftovers of both.
+
+    Of several ways to store a parameter whose names are all there, that with the shapes of these tensors.
+    """
     found = checkpoint.names()
     wanted = [row for row in rows if row.path in layout]
     prefix = max(prefixes, key=lambda prefix: sum(prefix + row.name in found for row in wanted))
@@ -143,7 +151,10 @@ def match(
         ways[row.path].setdefault(row.instead, []).append((row, name))
     pairs, missing = [], []
     for path, stored in ways.items():
-        way = next((way for _, way in sorted(stored.items()) if all(name for _, name in way)), stored.get(0, []))
+        there = [way for _, way in sorted(stored.items()) if all(name for _, name in way)]
+        if len(there) > 1:
+            there = [way for way in there if all(fits(checkpoint, *one, sizes) for one in way)] or there
+        way = there[0] if there else stored.get(0, [])
         pairs += [(row, name) for row, name in way if name is not None]
         missing += [f"{path} (tensor {row.names(prefix)[0]})" for row, name in way if name is None]
         missing += [] if way else [f"{path} (no row in the family's table)"]
@@ -164,6 +175,11 @@ def match(
     if missing and all(row.outside for way in ways.values() for row, name in way.get(0, []) if name is None):
         wrong.append("config.json has the head apart from the embedding; if it is not, set tie_word_embeddings to true")
     raise CheckpointError(f"{checkpoint.folder}: {'; '.join(wrong)}; {checkpoint.remedy}.")
+
+
+def fits(checkpoint: Checkpoint, row: Row, name: str | None, sizes: dict[str, int]) -> bool:
+    """Has a tensor the shape that its row says?"""
+    return name is not None and checkpoint.tensors[name].shape == source_shape(row.axes, sizes)
 
 
 def check(

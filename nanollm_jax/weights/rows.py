@@ -27,7 +27,7 @@ class Row:
            axes are then those of the piece. All pieces together are the whole tensor.
     outside  the tensor is no part of the base model, so its name has no prefix, or a shorter one
     instead  0, or the number of another way to store the same parameter: all rows of a path with this number serve where
-             those with a lower one are not all there
+             those with a lower one are not all there, or where their tensors, under the same names, have these shapes
     """
 
     path: str
