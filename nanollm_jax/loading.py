@@ -33,8 +33,8 @@ from nanollm_jax.params import Params
 from nanollm_jax.partition import arrange, stored_sizes
 from nanollm_jax.sources import nbytes_of_few, source_at
 from nanollm_jax.tokenizer import Tokenizer
-from nanollm_jax.weights import Checkpoint, resolve
-from nanollm_jax.weights.adapters import Adapter, Base, read_adapter
+from nanollm_jax.weights import Checkpoint
+from nanollm_jax.weights.adapters import Base, read_adapters
 from nanollm_jax.weights.kept import load_kept
 from nanollm_jax.weights.load import load_params
 from nanollm_jax.weights.source import find
@@ -182,12 +182,9 @@ def load(
     check_tied(checkpoint, config, family)
     large = parameters.large_matrices(config)
     base = Base(
-        family.table(config),
-        parameters.layout(config),
-        config.sizes,
-        family.PREFIXES,
-        parameters.adaptable(config),
-    )
+        family.table(config), parameters.layout(config), config.sizes, family.PREFIXES, parameters.adaptable(config),
+        family.ignored(config),
+    )  # fmt: skip
     apart, merged = read_adapters(adapters or {}, merge, base)
     adapted = Onto(apart, merged, config, mesh)
     keep = adapted.keeper(parameters.keeper(config, kept))
@@ -196,7 +193,7 @@ def load(
     onto = None if mesh is None else partial(spread, dtype=kept.activations, config=config, mesh=mesh)
     flat = load_params(
         checkpoint, base.rows, base.layout, config.sizes, kept.activations,
-        ignore=family.ignored(config), prefixes=family.PREFIXES, spread=onto, finish=keep,
+        ignore=base.ignored, prefixes=family.PREFIXES, spread=onto, finish=keep,
         fill=adapted.untouched(parameters.fillers(config, kept)),
         few={path: partial(adapted.few, path, make) for path, make in as_published.items()},
     )  # fmt: skip
@@ -217,26 +214,6 @@ def as_stored(folder: Path, stored: str, dtype: Any, adapters: Any) -> Dtype:
             f"converted from with dtype={stored!r}."
         )
     return resolve_weights(stored)
-
-
-def read_adapters(
-    given: Mapping[str, str | os.PathLike[str]], merge: str | None, base: Base
-) -> tuple[list[Adapter], Adapter | None]:
-    """The adapters that are kept apart, or the one that is merged. Raises CheckpointError where they cannot be."""
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) and name.strip() for name in given):
-        raise CheckpointError(f"adapters is {shown(given)}; expected a mapping from names to folders or hub ids.")
-    if merge is not None and list(given) != [merge]:
-        raise CheckpointError(
-            f"merge is {shown(merge)} and adapters has {', '.join(given) or 'none'}; expected that one alone: others are made "
-            "for the weights without it."
-        )
-    read = {name: read_adapter(resolve(source), base) for name, source in given.items()}
-    for name, adapter in read.items():
-        wrong = adapter.merges if merge is None else adapter.apart
-        if wrong:
-            how = f"load it with merge={name!r}" if merge is None else "load it without merge"
-            raise CheckpointError(f"{adapter.folder}: this adapter is of {wrong[0]}; {how}.")
-    return ([*read.values()], None) if merge is None else ([], read[merge])
 
 
 def shard(model: Model, mesh: Mesh) -> Model:

@@ -51,6 +51,7 @@ CASES = {
     "phi3": ("proj", {}),
     "gpt_neox": ("query_key_value|dense", {}),
     "mixtral": ("self_attn", {}),
+    "gemma4_text": ("proj|per_layer_input_gate", {}),
 }
 FORMS = {
     "lora": ({}, plain),
@@ -62,6 +63,7 @@ FORMS = {
 QUICK = [("llama", "lora"), ("gpt2", "dora")]
 EVERY = [
     ("llama", "dora"), ("gpt2", "rslora"), ("qwen3", "lora"), ("phi3", "dora"), ("gpt_neox", "lora"), ("mixtral", "lora"),
+    ("gemma4_text", "dora"),
 ]  # fmt: skip
 
 
@@ -352,6 +354,34 @@ def test_tensors_that_do_not_fit_are_named(one):
         nano.load(path, adapters={"a": folder}, merge="b")
     with pytest.raises(nano.CheckpointError, match="adapters is 'a'; expected a mapping"):
         nano.load(path, adapters="a")
+
+
+def test_what_no_text_goes_through_is_left_out_of_an_adapter(tmp_path):
+    """A tower for images, and keys of a layer that looks at another's, which trainers adapt as they do the rest."""
+    path, base = checkpoint("gemma4_text", tmp_path)
+    needed = write_adapter(tmp_path / "a", base, r"q_proj|k_proj|per_layer_input_gate|per_layer_model_projection")
+    assert {name.split(".layers.")[-1] for name in needed if "k_proj.lora_A" in name} == {
+        f"{n}.self_attn.k_proj.lora_A.weight" for n in (0, 1)
+    }
+    modules = (
+        "layers.3.self_attn.k_proj",
+        "layers.2.self_attn.v_proj",
+        "vision_tower.x.q_proj",
+        "audio_tower.layers.1.linear",
+    )
+    unused = {f"model.{module}.weight": np.zeros((6, 32), np.float32) for module in modules}
+    more = write_adapter(tmp_path / "more", unused, "proj|linear")
+    both, alone = (
+        nano.load(path, adapters={"a": changed(tmp_path / "a", tensors=tensors)}) for tensors in (needed | more, needed)
+    )
+    jax.tree.map(np.testing.assert_array_equal, both.params, alone.params)
+    write_adapter(tmp_path / "table", base, "embed_tokens_per_layer")
+    for name, said in (
+        ("more", r"is of model\.audio_tower.* and 1 more alone, which text does not go through"),
+        ("table", r"adapts model\.embed_tokens_per_layer \(inputs\.tokens\), and only matrices"),
+    ):
+        with pytest.raises(nano.CheckpointError, match=said):
+            nano.load(path, adapters={"a": tmp_path / name})
 
 
 def test_experts_are_refused_by_their_name(tmp_path):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import agree
-from test_parity import GPT2, LLAMA, MIXTRAL, NEOX, PHI3, QWEN3, reference_logits, write_reference
+from test_parity import GEMMA4_SMALL, GPT2, LLAMA, MIXTRAL, NEOX, PHI3, QWEN3, reference_logits, write_reference
 
 import nanollm_jax as nano
 
@@ -29,6 +29,7 @@ CASES = {
     "phi3": (PHI3, {"target_modules": ["qkv_proj", "gate_up_proj"], "use_dora": True}),
     "gpt_neox": (NEOX, {"target_modules": ["query_key_value", "dense_4h_to_h"]}),
     "mixtral": (MIXTRAL, {"target_modules": ["q_proj", "v_proj"]}),
+    "gemma4": (GEMMA4_SMALL, {"target_modules": "all-linear"}),
 }  # fmt: skip
 ONLY_MERGED = ("llama-biases", "llama-whole")
 

@@ -1,4 +1,5 @@
-"""An adapter as PEFT publishes it: adapter_config.json and adapter_model.safetensors -> what it adds to our parameters.
+"""An adapter as PEFT publishes it: adapter_config.json (adapter_config.py) and adapter_model.safetensors -> what it adds to
+our parameters.
 
 The tensors say which modules are adapted, and of which rank: target_modules, layers_to_transform, rank_pattern and the like
 say how they were chosen in training. A family's table of rows (rows.py) says where a module's outputs stand among ours: three
@@ -8,48 +9,25 @@ LoRA: Hu et al. 2021, arXiv:2106.09685; scaled by sqrt(r): Kalajdzievski 2023, a
 
 from __future__ import annotations
 
-import math
+import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from nanollm_jax import files
-from nanollm_jax.checks import single, whole
 from nanollm_jax.errors import CheckpointError, shown
+from nanollm_jax.weights.adapter_config import CONFIG, Scale, read_config
 from nanollm_jax.weights.checkpoint import Checkpoint, listed, read_header
+from nanollm_jax.weights.hub import resolve
 from nanollm_jax.weights.rows import Row, parse, rearrange, stored_shape
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-# keys that change what an adapter computes, and what they may be: what is none of this is refused by its name
-MEANS_NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
-ALLOWED: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",), "use_dora": (True, False, None), "use_rslora": (True, False, None),
-    "bias": ("none", "all", "lora_only", None),
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
-}  # fmt: skip
-NUMBERS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
-# how the adapter was made and trained, and where from: nothing is computed otherwise for it
-INERT = frozenset(
-    """task_type auto_mapping base_model_name_or_path revision inference_mode target_modules exclude_modules lora_dropout
-    fan_in_fan_out modules_to_save layers_to_transform layers_pattern peft_version megatron_core megatron_config loftq_config
-    eva_config corda_config lora_ga_config runtime_config ensure_weight_tying qalora_group_size merge_weights enable_lora
-    library_name tags transformers_version""".split()
-)
+TENSORS = "adapter_model.safetensors"
 NAME = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?")
 EMPTY = "has no tensor that is an adapter's"
-# alpha_pattern has regular expressions, from a stranger: such that none of them takes long
-PLAIN, REPEATED_GROUP, MOST_REPEATS, MOST_FREE, LONGEST = (
-    re.compile(r"\^?[\w.-]+"),
-    re.compile(r"\)[*+?{]|\(\?|\\\d"),
-    2,
-    32,
-    200,
-)
 
 
 class Piece(NamedTuple):
@@ -90,7 +68,8 @@ class Adapter:
 class Base:
     """The model that an adapter is for, as load_params has it: rows, layout, sizes and what may stand before names.
 
-    large: {path: how many axes count outputs} of the parameters that may be adapted.
+    large: {path: how many axes count outputs} of the parameters that may be adapted. ignored: patterns of tensors that are not
+    needed, and no more where an adapter is of them: a tower for images, keys of a layer that looks at another's.
     """
 
     rows: Sequence[Row]
@@ -98,23 +77,50 @@ class Base:
     sizes: dict[str, int]
     prefixes: Sequence[str]
     large: Mapping[str, int]
+    ignored: Sequence[str] = ()
 
     def named(self) -> dict[str, list[Row]]:
-        """The rows that take each tensor, by all names that it may have."""
+        """The rows that take each tensor, by all names that it may have; of two ways to store it under one, the published."""
         found: dict[str, list[Row]] = {}
         for row in self.rows:
             if row.path in self.layout:
                 for name in dict.fromkeys(name for prefix in self.prefixes for name in row.names(prefix)):
-                    found.setdefault(name, []).append(row)
+                    if all(one.path != row.path or one.instead == row.instead for one in found.setdefault(name, [])):
+                        found[name].append(row)
         return found
+
+    def needs(self, name: str) -> bool:
+        """Is a tensor of this name, which no row takes, none of those that are not needed?"""
+        bare = {name, *(name.removeprefix(prefix) for prefix in self.prefixes)}
+        return not any(re.fullmatch(pattern, one) for pattern in self.ignored for one in bare)
 
     def shape(self, path: str) -> tuple[int, ...]:
         """That of a parameter."""
         return tuple(self.sizes[letter] for letter in self.layout[path].split())
 
 
+def read_adapters(
+    given: Mapping[str, str | os.PathLike[str]], merge: str | None, base: Base
+) -> tuple[list[Adapter], Adapter | None]:
+    """The adapters that are kept apart, or the one that is merged. Raises CheckpointError where they cannot be."""
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) and name.strip() for name in given):
+        raise CheckpointError(f"adapters is {shown(given)}; expected a mapping from names to folders or hub ids.")
+    if merge is not None and list(given) != [merge]:
+        raise CheckpointError(
+            f"merge is {shown(merge)} and adapters has {', '.join(given) or 'none'}; expected that one alone: others are made "
+            "for the weights without it."
+        )
+    read = {name: read_adapter(resolve(source), base) for name, source in given.items()}
+    for name, adapter in read.items():
+        wrong = adapter.merges if merge is None else adapter.apart
+        if wrong:
+            how = f"load it with merge={name!r}" if merge is None else "load it without merge"
+            raise CheckpointError(f"{adapter.folder}: this adapter is of {wrong[0]}; {how}.")
+    return ([*read.values()], None) if merge is None else ([], read[merge])
+
+
 def read_adapter(folder: Path, base: Base) -> Adapter:
-    """The adapter in a folder. Touches no tensor of the model.
+    """The adapter in a folder, without what no text goes through (Base.ignored). Touches no tensor of the model.
 
     Raises CheckpointError for files that are missing or damaged, for what is no LoRA, and for modules and shapes that this
     model does not have.
@@ -128,12 +134,15 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
             modules.setdefault(match[1], {})[match[2]] = tensor
         else:
             full[bare.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = tensor
-    unknown = [name for name in full if name not in named]
-    unknown += [module for module in modules if f"{module}.weight" not in named]
+    others = [name for name in full if name not in named]
+    others += [module for module in modules if f"{module}.weight" not in named]
+    unknown = [name for name in others if base.needs(name if name in full else f"{name}.weight")]
+    full = {name: tensor for name, tensor in full.items() if name not in others}
+    modules = {module: tensors for module, tensors in modules.items() if module not in others}
     if unknown or not modules:
-        found = (
-            f"is of {listed(unknown, 3)}, which this model does not have as tensors of their own" if unknown else EMPTY
-        )
+        found = EMPTY if not others else f"is of {listed(others, 3)} alone, which text does not go through"
+        if unknown:
+            found = f"is of {listed(unknown, 3)}, which this model does not have as tensors of their own"
         raise CheckpointError(f"{folder / TENSORS}: {found}; check that the adapter belongs to this model.")
     parts: dict[str, list[Part]] = {}
     tied = "unembedding.tokens" not in base.layout
@@ -154,7 +163,7 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
             )
             raise CheckpointError(
                 f"{folder / TENSORS}: adapts {module} {why} matrices of attention and of plain MLPs and an output of its own "
-                "can be adapted: no experts, no norms, no table of positions."
+                "can be adapted: no experts, no norms, no table beside that of tokens."
             )
         merges += [module] * looked_up
         apart += [module] * (tied and taking[0].outside)
@@ -244,77 +253,3 @@ def open_tensors(folder: Path) -> Checkpoint:
             "peft and save it again, which writes safetensors."
         )
     return Checkpoint(folder, read_header(folder / TENSORS))
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What the product of an adapter is multiplied by: alpha over its rank, or (rsLoRA) over the root of its rank."""
-
-    alpha: float
-    patterns: dict[str, float]
-    ranks: tuple[int, ...]
-    rooted: bool
-
-    def of(self, module: str, rank: int, file: Path) -> float:
-        """That of one module. Raises CheckpointError for a rank that adapter_config.json does not speak of."""
-        if rank not in self.ranks:
-            said = " or ".join(map(str, self.ranks[:8]))
-            raise CheckpointError(
-                f"{file}: {module} is of rank {rank}; {CONFIG} says {said}. They belong to different ones."
-            )
-        alpha = next((a for key, a in self.patterns.items() if re.match(rf"(.*\.)?({key})$", module)), self.alpha)
-        return alpha / (math.sqrt(rank) if self.rooted else rank)
-
-
-def read_config(path: Path) -> Scale:
-    """adapter_config.json. Raises CheckpointError for what is not LoRA, and for what changes it in a way not known here."""
-    values = files.read_json(path, CheckpointError)
-    for key, value in values.items():
-        allowed = ALLOWED.get(key, MEANS_NOTHING)
-        if key not in (*NUMBERS, *INERT) and not any(type(value) is type(one) and value == one for one in allowed):
-            expected = ", ".join(map(str, allowed)) if key in ALLOWED else "nothing"
-            raise CheckpointError(
-                f"{path}: {key} is {shown(value)}, which is not supported; expected {expected}. With peft it can be merged "
-                "into its model, and what save_pretrained writes then is read."
-            )
-    if "peft_type" not in values:
-        raise CheckpointError(f"{path}: has no peft_type; expected the file of a LoRA adapter, as peft writes it.")
-    ranks, alphas = ({"": values.get(key, 8)} | table(path, values, f"{name}_pattern")
-                     for key, name in (("r", "rank"), ("lora_alpha", "alpha")))  # fmt: skip
-    for key, value in [*ranks.items(), *alphas.items()]:
-        wrong = single(value) is None or (key in ranks and ranks[key] is value and not (whole(value) or 0) > 0)
-        if wrong:
-            raise CheckpointError(
-                f"{path}: the rank or alpha of {key or 'all modules'} is {shown(value)}; expected a number."
-            )
-    patterns = {key: float(alpha) for key, alpha in alphas.items() if key}
-    check_patterns(path, list(patterns))
-    return Scale(
-        float(alphas[""]), patterns, tuple(dict.fromkeys(map(int, ranks.values()))), bool(values.get("use_rslora"))
-    )
-
-
-def table(path: Path, values: dict[str, Any], key: str) -> dict[str, Any]:
-    """An object of config.json, empty where there is none."""
-    found = values.get(key) or {}
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: {key} is {shown(found)}; expected an object.")
-    return found
-
-
-def check_patterns(path: Path, patterns: Sequence[str]) -> None:
-    """Raise CheckpointError for regular expressions that are none, or that may take for ever."""
-    free = [pattern for pattern in patterns if not PLAIN.fullmatch(pattern)]
-    for pattern in free:
-        repeats = sum(map(pattern.count, "*+?{"))
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                re.compile(f"({pattern})$")
-        except (re.error, OverflowError, RecursionError):
-            repeats = MOST_REPEATS + 1
-        if len(free) > MOST_FREE or len(pattern) > LONGEST or repeats > MOST_REPEATS or REPEATED_GROUP.search(pattern):
-            raise CheckpointError(
-                f"{path}: alpha_pattern has {shown(pattern)}; expected names of modules, or a few regular expressions with at "
-                f"most {MOST_REPEATS} repetitions and none of a group."
-            )
