@@ -7,6 +7,7 @@ with the heads of a row side by side. layout.py has the alphabet, and the parame
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -36,12 +37,15 @@ def static(*, default: Any = dataclasses.MISSING) -> Any:
 @dataclass_transform(frozen_default=True, field_specifiers=(axes, static))
 def pytree(kind: type[Kind]) -> type[Kind]:
     """A decorator: a frozen dataclass that is a tree for jax, of its fields but the static ones, with a method `replace`."""
+    words = vars(kind).get("__repr__")
     made = dataclasses.dataclass(frozen=True)(kind)
     fields = {field.name: "static" in field.metadata for field in dataclasses.fields(made)}  # type: ignore[arg-type]
     jax.tree_util.register_dataclass(
         made, [name for name, fixed in fields.items() if not fixed], [name for name, fixed in fields.items() if fixed]
     )
     made.replace = dataclasses.replace  # type: ignore[attr-defined]
+    if words is not None:
+        made.__repr__ = lambda tree: told(tree, words)  # type: ignore[method-assign]
     return made
 
 
@@ -63,6 +67,14 @@ def of(tree: Any) -> Any:
 def nbytes(tree: Any) -> str:
     """Bytes of all arrays of a tree, in words; of those on a mesh, what all devices have together."""
     return f"{sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)):,} bytes"
+
+
+def told(tree: Any, words: Callable[[Any], str]) -> str:
+    """A pytree as it is printed: in its words, or field by field where jax.tree.map put something else than arrays in it."""
+    if all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in jax.tree.leaves(tree)):
+        return words(tree)
+    fields = (f"{field.name}={getattr(tree, field.name)!r}" for field in dataclasses.fields(tree))
+    return f"{type(tree).__name__}({', '.join(fields)})"
 
 
 def named(field: dataclasses.Field[Any], value: Any) -> Any:

@@ -120,6 +120,17 @@ class Model:
         """Bytes of all parameters; on a mesh, what all devices hold together."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
 
+    def __copy__(self) -> Model:
+        """Another one of the same parameters, with engines of its own."""
+        return dataclasses.replace(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """What pickle and copy.deepcopy ask for. Raises RequestError: weights lie on devices, and a tokenizer has functions."""
+        raise RequestError(
+            "a Model is neither pickled nor copied deeply; save(model, folder) writes it, load(folder) reads it in another "
+            "process, and copy.copy(model) is another one of the same weights."
+        )
+
     def __repr__(self) -> str:
         config, mesh = self.unpadded or self.config, "" if self.mesh is None else f", on {dict(self.mesh.shape)}"
         kinds = " and ".join(parameters.names(self.params, self.config))

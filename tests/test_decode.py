@@ -19,6 +19,7 @@ from programs import QUICK, compiled, known
 import nanollm_jax as nano
 from nanollm_jax.cache import shapes
 from nanollm_jax.decode import init_state, read_prompts, write_tokens
+from nanollm_jax.engine.slots import empty_state
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.measure.hlo import Program
 from nanollm_jax.ops import groupwise_product, native
@@ -275,3 +276,15 @@ def test_a_text_in_pieces_says_how_long_it_is():
     for wrong in ([19], [40, 40]):
         with pytest.raises(nano.RequestError, match=r"end is .*; expected 1 numbers, how long the whole text"):
             read(ids[:, :20], [20], nano.init_cache(config, 1, 64, jnp.float32), end=wrong)
+
+
+def test_what_holds_no_arrays_is_printed_field_by_field():
+    """A cache and two states, of which jax.tree.map made dtypes or shapes; of what stands for arrays the words are the same."""
+    model = random_model("mistral")
+    cache = nano.init_cache(model.config, 1, 16, jnp.float32)
+    assert repr(cache).startswith("KVCache(1 rows of 16 positions, 2 ring layers, float32, ")
+    assert repr(jax.eval_shape(lambda: cache)) == repr(cache)
+    rows = empty_state(config=model.config, rows=1, capacity=16, dtype="float32")
+    for tree in (cache, init_state(cache, model.config), rows):
+        assert "Ring(k=dtype('float32')" in repr(jax.tree.map(lambda array: array.dtype, tree))
+        assert "Ring(k=(1, 7, 14)" in repr(jax.tree.map(lambda array: array.shape, tree))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
+import pickle
 import re
 import shutil
 
@@ -14,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
-from models import COMPOSITE, CONFIG_JSON, FURTHER, GPT2, LLAMA, RELATED
+from models import COMPOSITE, CONFIG_JSON, FURTHER, GPT2, LLAMA, RELATED, random_model
 from safetensors.numpy import save_file
 from tokenizers_like import trained
 
@@ -244,6 +246,17 @@ def test_experts_may_lie_inputs_first_or_last(tmp_path):
     turned = {name: array.swapaxes(1, 2) if ".experts." in name else array for name, array in tensors.items()}
     for stored in (tensors, turned):
         same(nano.load(write(tmp_path, values, stored), dtype="float32"), draw(values), "float32")
+
+
+def test_a_model_is_copied_and_neither_pickled_nor_copied_deeply():
+    model = random_model("llama")
+    twin = copy.copy(model)
+    assert twin.params is model.params and twin.engines is not model.engines
+    for take in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(
+            nano.RequestError, match=r"neither pickled nor copied deeply; save\(model, folder\) writes it"
+        ):
+            take(model)
 
 
 # files

@@ -125,6 +125,15 @@ def test_continuations(model: nano.Model) -> None:
         near(score.logprobs, oracle(model, ids)[0][known - 1 :])
 
 
+def test_a_list_of_ids_is_one_text(model: nano.Model) -> None:
+    """As in generate, of any library's numbers; a list of one is a list."""
+    (expected,) = nano.score(model, [[5, 9, 17, 4]])
+    for ids in ([5, 9, 17, 4], (5, 9, 17, 4), np.array([5, 9, 17, 4]), np.array([[5, 9, 17, 4]])):
+        found = nano.score(model, ids)  # type: ignore[arg-type]
+        assert (found[0] if isinstance(found, list) else found) == expected
+    assert isinstance(nano.score(model, (5, 9)), nano.Score)
+
+
 def test_a_token_across_the_seam_is_scored(model: nano.Model) -> None:
     assert model.tokenizer is not None
     (score,) = nano.score(model, [("Once up", "on a time")])
@@ -144,7 +153,8 @@ def test_a_token_across_the_seam_is_scored(model: nano.Model) -> None:
         ([("a", "b", "c")], {}, "a tuple of 3 cannot be scored"),
         ([([], [1])], {}, "a prompt has no tokens"),
         (3, {}, "texts is int; expected a text, or a list"),
-        ([3], {}, "a prompt is 3"),
+        ([3], {}, "a text of 1 tokens"),
+        ([5, [6, 7]], {}, "a prompt is 5; expected a text or a list of token ids"),
         (b"ab", {}, "texts is bytes; expected a text, or a list"),
         (("a", "b"), {}, r"texts is a tuple of two, which may be .*; \[a, b\] is two texts, \[\(a, b\)\] one pair"),
         (([5, 6], [7, 8]), {}, "texts is a tuple of two"),

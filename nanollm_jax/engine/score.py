@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanollm_jax.checks import check_counts
+from nanollm_jax.checks import check_counts, listed, whole
 from nanollm_jax.engine.request import Request, check_ids, check_tops, encode
 from nanollm_jax.engine.rows import Mark
 from nanollm_jax.engine.shared import failed, submit
@@ -77,7 +77,8 @@ def score(
     """Log-probabilities of given texts. One text -> a Score; a list -> a list of them, in order.
 
     texts    each a text or a list of ids, of which all tokens but the first are scored; or a pair (context, continuation), of
-             which the tokens of the continuation are. A pair of texts is encoded as one; a token across the seam is scored
+             which the tokens of the continuation are. A pair of texts is encoded as one; a token across the seam is scored.
+             A list of ids by itself is one text, as in generate
     window   tokens that are read at once, as many as the model has positions by default, and one more at most
     stride   tokens between the beginnings of two windows of a longer text, 1 to window - 1; default half a window. Each
              token is scored once, in the first window that has it: with at least window - stride tokens before it
@@ -97,15 +98,16 @@ def score(
         raise RequestError(
             f"stride is {stride}; expected less than the window of {window}, so that a token has others before it."
         )
-    if isinstance(texts, str):
-        return run(model, [text_to_score(model, texts)], window, stride, rows, tops, own)[0]
-    if not isinstance(texts, Sequence) or isinstance(texts, bytes | bytearray | memoryview):
+    given = listed(texts)
+    if isinstance(texts, str) or (given and all(whole(token) is not None for token in given)):
+        return run(model, [text_to_score(model, texts if given is None else given)], window, stride, rows, tops, own)[0]
+    if given is None:
         raise RequestError(f"texts is {type(texts).__name__}; expected a text, or a list of texts or pairs.")
     if isinstance(texts, tuple) and len(texts) == 2:
         raise RequestError(
             "texts is a tuple of two, which may be two texts or a pair; [a, b] is two texts, [(a, b)] one pair."
         )
-    return run(model, [text_to_score(model, text) for text in texts], window, stride, rows, tops, own)
+    return run(model, [text_to_score(model, text) for text in given], window, stride, rows, tops, own)
 
 
 def text_to_score(model: Model, text: Any) -> tuple[list[int], int]:
