@@ -29,7 +29,7 @@ MOST_LAYERS = 10_000  # the deepest model that was published has 126; each is a 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture of one decoder-only transformer. Letters as in params.py. Raises ConfigError on values that cannot be.
+    """The architecture of one decoder-only transformer. Letters as in layout.py. Raises ConfigError on values that cannot be.
 
     layers has one record for each of the L layers: what is special about it. learned_positions is a table of max_positions
     vectors, for models that rotate nothing.

@@ -71,7 +71,11 @@ def test_pieces_and_steps_give_what_one_pass_gives(family):
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", *(pytest.param(name, marks=pytest.mark.parity) for name in ("gemma3_text", "deepseek_v3"))]
+    "family",
+    [
+        "llama",
+        *(pytest.param(name, marks=pytest.mark.parity) for name in ("gemma3_text", "gemma4_text", "deepseek_v3")),
+    ],
 )
 def test_the_law_of_load_holds_in_8_bits(family, monkeypatch):
     """Blocks of prefixes are kept and restored as they are: ==, whatever is cached."""
@@ -82,9 +86,9 @@ def test_the_law_of_load_holds_in_8_bits(family, monkeypatch):
     assert jax.tree.leaves(engine.pool)[0].dtype == np.int8
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["gemma3_text", "gemma4_text", "deepseek_v3"])
 def test_bytes_are_those_that_are_planned(family):
-    """Of a full layer and a ring, and of latents, as they are and in 8 bits."""
+    """Of a full layer and a ring, of layers that look at those, and of latents, as they are and in 8 bits."""
     model = model_of(family)
     for one in (model, in_8_bits(model)):
         engine_bytes = memory.needed(one, 2, 256)

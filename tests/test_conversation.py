@@ -371,6 +371,35 @@ def test_a_conversation_grows_beyond_longropes_original_length_and_back(model: n
     assert min(ask("What did the little dog do then? " * 3, 4)) > 32
 
 
+@pytest.mark.parity  # one more model's programs
+def test_layers_that_look_at_anothers_keys_go_back_with_it(model: nano.Model) -> None:
+    """Of rings and full layers, the second half of which looks at the first: turns, undo and turns again are as without."""
+    sizes = dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), model.config.vocab_size)
+    config, _ = nano.read_config(FURTHER["gemma4_text"] | sizes)
+    params = nano.init_params(config, jax.random.key(5), jnp.float32)
+    shared = nano.Model(config, params, model.tokenizer, chat_template=model.chat_template)
+    conversation = nano.Conversation(
+        shared, max_new_tokens=5, sampling=nano.Sampling(temperature=0.0, repetition_penalty=1.3)
+    )
+
+    def ask(question: str) -> int:
+        """How many tokens were in the cache before an answer that is the same without it."""
+        messages = [*conversation.messages, {"role": "user", "content": question}]
+        alone = nano.chat(shared, messages, max_new_tokens=5, sampling=conversation.sampling)
+        answer = say(conversation, question)
+        assert answer.generation.token_ids == alone.token_ids
+        agree(answer.generation.logprobs, alone.logprobs, 1e-4)
+        return answer.timings.cached_tokens
+
+    ask("Who was Tim?")
+    assert ask("And then?") > 10
+    assert conversation.undo() == "And then?"
+    ask("And what did he say to the little dog?")
+    conversation.undo()
+    conversation.undo()
+    ask("Who?")
+
+
 def test_a_ring_that_has_overwritten_cannot_go_back() -> None:
     """Windows of 7: seven positions can be taken back to three, eleven only to ten, whose window is still there."""
     layer = nano.init_cache(random_model("mistral").config, 1, 32).layers[0]

@@ -157,9 +157,10 @@ def test_speculation_is_a_property_of_the_rows():
             nano.stream(model, prompt, speculate=wrong)
 
 
-def test_a_draft_model_reads_what_the_model_reads():
+@pytest.mark.parametrize("family", ["gemma3_text", pytest.param("gemma4_text", marks=pytest.mark.parity)])
+def test_a_draft_model_reads_what_the_model_reads(family):
     """The model itself is always right where nothing is drawn at random; behind a prefix that is restored, too."""
-    model = model_of("gemma3_text")
+    model = model_of(family)
     engine, prompt = Engine(model, ROWS, piece=SHORT, speculate=nano.DraftModel(model, 3)), (5, 7, 11, 2) * 12
     tickets = []
     for _ in range(2):

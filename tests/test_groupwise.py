@@ -149,11 +149,15 @@ def in_4_bits(config):
     return nano.Model(config, params), nano.Model(config, parameters.nest(plain))
 
 
-def test_a_model_computes_what_its_rounded_weights_say():
-    """Groups of 16, of 8, and of all inputs."""
-    four, plain = in_4_bits(random_model("llama").config)
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [("llama", {16, 8}), pytest.param("gemma4_text", {32, 12, 20, 44, 8, 10}, marks=pytest.mark.parity)],
+)
+def test_a_model_computes_what_its_rounded_weights_say(family, sizes):
+    """Groups of 16, of 8, and of all inputs; of layers with widths of their own, and what layers are told."""
+    four, plain = in_4_bits(random_model(family).config)
     groups = {array.group for array in parameters.flatten(four.params).values() if isinstance(array, Groupwise)}
-    assert groups == {16, 8} and four.dtype.name == "int4"
+    assert groups == sizes and four.dtype.name == "int4"
     assert four.nbytes == sum(parameters.nbytes(four.config, four.dtype).values())
     tokens = rng.integers(0, four.config.vocab_size, (2, 20), dtype=np.int32)
 

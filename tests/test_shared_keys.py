@@ -113,3 +113,16 @@ def test_queries_alone_have_no_keys():
     q, k, v, gate = attention.split_heads(x, beside=0)
     np.testing.assert_array_equal(q, np.asarray(x).reshape(2, 3, 10, 4))
     assert k.shape == v.shape == (2, 3, 0, 4) and gate is None
+
+
+@pytest.mark.parity
+def test_scores_and_embeddings_are_those_of_one_pass():
+    """Of a text longer than the window, read with another beside it."""
+    model = random_model("gemma4_text")
+    ids = np.random.default_rng(1).integers(0, 83, 40).tolist()
+    inside = jax.jit(nano.harvest(nano.forward, ("final_norm",)), static_argnames="config")
+    cache = nano.init_cache(model.config, 1, len(ids), jnp.float32)
+    (logits, _), values = inside(model.params, jnp.asarray([ids]), cache, config=model.config)
+    expected = np.asarray(jax.nn.log_softmax(logits[0]))[np.arange(39), ids[1:]]
+    agree(nano.score(model, [ids, ids[::-1]])[0].logprobs, expected, 1e-4)
+    agree(nano.embed(model, [ids, ids[:9]], normalize=False)[0], np.asarray(values["final_norm"][0]).mean(0), 1e-4)
