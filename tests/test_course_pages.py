@@ -26,7 +26,7 @@ print("The answer: 1,250 of them")
 # It was many.
 #
 # ## Behind
-# The rest.
+# The rest. A haystack, and needle after needle.
 """
 
 
@@ -48,7 +48,7 @@ def pages(tmp_path_factory):
 def test_a_chapter_waits_for_a_guess(pages, browser, width, scheme):
     page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page.goto((pages / "01_small.html").as_uri())
-    assert not page.get_by_text("It was many.").is_visible() and page.get_by_text("The rest.").is_visible()
+    assert not page.get_by_text("It was many.").is_visible() and page.get_by_text("The rest. A").is_visible()
     page.get_by_label("your guess").fill("about 1000")
     page.get_by_role("button", name="See").click()
     assert page.get_by_text("It was many.").is_visible()
@@ -66,7 +66,11 @@ def test_the_cover_writes_and_finds(pages, browser):
     page.get_by_label("search the course").fill("haystack")
     page.keyboard.press("Enter")
     page.wait_for_url("**/index.html?q=haystack")
-    assert page.locator(".found a").get_attribute("href") == "01_small.html#the-idea"
+    assert page.locator(".found a").count() == 2
+    # both sections have the words, one of them in its heading, the other as they are typed
+    page.get_by_label("search the course").fill("needle  in a")
+    assert page.locator(".found a").first.get_attribute("href") == "01_small.html#the-idea"
+    assert "needle in a haystack" in page.locator(".found small").first.text_content()
     assert "</script><b>" in page.locator(".typed span").text_content()
     page.locator(".typed span").click()
     assert "37 %" in page.locator(".said").text_content()

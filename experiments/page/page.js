@@ -120,19 +120,21 @@ function story() {
   const timer = setInterval(() => { if (n < data.tokens.length) write(data.tokens[n++]); else clearInterval(timer); }, 60);
 }
 
-// Search: every section that has all words, those in a heading first.
+// Search: every section that has all words, first those that have them as they were typed, or in a heading.
 function search() {
   const input = document.getElementById("words"), list = document.querySelector(".found");
   if (!input) return;
   const sections = JSON.parse(document.getElementById("sections").textContent);
   const look = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter((word) => word.length > 1);
+    const phrase = input.value.trim().toLowerCase().replace(/\s+/g, " ");  // as it was typed: worth more than its words apart
     const hits = !words.length ? [] : sections.map((one) => {
       const heading = `${one.title} ${one.section}`.toLowerCase(), text = one.text.toLowerCase();
-      return { one, score: words.every((w) => heading.includes(w) || text.includes(w)) ? words.filter((w) => heading.includes(w)).length + 0.01 * text.split(words[0]).length : -1 };
+      const whole = words.length > 1 && (heading.includes(phrase) || text.includes(phrase)) ? words.length : 0;
+      return { one, score: words.every((w) => heading.includes(w) || text.includes(w)) ? whole + words.filter((w) => heading.includes(w)).length + 0.01 * text.split(words[0]).length : -1 };
     }).filter((hit) => hit.score >= 0).sort((a, b) => b.score - a.score).slice(0, 20);
     list.replaceChildren(...hits.map(({ one }) => {
-      const at = Math.max(0, one.text.toLowerCase().indexOf(words[0]) - 60);
+      const text = one.text.toLowerCase(), at = Math.max(0, text.indexOf(text.includes(phrase) ? phrase : words[0]) - 60);
       return make("li", {}, make("a", { href: `${one.page}.html#${one.id}` }, `${one.title}: ${one.section}`), make("small", {}, `… ${one.text.slice(at, at + 180)} …`));
     }));
     if (words.length && !hits.length) list.append(make("li", {}, "Nothing was found."));
