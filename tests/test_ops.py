@@ -19,6 +19,11 @@ from nanollm_jax.ropes import LinearScaling, Llama3Scaling, LongRopeScaling, Rop
 
 rng = np.random.default_rng(0)
 
+# each as one program: without jit every operation of theirs is compiled by itself
+mixed = jax.jit(moe.moe, static_argnums=(3, 4, 5))
+one_by_one, by_groups = (jax.jit(way, static_argnums=4) for way in (moe.dense, moe.grouped))
+WAYS = {"dense": one_by_one, "grouped": by_groups}
+
 
 def random(*shape):
     return rng.standard_normal(shape).astype(np.float32)
@@ -253,7 +258,7 @@ def test_both_ways_through_the_experts(rows, top_k, renormalize):
 
     given, chances = dense(p, x)
     agree(given, expected)
-    agree(jax.jit(moe.moe, static_argnums=(3, 4, 5))(p, x[None], chances, "silu", top_k, router)[0], expected)
+    agree(mixed(p, x[None], chances, "silu", top_k, router)[0], expected)
 
 
 KEEP = {
@@ -321,9 +326,9 @@ def test_experts_with_biases():
             gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
             hidden = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
             expected[row] += float(share) * (p["down"][e] @ hidden + p["down_bias"][e])
-    agree(moe.moe(p, x[None], chances, "clamped_swish", 2, Router())[0], expected)
+    agree(mixed(p, x[None], chances, "clamped_swish", 2, Router())[0], expected)
     last = np.einsum("rk,rkd->rd", weight, p["down_bias"][np.asarray(expert)])
-    agree(moe.dense(p, x, weight, expert, "clamped_swish") + last, expected)
+    agree(one_by_one(p, x, weight, expert, "clamped_swish") + last, expected)
 
 
 def test_a_sink_takes_its_part():
@@ -349,7 +354,7 @@ def test_queries_that_grow_with_their_positions():
     assert rope.sharpen(q, at, None) is q
 
 
-@pytest.mark.parametrize("way", [moe.dense, moe.grouped])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_an_expert_that_gets_all_rows_and_experts_that_get_none(way):
     p, x = experts(4, 3, 6), random(9, 6)
     weight, expert = jnp.ones((9, 1)), jnp.full((9, 1), 2)
@@ -358,7 +363,7 @@ def test_an_expert_that_gets_all_rows_and_experts_that_get_none(way):
     agree(way(p, x, weight, expert, "silu"), np.asarray(alone))
 
 
-@pytest.mark.parametrize("way", [moe.dense, moe.grouped])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_experts_without_a_gate(way):
     p, x = experts(3, 5, 4, U=1), random(6, 4)
     weight, expert = moe.chosen(moe.chances(p, x[None], Router())[0], 3, Router(renormalize=False))
@@ -427,6 +432,10 @@ def test_a_piece_looks_at_what_is_in_use_of_a_cache(window, monkeypatch):
     B, T, N, K, H, S = 2, 20, 4, 2, 8, 1100
     q, k, v = random(B, T, N, H), random(B, K, S + T, H), random(B, K, S + T, H)
 
+    @jax.jit
+    def attend(q, keys, values, stand, filled, at):
+        return dot_product(q, Seen(keys, values, stand, filled, T), at, window, None, None, "x")
+
     def found(first, S, damaged):
         """With so many slots, of which the first row has filled so many and the second three."""
         filled = np.array([first, 3])
@@ -436,11 +445,10 @@ def test_a_piece_looks_at_what_is_in_use_of_a_cache(window, monkeypatch):
         for x in (keys, values):
             x[:, :, damaged:S] = np.nan
         stand = np.concatenate([stand, at], axis=1)
-        return jax.jit(lambda q, *seen: dot_product(q, Seen(*seen, T), jnp.asarray(at), window, None, None, "x"))(
-            q, keys, values, stand, filled
-        )
+        return attend(q, keys, values, stand, filled, at)
 
     for first, view in ((0, 256), (256, 256), (257, 512), (700, 768), (1100, 1100)):
         np.testing.assert_array_equal(found(first, S, view), found(first, view, view))
     monkeypatch.setattr("nanollm_jax.ops.dot_product.views", lambda slots: [slots])  # as on other devices
+    attend.clear_cache()
     np.testing.assert_array_equal(found(500, 600, 600), found(500, 512, 512))  # the last block is no whole one
