@@ -27,6 +27,14 @@ def model(request):
     return random_model(request.param)
 
 
+# what a row is beside others test_engine.py asks of rings, too
+in_one_family = pytest.mark.parametrize(
+    "model",
+    [pytest.param(name, marks=[] if name == QUICK[0] else pytest.mark.parity) for name in INVARIANT],
+    indirect=True,
+)
+
+
 @pytest.fixture(scope="module")
 def forward(model):
     """Compiled for each shape, which is what these tests cost: they take the same ones, tokens [2 13] and a cache of 44."""
@@ -109,6 +117,7 @@ def test_teacher_forcing_gives_the_logprobs_of_generate(model, whole):
     agree(answer.logprobs, expected, 1e-4)
 
 
+@in_one_family
 def test_a_row_alone_is_the_row_in_a_batch(model):
     """Other rows, another number of rows, other prompt buckets and other capacities change no token."""
     seeds = [11, 12, 13, 14]
@@ -144,6 +153,7 @@ def test_padding_does_not_matter(model):
     np.testing.assert_array_equal(states[0].past.prompt, states[1].past.prompt)
 
 
+@in_one_family
 def test_functional_core_under_vmap_and_grad(model, forward):
     """vmap over whole requests equals a batch; the gradient is finite and not zero."""
     tokens, config = tokens_for(model, 2, 13), model.config

@@ -38,7 +38,7 @@ LARGER = {
     "gpt2": GPT2 | {"n_head": 8, "n_embd": 256, "n_inner": 1024, "vocab_size": 997},
 }  # fmt: skip
 BATCH, CONTEXT = 4, 256
-QUICK = [("llama", 1, 1), ("mistral", 1, 7), ("gpt2", 2, 2)]  # with make test; compiling is all that they cost
+QUICK = [("llama", 1, 1), ("gpt2", 2, 2)]  # with make test; compiling is all that they cost
 
 
 def step(config, mesh):

@@ -45,7 +45,7 @@ MESHES = {
     "gpt2": [(1, 3), (1, 8), (2, 3), (2, 4), (4, 2)],
 }
 # with make test; compiling is all that they cost
-QUICK = {"llama": [(1, 8), (2, 4)], "mistral": [], "gpt2": [(2, 3)]}
+QUICK = {"llama": [(2, 4)], "mistral": [], "gpt2": [(2, 3)]}
 GREEDY_AND_SAMPLED = nano.Sampling(
     temperature=[0.0, 0.0, 1.3, 0.9], top_k=[0, 0, 40, 0], top_p=[1, 1, 0.95, 1], repetition_penalty=[1, 1.1, 1.2, 1]
 )
