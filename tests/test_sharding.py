@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import agree
-from models import FURTHER, GPT2, LLAMA, MISTRAL, forward, random_model
+from models import FURTHER, GPT2, HYBRIDS, LLAMA, MISTRAL, forward, random_model
 from programs import compiled
 
 import nanollm_jax as nano
@@ -119,8 +120,15 @@ def check_mesh(whole, expected, dp, tp):
 
 # a norm over all heads, experts beside a plain MLP: where devices exchange more than in the first three families
 SPECIAL = [("olmo2", 2, 4), ("qwen3_moe", 2, 3)]
-# one mesh that copies key heads and divides all else, and one that divides nothing; every size of a mesh is above and below
-EVERY = [(family, *mesh) for family in FURTHER for mesh in ((2, 4), (1, 5)) if (family, *mesh) not in SPECIAL]
+# one mesh that copies key heads and divides all else, and one that divides nothing: families in turn, and both of those whose
+# layers are divided otherwise than by heads; every size of a mesh is above and below
+BOTH = ("gemma4", "gpt_oss", "deepseek_v3", *HYBRIDS)
+EVERY = [
+    (family, *mesh)
+    for n, family in enumerate(FURTHER)
+    for at, mesh in enumerate([(2, 4), (1, 5)])
+    if (family, *mesh) not in SPECIAL and (n % 2 == at or family in BOTH)
+]
 
 
 @pytest.mark.parametrize(
@@ -357,8 +365,7 @@ def test_a_mesh_that_divides_nothing(name, tp):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("tp", [3, 8])
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize(("name", "tp"), list(zip(ODD, itertools.cycle([3, 8]), strict=False)))
 def test_a_mesh_that_divides_nothing_in_8_bits(name, tp):
     heads, changes = ODD[name]
     config = shaped(*heads, **changes)
@@ -484,7 +491,7 @@ def test_the_command_line_on_a_mesh(capsys):
     words = ["generate", "Once upon a time", "--max-new-tokens", "8", "--dtype", "float32"]
     assert run(words) == 0
     one = capsys.readouterr().out
-    assert run([*words, "--dp", "2", "--tp", "3", "--devices", "8"]) == 0  # the programs of test_load_onto_a_mesh
+    assert run([*words, "--dp", "2", "--tp", "3", "--devices", "8"]) == 0
     assert capsys.readouterr().out == one and len(one) > 10
     words = ["mesh", "--tp", "2", "--picture"]
     assert run([*words, "layers.0.mlp.down"]) == 0
