@@ -167,13 +167,15 @@ same("after the last layer the lens is the model itself", final, jax.nn.softmax(
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(11, 3.9))
 best, sure = lens.argmax(-1), lens.max(-1)  # [L+1 T]
+settled = best == best[-1]
+check("bold: at its end the model says what it finally says, and at its beginning it does not",
+      settled[-1].all() and not settled[0].all())  # fmt: skip
 ax.imshow(sure[::-1], cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
 for n in range(len(lens)):
     for t in range(len(ids)):
         y = len(lens) - 1 - n
-        settled = best[n, t] == best[-1, t]
         ax.text(t, y, model.tokenizer.piece(int(best[n, t])), ha="center", va="center", fontsize=9,
-                color="white" if sure[n, t] > 0.6 else "black", weight="bold" if settled else "normal")  # fmt: skip
+                color="white" if sure[n, t] > 0.6 else "black", weight="bold" if settled[n, t] else "normal")  # fmt: skip
 ax.set_xticks(range(len(ids)), pieces)
 ax.set_yticks(range(len(lens)), [*(f"layer {n}" for n in reversed(range(config.num_layers))), "embedding"])
 ax.set(
@@ -205,6 +207,9 @@ table(
     [(name, f"{size:.2f}", f"{part:.1%}") for name, size, part in zip(names, sizes.mean(-1), share, strict=True)],
 )
 same("the shares are everything", share.sum(), 1, 1e-12)
+end = x[1:]  # [T-1 D]: the stream as the blocks left it
+same("a part's share, from the stream as the blocks left it",
+     share[4], ((parts[4] * end).sum(-1) / np.square(end).sum(-1)).mean(), 1e-9)  # fmt: skip
 rms = dict(zip(names, sizes.mean(-1), strict=True))
 check("the embedding is less than a tenth of what any part behind the first attention writes",
       rms["embedding"] < 0.1 * min(size for name, size in rms.items() if name not in ("embedding", "attention 0")))  # fmt: skip
@@ -294,7 +299,9 @@ left.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
 left.set(title="how much each part writes", ylabel="root mean square")
 left.legend()
 places = [names.index(name) for name in cost]
-right.bar(places, list(cost.values()), color=[colours[place] for place in places])
+bars = right.bar(places, list(cost.values()), color=[colours[place] for place in places])
+tallest = max(zip(places, bars, strict=True), key=lambda pair: pair[1].get_height())[0]
+check("the tallest bar stands where the table begins", names[tallest] == ordered[0][0])
 right.set_xticks(range(1, len(names)), names[1:], rotation=60, ha="right", fontsize=8)
 most, least = max(cost.values()), sorted(cost.values())[-2]
 right.text(names.index(ordered[0][0]), 1.7 * least, f" {most:.1f} ", color="white", ha="center", va="top", rotation=90)
@@ -343,11 +350,18 @@ two = written[0] + written[1]
 scaled = (
     rms_norm(two, np.ones(config.hidden_size)) / two
 )  # [T D]: by what factor the norm changed the stream of each token
+same("one factor for all numbers of a token", scaled, np.repeat(scaled[:, :1], config.hidden_size, axis=1))
 check("every token has another factor", np.ptp(scaled[:, 0]) > 0.1 * scaled[:, 0].max())
 
 # %% tags=["answer"]
 alone = loss_without(*(f"layers.{layer}.attention.out" for layer in range(config.num_layers)))
 print(f"only the current piece: loss {alone:.2f} instead of {whole:.2f}. It knows which piece often follows which.")
+same(
+    "by our own blocks",
+    alone,
+    loss_by_hand(*(f"layers.{layer}.attention.out" for layer in range(config.num_layers))),
+    1e-4,
+)
 check("much worse, and better than blind guessing", whole + 0.5 < alone < math.log(config.vocab_size))
 
 # %% tags=["answer"]

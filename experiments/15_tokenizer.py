@@ -37,7 +37,8 @@ HARD = [
     "ΑΒΓ αβγ", "привет мир", "你好，世界", "नमस्ते", "مرحبا", "👩‍👩‍👧 🙂 🇨🇭", "e\u0301 is e and an accent", "nul \x00 and \x7f",
     "<s> </s> <0x41> ▁ Ġ",
     "\u00a0\u2003\u3000wide spaces\u3000", "\ufeffmark", "xooo, oooo, ooooo",
-    "a" * 50, "ThisIsCamelCase__and_snake(case)!!", "'S 'LL ''t",
+    "a" * 50, "ThisIsCamelCase__and_snake(case)!!", "'S 'LL ''t", "'ve begun, 're here",
+    "signs\x1c! that\x1d\x1ePython\x1f? calls spaces", "\x85. one that is",
 ]  # fmt: skip
 random = np.random.default_rng(15)
 
@@ -482,6 +483,8 @@ for name, (text, colour) in cost.items():
     lengths = []
     for step in tried:
         lengths.append(len(encode(text, first_merges(step))) / len(text))
+    check(f"{name}: a token for each letter without merges, with all of them as cut above",
+          lengths[0] == 1 and lengths[-1] == len(encode(text)) / len(text))  # fmt: skip
     right.plot(tried, lengths, color=colour, label=name)
 right.set(title="tokens per character", xlabel="merges", ylim=(0, 1.05))
 right.legend(fontsize=9)
@@ -538,23 +541,23 @@ def longest_first(word):
     return parts
 
 
-different = [
-    w
-    for w in sorted(set(words(LICENCE)))
-    if w.isascii() and w.strip().isalpha() and [vocabulary[p] for p in longest_first(w)] != encode(w)
-]
+plain = [w for w in sorted(set(words(LICENCE))) if w.isascii() and w.strip().isalpha()]
+different = [w for w in plain if [vocabulary[p] for p in longest_first(w)] != encode(w)]
 print(
     len(different),
     "words of the licence would be cut differently, for example",
     [longest_first(w) for w in different[:2]],
 )
-check("the rules differ", different)
+whole = {piece: bytes_of[number] for piece, number in vocabulary.items() if bytes_of[number].isascii()}
+check("what is a piece is one piece", all(longest_first(word.decode()) == [piece] for piece, word in whole.items()))
+check("the rules differ, for some words and not for most", 0 < len(different) < len(plain) / 2)
 
 # %% tags=["answer"]
 cut_short = tokenizer.encode("🙂", bos=False)[:-1]
 print(
     repr(tokenizer.decode(cut_short)), "- one mark of damage. A stream prints it only when nothing can follow any more."
 )
+check("one mark for all that is there of it", tokenizer.decode(cut_short) == "\ufffd" and len(cut_short) > 1)
 incremental = tokenizer.decoder()
 check(
     "nothing until the end, then the mark",

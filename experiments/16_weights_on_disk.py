@@ -188,6 +188,7 @@ for name, entry in contents.items():
     begin, end = (start + offset for offset in entry["data_offsets"])
     cells[begin // 1024 : -(-end // 1024)] = 1 + list(KINDS.values()).index(kind(name))
 cells[: -(-start // 1024)] = 0  # the table of contents
+check("behind the table every dot belongs to a tensor", (cells[-(-start // 1024) :] > 0).all())
 cells = np.pad(cells, (0, -len(cells) % WIDTH), constant_values=5).reshape(-1, WIDTH)
 palette = np.array(
     [[40, 40, 40], *([int(colour[i : i + 2], 16) for i in (1, 3, 5)] for _, colour in KINDS.values()), [255, 255, 255]]
@@ -202,8 +203,12 @@ left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=5, fontsize=8
 for label, colour in KINDS.values():
     numbers = np.concatenate([theirs[name].ravel() for name in theirs if kind(name) == (label, colour)])
     exponents = np.frexp(numbers[numbers != 0])[1] - 1  # the power of two at or below each number
+    check(f"{label}: each number lies between its power of two and the next",
+          np.array_equal(np.floor(np.log2(np.abs(numbers[numbers != 0], dtype=np.float64))), exponents))  # fmt: skip
     powers, counts = np.unique(exponents, return_counts=True)
-    right.plot(powers, counts / len(numbers), "o-", markersize=3, color=colour, label=label)
+    shares = counts / len(numbers)
+    same("the shares are all numbers but zeros", shares.sum(), (numbers != 0).mean())
+    right.plot(powers, shares, "o-", markersize=3, color=colour, label=label)
 matrices = np.abs(np.concatenate([array.ravel() for array in theirs.values() if array.ndim == 2]))
 check("nine tenths of the matrices' numbers, or more, lie between 2^-10 and 2^-2",
       ((matrices >= 2**-10) & (matrices < 2**-2)).mean() > 0.9)  # fmt: skip
@@ -374,6 +379,8 @@ with tempfile.TemporaryDirectory() as folder:
         check("a damaged file is refused", False)
     except nano.CheckpointError as error:
         print("ok   refused:", str(error).removeprefix(folder))
+        said = int.from_bytes(damaged[:8], "little")
+        check("for its length, which is more than all memory has", said > 2**50 and f" {said} " in str(error))
 
 # %% tags=["answer"]
 saved = 128_256 * 4_096 * 2

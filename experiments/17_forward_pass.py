@@ -90,7 +90,10 @@ directions = np.asarray(tokens) / np.linalg.norm(tokens, axis=1, keepdims=True) 
 same("all of length 1", np.square(directions).sum(axis=1), np.ones(V))
 for word in ("dog", "red", "she", "was"):
     (token,) = (n for n in range(V) if model.tokenizer.piece(n) == f"▁{word}")
-    itself, *near = np.argsort(-(directions @ directions[token]))[:6]
+    cosines = directions @ directions[token]  # [V]: 1 for no angle, 0 for a right one, -1 for the opposite
+    apart = np.linalg.norm(directions - directions[token][None], axis=1)  # [V]
+    same("as their ends are apart", cosines, 1 - apart**2 / 2)
+    itself, *near = np.argsort(-cosines)[:6]
     check("no vector is closer to it than its own", itself == token)
     print(f"{word:4} is closest to", ", ".join(model.tokenizer.piece(int(n)).replace("▁", "") for n in near))
 
@@ -219,18 +222,18 @@ for name, config in configs.items():
     params = model.params if name == "LLaMA" else nano.init_params(config, jax.random.key(17), "float32")
     ours, theirs[name] = forward(as_float64(params), ids, FAMILIES[name]), library(params, ids, config)  # [T V]
     same(f"{name}: our forward and nanollm_jax.forward", ours, theirs[name], tolerance=1e-4)
-table(
-    "what the families choose",
-    ["", *FAMILIES],
-    [
-        ("norm", *("layer norm" if s.layer_norm else "RMS norm" for s in FAMILIES.values())),
-        ("positions", *("a learned table" if s.theta is None else "rotary" for s in FAMILIES.values())),
-        ("activation", *(s.activation for s in FAMILIES.values())),
-        ("gate", *("yes" if configs[name].gated_mlp else "no" for name in FAMILIES)),
-        ("biases", *("yes" if configs[name].mlp_bias else "no" for name in FAMILIES)),
-        ("window", *(s.window or "none" for s in FAMILIES.values())),
-    ],
-)
+chosen = [
+    ("norm", *("layer norm" if s.layer_norm else "RMS norm" for s in FAMILIES.values())),
+    ("positions", *("a learned table" if s.theta is None else "rotary" for s in FAMILIES.values())),
+    ("activation", *(s.activation for s in FAMILIES.values())),
+    ("gate", *("yes" if configs[name].gated_mlp else "no" for name in FAMILIES)),
+    ("biases", *("yes" if configs[name].mlp_bias else "no" for name in FAMILIES)),
+    ("window", *(s.window or "none" for s in FAMILIES.values())),
+]
+table("what the families choose", ["", *FAMILIES], chosen)
+said = {what: values for what, *values in chosen}
+check("GPT-2 has biases and no gate, the others a gate and no biases",
+      (said["gate"], said["biases"]) == (["no", "yes", "yes"], ["yes", "no", "no"]))  # fmt: skip
 
 # %% [markdown]
 # ## The experiment: a wrong setting
@@ -290,16 +293,20 @@ check("embeddings are smaller than this epsilon", np.square(weights["embedding"]
 by_library = -jax.nn.log_softmax(theirs["LLaMA"][:-1])[np.arange(len(ids) - 1), ids[1:]].mean()
 same("the right loss is the library's", base, by_library, 1e-4)
 check("each wrong setting changes the loss", min(abs(value / base - 1) for value in losses.values()) > 1e-3)
-if not quick():  # some of the mistakes, made in the library's own config
-    layer, config = model.config.layers[0], model.config
-    every = lambda **change: {"layers": tuple(dataclasses.replace(one, **change) for one in config.layers)}  # noqa: E731
-    MISTAKES = {
-        "the right ones": {}, "epsilon 0.01": {"norm_eps": 0.01}, "GELU": {"activation": "gelu_tanh"},
-        "ReLU": {"activation": "relu"}, "theta 500,000": every(rope=dataclasses.replace(layer.rope, theta=500_000.0)),
-        "a window of 8": every(window=8), "no positions": every(rope=None),
-    }  # fmt: skip
+# some of the mistakes, made in the library's own config
+layer, config = model.config.layers[0], model.config
+every = lambda **change: {"layers": tuple(dataclasses.replace(one, **change) for one in config.layers)}  # noqa: E731
+MISTAKES = {
+    "epsilon 0.01": {"norm_eps": 0.01}, "GELU": {"activation": "gelu_tanh"},
+    "ReLU": {"activation": "relu"}, "theta 500,000": every(rope=dataclasses.replace(layer.rope, theta=500_000.0)),
+    "a window of 8": every(window=8), "no positions": every(rope=None),
+}  # fmt: skip
+for name, change in MISTAKES.items():
+    scored = library(model.params, ids, dataclasses.replace(config, **change))
+    same(f"{name}: the library loses as much", loss(np.asarray(scored, np.float64), ids), losses[name], 1e-4)
+if not quick():
     print("\nwhat the model writes with some of them, always taking the most probable piece:")
-    for name, change in MISTAKES.items():
+    for name, change in ({"the right ones": {}} | MISTAKES).items():
         wrong = dataclasses.replace(model, config=dataclasses.replace(config, **change))
         answer = nano.generate(wrong, "Lily and her friend", max_new_tokens=30, sampling=nano.Sampling(temperature=0.0))
         print(f"{name:14} Lily and her friend{answer.text.replace(chr(10), ' ')}")

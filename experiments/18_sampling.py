@@ -18,7 +18,7 @@
 # - *penalties* lower the logits of pieces that have occurred already;
 # - *temperature* divides all logits: below 1 the best piece wins more often, above 1 less often;
 # - *top-k* keeps the k best pieces;
-# - *top-p*, also called nucleus sampling, keeps the fewest best pieces that have at least probability p together;
+# - *top-p*, also called nucleus sampling, keeps the best pieces, no more than are needed to have probability p together;
 # - *min-p* keeps the pieces that are at least p times as probable as the best one.
 #
 # A piece that is removed gets the logit `-inf`, so its probability is 0 (chapter 09), and the rest share what it had.
@@ -100,8 +100,8 @@ BY_HAND = {
     "top-p 0.9": (top_p(logits, 0.9), nano.Sampling(top_p=0.9)),
     "min-p 0.05": (min_p(logits, 0.05), nano.Sampling(min_p=0.05)),
     "all together": (
-        min_p(top_p(top_k(logits / 0.8, 30), 0.9), 0.1),
-        nano.Sampling(0.8, top_k=30, top_p=0.9, min_p=0.1),
+        min_p(top_p(top_k(logits / 0.8, 8), 0.9), 0.02),
+        nano.Sampling(0.8, top_k=8, top_p=0.9, min_p=0.02),
     ),
 }
 
@@ -371,10 +371,10 @@ if not quick():
 # ## In the engine
 # - `nanollm_jax.Sampling` holds the settings, one value for all rows or one for each. Inside the compiled program
 #   they are arrays, so changing one never compiles anything.
-# - `nanollm_jax.sampling.shape_logits` goes through the steps in a fixed order: bias, penalties, temperature, top-k,
-#   top-p, min-p. The order is part of the meaning (exercise 2).
+# - `nanollm_jax.sampling.shape_logits` goes through the steps in a fixed order: what the user adds to the logits of single
+#   pieces (`logit_bias`), penalties, temperature, top-k, top-p, min-p. The order is part of the meaning (exercise 2).
 # - `nanollm_jax.sampling.cut` makes each of the three cuts a threshold on the logit, so pieces that tie with the last
-#   one kept are kept too. It does not sort the vocabulary for them, which takes long where that is large:
+#   one kept are kept too. It does not sort the vocabulary for that, since sorting a large one takes long:
 #   `nanollm_jax.sampling.kept_best` finds the thresholds of top-k and top-p bit by bit, in 31 passes over the logits.
 #   A cut that no row asks for is not computed.
 # - `nanollm_jax.sampling.draw` draws for a whole batch. `nanollm_jax.sampling.draw_one` is the line: first the block of
@@ -405,20 +405,14 @@ print(
 )
 for t in (0.5, 0.1, 0.02):
     print(f"temperature {t}: the best has probability {softmax(logits / t).max():.4f}")
-token, _ = draw(
-    jnp.asarray(logits)[None],
-    nano.Sampling(temperature=0.0).rows(1, V),
-    nothing,
-    jnp.zeros(1, jnp.uint32),
-    jnp.zeros(1, int),
-)
-check("temperature 0 takes the best", int(token[0]) == int(np.argmax(logits)))
+tokens, _ = draw(batch, nano.Sampling(temperature=0.0).rows(T, V), nothing_anywhere, seeds, positions)
+check("temperature 0 takes the best, at every place of the prompt", np.array_equal(tokens, everywhere.argmax(-1)))
 
 # %% tags=["answer"]
 cool = logits / 0.5
 check("top-k keeps the same pieces", np.array_equal(np.isfinite(top_k(cool, 5)), np.isfinite(top_k(logits, 5))))
 kept = [np.isfinite(top_p(scores, 0.9)).sum() for scores in (logits, cool)]
-check("top-p does not", kept[0] != kept[1])
+check("top-p does not: what is cooler needs fewer", kept[1] < kept[0])
 print("pieces kept by top-p 0.9, without and with temperature 0.5 before it:", *kept)
 
 # %% tags=["answer"]

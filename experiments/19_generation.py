@@ -143,11 +143,10 @@ check("the scan as well, for all of its tokens", programs["fixed length, lax.sca
 
 # %% [markdown]
 # The first column of milliseconds has the compiling in it: for every token it costs far more than the token itself. Once
-# that is done, the growing text is the quickest of
-# ours: it reads a dozen tokens, and the others all of their room. (The library compiles one program that reads the prompt
-# and one that writes 16 tokens; what else it compiles is small, and fills arrays.) The scan brings little here, because a
-# pass over all of the room takes far longer than calling a program. What does a call cost? A program that does next to
-# nothing shows it.
+# that is done, the growing text is the quickest of ours: it reads a dozen tokens, and the others all of their room. (The
+# library compiles one program that reads the prompt and one that writes 16 tokens; what else it compiles is small, and fills
+# arrays.) The scan brings little here, because a pass over all of the room takes far longer than calling a program. What does
+# a call cost? A program that does next to nothing shows it.
 
 # %%
 tiny = jax.jit(lambda x: x * 0.999)
@@ -163,7 +162,7 @@ def called():
 
 together = jax.jit(lambda x: jax.lax.scan(lambda x, _: (x * 0.999, None), x, length=STEPS)[0])
 same("both compute the same", called(), together(jnp.float32(1)))
-by_call, by_scan = seconds(called) / STEPS, seconds(together, jnp.float32(1)) / STEPS
+by_call, by_scan = (seconds(*run) / STEPS for run in ((called,), (together, jnp.float32(1))))
 print(f"a step that is called from Python: {by_call * 1e6:.2f} microseconds; a step of a scan: {by_scan * 1e6:.3f}")
 check_time("a call costs more than ten steps of a scan", by_call > 10 * by_scan)
 check_time("and less than a tenth of a pass over all of the room", 10 * by_call < 1 / written["fixed length"])
@@ -174,7 +173,8 @@ check_time("and less than a tenth of a pass over all of the room", 10 * by_call 
 #
 # ## Perplexity: how well is a text predicted?
 # The model gives every token of an existing text a probability, given all tokens before it. One pass is enough for all
-# of them. The product of these probabilities is that of the whole text, a tiny number, so their logarithms are added.
+# of them. The product of these probabilities is the probability of the whole text, a tiny number, so their logarithms are
+# added.
 # The mean of -ln p is the *loss* (chapter 07), and e to the power of the loss is the *perplexity*: a model with
 # perplexity 5 is as uncertain as if it had to guess, for each token, among 5 equally probable ones.
 
@@ -208,6 +208,7 @@ STORY = (
 NEWS = "The central bank raised its interest rate by a quarter of a point on Thursday, citing inflation in the service sector."
 words = STORY.split()
 shuffled = " ".join(np.random.default_rng(0).permutation(words).tolist())
+check("the same words, each as often", sorted(shuffled.split()) == sorted(words) and shuffled != STORY)
 texts = {
     "its own text, greedy": PROMPT + greedy.token_ids,
     "its own text, drawn": PROMPT + drawn.token_ids,
@@ -221,9 +222,8 @@ table(
     ["text", "tokens", "perplexity"],
     [(name, len(ids), f"{perplexity[name]:,.1f}") for name, ids in texts.items()],
 )
-same(
-    "a story's, by nanollm_jax.score", perplexity["a story"], nano.score(model, [texts["a story"]])[0].perplexity, 1e-4
-)
+scored = nano.score(model, [texts["a story"]])[0]
+same("a story's, by nanollm_jax.score", perplexity["a story"], scored.perplexity, 1e-4)
 check("it prefers its own best text to a story", perplexity["its own text, greedy"] < perplexity["a story"])
 check(
     "and a story to the same words in disorder", 5 * perplexity["a story"] < perplexity["the story, its words shuffled"]
@@ -234,11 +234,14 @@ print("Perplexities of models with different vocabularies cannot be compared: lo
 # %% tags=["figure"]
 ids = texts["a story"]
 losses = surprise(ids)
-by_surprise = [f"“{tokenizer.piece(ids[n + 1])}” {losses[n]:.2f}" for n in np.argsort(-losses)]
+told = list(zip(ids[1:], losses, strict=True))  # each token but the first, and how much it surprised
+same("token by token, by nanollm_jax.score", [value for _, value in told], np.negative(scored.logprobs), 1e-4)
+check("of the same tokens", [token for token, _ in told] == scored.token_ids)
+by_surprise = [f"“{tokenizer.piece(token)}” {value:.2f}" for token, value in sorted(told, key=lambda pair: -pair[1])]
 print("most:", ", ".join(by_surprise[:5]), "  least:", ", ".join(by_surprise[-5:]))
 figure, ax = plt.subplots(figsize=(9.5, 2.5))
 x = y = 0
-for token, value in zip(ids[1:], losses, strict=True):
+for token, value in told:
     piece = tokenizer.piece(token)
     if x + len(piece) > 82:
         x, y = 0, y - 1
@@ -271,6 +274,7 @@ predict("of the last 80 places of each text, how many are repetitions?")
 # %% tags=["answer"]
 BEGINNING, LENGTH, LAST = "The dog ran and ran. The dog", 64 if quick() else 240, 16 if quick() else 80
 no_end = {token: -math.inf for token in model.defaults.eos_ids}
+check("the end, </s>, is forbidden", [tokenizer.piece(token) for token in no_end] == ["</s>"])
 rows = {
     name: nano.generate(
         model,
@@ -296,6 +300,7 @@ def repetitions(ids, length=8):
 share = {name: repetitions(answer.token_ids)[-LAST:].mean() for name, answer in rows.items()}
 for name, answer in rows.items():
     print(f"{name}: {share[name]:.0%} repetitions. ...{answer.text[-100:]!r}")
+check("no text has ended before its time", all(len(answer.token_ids) == LENGTH for answer in rows.values()))
 outcome(LAST * share["greedy"], f"of the last {LAST} in the greedy text")
 check("nothing is a repetition in a text that never repeats", not repetitions(list(range(50))).any())
 check("a circle of five is one, after the first eight and five", repetitions([1, 2, 3, 4, 5] * 4).sum() == 20 - 12)
@@ -350,6 +355,7 @@ right.fill_between(np.arange(LENGTH), 1, where=circle, step="mid", color=BLUE, a
                    label="repetitions in greedy")  # fmt: skip
 for (name, answer), colour in zip(rows.items(), (BLUE, ORANGE), strict=True):
     p = np.exp(np.convolve(answer.logprobs, np.ones(width) / width, "valid"))
+    same(f"{name}: the line ends at its last tokens' mean", p[-1], math.exp(np.mean(answer.logprobs[-width:])), 1e-9)
     right.plot(np.arange(width - 1, LENGTH), p, color=colour, label=name)
 right.set(xlabel="place in the text", ylabel="probability", ylim=(0, 1), xlim=(0, LENGTH),
           title=f"mean of the last {width} tokens")  # fmt: skip
@@ -371,8 +377,8 @@ save(figure, "19_copies")
 #   none of them goes on. `nanollm_jax.engine.engine.Engine` calls it for a *chunk* of 16 tokens, and for the next chunk
 #   before anybody has looked at the first: while the host looks for a *stop string*, a text with which the user wants the
 #   answer to end, the *device*, whatever runs the compiled program, goes on.
-# - The rows of a batch come and go. One that has ended writes nothing, and who waits takes its place: its prompt is
-#   read piece by piece between two chunks.
+# - The texts of a batch come and go (chapter 25). One that has ended writes nothing, and a prompt that waits takes its place:
+#   between two chunks a piece of the prompt is read, until all of it is.
 # - `nanollm_jax.engine.buckets` rounds prompts and caches up to a few lengths, so that few programs are ever compiled.
 # - `nanollm_jax.engine.timings.CompileWatch`, used above, counts compilations. The tests use it to show that a second
 #   request compiles nothing.
@@ -400,8 +406,10 @@ check("your engine: the same tokens as the library", own == answers["the library
 #    computed for nothing, and what would a chunk of 1 cost?
 
 # %% tags=["answer"]
-V = config.vocab_size
-check(f"the size of its vocabulary, {V:,}", math.isclose(math.exp(-np.mean(np.log(np.full(10, 1 / V)))), V))
+blind = config.vocab_size
+print(f"{blind:,}, the size of its vocabulary")
+equal = jax.nn.log_softmax(jnp.zeros(config.vocab_size))  # ln p where no logit is larger than another
+check("e to the power of the mean of -ln p", math.isclose(math.exp(-equal.mean()), blind, rel_tol=1e-5))
 
 # %% tags=["answer"]
 text = np.zeros(ROOM, np.int32)

@@ -10,7 +10,7 @@
 # ## The idea
 # No token looks at later ones (chapter 11). So when a token is added, nothing changes for the tokens before it: same
 # queries, same keys, same values, same everything. What does the new token need of them? It compares its own query
-# with *their keys* and takes the mean of *their values*. Nothing else passes from one position to another.
+# with *their keys* and takes a weighted mean of *their values*. Nothing else passes from one position to another.
 #
 # So keep the keys and values of every layer: the *KV cache*. A text is then handled in two phases:
 #
@@ -158,9 +158,15 @@ for _ in range(1 if quick() else 3):  # by turns, and the fastest of each counts
     for t in range(LENGTH):
         spent, memory = clock(text[t : t + 1], memory)
         with_memory[t] = min(with_memory[t], spent)
+    alone = []
     for at, n in enumerate(lengths):
-        measured[at] = min(measured[at], clock(text[:n], empty())[0])
+        spent, own = clock(text[:n], empty())
+        measured[at] = min(measured[at], spent)
+        alone.append(len(own[0][0]))
+check("with memory each token had all others before it, without it every pass began with nothing",
+      len(memory[0][0]) == LENGTH and alone == lengths.tolist())  # fmt: skip
 without = np.interp(np.arange(1, LENGTH + 1), lengths, measured)  # measured at some lengths, straight lines between
+same("the lines go through what was measured", without[lengths - 1], measured)
 passes = LENGTH * (LENGTH + 1) // 2
 print(
     f"tokens that run through the model: {passes:,} without memory, {LENGTH:,} with it, {passes / LENGTH:.1f} times as many"
@@ -244,6 +250,7 @@ table(
     ["model", "L", "K", "H", "KiB a token", "longest text", "GiB then", "weights GiB"],
     rows,
 )
+check("Llama 2 7B: half a MiB for each token", {row[0]: row[4] for row in rows}["Llama 2 7B"] == "512")
 
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(8, 3.8))
@@ -305,6 +312,8 @@ same("which slot holds which position: nanollm_jax.cache.Ring.held", np.maximum(
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(9, 3.4))
 age = np.where(ours >= 0, np.arange(T)[:, None] - ours, np.nan).T  # [S T]
+check("in every column something is new, and nothing is older than the window",
+      (np.nanmin(age, axis=0) == 0).all() and np.nanmax(age) == S - 1)  # fmt: skip
 ax.imshow(age, cmap="Blues_r", vmin=0, vmax=S + 2, aspect="auto")
 for (slot, t), value in np.ndenumerate(ours.T):
     if value >= 0:
@@ -360,7 +369,9 @@ def shares(scores):
 
 
 keys1, values1 = np.einsum("NXC,SC->NSX", wk, latents), np.einsum("NXC,SC->NSX", wv, latents)
-made = np.einsum("NS,NSX->NX", shares(np.einsum("NX,NSX->NS", q1, keys1)), values1)  # keys and values of every head
+scores1 = np.einsum("NX,NSX->NS", q1, keys1)
+same("the shares are a softmax", shares(scores1), jax.nn.softmax(scores1 / math.sqrt(q1.shape[1]), axis=-1))
+made = np.einsum("NS,NSX->NX", shares(scores1), values1)  # keys and values of every head
 met = np.einsum("NX,NXC->NC", q1, wk)  # queries, as wide as a latent
 looked = np.einsum("NXC,NC->NX", wv, shares(met @ latents.T) @ latents)
 same("queries at the latents give what keys and values of every head give", looked, made, tolerance=1e-4)
@@ -376,12 +387,13 @@ every = 2 * c.num_layers * c.num_heads * sum(c.widths(c.layers[0]))
 check("DeepSeek V3: the library's cache of a token is as large", one == library_bytes(c, 1, 2))
 check("its heads' own keys, of 128 and 64 numbers, and values, of 128, in 16 bits",
       every == c.num_layers * c.num_heads * (128 + 64 + 128) * 2)  # fmt: skip
-llama = cache_bytes(models["Llama 3.1 8B"], 1)
+smaller = "Llama 3.1 8B"
 print(
     f"DeepSeek V3, a token in 16 bits: {one / 1024:.1f} KiB of latents; keys and values of its {c.num_heads} heads would be"
 )
 print(
-    f"{every / 1024:,.0f} KiB, {every / one:.0f} times as much. Llama 3.1 8B, a smaller model: {llama / 1024:.0f} KiB."
+    f"{every / 1024:,.0f} KiB, {every / one:.0f} times as much. {smaller}, a smaller model: "
+    f"{cache_bytes(models[smaller], 1) / 1024:.0f} KiB."
 )
 
 # %% [markdown]
@@ -393,9 +405,9 @@ print(
 # A *hybrid* model has attention in a few layers only. The others are *recurrent*: what they remember of a text is a
 # *state*, an array that each token changes and whose size is the same however long the text is. Not all that a long
 # text says has room in it, so a model learns what to keep. Qwen 3.5 has attention in every fourth layer, and in the
-# others the *gated delta rule*: each head's state is a matrix `[i j]` that gives a value for a key. A token lets it
-# fade a little, corrects what it says of its own key, and asks it with its query. These three lines are the whole
-# memory:
+# others the *gated delta rule*: each head's state is a matrix `[i j]` that gives a value of j numbers for a key of i. A token
+# lets the matrix fade a little, corrects what the matrix gives for the token's key, and asks it with the token's query. These
+# three lines are the whole memory:
 
 
 # %%
@@ -424,7 +436,7 @@ for token in zip(q, k, v, stays, corrects, strict=True):
     found.append(given)
 tokens = (q[None, :, None], k[None, :, None], v[None, :, None, None], np.log(stays)[None, :, None, None])
 theirs, last = gated_delta.rule(*tokens, corrects[None, :, None, None], np.zeros((1, 1, 1, 16, 8), np.float32))
-same("the library reads a prompt in chunks, and finds the same", theirs[0, :, 0, 0], found, tolerance=1e-4)
+same("the library reads many tokens at once, and finds the same", theirs[0, :, 0, 0], found, tolerance=1e-4)
 same("and remembers the same", last[0, 0, 0], state, tolerance=1e-4)
 
 # %% [markdown]

@@ -42,7 +42,7 @@ import jax.numpy as jnp
 import numpy as np
 from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, interactive, plt, predict, same, save, table
 from engine_steps import grow
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 if jax.config.jax_num_cpu_devices != 8:
@@ -281,6 +281,12 @@ for data, tensor in ((8, 1), (4, 2), (2, 4), (1, 8)):
         array.nbytes / (tensor if SPECS[path.rpartition(".")[2]] != P() else 1)
         for path, array in parameters.flatten(params).items()
     )
+    mesh = Mesh(np.array(DEVICES).reshape(data, tensor), ("data", "tensor"))
+    cut = {
+        path: NamedSharding(mesh, SPECS[path.rpartition(".")[2]]).shard_shape(array.shape)
+        for path, array in parameters.flatten(params).items()
+    }
+    check(f"{data} x {tensor}: JAX gives a device as many bytes", held == 4 * sum(map(math.prod, cut.values())))
     rows.append([f"{data} x {tensor}", B // data, f"{held / total_bytes:.1%}", len(kinds), f"{nbytes:,}"])
     one = {"data": data, "tensor": tensor, "texts": B // data, "share": held / total_bytes}
     meshes.append(one | {"steps": exchanges(data, tensor)})
@@ -305,6 +311,9 @@ check("a forgotten sum is noticed only by comparing", error > 0.1)
 for one in meshes:
     check(f"{one['data']} x {one['tensor']}: the exchanges are those that were counted",
           (len(one["steps"]), sum(step["bytes"] for step in one["steps"])) == counts[one["data"], one["tensor"]])  # fmt: skip
+    check("each behind another part", len({step["name"] for step in one["steps"]}) == len(one["steps"]))
+    across = np.arange(8).reshape(one["data"], one["tensor"]).tolist()  # who works on the same texts
+    check("and among those who work on the same texts", all(step["groups"] == across for step in one["steps"]))
 
 # %% tags=["figure"]
 interactive(
@@ -338,17 +347,26 @@ def step_seconds(texts, tensor):
     return work + (2 * c.num_layers + 1) * (DELAY + moved / LINK)
 
 
+def gain(texts):
+    """How many times faster than one device, for each of `sizes`"""
+    return np.array([step_seconds(texts, 1) / step_seconds(texts, n) for n in sizes])
+
+
 sizes = np.array([1, 2, 4, 8, 16, 32, 64])
+by_data = sizes * 64 / step_seconds(64, 1)
+gigabytes = WEIGHTS / sizes / 1e9
+check("two bytes for each of 8.03 thousand million weights", round(gigabytes[0] / 2, 2) == 8.03)
+check("data parallel: as many times as many tokens as devices", math.isclose(by_data[-1], 64 * by_data[0]))
 table(
     "Llama 3.1 8B, modelled: tokens per second of one text, and of all texts",
     ["devices", "1 text, tensor", "64 texts, tensor", "64 texts a device, data", "weights a device, GB"],
     [
         (n, f"{1 / step_seconds(1, n):,.0f}", f"{64 / step_seconds(64, n):,.0f}",
-         f"{n * 64 / step_seconds(64, 1):,.0f}", f"{WEIGHTS / n / 1e9:.1f}")
-        for n in sizes
+         f"{together:,.0f}", f"{own:.1f}")
+        for n, together, own in zip(sizes, by_data, gigabytes, strict=True)
     ],
 )  # fmt: skip
-speed = np.array([step_seconds(1, 1) / step_seconds(1, n) for n in sizes])
+speed = gain(1)
 check("two devices are faster than one, not twice as fast", 1 < speed[1] < 2)
 check("64 devices are worse than ideal by far", speed[-1] < 16)
 check("one text on 64 devices: most of the time is for talking", step_seconds(1, 64) > 2 * WEIGHTS / 64 / MEMORY)
@@ -378,17 +396,21 @@ check("the model's messages are as many as were counted, and as large as those b
 turn = round(ARITHMETIC / MEMORY)  # a weight is two bytes to read, and two operations for each text
 check(f"up to {turn} texts cost what one costs, more cost more",
       step_seconds(turn - 1, 1) == step_seconds(1, 1) < step_seconds(turn + 1, 1))  # fmt: skip
+many = 10 * turn
+talk = (2 * c.num_layers + 1) * (DELAY + many * message / LINK)
+check("where arithmetic is the limit, each of eight does an eighth, and they talk",
+      math.isclose(step_seconds(many, 8) - talk, step_seconds(many, 1) / 8))  # fmt: skip
 
 # %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
 left.plot(sizes, sizes, ":", color=GREY, label="ideal")
 for texts, colour in ((1, BLUE), (64, ORANGE), (1024, GREEN)):
-    gain = [step_seconds(texts, 1) / step_seconds(texts, n) for n in sizes]
-    left.plot(sizes, gain, "o-", color=colour, markersize=4, label=f"{texts:,} text{'s' * (texts > 1)}")
+    left.plot(sizes, gain(texts), "o-", color=colour, markersize=4, label=f"{texts:,} text{'s' * (texts > 1)}")
 left.set(xscale="log", yscale="log", title="times faster than one device", xlabel="devices, tensor parallel")
 left.legend()
 reading = np.array([WEIGHTS / n / MEMORY for n in sizes]) * 1e3
 talking = np.array([step_seconds(1, n) for n in sizes]) * 1e3 - reading
+same("a bar is as high as a step is long", reading + talking, [1e3 * step_seconds(1, n) for n in sizes])
 places = range(len(sizes))
 right.bar(places, reading, color=BLUE, label="reading weights")
 right.bar(places, talking, bottom=reading, color=ORANGE, label="all-reduces")
@@ -475,6 +497,8 @@ print("So that cut needs one more all-reduce, of F numbers a token and not of D.
 allowed = [n for n in range(1, 17) if small.num_kv_heads % n == 0]
 print("A device needs whole key and value heads: 8 devices at most,", allowed)
 check("more than eight have nothing to hold", max(allowed) == small.num_kv_heads)
+whole = [nano.partition.arrange(small, n).num_kv_heads == small.num_kv_heads for n in range(1, 17)]
+check("with these the library makes no copies", [n for n in range(1, 17) if whole[n - 1]] == allowed)
 
 # %% tags=["answer"]
 one = step_seconds(1, 1)

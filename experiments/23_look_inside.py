@@ -225,6 +225,7 @@ found = nano.glass.patch(
 ).recovered  # [L T]
 same("place by place what nanollm_jax.glass.patch finds", grid[:, list(places)], found[:, list(places)], 1e-4)
 big = np.argwhere(found >= 0.1)
+between = np.delete(found, [name_at, last], axis=1).max(1)  # [L]: the most at any other token
 table(
     "how much of the name one vector of the stream brings back",
     [
@@ -234,7 +235,7 @@ table(
         "most of all others",
     ],
     [
-        (layer, percent(row[name_at], 1), percent(row[last], 1), percent(np.delete(row, [name_at, last]).max(), 1))
+        (layer, percent(row[name_at], 1), percent(row[last], 1), percent(between[layer], 1))
         for layer, row in enumerate(found)
     ],
 )
@@ -249,7 +250,7 @@ check(
     "it begins where it was read, and stays there for more than half of the layers", 2 * (waits + 1) > config.num_layers
 )
 check("behind the last layer it is at the end", arrives == config.num_layers - 1 and at_name[-1] < 0.1)
-check("in no layer is any of it on the way", np.delete(found, [name_at, last], axis=1).max() < 0.1)
+check("in no layer is any of it on the way", between.max() < 0.1)
 same("the two places together have all of it, in every layer", (at_name + at_end), np.ones(len(found)), 0.1)
 
 # %% tags=["figure"]
@@ -361,6 +362,7 @@ for story in STORIES[:2] if quick() else STORIES:
             places="layers.*.attention.mixed", over="N",
         ).recovered  # fmt: skip
         share.append(sum(by_one[at] for at in carriers))
+    same("those two and no others", share[-1], by_one[carriers[0]] + by_one[carriers[1]])
     rows.append((f"... {' '.join(story.split()[-5:])}", *(percent(x) for x in share)))
     shares += share
 table("what the two bring back", ["story", *(f"{one} and {two}" for one, two in PAIRS[: len(share)])], rows)
@@ -421,7 +423,10 @@ check(f"what it says instead is a pronoun: {instead}", instead in ("he", "she", 
 order = [0, 1, *(2 + np.argsort(-chance[2:]))]
 figure, ax = plt.subplots(figsize=(8, 3.6))
 labels = ["all heads", *(" and ".join(f"{layer}.{head}" for layer, head in pairs[n]) for n in order[1:])]
-ax.barh(labels[::-1], chance[order][::-1], color=[GREY] * len(others) + [ORANGE, BLUE])
+bars = ax.barh(labels[::-1], chance[order][::-1], color=[GREY] * len(others) + [ORANGE, BLUE])
+lengths = [bar.get_width() for bar in bars][::-1]
+check("from the top: the model as it is, without the two, and all others by their size",
+      lengths == [*chance[:2], *sorted(chance[2:], reverse=True)])  # fmt: skip
 for place, n in enumerate(order[::-1]):
     ax.text(chance[n] + 0.01, place, f"{chance[n]:.1%}", va="center", size=9, color="#444444")
 ax.set(title=f"probability of{RIGHT} with two heads (layer.head) off", xlim=(0, 1.1))

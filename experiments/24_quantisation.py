@@ -319,9 +319,9 @@ save(figure, "24_kinds")
 # part of what the next one reads.)
 #
 # ## What it is worth
-# The roofline of chapter 21 says how soon a token can be there: when all weights have been read. Here is that for a large
-# model and an assumed bandwidth: with 16 bits a weight; with 8, and a scale for each row; with 4, and a scale of 16 bits for
-# each 32 weights.
+# The roofline of chapter 21 says when a token can be there at the earliest: when all weights have been read. The next cell
+# says how many tokens a second that allows, for a large model and an assumed bandwidth: with 16 bits a weight; with 8, and a
+# scale for each row; with 4, and a scale of 16 bits for each 32 weights.
 
 # %%
 BANDWIDTH = 2e12  # bytes per second, assumed, as accelerators of today have it
@@ -338,13 +338,13 @@ check("a group of 32 with a scale of 16 bits costs half a bit a weight", BITS["i
 # %% [markdown]
 # ## In the engine
 # - `nanollm_jax.load` with dtype "int8" keeps the matrices as this chapter does, with a scale a row:
-#   `nanollm_jax.ops.int8.quantize`. The vectors lose less than here: `nanollm_jax.ops.int8_product.digits` writes each of
-#   their numbers as two whole ones, of which the second is what rounding to the first left over.
+#   `nanollm_jax.ops.int8.quantize`. The vectors lose less than here: `nanollm_jax.ops.int8_product.digits` keeps two whole
+#   numbers for each of theirs, one as here, and one for what was lost when the first was rounded.
 # - With dtype "int4" 32 weights share a scale. `nanollm_jax.ops.groupwise_making.quantize` does not only take the scale that
 #   follows from the largest weight: it tries several, and keeps the one whose errors, squared and added up, are the
 #   smallest. The next cell compares the two.
-# - `nanollm_jax.ops.groupwise.Groupwise` is the form of all weights in groups. Checkpoints that others publish in few bits
-#   are in memory in as many bits as in the file.
+# - `nanollm_jax.ops.groupwise.Groupwise` is the form of all weights in groups. A checkpoint that somebody has published in 4
+#   bits takes 4 bits a weight in memory, too: nothing is made larger when it is loaded.
 # - The cache (chapter 20) can be kept in 8 bits as well: `nanollm_jax.load` with cache="int8".
 
 # %%
@@ -368,7 +368,8 @@ check("the search loses less", best < ours)
 # %% tags=["answer"]
 row = w[:1].copy()
 row[0, 5] = 100 * np.abs(row).max()
-q_row, _ = quantise(row)
+q_row, coarse = quantise(row)
+same("its scale is 100 times as large", coarse[0], 100 * scale[0])
 zeros = np.mean(np.delete(q_row.ravel(), 5) == 0)
 print(f"The scale follows the largest: {zeros:.0%} of the others become 0. Groups keep the damage local.")
 check("most of them", zeros > 0.5 > np.mean(q[0] == 0))

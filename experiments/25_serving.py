@@ -407,6 +407,7 @@ check("three fifths", np.isclose(share, 0.6))
 # %% tags=["answer"]
 server = Server(B)
 server.cache = server.cache._replace(keys=server.cache.keys * jnp.nan, values=server.cache.values * jnp.nan)
+check("all of them are NaN", all(jnp.isnan(kept).all() for kept in (server.cache.keys, server.cache.values)))
 check("not one bit: sums go over the positions of one row, never over rows", server.run(asked[:1])[0] == alone[0])
 
 # %% tags=["answer"]
