@@ -197,7 +197,7 @@ def test_the_first_turns_after_warmup_compile_nothing(short: Path) -> None:
 def test_the_cache_grows_with_the_conversation(
     model: nano.Model, read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buckets, "SMALLEST", 32)
+    monkeypatch.setattr(buckets, "SMALLEST", 64)
     conversation = nano.Conversation(model, max_new_tokens=10, sampling=nano.Sampling(temperature=0.0))
     capacities = []
     for _ in range(6):

@@ -107,12 +107,19 @@ def test_nothing_is_missing_in_silence():
 def test_a_router_can_be_seen_and_turned():
     """Layers 0 and 2 have experts, of which each token takes two; with other chances it takes others."""
     model = random_model("qwen3_moe")
-    (logits, _), values = look(model)
+    cache = nano.init_cache(model.config, 1, 8, jnp.float32)
+
+    @jax.jit  # else each operation is compiled by itself
+    def seen(params, turned):
+        change = {"layers.2.mlp.router": lambda chances: jnp.where(turned, 1 - chances, chances)}
+        return nano.observe(nano.forward, params, TOKENS, cache, config=model.config, change=change)
+
+    (logits, _), values = seen(model.params, False)
     chances = values["layers.2.mlp.router"]
     assert [name for name in values if "router" in name] == ["layers.0.mlp.router", "layers.2.mlp.router"]
     assert chances.shape == (1, 5, model.config.num_experts)
     agree(chances.sum(-1), np.ones((1, 5)))
-    (turned, _), after = look(model, change={"layers.2.mlp.router": lambda chances: 1 - chances})
+    (turned, _), after = seen(model.params, True)
     np.testing.assert_array_equal(after["layers.2.mlp_norm"], values["layers.2.mlp_norm"])
     assert np.abs(turned - logits).max() > 1e-3
 

@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -58,7 +59,8 @@ def pass_over(model, box):
     """Logits and named values of one plain pass over the text, by the simplest way."""
     ids = box.tokens[0][:-1]
     cache = nano.init_cache(model.config, 1, len(ids), jnp.float32)
-    (logits, _), values = nano.observe(nano.forward, model.params, jnp.asarray([ids]), cache, config=model.config)
+    observed = jax.jit(partial(nano.observe, nano.forward), static_argnames="config")
+    (logits, _), values = observed(model.params, jnp.asarray([ids]), cache, config=model.config)
     return np.asarray(jax.nn.log_softmax(logits[0])), values
 
 

@@ -32,6 +32,7 @@ from nanollm_jax.engine.request import Request, requests_of
 from nanollm_jax.engine.rows import asked_of
 from nanollm_jax.kinds import Heads
 from nanollm_jax.partition import arrange, made_up, sources, stored_sizes
+from nanollm_jax.weights import source
 
 # eight query heads, few key/value heads, odd vocabularies, biases where a family has them
 SHAPES = {
@@ -486,8 +487,9 @@ def test_what_cannot_be_split_is_refused(whole, model):
         nano.prefill(model.params, tokens, LENGTHS, cache, config=model.config)
 
 
-def test_the_command_line_on_a_mesh(capsys):
-    """--dp and --tp give the same text; devices that are missing, or come too late, are an error of one line."""
+def test_the_command_line_on_a_mesh(capsys, short, monkeypatch):
+    """--dp and --tp give the same text, here of the bundled model's first layer; a picture of a parameter that is split."""
+    monkeypatch.setattr(source, "BUNDLED", short)
     words = ["generate", "Once upon a time", "--max-new-tokens", "8", "--dtype", "float32"]
     assert run(words) == 0
     one = capsys.readouterr().out
