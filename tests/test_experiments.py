@@ -323,6 +323,9 @@ def test_the_page(tmp_path, capsys):
     assert build["main"]([str(tmp_path / "02_broken.py")], tmp_path) == 0
     cover = (pages / "index.html").read_text()
     assert "hidden words" not in cover
+    (small,) = re.findall(r'data-chapter="01_small"><img src="([^"]+)"', cover)
+    assert small == build["thumbnail"](f'<img src="data:image/png;base64,{png[1]}">')
+    assert 'data-chapter="02_broken"><span>' in cover  # it shows nothing before its first question
     assert "begin({" not in (pages / "02_broken.html").read_text()
     assert ">Contents</a>" not in (pages / "02_broken.html").read_text().partition('<div class="ends">')[0]
     assert (

@@ -158,11 +158,12 @@ def title(notebook: NotebookNode) -> str:
     return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
 
 
-def thumbnail(files: list[Path]) -> str | None:
-    """A chapter's first figure, small, as the address of an image that is its own content."""
-    if not files:
+def thumbnail(image: str | None) -> str | None:
+    """The figure that opens a page, as an <img>: small, as the address of an image that is its own content."""
+    if image is None:
         return None
-    small, written = Image.open(files[0]).convert("RGB"), io.BytesIO()
+    shown = base64.b64decode(re.search(r"base64,([^\"]+)", image)[1])
+    small, written = Image.open(io.BytesIO(shown)).convert("RGB"), io.BytesIO()
     small.thumbnail(THUMBNAIL)
     small.quantize(64).save(written, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
@@ -249,9 +250,10 @@ def main(arguments: list[str], experiments: Path = EXPERIMENTS) -> int:
         print(f"{path.stem}: {time.perf_counter() - begun:.0f} s" + " FAILED" * bool(wrong))
         for line in wrong + [f"did not hold in this run, on this machine: {claim}" for claim in slow(notebook)]:
             print(f"    {line}")
-        chapter = {"name": path.stem, "title": title(notebook), "small": thumbnail(figures(path, notebook))}
-        chapter |= render(notebook, path) | {"wrong": wrong, "slow": slow(notebook)}
+        chapter = {"name": path.stem, "title": title(notebook), "wrong": wrong, "slow": slow(notebook)}
+        chapter |= render(notebook, path)
         chapter["opening"] = opening(notebook, chapter["body"])
+        chapter["small"] = thumbnail(chapter["opening"])
         (drawn / f"{path.stem}.json").write_text(json.dumps(chapter))
         page = write_pages(experiments)
         if asked.renew and not wrong and not slow(notebook):
