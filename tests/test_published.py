@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def test_every_config_of_a_supported_family_is_read_or_refused_for_what_it_says(
 
 def test_nothing_is_said_to_be_missing_that_is_there():
     assert not MISSING.keys() & FAMILIES.keys()
+
+
+def test_what_a_family_needs_that_is_not_here_is_said():
+    for name, needs in MISSING.items():
+        said = f"model_type '{name}' is not supported: it needs {re.escape(needs)}; known: "
+        with pytest.raises(nano.ConfigError, match=said):
+            nano.read_config({"model_type": name})
+    with pytest.raises(
+        nano.ConfigError, match=r"model_type 'xlstm' is not supported; known: gpt2, .* is one file under"
+    ):
+        nano.read_config({"model_type": "xlstm"})
 
 
 @pytest.mark.skipif(not VALUES, reason="NANOLLM_TEST_DATA has no configs")

@@ -87,7 +87,7 @@ def layer_inputs(reader: Reader) -> int:
     if not reader.get("hidden_size_per_layer_input", 256):
         return 0
     if rows != reader.count("vocab_size"):
-        raise reader.error("vocab_size_per_layer_input", "vocab_size")
+        raise reader.error("vocab_size_per_layer_input", f"vocab_size {reader.count('vocab_size')}")
     return reader.count("hidden_size_per_layer_input", 256)
 
 
