@@ -239,7 +239,7 @@ def name_adapters(folder: Path) -> None:
     """Warn of an adapter beside a model, which is not applied. Raises CheckpointError where there is no model beside it."""
     if not (found := ", ".join(name for name in ADAPTERS if files.present(folder / name))):
         return
-    merge = "load it beside its model: load(model, adapters={'name': this folder})"
+    merge = "load it beside its model: load(model, adapters={'name': folder}), or --model MODEL --adapter NAME=FOLDER"
     if not files.present(folder / "config.json"):
         raise CheckpointError(
             f"{folder}: found {found} and no config.json: this is an adapter without its model; {merge}."

@@ -168,7 +168,9 @@ def source_at(path: Path) -> Source:
     return GGUFFile(path) if is_gguf(path) else Folder(path)
 
 
-def nbytes_of_few(checkpoint: Checkpoint, config: ModelConfig, family: ModuleType) -> dict[str, int]:
+def nbytes_of_few(
+    checkpoint: Checkpoint, config: ModelConfig, family: ModuleType, on_mesh: bool = False
+) -> dict[str, int]:
     """{path: bytes in memory} of the parameters that stay in the few bits that they are published in, where dtype is "auto".
 
     At most so many: offsets that are zeros are found when numbers are read, and so are pieces of one that are of several kinds.
@@ -181,6 +183,8 @@ def nbytes_of_few(checkpoint: Checkpoint, config: ModelConfig, family: ModuleTyp
     found = {}
     for path, names in pieces.items():
         forms = [form for name in names if (form := few.get(name)) is not None]
+        if on_mesh and any(map(checkpoint.reordered, names)):
+            continue  # decoded
         if forms and len(forms) == len(names) and (kept := joined(forms, config.sizes[letters[path].split()[-1]])):
             found[path] = kept.nbytes(math.prod(shapes[path]))
     return found

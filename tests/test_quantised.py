@@ -398,6 +398,9 @@ def test_what_becomes_of_them_is_said(tmp_path, capsys):
 def test_an_order_of_inputs_is_not_divided_but_decoded(tmp_path):
     few, plain = published(tmp_path, WIDE, *KINDS["gptq with an order"])
     ours, expected = (nano.load(one, mesh=nano.make_mesh(1, 2)) for one in (few, plain))
+    source = source_at(few)
+    what = source.tensors(), *source.config()
+    assert nbytes_of_few(*what) and not nbytes_of_few(*what, on_mesh=True)
     for one, other in zip(jax.tree.leaves(ours.params), jax.tree.leaves(expected.params), strict=True):
         agree(np.asarray(one), np.asarray(other), 1e-6)
     with pytest.raises(

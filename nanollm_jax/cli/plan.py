@@ -55,12 +55,12 @@ def plan(
         raise ConfigError("cpu is this machine, one device; leave out --dp and --tp.")
     guesses = guesses_of(speculate)
     limits = None if device is None else look_up(device)
-    path = find_config(model, revision)
+    path, alone = find_config(model, revision), find_shape(model, revision) is not None
     config, _ = read_config(config_json := config_json_at(path), str(path))
     drafts, kept, unseen = 0 if guesses is None else guesses.tokens, dtype, False
     few: dict[str, int] = {}
     if is_auto(dtype):
-        kept, few, unseen = as_published(path, config_json, config, alone=find_shape(model, revision) is not None)
+        kept, few, unseen = as_published(path, config_json, config, alone, dp * tp > 1)
     made = make_plan(
         config, dp=dp, tp=tp, batch=batch, context=context, dtype=kept, drafts=drafts, cache=cache, few=few
     )
@@ -100,7 +100,7 @@ def plan(
 
 
 def as_published(
-    path: Path, config_json: dict[str, Any], config: ModelConfig, alone: bool
+    path: Path, config_json: dict[str, Any], config: ModelConfig, alone: bool, on_mesh: bool
 ) -> tuple[str, dict[str, int], bool]:
     """What "auto" is of a model: its dtype, the bytes of parameters that stay in few bits, by path, and whether it has some of
     which nothing is known, because there is a config alone or the hub's folder without its weights.
@@ -118,4 +118,4 @@ def as_published(
             return "bfloat16", {}, True
     source = source_at(path if is_gguf(path) else path.parent)
     _, family = source.config()
-    return "bfloat16", nbytes_of_few(source.tensors(), config, family), False
+    return "bfloat16", nbytes_of_few(source.tensors(), config, family, on_mesh), False

@@ -110,6 +110,10 @@ class Checkpoint:
         """The names of tensors in few bits, and what those take in memory that can be kept so."""
         return {}
 
+    def reordered(self, name: str) -> bool:
+        """Whether inputs of a tensor in few bits are in an order of their own, in which no mesh divides them."""
+        return False
+
     def groups(self, name: str) -> Groups | None:
         """The numbers of a tensor that is in few bits, where they can be kept so. None for others."""
         return None

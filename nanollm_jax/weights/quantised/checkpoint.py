@@ -61,6 +61,13 @@ class Decoded(Checkpoint):
         """The names of weights in few bits, and what those take in memory that can be kept so."""
         return {name: one.footprint if one.in_rows(self.part(name)) else None for name, one in self.packed.items()}
 
+    def reordered(self, name: str) -> bool:
+        """Whether inputs of a weight in few bits are in groups that do not follow each other."""
+        if name not in self.packed or "order" not in self.packed[name].parts:
+            return False
+        order = self.part(name)("order")
+        return not np.array_equal(order, np.arange(len(order)) // self.packed[name].footprint.size)
+
     def part(self, name: str) -> Part:
         """What gives the numbers of a weight's parts."""
         return lambda part: mapped(self.stored.tensors[self.packed[name].parts[part]])

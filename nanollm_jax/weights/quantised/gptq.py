@@ -65,7 +65,7 @@ class GPTQ:
         bits, inputs, size = found
         if f"{name}g_idx" in tensors:
             need(tensors, f"{name}g_idx", ("I32", "I64"), (inputs,), beside=parts["qweight"])
-            parts["g_idx"] = f"{name}g_idx"
+            parts["order"] = f"{name}g_idx"
 
         def groups(part: Part) -> Groups:
             scale = part("scales").T
@@ -75,12 +75,12 @@ class GPTQ:
             )
             # as the kernels of the first version have it: the largest of all stands for zero
             zero = (zero.astype(np.int32) + self.added) & ((1 << bits) - 1)
-            order = in_order(part("g_idx"), G, size, parts["g_idx"]) if "g_idx" in parts else None
+            order = in_order(part("order"), G, size, parts["order"]) if "order" in parts else None
             offset = -zero.T.astype(np.float32) * scale.astype(np.float32)
             return Groups(values, scale, size, offset, order=order, bits=bits)
 
         def in_rows(part: Part) -> bool:
-            order = in_order(part("g_idx"), G, size, parts["g_idx"]) if "g_idx" in parts else None
+            order = in_order(part("order"), G, size, parts["order"]) if "order" in parts else None
             return order is None or divided(order, G, size)
 
         form = f"{'awq' if self.awq else 'gptq'}, {bits} bits"
