@@ -399,6 +399,8 @@ def switches(pair):
 others = [
     ((low, m), (high, n)) for m in range(N) for n in range(N) if (low, m) != carriers[0] and (high, n) != carriers[1]
 ]
+check("each of the others is two heads that are neither of the two",
+      len(others) == (N - 1) ** 2 and not {head for pair in others for head in pair} & set(carriers))  # fmt: skip
 pairs = [(), tuple(carriers), *others]
 box = nano.watch(
     model, [text] * len(pairs), keep=["logits"], change=[switches(pair) for pair in pairs],
