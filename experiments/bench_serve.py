@@ -30,6 +30,7 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import math
 import operator
 import os
 import random
@@ -329,10 +330,9 @@ async def stalled(server: Server, prompts: Prompts) -> dict[str, float]:
     await asyncio.gather(*(ask(server, Prompt(prompts.text(LONG), 4)) for _ in range(3)))
     left, times = time.perf_counter(), (await writer).times
     pairs = [(1000 * (b - a), a, b) for a, b in itertools.pairwise(times)]
-    return {
-        "alone": statistics.fmean(gap for gap, _, b in pairs if b < arrived),
-        "most": max(gap for gap, a, b in pairs if b > arrived and a < left),
-    }
+    before = [gap for gap, _, b in pairs if b < arrived] or [math.nan]
+    beside = [gap for gap, a, b in pairs if b > arrived and a < left] or [math.nan]  # the writer's text had ended by then
+    return {"alone": statistics.fmean(before), "most": max(beside)}
 
 
 def guesses(server: Server) -> tuple[float, float]:
