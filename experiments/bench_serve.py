@@ -331,7 +331,7 @@ async def stalled(server: Server, prompts: Prompts) -> dict[str, float]:
     left, times = time.perf_counter(), (await writer).times
     pairs = [(1000 * (b - a), a, b) for a, b in itertools.pairwise(times)]
     before = [gap for gap, _, b in pairs if b < arrived] or [math.nan]
-    beside = [gap for gap, a, b in pairs if b > arrived and a < left] or [math.nan]  # the writer's text had ended by then
+    beside = [gap for gap, a, b in pairs if b > arrived and a < left] or [math.nan]  # it had ended
     return {"alone": statistics.fmean(before), "most": max(beside)}
 
 
