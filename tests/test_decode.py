@@ -295,3 +295,20 @@ def test_what_holds_no_arrays_is_printed_field_by_field():
     for tree in (cache, init_state(cache, model.config), rows):
         assert "Ring(k=dtype('float32')" in repr(jax.tree.map(lambda array: array.dtype, tree))
         assert "Ring(k=(1, 7, 14)" in repr(jax.tree.map(lambda array: array.shape, tree))
+
+
+@pytest.mark.parity  # programs that are compiled once more
+def test_promotion_of_dtypes_is_the_callers_own_affair():
+    """Where jax is told to promote none, rows are written, scored and embedded, and forward is traced, as elsewhere."""
+    model, sampling = random_model("llama"), nano.Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1)
+    asked = (
+        lambda: nano.generate(model, [1, 2, 3], max_new_tokens=4, sampling=sampling).token_ids,
+        lambda: nano.score(model, [1, 2, 3]).logprobs,
+        lambda: nano.embed(model, [1, 2, 3]).tolist(),
+        lambda: nano.forward(model.params, jnp.ones((1, 3), jnp.int32), nano.init_cache(model.config, 1, 4, jnp.float32),
+                             config=model.config)[0].tolist(),
+    )  # fmt: skip
+    expected = [one() for one in asked]
+    model.engines.clear()
+    with jax.numpy_dtype_promotion("strict"):
+        assert [one() for one in asked] == expected

@@ -110,7 +110,8 @@ def program(*, static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Ca
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def everywhere(*args: Any, mesh: Mesh | None, config: ModelConfig, **settings: Any) -> Any:
-            return parallelize(partial(function, config=config, **settings), mesh, config)(*args)
+            with jax.numpy_dtype_promotion("standard"):  # whatever a caller has chosen for his own text
+                return parallelize(partial(function, config=config, **settings), mesh, config)(*args)
 
         # in traces, logs and the compiled text, the program and its arguments are called as the function's are
         everywhere.__name__ = function.__name__
