@@ -22,7 +22,7 @@ import nanollm_jax as nano
 from nanollm_jax import cli
 from nanollm_jax.decode import init_state, read_prompts
 from nanollm_jax.engine.timings import CompileWatch
-from nanollm_jax.measure import bench, flags, roofline, starts
+from nanollm_jax.measure import bench, flags, roofline, starts, subject
 
 ROOT = Path(__file__).parents[1]
 
@@ -457,3 +457,8 @@ def test_flags_are_those_of_this_xla():
     for words in single:
         name, value = words.removeprefix("--").split("=")
         assert known(name, int(value) if value.isdigit() else value == "true"), words
+
+
+def test_what_is_measured_is_in_the_bits_that_it_is_published_in():
+    """As load has it: a name in place of "auto" would decode it, or be refused where convert wrote it."""
+    assert [subject.name_of(dtype) for dtype in ("auto", "int4", np.float32)] == ["auto", "int4", "float32"]

@@ -14,7 +14,7 @@ import numpy as np
 import nanollm_jax
 from nanollm_jax import files, layout
 from nanollm_jax import params as parameters
-from nanollm_jax.dtypes import resolve_weights
+from nanollm_jax.dtypes import is_auto, resolve_weights
 from nanollm_jax.errors import RequestError
 from nanollm_jax.families import read_config
 from nanollm_jax.loading import Model, load
@@ -23,8 +23,10 @@ from nanollm_jax.weights.source import find_shape, read_json
 
 
 def name_of(dtype: Any) -> str:
-    """A dtype's own name, as another process can be told it. Raises ConfigError for one that weights cannot have."""
-    return resolve_weights(dtype).name
+    """A dtype's own name, as another process can be told it; "auto" stays, by which weights in few bits do. Raises ConfigError
+    for one that weights cannot have.
+    """
+    return "auto" if is_auto(dtype) else resolve_weights(dtype).name
 
 
 def open_model(source: str | None, revision: str | None, dtype: Any) -> Model:
