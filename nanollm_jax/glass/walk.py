@@ -149,7 +149,11 @@ class Walk:
 
     def scan(self, params: dict[str, Any], inputs: list[Any], seen: dict[str, Any], kept: Kept) -> Any:
         """A loop of known length."""
-        graph, consts, carried = params["jaxpr"], params["num_consts"], params["num_consts"] + params["num_carry"]
+        if "ft_in" in params:  # from jax 0.11 on: a tree of the three kinds of inputs
+            consts, carried = (len(list(kind)) for kind in params["ft_in"].unpack()[:2])
+        else:
+            consts, carried = params["num_consts"], params["num_carry"]
+        graph, carried = params["jaxpr"], consts + carried
 
         def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], tuple[list[Any], Kept]]:
             new: Kept = {}
