@@ -28,7 +28,7 @@ from nanollm_jax.layout import layout as layout
 from nanollm_jax.layout import nbytes as nbytes
 from nanollm_jax.ops import groupwise_making, int8
 from nanollm_jax.ops.adapted import Adapted
-from nanollm_jax.ops.kept import Kept, Weight, name_of
+from nanollm_jax.ops.kept import Weight, name_of
 from nanollm_jax.ops.reordered import Reordered
 
 per_output, per_group = Persistent(int8.quantize), Persistent(groupwise_making.quantize)
@@ -152,10 +152,10 @@ def names(params: Params, config: ModelConfig) -> list[str]:
     return sorted({name_of(flat[path]) for path in large_matrices(config)})
 
 
-def nbytes_of_few(params: Params) -> dict[str, int]:
-    """{path: bytes} of the weights that are kept in few bits, without the adapters beside them."""
+def nbytes_kept(params: Params) -> dict[str, int]:
+    """{path: bytes} of every weight as it is kept, whatever others are, without the adapters beside it."""
     bases = {path: weight.base if isinstance(weight, Adapted) else weight for path, weight in flatten(params).items()}
-    return {path: weight.nbytes for path, weight in bases.items() if isinstance(weight, Kept)}
+    return {path: weight.nbytes for path, weight in bases.items()}
 
 
 def for_rows(params: Any, which: jax.Array) -> Any:

@@ -23,6 +23,7 @@ from nanollm_jax import cli
 from nanollm_jax.decode import init_state, read_prompts
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.measure import bench, flags, roofline, starts, subject
+from nanollm_jax.ops import groupwise_making
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,6 +66,16 @@ def test_bytes_of_a_step_are_the_weights_once_and_the_keys_and_values_in_sight()
     assert roofline.step_bytes(gpt2.config, 1, 8, "float32") == 4 * (size[gpt2] - 256 * 36 + 36 + 2 * 2 * 3 * 12 * 10)
     # a window of 7: 7 seen however long the row is; 2 layers of 1 head of 14
     assert roofline.step_bytes(mistral.config, 1, 100, "float32") == 4 * (size[mistral] - 97 * 40 + 40 + 2 * 2 * 14 * 8)
+
+
+def test_weights_of_two_forms_are_counted_as_each_is_kept():
+    """The table names the dtype, and matrices that stayed in float32 are not in its 4 bits."""
+    config, mixed = random_model("llama").config, random_model("llama").params
+    table = groupwise_making.quantize(mixed["embedding"]["tokens"], 4, 16)
+    mixed = mixed | {"embedding": mixed["embedding"] | {"tokens": table}}
+    moved = roofline.step_bytes(config, 1, 8, "int4", nano.params.nbytes_kept(mixed))
+    whole = roofline.step_bytes(config, 1, 8, "float32")
+    assert round(whole - (4 * 48 - table.nbytes / 101)) == moved  # of the table a vector is read
 
 
 def test_of_experts_only_those_that_are_chosen_count():

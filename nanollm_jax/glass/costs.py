@@ -14,7 +14,7 @@ from nanollm_jax.engine.rows import Event
 from nanollm_jax.glass.texts import own_config
 from nanollm_jax.loading import Model
 from nanollm_jax.measure.roofline import part_bytes, read_rate
-from nanollm_jax.params import nbytes_of_few
+from nanollm_jax.params import nbytes_kept
 
 Few = tuple[tuple[str, int], ...]  # bytes of weights in few bits, by path
 
@@ -26,7 +26,7 @@ def bytes_of(engine: Engine, events: Sequence[Event]) -> int:
     """
     read, model = 0.0, engine.model
     for _, _, rows, steps in (event for event in events if event.what == "chunk"):
-        few = tuple(nbytes_of_few(model.params).items())
+        few = tuple(nbytes_kept(model.params).items())
         held = [slot.filled for slot in engine.slots if slot.ticket is not None][:rows]
         read += steps * step_bytes(own_config(model), model.dtype.name, few, rows, tuple(held))
     return round(read)

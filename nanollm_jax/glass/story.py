@@ -48,7 +48,7 @@ from nanollm_jax.glass.watch import Watched, aligned
 from nanollm_jax.loading import Model
 from nanollm_jax.measure.roofline import part_bytes
 from nanollm_jax.measure.subject import machine
-from nanollm_jax.params import nbytes_of_few
+from nanollm_jax.params import nbytes_kept
 from nanollm_jax.settings import ALLOWED, Sampling
 
 TOKENS = 512  # of a text that are shown, its last ones
@@ -141,7 +141,7 @@ def story(box: Watched, *, row: int = 0, name: str | None = None, times: dict[st
     arrays |= shares_of(model, values, shown_ids, found, number, left)
     config = own_config(model)
     texts, names = spelled(model, ids, first)
-    few = nbytes_of_few(model.params)
+    few = nbytes_kept(model.params)
     head = {
         "form": 1,
         "name": name or f"{L} layers of width {config.hidden_size}",

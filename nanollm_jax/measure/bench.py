@@ -28,7 +28,7 @@ from nanollm_jax.loading import Model
 from nanollm_jax.measure.roofline import product_rate, prompt_flops, read_rate, step_bytes
 from nanollm_jax.measure.starts import CHUNK, start
 from nanollm_jax.measure.subject import check_fits, describe, machine, name_of, open_model, prompt, summary
-from nanollm_jax.params import nbytes_of_few
+from nanollm_jax.params import nbytes_kept
 from nanollm_jax.settings import Sampling
 from nanollm_jax.weights.source import find, find_shape
 
@@ -127,7 +127,7 @@ def run(
             }
             for count in rows
         ]  # fmt: skip
-    few = nbytes_of_few(model.params)
+    few = nbytes_kept(model.params)
     middle = prompt_tokens + new_tokens // 2  # positions that the average step finds
     for kind, tokens in (("prefill", prompt_tokens), ("decode", new_tokens)):
         report[kind] = []

@@ -38,7 +38,7 @@ def step_bytes(config: ModelConfig, rows: int, length: int, dtype: Any, few: Map
 
     Every weight once (of an embedding that is only looked up, one vector per row), the keys and values in sight, and
     the new ones, states twice. Of experts as many as are expected where all are chosen alike. dtype: a name, or a row of
-    dtypes.py. few: the bytes of weights that are in few bits of another form, by path (params.nbytes_of_few).
+    dtypes.py. few: the bytes of weights that are kept in another form, by path (params.nbytes_kept).
     """
     return round(sum(part_bytes(config, rows, length, dtype, few).values()))
 
