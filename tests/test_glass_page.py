@@ -179,7 +179,7 @@ def test_writing_and_changing(bundled, opened, width, height, scheme):
     assert "as in “The cat”" in page.locator(".pair article").nth(1).text_content()
     page.click("[data-view=tree]")
     page.locator(".pair article").first.locator(".chip").nth(3).click()
-    page.wait_for_selector(".tree .leaf")
+    page.wait_for_selector(".tree:not([aria-busy=true]) .leaf")
     leaf = page.locator(".tree .leaf").first
     begun = leaf.get_attribute("aria-label").removeprefix("go on with ")
     ids = [1, *model.tokenizer.encode("The dog", bos=False), *plain.token_ids][:4]

@@ -68,6 +68,7 @@ export function treeView({ ask, ongo }) {
       asked = key;
       stop?.abort();
       stop = new AbortController();
+      drawing.ariaBusy = "true"; // what stands there is of another place
       says.textContent = root ? "Looking ..." : "Looking ... The first time its programs are compiled.";
       try {
         const ids = tokens.slice(0, t + 1).map(({ id }) => id);
@@ -77,6 +78,7 @@ export function treeView({ ask, ongo }) {
         root = { ...found, text: tokens[t].text };
         begun = tokens.slice(0, t + 1).map(({ text }) => text).join("").replace(/^ /, "");
         says.textContent = `How likely each is behind what is before it${row ? ", with what was changed" : ""}. Pick one, and the text goes on from there.`;
+        drawing.ariaBusy = "false";
         again();
       } catch (error) {
         if (error.name !== "AbortError") says.textContent = error.message;
