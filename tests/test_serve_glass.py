@@ -253,6 +253,7 @@ def test_what_cannot_be_honoured_is_refused(http, path, body, said):
 
 
 def test_numbers_that_are_not_there(http):
+    assert http.get("/glass/example").status_code == 200  # whose values are there when it was read
     at = "/glass/runs/example/values"
     for query, said in (
         ({"name": "layers.9.out"}, "layers.9.out was not kept"),

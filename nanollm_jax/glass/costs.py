@@ -16,7 +16,7 @@ from nanollm_jax.loading import Model
 from nanollm_jax.measure.roofline import part_bytes, read_rate
 from nanollm_jax.params import nbytes_kept
 
-Few = tuple[tuple[str, int], ...]  # bytes of weights in few bits, by path
+Weights = tuple[tuple[str, int], ...]  # bytes of each as it is kept, by path
 
 
 def bytes_of(engine: Engine, events: Sequence[Event]) -> int:
@@ -25,29 +25,29 @@ def bytes_of(engine: Engine, events: Sequence[Event]) -> int:
     Of rows that ended in it what they held is not counted, nor what pieces of prompts read: those compute rather than read.
     """
     read, model = 0.0, engine.model
+    weights = tuple(nbytes_kept(model.params).items())
     for _, _, rows, steps in (event for event in events if event.what == "chunk"):
-        few = tuple(nbytes_kept(model.params).items())
         held = [slot.filled for slot in engine.slots if slot.ticket is not None][:rows]
-        read += steps * step_bytes(own_config(model), model.dtype.name, few, rows, tuple(held))
+        read += steps * step_bytes(own_config(model), model.dtype.name, weights, rows, tuple(held))
     return round(read)
 
 
-def step_bytes(config: ModelConfig, dtype: str, few: Few, rows: int, held: tuple[int, ...]) -> float:
+def step_bytes(config: ModelConfig, dtype: str, weights: Weights, rows: int, held: tuple[int, ...]) -> float:
     """roofline.step_bytes of rows that hold so many positions each."""
-    fixed, vector, windows = fixed_bytes(config, dtype, few, rows)
+    fixed, vector, windows = fixed_bytes(config, dtype, weights, rows)
     seen = sum(count * min(positions + 1, window) for positions in held for window, count in windows)
     return fixed + vector * seen
 
 
 @cache
 def fixed_bytes(
-    config: ModelConfig, dtype: str, few: Few, rows: int
+    config: ModelConfig, dtype: str, weights: Weights, rows: int
 ) -> tuple[float, float, tuple[tuple[int, int], ...]]:
     """Of a step of so many rows: bytes of weights, states and new keys and values; those of one position in the cache of one
     layer that looks at some; and how many layers look at how many positions.
     """
     windows = Counter(layer.window or config.max_positions for layer in config.layers if layer.attends)
-    one, two = (sum(part_bytes(config, rows, length, dtype, dict(few)).values()) for length in (0, 1))
+    one, two = (sum(part_bytes(config, rows, length, dtype, dict(weights)).values()) for length in (0, 1))
     wider = sum(count for window, count in windows.items() if window > 1)  # layers that see one position more
     vector = (two - one) / (rows * wider) if wider else 0.0
     return one - vector * rows * windows.total(), vector, tuple(windows.items())

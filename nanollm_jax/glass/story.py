@@ -141,7 +141,7 @@ def story(box: Watched, *, row: int = 0, name: str | None = None, times: dict[st
     arrays |= shares_of(model, values, shown_ids, found, number, left)
     config = own_config(model)
     texts, names = spelled(model, ids, first)
-    few = nbytes_kept(model.params)
+    weights = nbytes_kept(model.params)
     head = {
         "form": 1,
         "name": name or f"{L} layers of width {config.hidden_size}",
@@ -157,7 +157,7 @@ def story(box: Watched, *, row: int = 0, name: str | None = None, times: dict[st
         "timings": dataclasses.asdict(answer.timings)
         | {"prompt_rate": answer.timings.prompt_rate, "new_rate": answer.timings.new_rate},
         "machine": machine(),
-        "bytes": {part: round(size) for part, size in part_bytes(config, 1, len(ids), model.dtype, few).items()},
+        "bytes": {part: round(size) for part, size in part_bytes(config, 1, len(ids), model.dtype, weights).items()},
         "times": parts_of(times), "changed": sorted(box.programs.requests[ticket.number].changes),
         "recomputed": again, "left": left, "rows": rows_of,
     }  # fmt: skip

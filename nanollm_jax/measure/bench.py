@@ -127,7 +127,7 @@ def run(
             }
             for count in rows
         ]  # fmt: skip
-    few = nbytes_kept(model.params)
+    weights = nbytes_kept(model.params)
     middle = prompt_tokens + new_tokens // 2  # positions that the average step finds
     for kind, tokens in (("prefill", prompt_tokens), ("decode", new_tokens)):
         report[kind] = []
@@ -135,7 +135,7 @@ def run(
             times = seconds[kind, count][1:]
             entry: dict[str, Any] = {"rows": count, "tokens_per_second": summary([count * tokens / t for t in times])}
             if kind == "decode":
-                moved = step_bytes(config, count, middle, model.dtype, few)
+                moved = step_bytes(config, count, middle, model.dtype, weights)
                 rate = moved * new_tokens / statistics.median(times)
                 limit = limits["read_bytes_per_second"]["median"]
                 entry |= {"bytes_per_step": moved, "bytes_per_second": rate, "limit_share": rate / limit}

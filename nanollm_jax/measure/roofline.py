@@ -33,18 +33,19 @@ NONE: Mapping[str, int] = MappingProxyType({})
 CHOOSING = ("router", "router_bias", "correction", "expert_scale")  # of experts
 
 
-def step_bytes(config: ModelConfig, rows: int, length: int, dtype: Any, few: Mapping[str, int] = NONE) -> int:
+def step_bytes(config: ModelConfig, rows: int, length: int, dtype: Any, weights: Mapping[str, int] = NONE) -> int:
     """Bytes that decode has to move for one more token in each of `rows` rows that hold `length` positions.
 
     Every weight once (of an embedding that is only looked up, one vector per row), the keys and values in sight, and
     the new ones, states twice. Of experts as many as are expected where all are chosen alike. dtype: a name, or a row of
-    dtypes.py. few: the bytes of weights that are kept in another form, by path (params.nbytes_kept).
+    dtypes.py. weights: their bytes as they are kept, by path, where
+    that is not in dtype (params.nbytes_kept).
     """
-    return round(sum(part_bytes(config, rows, length, dtype, few).values()))
+    return round(sum(part_bytes(config, rows, length, dtype, weights).values()))
 
 
 def part_bytes(
-    config: ModelConfig, rows: int, length: int, dtype: Any, few: Mapping[str, int] = NONE
+    config: ModelConfig, rows: int, length: int, dtype: Any, weights: Mapping[str, int] = NONE
 ) -> dict[str, float]:
     """step_bytes by the parts that a trace has: attention, recurrent and mlp are their weights, norm all norms', logits the
     table that the vocabulary is scored with, embedding the vectors that are looked up and what layers are told of them, cache
@@ -52,7 +53,7 @@ def part_bytes(
     """
     kept = resolve_weights(dtype)
     used, sizes = used_weights(config, experts_read(config, rows)), layout.shapes(config)
-    stored = layout.nbytes(config, kept) | dict(few)
+    stored = layout.nbytes(config, kept) | dict(weights)
     # what is in sight, of another layer too, and one more that is written
     seen = [
         min(length + 1, layer.window or length + 1) + layer.keeps if layer.attends else 0 for layer in config.layers
