@@ -19,7 +19,7 @@ from models import CONFIG_JSON, forward, random_model
 from programs import compiled
 
 import nanollm_jax as nano
-from nanollm_jax.engine import buckets, memory, prefix, shared, slots
+from nanollm_jax.engine import buckets, check, memory, prefix, shared, slots, warmup
 from nanollm_jax.engine.check import read_only
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.prefix import Prefixes
@@ -29,6 +29,7 @@ from nanollm_jax.engine.shared import rows_for
 from nanollm_jax.engine.timings import CompileWatch
 from nanollm_jax.engine.warmup import warm
 from nanollm_jax.measure.plan import make_plan
+from nanollm_jax.ops import native
 
 SHORT = 16  # a piece of one length alone: fewer programs to compile
 
@@ -433,3 +434,27 @@ def test_no_program_copies_the_cache(window):
     for name in beside.keys() - {"write"}:
         (few, largest), (many, same) = beside[name]
         assert many <= few + row and largest == same, name
+
+
+def test_rows_that_have_their_positions_from_the_start(compiled_in_c):
+    """Nothing is made for fewer; answers are those of rows that grow; a piece takes no more of its row than is in use."""
+    model = model_of("llama")
+    requests = [one for one in requests_for(model, 6) if one.max_new_tokens]
+    engine = Engine(model, ROWS, piece=SHORT, context=500)
+    names = [name for name, _ in warmup.programs(engine, 450, 500)]
+    assert all("512 positions" in name for name in names if "positions" in name)
+    assert not any("make room" in name for name in names)
+    assert check.alone(engine, requests) == alone(model, requests, piece=SHORT)
+    assert engine.state.cache.capacity == 512
+    one = np.zeros(1, np.int32)
+    read = model.params, engine.state.cache, np.zeros((1, SHORT), np.int32), one, one, one, one, one
+    entry = compiled(slots.read_piece.lower(*read, config=model.config, fresh=False)).as_text().partition("\nENTRY")[2]
+    known = {leaf.size for leaf in jax.tree.leaves((model.params, engine.state))}
+    row = 512 * model.config.num_kv_heads * model.config.head_dim
+    assert row not in known and row > max(size for size in map(elements, entry.splitlines()) if size not in known)
+
+
+def test_rows_grow_where_steps_read_all_positions():
+    """Without a compiler, whoever asks for short texts pays for no more."""
+    with native.portable(True):
+        assert Engine(model_of("llama"), ROWS, context=500).state.cache.capacity == buckets.SMALLEST

@@ -183,20 +183,20 @@ def extend(cache: KVCache, layer: int, k: jax.Array, v: jax.Array, count: jax.Ar
     assert isinstance(old, Plain)
     positions = cache.length[:, None] + jnp.arange(T)[None]  # [B T]
     real = (jnp.arange(T)[None] < count[:, None]) & (positions < cache.capacity)
-    own, scales = old.as_read(k, v), None
+    own, scales, before = old.as_read(k, v), None, None
     if 1 + cache.spare >= T or cache.fresh:
         new = old.write(cache.rows, k, v, positions, real)
-        keys, values, scales = (*own, None) if cache.fresh else rounded.parts(*new.heads(cache.rows, B, K))
+        keys, values, scales = (*own, None) if cache.fresh else rounded.parts(*new.heads(cache.rows, K))
         stand = positions if cache.fresh else new.held(cache.length + count)
         filled = cache.length + count
     else:
-        new, *before = old.take(cache.rows, k, v, positions, real)
-        keys, values = (jnp.concatenate(both, axis=2) for both in zip(before, own, strict=True))
+        new, before = old.take(cache.rows, k, v, positions, real)
+        keys, values = (jnp.concatenate(both, axis=2) for both in zip(before(old.slots), own, strict=True))
         stand = jnp.concatenate([old.held(cache.length), positions], axis=1)
         filled = cache.length
     filled = jnp.where(count > 0, jnp.minimum(filled, old.slots), 0)
     recent = T if 1 + cache.spare < T or cache.fresh else 0
-    seen = Seen(keys, values, stand, filled, recent, scales)
+    seen = Seen(keys, values, stand, filled, recent, scales, before)
     if any(isinstance(one, Shared) and one.of == layer for one in cache.layers):
         cache = dataclasses.replace(cache, lent={**(cache.lent or {}), layer: seen})
     return changed(cache, layer, new), seen

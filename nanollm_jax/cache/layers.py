@@ -21,6 +21,14 @@ from nanollm_jax.config import ModelConfig
 from nanollm_jax.layout import cache_slots
 from nanollm_jax.letters import axes, pytree
 
+# the keys and values of the first so many slots of a cache, [B K S H] twice
+Before = Callable[[int], tuple[jax.Array, ...]]
+
+
+def first(*arrays: jax.Array) -> Before:
+    """Of keys and values of all slots those of the first ones."""
+    return lambda size: tuple(x[:, :, :size] for x in arrays)
+
 
 @pytree
 class Plain:
@@ -73,12 +81,18 @@ class Plain:
         both = self.k, self.v
         return kind(*(both if self.slots == slots else jax.tree.map(sized, both)))
 
-    def heads(self, rows: jax.Array | None, B: int, K: int) -> tuple[Buffer, Buffer]:
-        """Keys and values as they are kept, rows and heads apart, of all rows or of the B named ones.  -> [B K S H] twice"""
+    def heads(self, rows: jax.Array | None, K: int, size: int | None = None) -> tuple[Buffer, Buffer]:
+        """Keys and values as they are kept, rows and heads apart, of all rows or of the named ones.  -> [B K S H] twice
+
+        size: of the first so many slots alone. Rows are cut out one by one: XLA on CPU gathers numbers one by one.
+        """
+        size = self.slots if size is None else size
 
         def apart(x: jax.Array) -> jax.Array:
-            every = x.reshape(x.shape[0] // K, K, *x.shape[1:])
-            return every if rows is None else every.at[rows].get(mode="clip")
+            if rows is None:
+                return x[:, :size].reshape(x.shape[0] // K, K, size, *x.shape[2:])
+            one = lambda row: jax.lax.dynamic_slice(x, (row * K, *[0] * (x.ndim - 1)), (K, size, *x.shape[2:]))  # noqa: E731
+            return jnp.stack([one(row) for row in rows])
 
         return jax.tree.map(apart, (self.k, self.v))
 
@@ -128,12 +142,11 @@ class Plain:
 
     def take(
         self, rows: jax.Array | None, k: jax.Array, v: jax.Array, positions: jax.Array, real: jax.Array
-    ) -> tuple[Plain, jax.Array, jax.Array]:
-        """write, and the keys and values that were there before, [B K S H] twice; `held` says which these are."""
-        B, _, K, _ = k.shape
+    ) -> tuple[Plain, Before]:
+        """write, and the keys and values that were there before; `held` says which these are."""
         new = self.write(rows, k, v, positions, real)
-        before = new.heads(rows, B, K)  # the new ones stand behind those
-        return new, read(before[0]), read(before[1])
+        # the new ones stand behind those
+        return new, lambda size: tuple(map(read, new.heads(rows, k.shape[2], size)))
 
     def pool(self, blocks: int, size: int, rows: int, placed: Callable[[str], Any]) -> Plain:
         """Room for so many blocks of `size` positions of a layer of so many rows: [blocks*K size H] twice."""
@@ -163,9 +176,9 @@ class Plain:
 class Latents(Plain):
     """Position p stands in slot p, one vector that keys and values are both made of.  k [B*K S H], v [B*K S 0]"""
 
-    def heads(self, rows: jax.Array | None, B: int, K: int) -> tuple[Buffer, Buffer]:
+    def heads(self, rows: jax.Array | None, K: int, size: int | None = None) -> tuple[Buffer, Buffer]:
         """The vectors as they are kept, with rows and heads apart, as keys and as values.  -> [B K S H] twice"""
-        k, _ = super().heads(rows, B, K)
+        k, _ = super().heads(rows, K, size)
         return k, k
 
     def as_read(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -201,15 +214,14 @@ class Ring(Plain):
 
     def take(
         self, rows: jax.Array | None, k: jax.Array, v: jax.Array, positions: jax.Array, real: jax.Array
-    ) -> tuple[Plain, jax.Array, jax.Array]:
-        """write, and the keys and values that were there before, [B K S H] twice: new ones may stand in their places.
+    ) -> tuple[Plain, Before]:
+        """write, and the keys and values that were there before: new ones may stand in their places.
 
         Of some rows, what they hold is cut out, written to, and put back: XLA would keep a copy of all rows otherwise.
         """
         B, _, K, _ = k.shape
         if rows is None:
-            old = self.heads(rows, B, K)
-            return self.write(rows, k, v, positions, real), read(old[0]), read(old[1])
+            return self.write(rows, k, v, positions, real), first(*map(read, self.heads(rows, K)))
         begins = [row * K for row in rows]
 
         def rows_from(begins: list[Any]) -> Any:
@@ -228,8 +240,7 @@ class Ring(Plain):
                 buffer = jax.lax.dynamic_update_slice_in_dim(buffer, new[n * K : (n + 1) * K], begin, 0)
             return buffer
 
-        before = read(cut[0]), read(cut[1])
-        return Ring(*jax.tree.map(back, (self.k, self.v), (flat.k, flat.v))), *before
+        return Ring(*jax.tree.map(back, (self.k, self.v), (flat.k, flat.v))), first(read(cut[0]), read(cut[1]))
 
 
 def kinds(config: ModelConfig, capacity: int, spare: int = 0) -> list[type[Plain]]:

@@ -151,9 +151,9 @@ def describe_device(
     if speculate is not None:
         layout.check_goes_back(config)
     kind, found = jax.default_backend(), native.library()
-    size, spare = memory.cache_itemsize(resolve_weights(dtype_name or "auto").activations), drafts.spare(speculate)
+    dtype, spare = memory.cache_dtype(resolve_weights(dtype_name or "auto").activations), drafts.spare(speculate)
     sizes = buckets.capacities(config.max_positions)
-    row = {S: sum(layout.row_nbytes(config, S, size, spare=spare, kept=check_kept(cache))) for S in sizes}
+    row = {S: sum(layout.row_nbytes(config, S, dtype.itemsize, spare=spare, kept=check_kept(cache))) for S in sizes}
     return {
         "kind": jax.devices()[0].device_kind,
         "devices": jax.device_count(),

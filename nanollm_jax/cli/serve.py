@@ -179,6 +179,7 @@ def serve(
             rows,
             prefix_bytes=None if prefix_memory is None else prefix_memory * 2**20,
             speculate=guesses,
+            context=context,
         )
         if check:
             raise typer.Exit(checked(engine, context, said=number == 0))

@@ -42,6 +42,7 @@ class Engine:
         prefix_bytes: int | None = None,
         remember: bool = False,
         speculate: Speculate = None,
+        context: int = 1,
         programs: Any = slots,
     ) -> None:
         """rows is B, a multiple of the mesh's dp; piece is P: tokens of a prompt that are read at once, and of a block
@@ -49,12 +50,13 @@ class Engine:
 
         prefix_bytes bounds what is kept of prompts that were read; None is buckets' choice. remember: rows keep what they read
         and wrote, and what comes next reads only what is new in it; for conversations, whose row is theirs alone. speculate
-        is who guesses tokens: a step writes several, and answers have the bits of such blocks. programs: slots.py or another.
+        is who guesses tokens: a step writes several, and answers have the bits of such blocks. context: positions of the
+        longest texts, where they are known (memory.least). programs: slots.py or another.
         """
         self.model, self.config, self.programs = model, model.config, programs
         self.rows, self.dp, self.remember, self.speculate = rows, model.dp, remember, speculate
         self.spare, self.other = drafts.spare(speculate), drafts.other_of(speculate, model)
-        self.piece = buckets.PIECE if piece is None else piece
+        self.piece, self.least = buckets.PIECE if piece is None else piece, memory.least(model, context)
         self.slots = [Slot(row, *divmod(row, rows // self.dp), self.dp, rows // self.dp) for row in range(rows)]
         self.queue: deque[Ticket] = deque()
         self.pending: deque[Pending] = deque()
@@ -71,7 +73,7 @@ class Engine:
 
     def empty(self, positions: int = 1) -> slots.State:
         """A state of rows that are nobody's, with a capacity of so many positions at least."""
-        return memory.empty_rows(self, buckets.capacity(positions, self.config.max_positions))
+        return memory.empty_rows(self, buckets.capacity(max(positions, self.least), self.config.max_positions))
 
     def forget(self) -> None:
         """Keep nothing of what was read before."""

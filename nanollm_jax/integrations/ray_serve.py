@@ -168,7 +168,7 @@ def opened(setup: Setup, coordinator: str | None = None, number: int = 0) -> tup
     guesses = guesses_of(setup.speculate, setup.draft, lambda name: nano.load(name, dtype=setup.dtype, mesh=mesh))
     rows, context = served(model, setup.rows, setup.context, guesses)
     kept = None if setup.prefix_memory is None else setup.prefix_memory * 2**20
-    return Engine(model, rows, prefix_bytes=kept, speculate=guesses), context
+    return Engine(model, rows, prefix_bytes=kept, speculate=guesses, context=context), context
 
 
 def free_port() -> int:

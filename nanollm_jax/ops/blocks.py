@@ -29,12 +29,14 @@ def in_blocks(x: jax.Array, axis: int, before: int) -> list[jax.Array]:
 
 
 def views(slots: int) -> list[int]:
-    """How many of a cache's slots a piece of a prompt may look at, by how many are filled: quarters, in whole blocks of SLOTS.
+    """How many of a cache's slots a piece of a prompt may look at, by how many are filled: quarters, in whole blocks of SLOTS,
+    and halves of the first one.
 
-    1024: 256, 512, 768, 1024.  600: 256, 512, 600.
+    1024: 256, 512, 768, 1024.  600: 256, 512, 600.  4096: 256, 512, 1024, 2048, 3072, 4096.
     """
     step = SLOTS * max(1, slots // SLOTS // 4)
-    return [*range(step, slots, step), slots]
+    halves = [SLOTS * 2**n for n in range((step // SLOTS - 1).bit_length())]
+    return [*halves, *range(step, slots, step), slots]
 
 
 def blocks(T: int) -> list[tuple[int, int]]:

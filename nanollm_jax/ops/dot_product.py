@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ class Seen(NamedTuple):
     """What new tokens may look at: keys and values [B K S H], the position each stands at [B S], negative where there is
     none; how many of them, the last ones, are the new tokens themselves, in their order; and behind how many of the others
     [B] nothing stands that a row's new tokens look at. With scales, [B K S] twice, keys and values are in int8, and stand for
-    as many times the scale of their vector, in float32.
+    as many times the scale of their vector, in float32. before gives the keys and values of the first so many of the others
+    alone, where that is less work than to cut them out.
     """
 
     keys: jax.Array
@@ -27,6 +29,12 @@ class Seen(NamedTuple):
     filled: jax.Array
     own: int
     scales: tuple[jax.Array, jax.Array] | None = None
+    before: Callable[[int], tuple[jax.Array, ...]] | None = None
+
+
+def filled_alone(dtype: Any) -> bool:
+    """Does a step of decoding that is traced now read the filled slots of a cache of this dtype alone, however many it has?"""
+    return native.wanted() and dtype in (jnp.float32, jnp.int8)
 
 
 @jax.named_scope("scores")
@@ -48,7 +56,7 @@ def dot_product(
     are in use. On an NVIDIA GPU all tokens go through the filled slots, in 16 bits: XLA there writes down all scores. The
     kernel there has no sinks.
     """
-    keys, values, positions, filled, own, scales = seen
+    keys, values, positions, filled, own, scales, first = seen
     before = keys.shape[2] - own
 
     def plain(
@@ -70,11 +78,12 @@ def dot_product(
     def in_use(
         q: jax.Array, keys: jax.Array, values: jax.Array, at: jax.Array, positions: jax.Array, *rest: Any
     ) -> jax.Array:
+        ends = keys[:, :, before:], values[:, :, before:]
+
         def within(view: int) -> jax.Array:
-            part = lambda x, axis: jnp.concatenate(  # noqa: E731
-                [jax.lax.slice_in_dim(x, 0, view, axis=axis), jax.lax.slice_in_dim(x, before, None, axis=axis)], axis
-            )
-            return plain(q, part(keys, 2), part(values, 2), at, part(positions, 1), *rest)
+            begins = first(view) if first else (keys[:, :, :view], values[:, :, :view])
+            k, v = (jnp.concatenate(parts, axis=2) for parts in zip(begins, ends, strict=True))
+            return plain(q, k, v, at, jnp.concatenate([positions[:, :view], positions[:, before:]], axis=1), *rest)
 
         least = jnp.max(rest[0])
         index = sum((least > view).astype(jnp.int32) for view in views(before)[:-1])
@@ -85,7 +94,7 @@ def dot_product(
     faster: dict[str, Any] = {}
     if own and len(views(before)) > 1:
         faster["cpu"] = in_use
-    if not own and (scales is not None or keys.dtype == jnp.float32) and native.wanted():
+    if not own and filled_alone(keys.dtype):
         faster["cpu"] = partial(native.attention, **how)
     if sinks is None and gpu.takes(q, keys):
         faster["cuda"] = lambda *arrays: gpu.attention(*arrays[:6], own=own, **how)
