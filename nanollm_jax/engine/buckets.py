@@ -16,8 +16,9 @@ TOGETHER = {"cpu": SHORTEST}
 # wide, 8 rows: 0.04.
 RECALLED = 8
 SMALLEST = 256  # positions of a cache; growing through smaller ones would compile more than it saves
-# steps of a chunk: where nobody waits for anything but its end, where somebody does, and where a row follows a grammar
-CHUNK, STREAMED, FOLLOWED = 16, 4, 1
+# steps of a chunk: where nobody waits for anything but its end, where somebody does, between pieces of those who are not yet
+# among the rows that write, and where a row follows a grammar
+CHUNK, STREAMED, BETWEEN, FOLLOWED = 16, 4, 2, 1
 
 
 def rows(count: int, dp: int = 1) -> int:

@@ -281,8 +281,8 @@ class Engine:
         writing = [slot for slot in self.slots if slot.left > 0]
         if not writing:
             return False
-        waiting = watched or bool(self.queue) or any(slot.reading for slot in self.slots)
-        steps = buckets.STREAMED if waiting else buckets.CHUNK
+        steps = buckets.STREAMED if watched or self.queue else buckets.CHUNK
+        steps = buckets.BETWEEN if any(slot.reading for slot in self.slots) else steps
         steps = buckets.FOLLOWED if any(slot.follows for slot in writing) else steps
         owners = [slot.owner(steps, self.spare) for slot in writing]
         memory.make_room(self, max(owner.slot.filled + owner.positions for owner in owners))
