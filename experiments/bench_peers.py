@@ -206,7 +206,7 @@ class LlamaCpp:
 
 
 # name -> (how it is made from a folder, how far its logits may be in float32 throughout, None if it has no float32, and how
-# far when it is timed: |difference| / |reference|)
+# far when it is timed: |difference| / |reference|), of LAYERS layers or fewer
 ENGINES: dict[str, tuple[Callable[[Path], Engine], float | None, float]] = {
     "nanollm": (lambda folder: Nano(folder, "float32"), 1e-4, 1e-4),
     "nanollm-bf16": (lambda folder: Nano(folder, "bfloat16"), None, 1e-1),
@@ -222,6 +222,7 @@ ENGINES: dict[str, tuple[Callable[[Path], Engine], float | None, float]] = {
     "llama.cpp-q8_0": (lambda folder: LlamaCpp(folder, "q8_0"), None, 2e-1),
     "llama.cpp-q4_0": (lambda folder: LlamaCpp(folder, "q4_0"), None, 6e-1),
 }
+LAYERS = 12  # what each layer rounds away adds up, with any sign: of more the root of how many times as many
 REFERENCE = "transformers"
 # by the bits of a weight; the first of each is ours, which the others are compared with
 FORMATS = {
@@ -575,11 +576,14 @@ def run_format(
     checks: dict[str, dict[str, float]] = {}
     commands = [name for name in engines if "first-token" in how.measures and command(name, folder)]
     workers: dict[str, Worker] = {}
+    config = json.loads((folder / "config.json").read_text())
+    layers = config["n_layer"] if "n_layer" in config else config["num_hidden_layers"]
     try:
         for name in engines if reference is not None else ():
             say(f"checking {name}")
             worker = workers[name] = Worker(name, folder, how.prompt_tokens, how.new_tokens)
             _, exact, bound = ENGINES[name]
+            bound *= max(1, layers / LAYERS) ** 0.5
             if exact is not None:
                 compare(name, worker("exact"), reference, exact, exact=True)
             checks[name] = compare(name, worker("check"), reference, bound, exact=False)
@@ -715,19 +719,26 @@ def main(
         os.environ[variable] = f"{value} {given}".strip()
     how = Measuring(measure, 3 if quick else rounds, prompt_tokens, 32 if quick else new_tokens)
     reports: dict[str, dict[str, Any]] = {}
+    refused: list[str] = []
     with contextlib.ExitStack() as stack:
         root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, file in files.items():
             make_files(file, root / name, [name for names in chosen.values() for name in names], say)
             say(f"asking {REFERENCE}")
             reference = ask_reference(root / name, how) if how.calls else None
-            reports[name] = {
-                bits: run_format(root / name, names, reference, how, say) for bits, names in chosen.items()
-            }
+            for bits, names in chosen.items():
+                try:
+                    reports.setdefault(name, {})[bits] = run_format(root / name, names, reference, how, say)
+                except typer.BadParameter as error:  # the other formats' figures are not lost
+                    refused.append(f"{name}: {error.message}")
+                    say(refused[-1])
+    reports = {name: formats for name, formats in reports.items() if formats}
+    if not reports:
+        raise typer.BadParameter("\n".join(refused))
     about = versions() | ({"isa": isa} if isa else {}) | how._asdict()
     if as_json:
-        print(json.dumps({"about": about, "shapes": reports}))
-        return
+        print(json.dumps({"about": about, "shapes": reports, "refused": refused}))
+        raise typer.Exit(bool(refused))
     print(markdown(reports) + "\n")
     for formats in reports.values():
         for report in formats.values():
@@ -736,6 +747,7 @@ def main(
                     f"{peer}: logits within {check['logits_error']:.1e}, {check['tokens_agree']:.0%} of greedy tokens the same"
                 )
     print(", ".join(f"{name} {value}" for name, value in about.items()))
+    raise typer.Exit(bool(refused))
 
 
 if __name__ == "__main__":
