@@ -52,9 +52,9 @@ def dot_product(
 
     q [B T N H], whose tokens stand at positions `at` [B T] -> [B T N H] float32. window, scale, cap and sinks [N] as in
     attention.py; name is that of the layer, for its tags. On a CPU the few tokens of a step of decoding go through the filled
-    slots alone: XLA there reads the whole cache, and slowly; and a piece of a prompt looks at the quarters of the cache that
-    are in use. On an NVIDIA GPU all tokens go through the filled slots, in 16 bits: XLA there writes down all scores. The
-    kernel there has no sinks.
+    slots alone: XLA there reads the whole cache, and slowly; and a piece of a prompt looks at no more than the first slots of
+    which some are in use (views). On an NVIDIA GPU all tokens go through the filled slots, in 16 bits: XLA there writes down
+    all scores. The kernel there has no sinks.
     """
     keys, values, positions, filled, own, scales, first = seen
     before = keys.shape[2] - own
