@@ -82,7 +82,7 @@ def product_on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
     if weight.dtype == jnp.float32 and R < MANY:
         turned = jax.lax.optimization_barrier(x.T)
         return jax.lax.optimization_barrier(contract("OI,IR->OR", weight, turned)).T
-    if weight.dtype == jnp.float16 and R < MANY:
+    if weight.dtype == jnp.float16:
         converted = lambda x, part: contract("RI,OI->RO", x, part.astype(jnp.float32))  # noqa: E731
         return by_blocks(converted, x.astype(jnp.float32), weight, BLOCK)
     rows = jnp.concatenate([x, x]) if R == 1 else x
