@@ -377,8 +377,9 @@ save(figure, "19_copies")
 #   none of them goes on. `nanollm_jax.engine.engine.Engine` calls it for a *chunk* of 16 tokens, and for the next chunk
 #   before anybody has looked at the first: while the host looks for a *stop string*, a text with which the user wants the
 #   answer to end, the *device*, whatever runs the compiled program, goes on.
-# - The texts of a batch come and go (chapter 25). One that has ended writes nothing, and a prompt that waits takes its place:
-#   between two chunks a piece of the prompt is read, until all of it is.
+# - The texts of a batch come and go (chapter 25). One that has ended writes nothing, and a prompt that waits takes its place.
+#   It is read in pieces. Where somebody is shown a text while it grows, chunks are shorter, and one piece at most is read
+#   between two of them.
 # - `nanollm_jax.engine.buckets` rounds prompts and caches up to a few lengths, so that few programs are ever compiled.
 # - `nanollm_jax.engine.timings.CompileWatch`, used above, counts compilations. The tests use it to show that a second
 #   request compiles nothing.

@@ -124,7 +124,7 @@ for token in ids:
     logits, memory = forward(np.array([token]), memory)
     one_by_one.append(logits)
 same("one by one with a memory: the same, for every token", one_by_one, reference[0], tolerance=1e-4)
-keys, values = filled.layers[3].heads(None, 1, config.num_kv_heads)  # layer 3, [1 K S H] twice
+keys, values = filled.layers[3].heads(None, config.num_kv_heads)  # layer 3, [1 K S H] twice
 same("the keys that the library keeps in layer 3", np.swapaxes(keys[0], 0, 1), memory[3][0], tolerance=1e-4)
 same("and the values", np.swapaxes(values[0], 0, 1), memory[3][1], tolerance=1e-4)
 
@@ -477,8 +477,10 @@ check("nearly all of it are the matrices [i j], in 32 bits", 0.95 < matrices / (
 # - Our `concatenate` copies the whole memory for every token. The engine has room from the start and writes one slot
 #   *in place*: the cache is *donated* to the compiled program, which may then reuse its memory
 #   (`nanollm_jax.decode.write_tokens`).
-# - Shapes are fixed inside a program, so the cache has a capacity. The engine begins with a small one and takes the
-#   next power of two when it is full: `nanollm_jax.engine.buckets.capacity`, `nanollm_jax.cache.resize`.
+# - Shapes are fixed inside a program, so the cache has a capacity. `nanollm_jax.generate` begins with a small one and takes
+#   the next power of two when it is full: `nanollm_jax.engine.buckets.capacity`, `nanollm_jax.cache.resize`. A server has room
+#   for its longest text from the start where empty slots cost no time: where a step reads the filled ones alone, as the
+#   library's own code for CPUs does (`nanollm_jax.engine.memory.least`).
 # - Layers with a window are rings as soon as the capacity exceeds it.
 # - A model with latents keeps them in `nanollm_jax.cache.Latents`; `nanollm_jax.ops.latent` takes queries there.
 #

@@ -14,7 +14,7 @@ prompt is not the others' is not timed.
     tokens       written a second, by all together      requests    answered a second; good: those with a first token within
                  1 s and 150 ms for each later one      first       ms to the first token      token       ms for each later one
     cpu          ms of processors that the server took for each token (the rest is the client's, and waiting)
-    gap          ms between two chunks of an answer (nanollm sends 4 tokens in one)
+    gap          ms between two chunks of an answer (nanollm sends 4 tokens in one, or 2)
     prefix       ms to the first token of 512 tokens and an end of 8: new (cold), and the same with another end (held)
     stall        ms between two chunks of one who writes, at most, while three prompts of 512 tokens arrive; alone: before,
                  the mean
