@@ -144,8 +144,28 @@ print(
 )
 outcome(everything / sixteenth, "times faster")
 check_time("less than half of the sixteenfold was gained", everything / sixteenth < 8)
+check_time("a step of 16 costs more per number than a step of 1", per_read[16] > 2 * per_read[1])
+check_time("up to a step of 16 the cost grows by a larger factor than from there on",
+           per_read[16] / per_read[1] > per_read[64] / per_read[16])  # fmt: skip
+
+# %% tags=["figure"]
+figure, ax = plt.subplots(figsize=(4.8, 3.8))
+ax.plot(steps, list(per_read.values()), "o-", color=BLUE)
+ax.axvline(16, color=GREY, linestyle=":")
+ax.text(15.2, ax.get_ylim()[1], "one cache line", color=GREY, rotation=90, ha="right", va="top", size=9)
+ax.set(
+    xscale="log", ylabel="nanoseconds per number", xlabel="step between two reads, in float32 numbers", ylim=(0, None)
+)
+ax.set(xticks=steps, xticklabels=steps, title="Larger steps waste more of each line")
+ax.minorticks_off()
+save(figure, "03_steps")
 
 # %% [markdown]
+# ![Time per number against the step between two reads](figures/03_steps.png)
+#
+# *Measured on the machine that made this page. The cost of a number grows with the step, most of all up to 16, from where on
+# every read needs its own line.*
+#
 # ## Measured: the size
 # Now read in random order, from tables of growing size. As long as the table fits in a cache, order should not matter
 # much. Of a table four times as large as the cache, three of four reads should have to wait for memory.
@@ -171,43 +191,31 @@ table(
     [(f"{size / 1024:,.0f} kB", f"{o:.2f}", f"{r:.2f}", f"{r / o:.1f}x")
      for size, o, r in list(zip(sizes, ordered_ns, random_ns, strict=True))[::2]],
 )  # fmt: skip
-check_time("a step of 16 costs more per number than a step of 1", per_read[16] > 2 * per_read[1])
-check_time("up to a step of 16 the cost grows by a larger factor than from there on",
-           per_read[16] / per_read[1] > per_read[64] / per_read[16])  # fmt: skip
 check_time("random reads of a large table cost more than of a small one", random_ns[-1] > 2 * random_ns[0])
 check_time("reads in order hardly do", ordered_ns[-1] < 0.5 * random_ns[-1])
 
 # %% tags=["figure"]
-figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))
-left.plot(steps, list(per_read.values()), "o-", color=BLUE)
-left.axvline(16, color=GREY, linestyle=":")
-left.text(15.2, left.get_ylim()[1], "one cache line", color=GREY, rotation=90, ha="right", va="top", size=9)
-left.set(
-    xscale="log", ylabel="nanoseconds per number", xlabel="step between two reads, in float32 numbers", ylim=(0, None)
-)
-left.set(xticks=steps, xticklabels=steps, title="Larger steps waste more of each line")
-left.minorticks_off()
-right.plot(sizes, random_ns, "o-", color=ORANGE, label="at random", markersize=4)
-right.plot(sizes, ordered_ns, "o-", color=BLUE, label="in order", markersize=4)
-right.set(xscale="log", xlabel="size of the table", ylabel="nanoseconds per number", ylim=(0, None))
+figure, ax = plt.subplots(figsize=(4.8, 3.8))
+ax.plot(sizes, random_ns, "o-", color=ORANGE, label="at random", markersize=4)
+ax.plot(sizes, ordered_ns, "o-", color=BLUE, label="in order", markersize=4)
+ax.set(xscale="log", xlabel="size of the table", ylabel="nanoseconds per number", ylim=(0, None))
 ticks = [2**14, 2**17, 2**20, 2**23, 2**26]
-right.set_xticks(ticks, [f"{t // 1024} kB" if t < 2**20 else f"{t // 2**20} MB" for t in ticks])
-right.minorticks_off()
+ax.set_xticks(ticks, [f"{t // 1024} kB" if t < 2**20 else f"{t // 2**20} MB" for t in ticks])
+ax.minorticks_off()
 for name, size in caches.items():
-    right.axvline(size, color=GREY, linestyle=":")
-    right.text(size * 0.93, right.get_ylim()[1], name, color=GREY, ha="right", va="top", size=9)
-right.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
-right.set_title("Order matters once the caches are full")
+    ax.axvline(size, color=GREY, linestyle=":")
+    ax.text(size * 0.93, ax.get_ylim()[1], name, color=GREY, ha="right", va="top", size=9)
+ax.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
+ax.set_title("Order matters once the caches are full")
 save(figure, "03_memory")
 
 # %% [markdown]
-# ![Time per number against step and against table size](figures/03_memory.png)
+# ![Time per number against the size of the table, read in order and at random](figures/03_memory.png)
 #
-# *Measured on the machine that made this page. Left: the cost of a number grows with the step, most of all up to 16,
-# from where on every read needs its own line. Right: the more of the table lies outside the caches (a dotted line is
-# where one ends), the more a random read costs. The curve need not rise exactly at the dotted lines: the table
-# probably shares each cache with everything else that runs. Reads in order stay cheap. Processors are built for that:
-# they fetch the next lines before they are asked for.*
+# *Measured on the same machine. The more of the table lies outside the caches (a dotted line is where one ends), the more a
+# random read costs. The curve need not rise exactly at the dotted lines: the table probably shares each cache with
+# everything else that runs. Reads in order stay cheap. Processors are built for that: they fetch the next lines before they
+# are asked for.*
 #
 # ## What it means for a model
 # The embedding is a table `[V D]`: one row for each piece of text. To look up a piece is to read one row. Stored the
