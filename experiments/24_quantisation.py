@@ -35,6 +35,7 @@ from chapter import BLUE, GREY, ORANGE, check, interactive, outcome, plt, predic
 
 import nanollm_jax as nano
 from nanollm_jax import params as parameters
+from nanollm_jax.dtypes import resolve_weights
 from nanollm_jax.ops import groupwise_making, int8, nibbles
 
 model = nano.load(dtype="float32")
@@ -93,10 +94,12 @@ same("and the same scales", theirs.scale, scale[:, 0, 0])
 o = np.argmax(np.abs(w).max(axis=1) / np.abs(w[:, :48]).max(axis=1))  # a row whose largest weight stands elsewhere
 check("the largest weight of that row stands further on", np.abs(w[o]).argmax() >= 48)
 figure, axes = plt.subplots(2, 1, figsize=(5.6, 4.2), sharex=True, sharey=True)
+losses = []
 for ax, group in zip(axes, (inputs, 16), strict=True):
     q_four, scale_four = quantise(w[o : o + 1, : inputs // group * group], bits=4, group=group)  # [1 I/group group]
     kept = (q_four * scale_four).ravel()[:48]
     lost = np.sqrt(np.square(kept - w[o, :48]).mean())
+    losses.append(lost)
     for n, step in enumerate(scale_four[0, : math.ceil(48 / group), 0]):
         begin, end = np.minimum([n * group, (n + 1) * group], 48) - 0.5
         ax.hlines(step * np.arange(-7, 8), begin, end, color=GREY, linewidth=0.4, zorder=0)
@@ -106,6 +109,7 @@ for ax, group in zip(axes, (inputs, 16), strict=True):
     ax.set(title="a scale for the row" if group == inputs else f"a scale for each {group} weights", yticks=[0])
     ax.set(ylim=1.3 * np.abs(w[o, :48]).max() * np.array([-1, 1]), xticks=[])
     print(f"scales: {len(scale_four[0])}; root mean square of what these weights lose: {lost:.4f}")
+check("with a scale for each group these weights lose less", losses[1] < losses[0])
 save(figure, "24_steps")
 
 # %% [markdown]
@@ -147,6 +151,9 @@ def pack(q):
 
 
 q4, scale4 = quantise(w[:, : inputs // 32 * 32], bits=4, group=32)  # [O I/32 32], [O I/32 1]
+q_alone, scale_alone = quantise(w[:, 32:64], bits=4)  # [O 1 32]: the second group of each row
+check("a group has the numbers that it would have alone", np.array_equal(q4[:, 1], q_alone[:, 0]))
+same("and the scale", scale4[:, 1], scale_alone[:, 0])
 packed = pack(q4[0].reshape(-1))
 print(f"{q4[0].size} numbers of 4 bits in {packed.nbytes} bytes; the first byte is {packed[0]:08b}")
 theirs = np.asarray(nibbles.pack(jnp.asarray(q4[0].reshape(-1)), 32))
@@ -169,7 +176,7 @@ STORIES = (
     "Tom and his dad wanted to make a cake. They put milk and eggs in a bowl. Tom liked to stir. Then the bowl fell on the "
     "floor and broke. Tom said he was sorry. His dad was not mad. They cleaned the floor and made a new cake. It was yummy.",
 )
-rows = [model.tokenizer.encode(story) for story in STORIES[: 1 if quick() else None]]
+rows = [model.tokenizer.encode(story) for story in STORIES]
 T = max(map(len, rows))
 tokens = np.array([row + [0] * (T - len(row)) for row in rows])  # [B T]
 counted = np.array([[1] * (len(row) - 1) + [0] * (T - len(row)) for row in rows])  # [B T-1]: what is real
@@ -222,13 +229,20 @@ table(
     ["", "MB", "times smaller", "perplexity"],
     [(name, f"{nbytes / 1e6:.2f}", f"{base[0] / nbytes:.2f}", f"{p:,.2f}") for name, (nbytes, p) in found.items()],
 )
-outcome(found["2 bits, a scale a row"][1] / base[1], "times the perplexity of float32, with 2 bits a weight")
+ruined = found["2 bits, a scale a row"][1] / base[1]
+outcome(ruined, "times the perplexity of float32, with 2 bits a weight")
+scored = nano.score(model, rows)
+theirs = math.exp(-sum(sum(one.logprobs) for one in scored) / sum(len(one.logprobs) for one in scored))
+same("in float32 the perplexity of nanollm_jax.score", base[1], theirs, 1e-4)
 check("8 bits change the perplexity by less than 2%", abs(found["8 bits, a scale a row"][1] / base[1] - 1) < 0.02)
 check("at a quarter of the bytes, nearly", base[0] / found["8 bits, a scale a row"][0] > 3.9)
-in_8_bits = perplexity(nano.load(dtype="int8").params)
-ours = found["8 bits, a scale a row"][1]
-check("so does the library's own model in 8 bits, by as much", math.isclose(in_8_bits, ours, rel_tol=1e-3))
-check("2 bits a row ruin it", found["2 bits, a scale a row"][1] > 5 * base[1])
+eight = nano.load(dtype="int8").params
+nbytes, ours = found["8 bits, a scale a row"]
+check("so does the library's own model in 8 bits, by as much", math.isclose(perplexity(eight), ours, rel_tol=1e-3))
+check("and it has as many bytes", sum(parameters.nbytes_kept(eight).values()) == nbytes)
+numbers = sum(array.size for array in parameters.flatten(model.params).values() if array.ndim > 1)  # of all matrices
+check("with 4 bits for 8 each number is half a byte less", nbytes - found["4 bits, a scale a row"][0] == numbers / 2)
+check("2 bits a row ruin it", ruined > 5)
 check("groups help there", found["2 bits, groups of 16"][1] < found["2 bits, a scale a row"][1] / 5)
 
 # %% tags=["figure"]
@@ -258,6 +272,7 @@ save(figure, "24_bits")
 # %% tags=["figure"]
 BITS_AND_GROUPS = [(bits, group) for group in (8, 16, None) for bits in ((2, 4, 8) if quick() else (2, 3, 4, 5, 6, 8))]
 wholes = {way: whole_model(restore(*way)) for way in BITS_AND_GROUPS}
+check("the page's models are the table's", wholes[4, 16][1] == found["4 bits, groups of 16"][0])
 interactive(
     "bits",
     {
@@ -294,9 +309,13 @@ table(
     ["kind", "share of the weights", "times the perplexity"],
     [(name, f"{of_all[name]:.0%}", f"{times:.2f}") for name, times in suffered.items()],
 )
-together = found["2 bits, a scale a row"][1] / base[1]
-print(f"all of them: {together:.2f}. It is worst for {max(suffered, key=suffered.get)}")
-check("all together cost more than the product of what each costs alone", together > math.prod(suffered.values()))
+print(f"all of them: {ruined:.2f}. It is worst for {max(suffered, key=suffered.get)}")
+q_two, scale_two = quantise(weights["embedding"]["tokens"], bits=2)
+by_hand = {**model.params, "embedding": {"tokens": jnp.asarray((q_two * scale_two)[:, 0])}}
+same("2 bits in the embedding, by hand", suffered["embedding"], perplexity(by_hand) / base[1], 1e-4)
+check("the five are all weights but those of norms",
+      math.isclose(sum(of_all.values()), numbers / parameters.count(config)))  # fmt: skip
+check("all together cost more than the product of what each costs alone", ruined > math.prod(suffered.values()))
 check("the share of the weights does not decide it", list(np.argsort(list(of_all.values())))
       != list(np.argsort(list(suffered.values()))))  # fmt: skip
 
@@ -328,11 +347,15 @@ BANDWIDTH = 2e12  # bytes per second, assumed, as accelerators of today have it
 llama = nano.read_config(json.loads((Path(nano.__file__).parents[1] / "configs/llama-3.1-8b.json").read_text()))[0]
 count = parameters.count(llama)
 BITS = {"bfloat16": 16, "int8": 8, "int4, groups of 32": 4 + 16 / 32}
+most = {name: BANDWIDTH / (count * b / 8) for name, b in BITS.items()}  # tokens per second
 table(
     "Llama 3.1 8B, one text",
     ["weights", "bits a weight", "GB", "tokens/s at most"],
-    [(name, f"{b:g}", f"{count * b / 8e9:.1f}", f"{BANDWIDTH / (count * b / 8):.0f}") for name, b in BITS.items()],
+    [(name, f"{b:g}", f"{count * b / 8e9:.1f}", f"{most[name]:.0f}") for name, b in BITS.items()],
 )
+for name, rate in most.items():
+    kept = sum(parameters.nbytes(llama, resolve_weights(name.partition(",")[0])).values())
+    same(f"{name}: what the library keeps, read so often in a second", rate * kept, BANDWIDTH, 0.01)
 check("a group of 32 with a scale of 16 bits costs half a bit a weight", BITS["int4, groups of 32"] == 4.5)
 
 # %% [markdown]
@@ -352,8 +375,16 @@ trimmed = w[:, : inputs // 32 * 32]
 theirs = groupwise_making.quantize(jnp.asarray(trimmed), bits=4, group=32)
 unpacked = np.asarray(nibbles.unpack(theirs.values, 32), np.float32).reshape(q4.shape)
 searched = unpacked * np.asarray(theirs.scale, np.float32)[..., None]
-ours, best = (np.square((kept - trimmed.reshape(q4.shape)) / trimmed.std()).mean() for kept in (q4 * scale4, searched))
-print(f"mean square of what is lost, 4 bits and groups of 32: {ours:.5f} by the largest weight, {best:.5f} by search")
+
+
+def share_lost(kept):
+    """The mean square of what is lost, as a share of that of the weights"""
+    return np.square(kept - trimmed.reshape(q4.shape)).mean() / np.square(trimmed).mean()
+
+
+ours, best = share_lost(q4 * scale4), share_lost(searched)
+print(f"lost with 4 bits and groups of 32, of the mean square: {ours:.2%} by the largest weight, {best:.2%} by search")
+same("it would be all, if nothing were kept", share_lost(np.zeros_like(searched)), 1)
 check("the search loses less", best < ours)
 
 # %% [markdown]
