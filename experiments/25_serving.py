@@ -36,6 +36,7 @@ import numpy as np
 from chapter import BLUE, GREEN, GREY, ORANGE, RED, check, interactive, outcome, plt, predict, quick, same, save, table
 
 import nanollm_jax as nano
+from nanollm_jax.engine import buckets
 
 random = np.random.default_rng(25)
 
@@ -77,6 +78,11 @@ def continuous(requests, B):
     return visits
 
 
+def waited(visits, requests):
+    """How many steps each request waits for a row."""
+    return [visit.begin - arrival for visit, (arrival, _) in zip(visits, requests, strict=True)]
+
+
 # %% [markdown]
 # Five requests in two rows, small enough to be followed with a finger:
 
@@ -97,8 +103,14 @@ def draw_rows(ax, visits, names, colours, size):
 figure, axes = plt.subplots(2, 1, figsize=(5.6, 3.6), sharex=True)
 for ax, way in zip(axes, (static, continuous), strict=True):
     visits = way(list(FIVE.values()), 2)
-    waits = [visit.begin - arrival for visit, (arrival, _) in zip(visits, FIVE.values(), strict=True)]
+    a, b, c, *_ = visits
+    waits = waited(visits, FIVE.values())
+    check(f"{way.__name__}: C sits down when {'B' if way is static else 'A'} has ended, and has waited until then",
+          c.begin == (b if way is static else a).end == waits[2] + FIVE["C"][0])  # fmt: skip
+    check("in the row of A", c.row == a.row)
     draw_rows(ax, visits, FIVE, colours.values(), 11)
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches]
+    check("each bar is a visit", bars == [(visit.begin, visit.end) for visit in visits])
     ax.set(title=f"{way.__name__}: {max(visit.end for visit in visits)} steps, C waits for {waits[2]} of them")
 axes[1].set(xlabel="step", xticks=range(0, 19, 3))
 save(figure, "25_five")
@@ -128,9 +140,10 @@ rows, took = [], {}
 for name, visits in ways.items():
     took[name] = max(visit.end for visit in visits)
     used = sum(visit.end - visit.begin for visit in visits) / (B * took[name])
-    waits = [visit.begin - arrival for visit, (arrival, _) in zip(visits, requests, strict=True)]
+    waits = waited(visits, requests)
     rows.append([name, took[name], f"{used:.0%}", f"{np.mean(waits):.0f}", max(waits)])
     check(f"{name}: nobody begins before coming", min(waits) >= 0)
+    same(f"{name}: of all rows at all steps, those in use are the tokens", used * B * took[name], lengths.sum(), 1e-12)
     for row in range(B):  # nobody sits on somebody else's knees
         sat = sorted(visit for visit in visits if visit.row == row)
         check(f"{name}, row {row}: one after the other", all(a.end <= b.begin for a, b in pairwise(sat)))
@@ -297,6 +310,22 @@ check("in another order, in other rows, beside others: bit for bit", turned == t
 check("asked for twice at once: the same answer twice", Server(B).run(asked[:1] * 2) == together[:1] * 2)
 
 # %% [markdown]
+# A server that served who came last first would pass all this. So who gets a row, and when is it free again?
+
+# %%
+server = Server(B)
+begun = [server.submit(request) for request in asked]
+server.step()
+check("who came first sits down first", [bool(answer) for answer in begun] == [n < B for n in range(len(asked))])
+for label, tokens in (("the last one that was asked for", [7, 7]), ("the one that ends a text", [model.config.eos_id])):
+    server.rows[0] = Request("", 2, 0), []
+    busy = []
+    for token in tokens:
+        busy.append(server.rows[0] is not None)
+        server.take(0, token, 0.0)
+    check(f"a row is free behind {label}, and no token sooner", all(busy) and server.rows[0] is None)
+
+# %% [markdown]
 # Here are three naive ways to write the first request beside others:
 #
 # - *as many rows as there are requests*: a program for one row may add in another order than one for four;
@@ -342,8 +371,14 @@ one_row, four_rows, seen_padding = (
     np.asarray(forward(model.params, tokens, count, empty_rows(len(tokens)))[0][0])
     for tokens, count in ((behind[:1], counts[:1]), (behind, counts), (before, np.full(B, T)))
 )
-here = with_shared_chance(behind, counts, 8)[0].tolist()
-there = with_shared_chance(behind[::-1], counts[::-1], 8)[-1].tolist()
+
+
+def of_the_first(order):
+    """What the first prompt's text becomes, with the prompts in this order."""
+    return with_shared_chance(behind[order], counts[order], 8)[order.index(0)].tolist()
+
+
+here, beside, there = of_the_first([0, 1, 2, 3]), of_the_first([0, 3, 2, 1]), of_the_first([3, 2, 1, 0])
 differ = {
     "as many rows as requests": np.abs(four_rows - one_row).max(),
     "padding that is seen": np.abs(seen_padding - one_row).max(),
@@ -357,13 +392,18 @@ print("one stream of chance, in the first row:", repr(library.tokenizer.decode(h
 print("                      in the last row: ", repr(library.tokenizer.decode(there)))
 same("another number of rows: only rounding", four_rows, one_row, 1e-4)
 check("padding that is seen is another text", differ["padding that is seen"] > 0.1)
+cache = nano.init_cache(library.config, batch=1, capacity=T, dtype="float32")
+theirs = nano.forward(library.params, jnp.asarray(before[:1]), cache, config=library.config)[0][0, -1]
+same("the one that begins with the padding", seen_padding, jax.nn.log_softmax(theirs), 1e-4)
 check("shared chance: another row, another answer", here != there)
+check("and in the same row the same, whoever sits in the others", here == beside)
 
 # %% [markdown]
 # The rounding of the first way is small and treacherous: it changes no token until two of them are nearly equally
 # probable, or a random number falls just between the stretches of two (chapter 18). From there on the texts differ. That is
 # rare, and a test that does not look for it will not meet it. So the number of rows of an engine is fixed. So is all else
-# that decides in which order numbers are added: how many positions a row has, and where a long prompt is cut (the next
+# that decides in which order numbers are added: how many positions of a row are added up at a time (the library's blocks,
+# `nanollm_jax.ops.blocks.SLOTS`, are as long however many positions a row has), and where a long prompt is cut (the next
 # section).
 #
 # ## Long prompts
@@ -377,7 +417,7 @@ _, held = forward(model.params, text, np.array([half]), empty_rows(1))
 rest = np.pad(text[:, half:], ((0, 0), (0, half)))
 in_pieces, _ = forward(model.params, rest, np.array([T - half]), held)
 same("two pieces, the same logits but for rounding", in_pieces, at_once, 1e-4)
-PIECE, PROMPT = 256, 4096  # tokens
+PIECE, PROMPT = buckets.PIECE, 4096  # tokens: the library's pieces, and a long prompt
 print(f"who is writing waits for {PROMPT} tokens at once, or for {PIECE} at a time, {PROMPT // PIECE} times")
 
 # %% [markdown]
@@ -385,6 +425,8 @@ print(f"who is writing waits for {PROMPT} tokens at once, or for {PIECE} at a ti
 # - `nanollm_jax.engine.engine.Engine` is this `Server`: `submit`, `cancel`, and `step`, which knows no clock and no
 #   network. `nanollm_jax.engine.slots.write_tokens` writes a chunk of tokens (chapter 19) in all rows; a row without a
 #   request writes nothing into the cache.
+# - Where nobody looks before an answer has ended, prompts are read first and chunks are long. Where somebody reads along,
+#   chunks are short, and shorter still between two pieces of a prompt (`nanollm_jax.engine.buckets`).
 # - Pieces end at multiples of a fixed number of tokens, `nanollm_jax.engine.buckets.PIECE`, whatever was read before. So where
 #   two prompts begin alike, the keys and values of those pieces need to be computed once only (`nanollm_jax.engine.prefix`),
 #   and the second answer still has the same bits.
