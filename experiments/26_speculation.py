@@ -133,6 +133,20 @@ class Draft:
         return int(token)
 
 
+BEGINNING = "Once upon a time, there was a little girl named Lily."
+hot = engine.Sampling(temperature=0.8, top_p=0.95)
+for sampling, seed in ((GREEDY, 0), (hot, 3)):
+    draft, text = Draft(5, sampling, seed), model.tokenizer.encode(BEGINNING)
+    small = model._replace(params=draft.params)
+    guessed = draft(text, K)
+    check("it writes what five layers write in your engine's loop",
+          guessed == list(engine.generate(small, BEGINNING, sampling, seed, K)))  # fmt: skip
+    for right in (2, K):  # of the drafts; behind them the text goes on in another way
+        text = [*text, *guessed[:right], text[1]]
+        guessed = draft(text, K)
+        anew = Draft(5, sampling, seed)(text, K)
+        check(f"where {right} drafts were right and the text goes on, as one that reads it anew", guessed == anew)
+
 # %% [markdown]
 # ### Who decides
 # The model reads a *block* in one pass: the token that was drawn last, which it has not read yet, and behind it the drafts.
@@ -183,9 +197,12 @@ STORY = "Once upon a time, there was a little girl named Lily. She had a red bal
 NEW = 12 if quick() else 60
 prompts = {"a text that repeats": LINES, "a story": STORY}
 answers = {name: write(prompt, NEW, nobody)[0] for name, prompt in prompts.items()}
+answers["a story, drawn with a seed"] = write(STORY, NEW, nobody, sampling=hot, seed=3)[0]
 library = nano.load(dtype="float32")
-greedy = nano.Sampling(temperature=0.0)
-theirs = nano.generate(library, [LINES, STORY], max_new_tokens=NEW, sampling=greedy, speculate=f"lookup:{K}")
+theirs = nano.generate(
+    library, [LINES, STORY, STORY], max_new_tokens=NEW, seed=[0, 0, 3], speculate=f"lookup:{K}",
+    sampling=nano.Sampling(temperature=[0.0, 0.0, 0.8], top_p=[1.0, 1.0, 0.95]),
+)  # fmt: skip
 for (name, ours), answer in zip(answers.items(), theirs, strict=True):
     until = ours.index(model.config.eos_id) if model.config.eos_id in ours else NEW  # the library ends there
     check(f"{name}: the tokens of nanollm_jax.generate, which speculates", ours[:until] == answer.token_ids)
@@ -207,8 +224,10 @@ for name, prompt in prompts.items():
         )
         check(f"{name}, {who}: the same tokens", tokens == answers[name])
         right, tried = (sum(column) for column in zip(*passes, strict=True))
+        check("as many drafts were tried as were guessed", tried == sum(map(len, notes)))
         each[name, who] = (NEW - 1) / len(passes), passes
-        rows.append([name, who, len(passes), f"{right / tried:.0%}" if tried else "", f"{(NEW - 1) / len(passes):.2f}"])
+        rows.append([name, who, len(passes), f"{right / tried:.0%}" if tried else "", f"{each[name, who][0]:.2f}"])
+    check("without drafts a pass writes one token", each[name, "nobody"][0] == 1)
 table(f"{NEW} tokens, always the best one", ["text", "who guesses", "passes", "acceptance", "tokens a pass"], rows)
 outcome(each["a story", "lookup"][0], "tokens a pass")
 check("what repeats is guessed better", each["a text that repeats", "lookup"][0] > each["a story", "lookup"][0])
@@ -224,10 +243,8 @@ knows, won = write(STORY, NEW - K, lambda ids, k: known[len(ids) : len(ids) + k]
 check("random drafts: the same tokens", wrong == answers["a story"])
 check("right drafts: the same tokens", knows == answers["a story"][: NEW - K])
 check("and k + 1 in every pass", all(right == K for right, _ in won))
-hot = engine.Sampling(temperature=0.8, top_p=0.95)
-drawn, _ = write(STORY, NEW, nobody, sampling=hot, seed=3)
-speculated, hot_passes = write(STORY, NEW, Draft(5, hot, 3), sampling=hot, seed=3)
-check("drawn with a seed: the same tokens too", speculated == drawn)
+speculated, _ = write(STORY, NEW, Draft(5, hot, 3), sampling=hot, seed=3)
+check("drawn with a seed: the same tokens too", speculated == answers["a story, drawn with a seed"])
 
 # %% tags=["figure"]
 figure, axes = plt.subplots(2, 1, figsize=(10, 4.4))
@@ -236,6 +253,9 @@ for ax, (name, who) in zip(axes, (("a text that repeats", "lookup"), ("a story",
     accepted = [False]
     for right, _ in passes:
         accepted += [True] * right + [False]
+    blue = [token for token, was_draft in zip(tokens, accepted, strict=False) if was_draft]
+    drafted = [token for guess, (right, _) in zip(asked[name, who], passes, strict=True) for token in guess[:right]]
+    check("what is blue was guessed, and right", blue == drafted[: len(blue)])
     x = y = 0
     for token, was_draft in zip(tokens, accepted, strict=False):
         piece = model.tokenizer.token_bytes(token).decode(errors="replace").replace("\n", " ")
@@ -272,9 +292,17 @@ def told(name, who):
     return {"name": f"{name}, {who}", "prompt": prompts[name], "first": shown(answers[name][0]), "passes": passes}
 
 
+texts = []
+for name in prompts:
+    for who in ("lookup", "its first 5 layers"):
+        one = told(name, who)
+        written = [piece for of in one["passes"] for piece in (*of["drafts"][: of["right"]], of["own"])]
+        check(f"{one['name']}: put together it is the answer",
+              [one["first"], *written] == [shown(token) for token in answers[name][: 1 + len(written)]])  # fmt: skip
+        texts.append(one)
 interactive(
     "drafts",
-    {"texts": [told(name, who) for name in prompts for who in ("lookup", "its first 5 layers")]},
+    {"texts": texts},
     "Step through the passes: what is guessed, what of it is accepted, and what the model writes behind.",
 )
 
