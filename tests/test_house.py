@@ -106,6 +106,7 @@ ARROWS = {
         "letters",
         "loading",
         "model",
+        "ops",  # whether a step reads the filled slots of a cache alone
         "params",
         "sampling",
         "settings",
