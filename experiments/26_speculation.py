@@ -49,6 +49,7 @@ from chapter import (
     plt,
     predict,
     quick,
+    same,
     save,
     seconds,
     table,
@@ -142,10 +143,11 @@ for sampling, seed in ((GREEDY, 0), (hot, 3)):
     check("it writes what five layers write in your engine's loop",
           guessed == list(engine.generate(small, BEGINNING, sampling, seed, K)))  # fmt: skip
     for right in (2, K):  # of the drafts; behind them the text goes on in another way
-        text = [*text, *guessed[:right], text[1]]
-        guessed = draft(text, K)
-        anew = Draft(5, sampling, seed)(text, K)
-        check(f"where {right} drafts were right and the text goes on, as one that reads it anew", guessed == anew)
+        text = [*text, *guessed[:right], *text[1:3]]
+        guessed, other = draft(text, K), Draft(5, sampling, seed)
+        check(f"{right} drafts were right, and the text goes on: as one that reads it anew", guessed == other(text, K))
+        read = len(text) + K - 1  # all but the last draft
+        same("and it has read the same", draft.cache.keys[:, :read], other.cache.keys[:, :read], 1e-4)
 
 # %% [markdown]
 # ### Who decides
