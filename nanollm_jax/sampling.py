@@ -161,6 +161,7 @@ def by_length(logits: jax.Array, sampling: Sampling, past: History) -> jax.Array
     return jax.lax.cond(jnp.any(early | first | last), forbid, lambda logits: logits, logits)
 
 
+@jax.jit  # traced once for the three cuts
 def kept_best(distance: jax.Array, weight: jax.Array, limit: jax.Array) -> jax.Array:
     """Which tokens a rank cut keeps: those with less than `limit` of weight strictly before them.  [B V] [B V] [B] -> [B V]
 

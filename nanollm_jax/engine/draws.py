@@ -47,6 +47,7 @@ class Drawn:
     top_logprobs: jax.Array = axes("B T X")
 
 
+@jax.jit  # traced once for all programs of as many rows and ids
 def draw(
     asked: Asked, logits: jax.Array, length: jax.Array, wanted: jax.Array, allowed: jax.Array
 ) -> tuple[Asked, jax.Array, Drawn]:
