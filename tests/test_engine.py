@@ -118,13 +118,13 @@ def test_longrope_switches_inside_the_engine():
 def test_rows_that_are_not_live_stay_as_they_are():
     """A chunk for nobody gives back every bit of the state."""
     model = random_model("llama")
-    engine = Engine(model, 2, piece=PIECE)
+    engine = Engine(model, 3, piece=PIECE)
     engine.submit(requests_for(model, 1)[0])
     while not engine.idle:
         engine.step()
     before = [np.asarray(leaf).copy() for leaf in jax.tree.leaves(engine.state)]
     after, drawn = slots.write_tokens(
-        model.params, engine.state, np.zeros(2, np.int32), engine.anything, config=model.config
+        model.params, engine.state, np.zeros(3, np.int32), engine.anything, config=model.config
     )
     assert not np.asarray(drawn.real).any()
     for old, new in zip(before, jax.tree.leaves(after), strict=True):
@@ -134,7 +134,7 @@ def test_rows_that_are_not_live_stay_as_they_are():
 def test_ended_rows_cost_no_steps_and_who_waits_is_seated():
     """More requests than rows: in order of arrival, and nobody waits for the longest."""
     model = random_model("llama")
-    engine = Engine(model, 2, piece=PIECE)
+    engine = Engine(model, 3, piece=PIECE)
     sizes = [40, 3, 3, 3, 3]
     tickets = [engine.submit(Request((1, 2, 3), size, SETTINGS[0], streamed=True)) for size in sizes]
     ended = []
@@ -330,8 +330,8 @@ def long_and_short(engine):
 def test_who_wants_more_memory_than_there_is_is_told_and_the_others_go_on(how, monkeypatch):
     """Refused with what would fit; where the state went with it all that sat are told, and who waited is answered."""
     model = model_of("llama")
-    expected = alone(model, [Request((1, 2, 3), 6, SETTINGS[1], 5)])
-    engine = Engine(model, ROWS, piece=PIECE, prefix_bytes=0)
+    expected = alone(model, [Request((1, 2, 3), 6, SETTINGS[1], 5)], piece=SHORT)
+    engine = Engine(model, ROWS, piece=SHORT, prefix_bytes=0)
     (long, short), failed = long_and_short(engine), []
     resize = slots.resize
 
@@ -359,7 +359,7 @@ def test_who_wants_more_memory_than_there_is_is_told_and_the_others_go_on(how, m
     again = engine.submit(long.request)
     while not engine.idle:
         engine.step()
-    assert result(again) == alone(model, [long.request])[0]
+    assert result(again) == alone(model, [long.request], piece=SHORT)[0]
 
 
 def test_fewer_rows_are_taken_where_there_is_no_memory_for_more(monkeypatch):

@@ -49,7 +49,7 @@ def test_halves_are_the_layer(pair):
     nano.params.check_params(two.params, two.config)
     assert nano.layout.count(one.config) == nano.layout.count(two.config)
     ids = np.random.default_rng(0).integers(0, 80, 40).tolist()
-    prompts = [ids, [*ids[:33], 4], [7]]
+    prompts = [ids, [*ids[:33], 4], [7] * 33]  # read by one program
     answers = [nano.generate(m, prompts, max_new_tokens=6) for m in pair]
     for mine, theirs in zip(*answers, strict=True):
         assert mine.token_ids == theirs.token_ids
