@@ -13,6 +13,9 @@ from nanollm_jax.cache.cache import (
     check_room as check_room,
 )
 from nanollm_jax.cache.cache import (
+    dtype_of as dtype_of,
+)
+from nanollm_jax.cache.cache import (
     extend as extend,
 )
 from nanollm_jax.cache.cache import (
@@ -35,6 +38,9 @@ from nanollm_jax.cache.cache import (
 )
 from nanollm_jax.cache.cache import (
     select as select,
+)
+from nanollm_jax.cache.cache import (
+    steps_look_at_filled as steps_look_at_filled,
 )
 from nanollm_jax.cache.layers import Latents as Latents
 from nanollm_jax.cache.layers import Plain as Plain

@@ -20,7 +20,7 @@ from nanollm_jax.dtypes import check_kept, resolve_dtype
 from nanollm_jax.errors import RequestError
 from nanollm_jax.layout import cache_slots, check_goes_back
 from nanollm_jax.letters import axes, nbytes, pytree, spec, static
-from nanollm_jax.ops.dot_product import Seen
+from nanollm_jax.ops.dot_product import Seen, filled_alone
 from nanollm_jax.ops.mixing import Memory
 
 Layer = Plain | Recurrent | Nothing
@@ -108,9 +108,7 @@ def init_cache(
             f"a cache of {batch} rows and {' or '.join(map(str, heads))} key/value heads does not divide over "
             f"{dict(mesh.shape)}; make the rows a multiple of {mesh.shape['dp']}, and take the config of the model on the mesh."
         )
-    dtype = resolve_dtype(dtype)
-    if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
-        dtype = jnp.dtype(jnp.float32)
+    dtype = dtype_of(resolve_dtype(dtype))
     check_kept(kept)
     placed = lambda letters: None if mesh is None else NamedSharding(mesh, spec(letters))  # noqa: E731
     layers: tuple[Layer, ...] = tuple(
@@ -127,6 +125,16 @@ def init_cache(
     )
     length = jnp.zeros(batch, jnp.int32, device=placed("B"))
     return KVCache(layers, length, capacity=capacity, fresh=True, spare=spare, mesh=mesh)
+
+
+def dtype_of(dtype: Any) -> np.dtype:
+    """That of a cache of weights of this dtype, see init_cache."""
+    return jnp.dtype(jnp.float32 if dtype == jnp.bfloat16 and jax.default_backend() == "cpu" else dtype)
+
+
+def steps_look_at_filled(dtype: Any, kept: str) -> bool:
+    """Do steps of decoding here read the filled slots of a cache of these weights alone, however many it has?"""
+    return filled_alone(jnp.dtype(jnp.int8) if kept == "int8" else dtype_of(dtype))
 
 
 def resize(cache: KVCache, config: ModelConfig, capacity: int) -> KVCache:

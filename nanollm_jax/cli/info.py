@@ -139,6 +139,7 @@ def describe_device(
     import jax
 
     from nanollm_jax import layout
+    from nanollm_jax.cache import dtype_of
     from nanollm_jax.dtypes import check_kept, resolve_weights
     from nanollm_jax.engine import buckets, drafts, memory
     from nanollm_jax.families import read_config
@@ -151,7 +152,7 @@ def describe_device(
     if speculate is not None:
         layout.check_goes_back(config)
     kind, found = jax.default_backend(), native.library()
-    dtype, spare = memory.cache_dtype(resolve_weights(dtype_name or "auto").activations), drafts.spare(speculate)
+    dtype, spare = dtype_of(resolve_weights(dtype_name or "auto").activations), drafts.spare(speculate)
     sizes = buckets.capacities(config.max_positions)
     row = {S: sum(layout.row_nbytes(config, S, dtype.itemsize, spare=spare, kept=check_kept(cache))) for S in sizes}
     return {

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
+from nanollm_jax import cache as kv
 from nanollm_jax import files, layout
 from nanollm_jax.engine import buckets, drafts, slots
 from nanollm_jax.engine.slots import State
 from nanollm_jax.errors import RequestError
 from nanollm_jax.loading import Model
-from nanollm_jax.ops.dot_product import filled_alone
 
 if TYPE_CHECKING:
     from nanollm_jax.engine.engine import Engine
@@ -40,17 +38,11 @@ def needed(model: Model, rows: int, capacity: int, speculate: drafts.Speculate =
     tp, spare = 1 if model.mesh is None else model.mesh.shape["tp"], drafts.spare(speculate)
 
     def row(one: Model) -> tuple[int, int]:
-        size = cache_dtype(one.params["embedding"]["tokens"].dtype).itemsize
+        size = kv.dtype_of(one.params["embedding"]["tokens"].dtype).itemsize
         return layout.row_nbytes(one.config, min(capacity, one.config.max_positions), size, tp, spare, model.cache)
 
     other = row(speculate.model)[0] if isinstance(speculate, drafts.DraftModel) else 0
     return rows // model.dp * (sum(row(model)) + other)
-
-
-def cache_dtype(dtype: Any) -> np.dtype:
-    """That of a cache of weights of this dtype, as init_cache makes it here."""
-    wider = jnp.dtype(dtype) == jnp.bfloat16 and jax.default_backend() == "cpu"
-    return jnp.dtype(jnp.float32 if wider else dtype)
 
 
 def least(model: Model, positions: int) -> int:
@@ -59,8 +51,8 @@ def least(model: Model, positions: int) -> int:
     All, where steps read the filled ones alone: nobody waits while rows are copied into longer ones, and fewer programs are
     made. Elsewhere each costs time while it is empty.
     """
-    dtype = cache_dtype(model.params["embedding"]["tokens"].dtype)
-    return positions if filled_alone(jnp.dtype(jnp.int8) if model.cache == "int8" else dtype) else 1
+    dtype = model.params["embedding"]["tokens"].dtype
+    return positions if kv.steps_look_at_filled(dtype, model.cache) else 1
 
 
 def free() -> int | None:
