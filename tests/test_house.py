@@ -106,7 +106,6 @@ ARROWS = {
         "letters",
         "loading",
         "model",
-        "ops",  # whether a step reads the filled slots of a cache alone
         "params",
         "sampling",
         "settings",
