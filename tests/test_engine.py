@@ -6,6 +6,7 @@ import itertools
 import re
 import threading
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -458,3 +459,16 @@ def test_rows_grow_where_steps_read_all_positions():
     """Without a compiler, whoever asks for short texts pays for no more."""
     with native.portable(True):
         assert Engine(model_of("llama"), ROWS, context=500).state.cache.capacity == buckets.SMALLEST
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_what_is_no_number_stays_with_who_asked(portable):
+    """A text whose keys and values are none leaves them in its row; who has the row next sees nothing of it."""
+    model = model_of("llama")
+    table = model.params["embedding"]["tokens"].at[7].set(np.nan)  # a token that nobody else has
+    model = replace(model, params=model.params | {"embedding": {"tokens": table}})
+    asked = [Request((1, 2, 3) * 7, 4, SETTINGS[0]), Request((1, 2), 3, SETTINGS[0])]
+    with native.portable(portable):
+        expected = alone(model, asked, piece=SHORT)
+        first, *others = check.alone(Engine(model, ROWS, piece=SHORT), [Request((7,) * 100, 4, SETTINGS[0]), *asked])
+    assert "infinite or NaN" in first[-1] and others == expected
