@@ -375,7 +375,10 @@ one_row, four_rows, seen_padding = (
 
 def of_the_first(order):
     """What the first prompt's text becomes, with the prompts in this order."""
-    return with_shared_chance(behind[order], counts[order], 8)[order.index(0)].tolist()
+    tokens, count, row = behind[order], counts[order], order.index(0)
+    logprobs, _ = forward(model.params, tokens, count, empty_rows(B))
+    same("before the first draw it is the same in every row", logprobs[row], four_rows)
+    return with_shared_chance(tokens, count, 8)[row].tolist()
 
 
 here, beside, there = of_the_first([0, 1, 2, 3]), of_the_first([0, 3, 2, 1]), of_the_first([3, 2, 1, 0])
