@@ -87,11 +87,14 @@ def alone(model, requests, rows=ROWS, piece=PIECE):
     return check.alone(Engine(model, rows, piece=piece, prefix_bytes=0), requests)
 
 
-def check_law(model, count, schedules, prefix_bytes=None, piece=PIECE):
-    """Every schedule against every request alone: tokens and log-probabilities ==, rows free, the store within its bound."""
+def check_law(model, count, schedules, prefix_bytes=None, piece=PIECE, context=1):
+    """Every schedule against every request alone: tokens and log-probabilities ==, rows free, the store within its bound.
+
+    context: of who is not alone. Rows of as many positions from the start have the bits of those that grow.
+    """
     requests = requests_for(model, count)
     expected = alone(model, requests, piece=piece)
-    engine = Engine(model, ROWS, piece=piece, prefix_bytes=prefix_bytes)
+    engine = Engine(model, ROWS, piece=piece, prefix_bytes=prefix_bytes, context=context)
     warm(engine, 350, 400, scores=True)
     for seed in range(schedules):
         with CompileWatch() as watch:

@@ -437,15 +437,20 @@ def test_no_program_copies_the_cache(window):
         assert many <= few + row and largest == same, name
 
 
-def test_rows_that_have_their_positions_from_the_start(compiled_in_c):
-    """Nothing is made for fewer; answers are those of rows that grow; a piece takes no more of its row than is in use."""
+def test_rows_that_have_their_positions_from_the_start(compiled_in_c, monkeypatch):
+    """Nothing is made for fewer, and they are made once; answers are those of rows that grow; a piece takes no more of its row
+    than is in use.
+    """
     model = model_of("llama")
     requests = [one for one in requests_for(model, 6) if one.max_new_tokens]
     engine = Engine(model, ROWS, piece=SHORT, context=500)
-    names = [name for name, _ in warmup.programs(engine, 450, 500)]
-    assert all("512 positions" in name for name in names if "positions" in name)
-    assert not any("make room" in name for name in names)
-    assert check.alone(engine, requests) == alone(model, requests, piece=SHORT)
+    for positions in (200, 500):
+        names = [name for name, _ in warmup.programs(engine, 150, positions)]
+        where = {name.partition(" of ")[2] for name in names if "positions" in name}
+        assert where == {"512 positions"} and not any("make room" in name for name in names)
+    expected = alone(model, requests, piece=SHORT)
+    monkeypatch.setattr(memory, "empty_rows", None)  # whoever comes to an empty engine takes the rows that there are
+    assert check.alone(engine, requests) == expected
     assert engine.state.cache.capacity == 512
     one = np.zeros(1, np.int32)
     read = model.params, engine.state.cache, np.zeros((1, SHORT), np.int32), one, one, one, one, one
@@ -455,10 +460,32 @@ def test_rows_that_have_their_positions_from_the_start(compiled_in_c):
     assert row not in known and row > max(size for size in map(elements, entry.splitlines()) if size not in known)
 
 
-def test_rows_grow_where_steps_read_all_positions():
-    """Without a compiler, whoever asks for short texts pays for no more."""
+def test_rows_grow_where_steps_read_all_positions(compiled_in_c):
+    """Without a compiler, and of 16 bits also where these are kept in 8: whoever asks for short texts pays for no more."""
+    model, half = model_of("llama"), replace(model_of("llama", "float16"), cache="int8")
     with native.portable(True):
-        assert Engine(model_of("llama"), ROWS, context=500).state.cache.capacity == buckets.SMALLEST
+        assert Engine(model, ROWS, context=500).state.cache.capacity == buckets.SMALLEST
+    assert Engine(half, ROWS, context=500).state.cache.capacity == buckets.SMALLEST
+    assert memory.least(model, 500) == memory.least(replace(model, cache="int8"), 500) == 500
+    assert memory.least(model, 500, nano.DraftModel(half, 2)) == 1
+    assert Engine(model, ROWS, context=10**6).least == model.config.max_positions
+
+
+def test_no_memory_for_a_step_of_rows_that_have_all_their_positions(compiled_in_c, monkeypatch):
+    """What is said is of the rows as they are, not of fewer positions."""
+    engine = Engine(model_of("llama"), ROWS, context=500)
+
+    def fails(*args, **rest):
+        raise OUT
+
+    monkeypatch.setattr(slots, "read", fails)
+    ticket = engine.submit(Request((1, 2, 3), 6, SETTINGS[0]))
+    while not engine.idle:
+        engine.step()
+    with pytest.raises(
+        nano.RequestError, match=r"4 rows of 512 positions need more memory .* free some, or take a smaller"
+    ):
+        ticket.result(engine.spent)
 
 
 @pytest.mark.parametrize("portable", [False, True])

@@ -21,12 +21,14 @@ import time
 import httpx2
 import pytest
 import serving
+from law import model_of
 
 import nanollm_jax as nano
 from nanollm_jax.engine.check import result
 from nanollm_jax.engine.engine import Engine
 from nanollm_jax.engine.request import Request
 from nanollm_jax.errors import RequestError
+from nanollm_jax.ops import native
 from nanollm_jax.serve import meeting, watchdog
 from nanollm_jax.serve.asking import World
 from nanollm_jax.serve.bodies import Chat, read_body
@@ -152,6 +154,15 @@ def test_all_are_started_alike():
         meeting.attend("127.0.0.1", listener.getsockname()[1], "secret", 1, {"jax": "1", "--rows": 8})
     one.join(30)
     assert said == [str(error.value)] and "process 1 was started with --rows 8 and process 0 with 4" in said[0]
+
+
+def test_rows_of_other_lengths_are_no_servers_of_one(compiled_in_c):
+    """With operations in C rows have all their positions from the start; a process that has none would make other programs."""
+    model = model_of("llama")
+    mine = meeting.setup_of(Engine(model, 4, context=500), 500)
+    with native.portable(True):
+        theirs = meeting.setup_of(Engine(model, 4, context=500), 500)
+    assert dict(mine.items() - theirs.items()) == {"operations in C": True}
 
 
 def test_who_does_not_come_is_not_waited_for(monkeypatch):

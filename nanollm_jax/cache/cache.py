@@ -132,9 +132,12 @@ def dtype_of(dtype: Any) -> np.dtype:
     return jnp.dtype(jnp.float32 if dtype == jnp.bfloat16 and jax.default_backend() == "cpu" else dtype)
 
 
-def steps_look_at_filled(dtype: Any, kept: str) -> bool:
-    """Do steps of decoding here read the filled slots of a cache of these weights alone, however many it has?"""
-    return filled_alone(jnp.dtype(jnp.int8) if kept == "int8" else dtype_of(dtype))
+def steps_look_at_filled(dtype: Any) -> bool:
+    """Do steps of decoding here read the filled slots of a cache of these weights alone, however many it has?
+
+    What is kept in 8 bits is read as it is where it stands for float32 (rounded.parts), and is then no other case.
+    """
+    return filled_alone(dtype_of(dtype))
 
 
 def resize(cache: KVCache, config: ModelConfig, capacity: int) -> KVCache:

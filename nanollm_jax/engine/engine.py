@@ -56,7 +56,7 @@ class Engine:
         self.model, self.config, self.programs = model, model.config, programs
         self.rows, self.dp, self.remember, self.speculate = rows, model.dp, remember, speculate
         self.spare, self.other = drafts.spare(speculate), drafts.other_of(speculate, model)
-        self.piece, self.least = buckets.PIECE if piece is None else piece, memory.least(model, context)
+        self.piece, self.least = buckets.PIECE if piece is None else piece, memory.least(model, context, speculate)
         self.slots = [Slot(row, *divmod(row, rows // self.dp), self.dp, rows // self.dp) for row in range(rows)]
         self.queue: deque[Ticket] = deque()
         self.pending: deque[Pending] = deque()

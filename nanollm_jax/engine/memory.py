@@ -45,14 +45,15 @@ def needed(model: Model, rows: int, capacity: int, speculate: drafts.Speculate =
     return rows // model.dp * (sum(row(model)) + other)
 
 
-def least(model: Model, positions: int) -> int:
+def least(model: Model, positions: int, speculate: drafts.Speculate = None) -> int:
     """How many positions an engine's rows have from the start, whose longest texts take so many.
 
-    All, where steps read the filled ones alone: nobody waits while rows are copied into longer ones, and fewer programs are
-    made. Elsewhere each costs time while it is empty.
+    All, where steps read the filled ones alone, those of who guesses as well: nobody waits while rows are copied into longer
+    ones, and fewer programs are made. Elsewhere each costs time while it is empty.
     """
-    dtype = model.params["embedding"]["tokens"].dtype
-    return positions if kv.steps_look_at_filled(dtype, model.cache) else 1
+    models = (model, speculate.model) if isinstance(speculate, drafts.DraftModel) else (model,)
+    alone = all(kv.steps_look_at_filled(one.params["embedding"]["tokens"].dtype) for one in models)
+    return min(positions, model.config.max_positions) if alone else 1
 
 
 def free() -> int | None:
@@ -134,7 +135,8 @@ def shrunk(engine: Engine, tickets: Sequence[Ticket]) -> State:
 
     One that has what they need stays: a new one costs its bytes.
     """
-    need = max(len(one.request.text) + min(one.request.max_new_tokens, buckets.SMALLEST) for one in tickets)
+    asked = (len(one.request.text) + min(one.request.max_new_tokens, buckets.SMALLEST) for one in tickets)
+    need = max(engine.least, *asked)
     smaller = buckets.capacity(need, engine.config.max_positions) < engine.state.cache.capacity
     return engine.empty(need) if smaller else engine.state
 
@@ -169,7 +171,7 @@ def refuse(engine: Engine) -> list[Ticket]:
         slot: slot.at + slot.piece(engine.piece) if slot.reading else slot.filled + buckets.CHUNK for slot in seated
     }
     told = [slot for slot in seated if ends[slot] > had and not gone] or seated
-    wanted = buckets.capacity(max((ends[slot] for slot in told), default=1), engine.config.max_positions)
+    wanted = max(had, buckets.capacity(max((ends[slot] for slot in told), default=1), engine.config.max_positions))
     error = NoRoomError(no_room(engine.model, engine.rows, wanted, 0 if wanted == had else had, engine.speculate))
     for slot in told:
         assert slot.ticket is not None

@@ -93,7 +93,7 @@ def programs(
     zeros, most = np.zeros(engine.dp, np.int32), engine.together(1)
     readers, none, no = np.repeat(nobody, most), np.repeat(zeros, most), np.zeros(engine.dp * most, bool)
     capacities = [S for S in buckets.capacities(config.max_positions) if engine.least <= S]
-    limit = buckets.capacity(min(positions, config.max_positions), config.max_positions)
+    limit = buckets.capacity(min(max(positions, engine.least), config.max_positions), config.max_positions)
     longest = buckets.piece(min(prompt, engine.piece), engine.piece)
     lengths = [T for T in buckets.pieces(engine.piece) if longest >= T]
     found: dict[int, list[jax.Array]] = {}  # what reading so many tokens gave

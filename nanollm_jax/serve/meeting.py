@@ -33,6 +33,7 @@ def setup_of(engine: Engine, context: int) -> dict[str, Any]:
         "the model": zlib.crc32(f"{engine.config} {dtype}".encode()), "--rows": engine.rows, "--context": context,
         "--prefix-memory for blocks": engine.places, "--dp": engine.dp,
         "--speculate": str(engine.speculate), "--adapter": ", ".join(engine.model.adapters), "--cache": engine.model.cache,
+        "operations in C": engine.least > 1,  # with them rows have all positions from the start
     }  # fmt: skip
 
 
