@@ -488,6 +488,19 @@ def test_no_memory_for_a_step_of_rows_that_have_all_their_positions(compiled_in_
         ticket.result(engine.spent)
 
 
+def test_rows_stay_as_long_as_they_are_where_shorter_ones_find_no_memory(monkeypatch):
+    """Beside them, when nobody is there: who comes is answered in those that there are."""
+    engine = Engine(model_of("llama"), ROWS, piece=SHORT)
+    check.alone(engine, [Request((1,) * 290, 2, SETTINGS[0])])
+
+    def fails(*args):
+        raise OUT
+
+    monkeypatch.setattr(memory, "empty_rows", fails)
+    small = Request((1, 2, 3), 2, SETTINGS[0])
+    assert not check.alone(engine, [small])[0][-1] and engine.state.cache.capacity == 512
+
+
 @pytest.mark.parametrize("portable", [False, True])
 def test_what_is_no_number_stays_with_who_asked(portable):
     """A text whose keys and values are none leaves them in its row; who has the row next sees nothing of it."""

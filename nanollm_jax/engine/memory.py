@@ -133,12 +133,17 @@ def make_room(engine: Engine, positions: int) -> bool:
 def shrunk(engine: Engine, tickets: Sequence[Ticket]) -> State:
     """The state of an engine in which nobody is, with no more room than these need soon: what is not there is not looked at.
 
-    One that has what they need stays: a new one costs its bytes.
+    One that has what they need stays: a new one costs its bytes. So does a larger one beside which another finds no room.
     """
     asked = (len(one.request.text) + min(one.request.max_new_tokens, buckets.SMALLEST) for one in tickets)
     need = max(engine.least, *asked)
     smaller = buckets.capacity(need, engine.config.max_positions) < engine.state.cache.capacity
-    return engine.empty(need) if smaller else engine.state
+    try:
+        return engine.empty(need) if smaller else engine.state
+    except Exception as error:
+        if jax.process_count() > 1 or not ran_out(error):  # what one has no memory for, another may have
+            raise
+        return engine.state
 
 
 def places(engine: Engine, limit: int | None) -> int:
