@@ -501,14 +501,12 @@ def test_rows_stay_as_long_as_they_are_where_shorter_ones_find_no_memory(monkeyp
     assert not check.alone(engine, [small])[0][-1] and engine.state.cache.capacity == 512
 
 
-@pytest.mark.parametrize("portable", [False, True])
-def test_what_is_no_number_stays_with_who_asked(portable):
+def test_what_is_no_number_stays_with_who_asked(compiled_in_c):
     """A text whose keys and values are none leaves them in its row; who has the row next sees nothing of it."""
     model = model_of("llama")
     table = model.params["embedding"]["tokens"].at[7].set(np.nan)  # a token that nobody else has
     model = replace(model, params=model.params | {"embedding": {"tokens": table}})
     asked = [Request((1, 2, 3) * 7, 4, SETTINGS[0]), Request((1, 2), 3, SETTINGS[0])]
-    with native.portable(portable):
-        expected = alone(model, asked, piece=SHORT)
-        first, *others = check.alone(Engine(model, ROWS, piece=SHORT), [Request((7,) * 100, 4, SETTINGS[0]), *asked])
+    expected = alone(model, asked, piece=SHORT)
+    first, *others = check.alone(Engine(model, ROWS, piece=SHORT), [Request((7,) * 100, 4, SETTINGS[0]), *asked])
     assert "infinite or NaN" in first[-1] and others == expected

@@ -71,8 +71,9 @@ def dot_product(
     ) -> jax.Array:
         if scales is not None:
             keys, values = (x * scale[..., None] for x, scale in zip((keys, values), scales, strict=True))
-        # what stood in empty slots before may be no number, and 0 times that is none
-        values = jnp.where((positions >= 0)[:, None, :, None], values, 0)
+        # what stood in empty slots before may be no number, and 0 times that is none; a step would copy all values
+        if own:
+            values = jnp.where((positions >= 0)[:, None, :, None], values, 0)
         mask = visible(at, tag(positions, f"{name}.slots"), window)  # [B T S]
         found = tag(scores(q, keys, mask, scale, own, cap), f"{name}.scores")
         return mix(tag(weights(found, own, sinks), f"{name}.weights"), values, own)  # of weights [B K G T S]
