@@ -738,7 +738,7 @@ def main(
     about = versions() | ({"isa": isa} if isa else {}) | how._asdict()
     if as_json:
         print(json.dumps({"about": about, "shapes": reports, "refused": refused}))
-        raise typer.Exit(bool(refused))
+        raise typer.Exit(len(refused))
     print(markdown(reports) + "\n")
     for formats in reports.values():
         for report in formats.values():
@@ -747,7 +747,7 @@ def main(
                     f"{peer}: logits within {check['logits_error']:.1e}, {check['tokens_agree']:.0%} of greedy tokens the same"
                 )
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    raise typer.Exit(bool(refused))
+    raise typer.Exit(len(refused))
 
 
 if __name__ == "__main__":

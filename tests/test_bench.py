@@ -355,6 +355,22 @@ def test_what_is_not_known_is_refused(peers, option, message):
         peers.main(**option)
 
 
+def test_an_engine_that_is_refused_takes_no_other_formats_figures_with_it(peers, monkeypatch, capsys, tmp_path):
+    def run_format(folder, names, *rest):
+        if "nanollm-int4" in names:
+            raise typer.BadParameter("its times would mean nothing")
+        return {"checks": {}, "samples": {"decode-1": {name: [2.0] for name in names}}}
+
+    for name, value in {"run_format": run_format, "make_files": None, "ask_reference": None, "versions": dict}.items():
+        monkeypatch.setattr(peers, name, value or (lambda *args: None))
+    given = {"measure": ["decode-1"], "folder": tmp_path}
+    with pytest.raises(typer.Exit) as ended:
+        peers.main(format=["8", "4"], engine=["nanollm-int8", "nanollm-int4"], **given)
+    assert ended.value.exit_code == 1 and "| llama-110m | 8 | nanollm-int8 | 2.0 |" in capsys.readouterr().out
+    with pytest.raises(typer.BadParameter, match="would mean nothing"):
+        peers.main(format=["4"], engine=["nanollm-int4"], **given)
+
+
 def test_table_of_engines_compares_within_a_format_and_round(peers):
     """Of two rounds: 100/50 and 110/220 are 2 and 0.5 times as fast; seconds and bytes are better where they are fewer."""
     samples = {

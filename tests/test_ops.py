@@ -434,7 +434,8 @@ def test_a_piece_looks_at_what_is_in_use_of_a_cache(window, monkeypatch):
 
     @jax.jit
     def attend(q, keys, values, stand, filled, at):
-        return dot_product(q, Seen(keys, values, stand, filled, T), at, window, None, None, "x")
+        seen = Seen(keys, values, stand, filled, T, before=lambda size: (keys[:, :, :size], values[:, :, :size]))
+        return dot_product(q, seen, at, window, None, None, "x")
 
     def found(first, S, damaged):
         """With so many slots, of which the first row has filled so many and the second three."""

@@ -20,7 +20,7 @@ class Seen(NamedTuple):
     none; how many of them, the last ones, are the new tokens themselves, in their order; and behind how many of the others
     [B] nothing stands that a row's new tokens look at. With scales, [B K S] twice, keys and values are in int8, and stand for
     as many times the scale of their vector, in float32. before gives the keys and values of the first so many of the others
-    alone, where that is less work than to cut them out.
+    alone, where there are any beside the new ones: less work than to cut them out of all.
     """
 
     keys: jax.Array
@@ -84,8 +84,8 @@ def dot_product(
         ends = keys[:, :, before:], values[:, :, before:]
 
         def within(view: int) -> jax.Array:
-            begins = first(view) if first else (keys[:, :, :view], values[:, :, :view])
-            k, v = (jnp.concatenate(parts, axis=2) for parts in zip(begins, ends, strict=True))
+            assert first is not None
+            k, v = (jnp.concatenate(parts, axis=2) for parts in zip(first(view), ends, strict=True))
             return plain(q, k, v, at, jnp.concatenate([positions[:, :view], positions[:, before:]], axis=1), *rest)
 
         least = jnp.max(rest[0])
@@ -95,7 +95,7 @@ def dot_product(
     arrays = (q, keys, values, at, positions, filled, sinks, scales)
     how: dict[str, Any] = {"window": window, "scale": scale, "cap": cap, "plain": plain}
     faster: dict[str, Any] = {}
-    if own and len(views(before)) > 1:
+    if first and len(views(before)) > 1:
         faster["cpu"] = in_use
     if not own and filled_alone(keys.dtype):
         faster["cpu"] = partial(native.attention, **how)
