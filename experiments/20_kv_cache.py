@@ -132,7 +132,7 @@ same("and the values", np.swapaxes(values[0], 0, 1), memory[3][1], tolerance=1e-
 # ## What is saved
 # Without a memory, the token at position n costs a pass over n tokens, so a text of n costs 1 + 2 + ... + n, which is
 # n (n + 1) / 2 passes of one token. That is *quadratic*: twice as long, four times as much. With a memory each token
-# costs one pass over one token. Attention still looks at all positions before, but that is the small part.
+# costs one pass over one token. Attention still looks at all positions before, but that is the smaller part of the work.
 
 # %% tags=["question"]
 predict(
@@ -174,6 +174,9 @@ print(
 print(f"seconds in all: {without.sum():.1f} without, {with_memory.sum():.1f} with")
 outcome(without.sum() / with_memory.sum(), "times as long")
 check("the sum of 1 to n", passes == sum(range(1, LENGTH + 1)))
+at_all_before = config.num_layers * 4 * N * H * config.max_positions  # FLOPs of the last token's scores and mixing
+check("even of the last token, looking at all before is less work than the products with weights",
+      at_all_before < 2 * parameters.count(config))  # fmt: skip
 half = LENGTH // 2
 check_time("the factor in seconds is smaller than that in tokens", without.sum() / with_memory.sum() < passes / LENGTH)
 check_time("it takes several times longer without", without.sum() > 3 * with_memory.sum())
@@ -181,8 +184,8 @@ check_time("a token at the end costs more than one in the middle", without[-1] >
 check_time("with memory, two halves cost nearly the same", min(with_memory[half:]) < 2 * min(with_memory[:half]))
 
 # %% [markdown]
-# The factor in seconds is smaller than that in tokens. Many tokens in one pass are cheaper than as many passes,
-# because every weight is read from memory once for all of them (chapter 04). Chapter 21 is about that.
+# The factor in seconds is smaller than that in tokens. Many tokens in one pass are cheaper than as many passes, among other
+# things because every weight is read from memory once for all of them (chapter 04). Chapter 21 is about that.
 
 # %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
@@ -194,6 +197,8 @@ left.legend()
 right.plot(np.cumsum(without), color=ORANGE)
 right.plot(np.cumsum(with_memory), color=BLUE)
 right.set(title="for the text so far", xlabel="tokens so far", ylabel="seconds", ylim=(0, None))
+ends = [line.get_ydata()[-1] for line in right.lines]
+same("on the right the lines end at all of the seconds", ends, [without.sum(), with_memory.sum()])
 save(figure, "20_time")
 
 # %% [markdown]
@@ -204,8 +209,8 @@ save(figure, "20_time")
 #
 # ## What it costs
 # For each token the cache holds a key and a value of H numbers, for K heads in each of L layers: 2·L·K·H numbers. Large
-# models keep them in 16 bits, 2 bytes each. This is why query heads share keys and values (chapter 11): Llama 2 7B has
-# K = 32, Llama 3.1 8B has K = 8.
+# models keep them in 16 bits, 2 bytes each. To have fewer of them, query heads share keys and values (chapter 11): Llama 2 7B
+# has K = 32, Llama 3.1 8B has K = 8.
 
 # %%
 PUBLISHED = Path(nano.__file__).parents[1] / "configs"
@@ -251,6 +256,7 @@ table(
     rows,
 )
 check("Llama 2 7B: half a MiB for each token", {row[0]: row[4] for row in rows}["Llama 2 7B"] == "512")
+check("Llama 3.1 8B: 131,072 tokens of 128 KiB are 16 GiB", {row[0]: row[6] for row in rows}["Llama 3.1 8B"] == "16.00")
 
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(8, 3.8))
@@ -283,12 +289,13 @@ save(figure, "20_memory")
 # ![Cache size against text length for four models](figures/20_memory.png)
 #
 # *A dot is the longest text that the model was made for. There Llama 3.1 8B needs more memory for one text than for its
-# weights. Mistral's line bends at its window and stays flat.*
+# weights. Mistral's line lies under Llama 3.1's up to its window, where it bends and stays flat.*
 #
 # ## Ring buffers
-# With a window of S positions, a token that fell out of it is never looked at again. Then S slots are enough: position
-# p goes to slot p % S, over the position that just left. That is a *ring buffer*. The slots are out of order, but
-# attention does not care about order: the position is inside the key, which was rotated before it was stored.
+# With a window of S positions, a token that fell out of it is never looked at again. Then S *slots*, places for a key and a
+# value, are enough: position p goes to slot p % S, over the position that just left. That is a *ring buffer*. The slots are
+# out of order, but attention does not care about order: the position is inside the key, which was rotated before it was
+# stored.
 
 # %%
 S, T = 8, 20
@@ -331,29 +338,33 @@ save(figure, "20_ring")
 # %% [markdown] tags=["opening"]
 # ![Which position each of eight slots holds, token by token](figures/20_ring.png)
 #
-# *Dark is new. Each token takes the slot of the oldest one.*
+# *Dark is new. Each token takes the next slot; once all are full, that is the slot of the oldest one.*
 
 # %% tags=["figure"]
 lengths_so_far = jnp.arange(T + 1)  # 0 to T tokens
 buffers = {size: jnp.zeros((1, size, 1)) for size in (S, T)}
+in_ring = np.maximum(kv.Ring(buffers[S], buffers[S]).held(lengths_so_far), -1)  # [T+1 S]
+check("the page's ring is the one above, and before it an empty one",
+      np.array_equal(in_ring[1:], ours) and (in_ring[0] == -1).all())  # fmt: skip
 interactive(
     "ring",
     {
         "tokens": [tokenizer.piece(int(token)).replace("▁", " ") for token in ids[:T]],
         "plain": np.maximum(kv.Plain(buffers[T], buffers[T]).held(lengths_so_far), -1),  # [T+1 T]
-        "ring": np.maximum(kv.Ring(buffers[S], buffers[S]).held(lengths_so_far), -1),  # [T+1 S]
+        "ring": in_ring,
     },
     "Step on, or play: each token's key and value go into the next slot, in the ring over those that nobody looks at any more.",
 )
 
 # %% [markdown]
 # ## Latents
-# Heads that share keys and values make the cache smaller, and have less to tell apart. There is another way: keep for each
-# position one vector c, a *latent*, and make the keys and values of all heads of it, with two matrices for each head,
-# key = Uc and value = Wc. Then c is all that the cache holds (DeepSeek-AI 2024, arXiv:2405.04434, section 2.1).
+# Heads that share keys and values make the cache smaller, but have the same keys to choose by and the same values to fetch.
+# There is another way: keep for each position one vector c, a *latent*, and make the keys and values of all heads from it,
+# with two matrices for each head, key = Uc and value = Wc. Then c is all that the cache holds (DeepSeek-AI 2024,
+# arXiv:2405.04434, section 2.1).
 #
-# Nothing has to be made of it again for every new token. A query's product with a key is q·(Uc) = (Uᵀq)·c: the query may go to
-# the latents instead. And a mean of values Wc is W times the mean of the latents: all heads look at the same vectors.
+# And keys and values need not be made anew for every token. A query's product with a key is q·(Uc) = (Uᵀq)·c: the query may
+# go to the latents instead. And a mean of values Wc is W times the mean of the latents: all heads look at the same vectors.
 
 # %%
 SEEN, WIDTH, HEADS = 20, 32, 4  # positions, the width of a latent, heads
@@ -461,26 +472,28 @@ table(
     ["tokens", "keys, values", "states", "both", "with attention in all"],
     rows,
 )
+check("with attention in all layers 1,024 tokens need 2·L·K·H·1,024 numbers of two bytes",
+      rows[0][4] == str(2 * 64 * 4 * 256 * 1024 * 2 // 2**20))  # fmt: skip
 check("states have the same size whatever the text", len({row[2] for row in rows}) == 1)
 matrices = (hybrid.num_layers - len(looking)) * 48 * 128 * 128 * 4  # 48 heads, keys and values of 128 numbers, 32 bits
 check("nearly all of it are the matrices [i j], in 32 bits", 0.95 < matrices / (size - keys_and_values) <= 1)
 
 # %% [markdown]
-# The price: a state goes forwards only. Keys that were read can be left out again, and a text goes on from any of its
-# places; what a state has read cannot be taken out of it. So the engine, which reads a long prompt in parts, keeps a copy
-# of the states at the end of each. A chat that goes back to an earlier place is read again, from such a copy or from the
-# beginning. And no tokens are guessed ahead, since they might have to be taken back (chapter 26).
+# The price: a state goes forwards only. From keys and values a text can be taken up at any of its places: those behind it are
+# left out. But what a state has read cannot be taken out of it. So the engine, which reads a long prompt in parts, keeps a
+# copy of the states at the end of each part. A chat that goes back to an earlier place is read again, from such a copy or from
+# the beginning. And no tokens are guessed ahead, since they might have to be taken back (chapter 26).
 #
 # ## In the engine
-# - `nanollm_jax.cache` is the only room that knows how keys and values are stored: one buffer a layer, `[B*K S H]`, for
-#   B texts at once. `nanollm_jax.cache.extend` adds the new ones and says which position each slot holds.
+# - `nanollm_jax.cache` is the only part of the library that knows how keys and values are stored: one buffer a layer,
+#   `[B*K S H]`, for B texts at once. `nanollm_jax.cache.extend` adds the new ones and says which position each slot holds.
 # - Our `concatenate` copies the whole memory for every token. The engine has room from the start and writes one slot
 #   *in place*: the cache is *donated* to the compiled program, which may then reuse its memory
 #   (`nanollm_jax.decode.write_tokens`).
 # - Shapes are fixed inside a program, so the cache has a capacity. `nanollm_jax.generate` begins with a small one and takes
-#   the next power of two when it is full: `nanollm_jax.engine.buckets.capacity`, `nanollm_jax.cache.resize`. A server has room
-#   for its longest text from the start where empty slots cost no time: where a step reads the filled ones alone, as the
-#   library's own code for CPUs does (`nanollm_jax.engine.memory.least`).
+#   the next power of two when it is full: `nanollm_jax.engine.buckets.capacity`, `nanollm_jax.cache.resize`. Where empty slots
+#   cost no time, a server has room for its longest text from the start. That is so where a step reads only the filled ones, as
+#   the library's own code for CPUs does (`nanollm_jax.engine.memory.least`).
 # - Layers with a window are rings as soon as the capacity exceeds it.
 # - A model with latents keeps them in `nanollm_jax.cache.Latents`; `nanollm_jax.ops.latent` takes queries there.
 #
@@ -499,7 +512,7 @@ check("your engine: the same tokens as the library", own == theirs)
 # %% [markdown]
 # ## Exercises
 # 1. Why are keys and values kept, but no queries?
-# 2. A GPU has 24 GiB. Llama 3.1 8B is loaded in 16 bits. For how many tokens of texts is there room?
+# 2. A GPU has 24 GiB. Llama 3.1 8B is loaded in 16 bits. For how many tokens, of all texts together, is there room?
 # 3. Read a prompt in two pieces. Are the logits the same?
 
 # %% [markdown] tags=["answer"]

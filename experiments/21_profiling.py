@@ -219,8 +219,8 @@ save(figure, "21_shares")
 #
 # *The NumPy model. Two shades of blue and the green are products with weights.*
 #
-# They take the largest part of both. But for different reasons, as the roofline will say. Its two rates are measured
-# on this machine, with the sum of a large array and with a product of two large matrices.
+# These products take the largest part of both, but for different reasons, as the roofline will say. The roofline's two rates
+# are measured on this machine, with the sum of a large array and with a product of two large matrices.
 
 # %%
 SIDE, LONG = (256, 2**20) if quick() else (1536, 2**26)
@@ -291,25 +291,28 @@ def write(rows):
 
 tokens = np.asarray(write(2))
 check("so many tokens in each row, the same in both", tokens.shape == (2, STEPS) and (tokens[0] == tokens[1]).all())
-took = dict.fromkeys(batches, math.inf)  # seconds of one step
+in_all = dict.fromkeys(batches, math.inf)  # seconds of all steps
 for _ in range(1 if quick() else 4):  # by turns, and the fastest of each counts
     for rows in batches:
-        took[rows] = min(took[rows], seconds(write, rows, repeats=1) / STEPS)
+        in_all[rows] = min(in_all[rows], seconds(write, rows, repeats=1))
+took = {rows: spent / STEPS for rows, spent in in_all.items()}  # seconds of one step
 written = {rows: rows / took[rows] for rows in batches}  # tokens per second
-check("in the seconds of all steps, all tokens", math.isclose(written[2] * took[2] * STEPS, tokens.size))
+check("in the seconds of all steps, all tokens", math.isclose(written[2] * in_all[2], tokens.size))
 bound = {
     rows: max(step_bytes(config, rows, STEPS // 2, 4) / bandwidth, step_flops(config, rows, STEPS // 2) / peak)
     for rows in batches
 }
+intensity = {rows: step_flops(config, rows, STEPS // 2) / step_bytes(config, rows, STEPS // 2, 4) for rows in batches}
+check("one text: half a FLOP for each byte of float32", round(intensity[1], 1) == 0.5)
+check("the more texts, the more", list(intensity.values()) == sorted(intensity.values()))
 table(
     "the bundled model",
     ["texts", "ms a step", "tokens/s", "ms by the roofline", "FLOPs for each byte"],
     [
-        (rows, f"{took[rows] * 1e3:.2f}", f"{written[rows]:,.0f}", f"{bound[rows] * 1e3:.2f}",
-         f"{step_flops(config, rows, STEPS // 2) / step_bytes(config, rows, STEPS // 2, 4):.1f}")
+        (rows, f"{took[rows] * 1e3:.2f}", f"{written[rows]:,.0f}", f"{bound[rows] * 1e3:.2f}", f"{intensity[rows]:.1f}")
         for rows in batches
     ],
-)  # fmt: skip
+)
 if not quick():
     outcome(took[16] / took[1], "times as long for 16 texts")
     check_time("16 texts do not take 16 times as long", took[16] < 12 * took[1])
@@ -356,19 +359,19 @@ save(figure, "21_limits")
 
 # %% tags=["figure"]
 lengths = {"the bundled model": (config, STEPS // 2), "Llama 3.1 8B": (LLAMA_8B, 1000)}
+counted = [
+    {"name": name, "length": length, "once": step_bytes(c, 0, length, 1), "flops": step_flops(c, 1, length),
+     "own": step_bytes(c, 1, length, 1) - step_bytes(c, 0, length, 1)}
+    for name, (c, length) in lengths.items()
+]  # fmt: skip
+for (c, length), one in zip(lengths.values(), counted, strict=True):
+    check(f"{one['name']}: the page's bytes and FLOPs of 7 texts", 2 * (one["once"] + 7 * one["own"]) == step_bytes(
+        c, 7, length, 2) and 7 * one["flops"] == step_flops(c, 7, length))  # fmt: skip
 interactive(
     "roofline",
-    {
-        "bandwidth": bandwidth,
-        "peak": peak,
-        "models": [
-            {"name": name, "length": length, "once": step_bytes(c, 0, length, 1), "flops": step_flops(c, 1, length),
-             "own": step_bytes(c, 1, length, 1) - step_bytes(c, 0, length, 1)}
-            for name, (c, length) in lengths.items()
-        ],
-    },
+    {"bandwidth": bandwidth, "peak": peak, "models": counted},
     "Set the rows and the bits of a weight, and see which limit a step meets.",
-)  # fmt: skip
+)
 
 # %% [markdown]
 # ## In the engine
@@ -393,7 +396,7 @@ theirs = nano.generate(model, prompts, max_new_tokens=8, sampling=nano.Sampling(
 check("your engine: each text as the library writes it", own == [answer.token_ids for answer in theirs])
 if not quick():
     for texts in (1, 8):
-        print(f"{texts} texts: {mine.measure(loaded, texts)[0]:,.0f} tokens per second")
+        print(f"{texts} text{'s' * (texts > 1)}: {mine.measure(loaded, texts)[0]:,.0f} tokens per second")
 
 # %% [markdown]
 # ## Exercises

@@ -287,8 +287,10 @@ for data, tensor in ((8, 1), (4, 2), (2, 4), (1, 8)):
         for path, array in parameters.flatten(params).items()
     }
     check(f"{data} x {tensor}: JAX gives a device as many bytes", held == 4 * sum(map(math.prod, cut.values())))
-    rows.append([f"{data} x {tensor}", B // data, f"{held / total_bytes:.1%}", len(kinds), f"{nbytes:,}"])
-    one = {"data": data, "tensor": tensor, "texts": B // data, "share": held / total_bytes}
+    texts = B // data
+    check("and as many texts", (texts, T) == NamedSharding(mesh, P("data")).shard_shape(tokens.shape))
+    rows.append([f"{data} x {tensor}", texts, f"{held / total_bytes:.1%}", len(kinds), f"{nbytes:,}"])
+    one = {"data": data, "tensor": tensor, "texts": texts, "share": held / total_bytes}
     meshes.append(one | {"steps": exchanges(data, tensor)})
 table(
     "a pass over 8 texts", ["data x tensor", "texts a device", "weights a device", "all-reduces", "their bytes"], rows
@@ -327,8 +329,9 @@ interactive(
 # modelled.
 #
 # ## Scaling, modelled
-# A token of decode takes the time to read a device's part of the weights, and in each layer two all-reduces. An
-# all-reduce among n devices has a fixed delay, and moves 2 (n - 1) / n times its bytes over each device's link (each
+# A token of decode takes the time to read a device's part of the weights, or to compute with it where many texts make that
+# longer, and then the all-reduces: two in each layer and the one behind the embedding. An all-reduce among n devices has a
+# fixed delay, and moves 2 (n - 1) / n times its bytes over each device's *link*, its connection with the others (each
 # device sends its share around twice: once to add, once to hand out). The rates below are assumed, in the range of
 # today's *accelerators*, processors made for such products, as GPUs are. They are the only numbers here that were not computed.
 
@@ -338,13 +341,18 @@ c = nano.read_config(json.loads((Path(nano.__file__).parents[1] / "configs/llama
 WEIGHTS = 2 * parameters.count(c)  # bytes, 16 bits
 
 
+def talk_seconds(texts, tensor):
+    """The all-reduces of one token for each of so many texts, among `tensor` devices"""
+    if tensor == 1:
+        return 0
+    moved = 2 * (tensor - 1) / tensor * texts * c.hidden_size * 2
+    return (2 * c.num_layers + 1) * (DELAY + moved / LINK)
+
+
 def step_seconds(texts, tensor):
     """One token for each of so many texts on `tensor` devices: reading or arithmetic, then talking"""
     work = max(WEIGHTS / tensor / MEMORY, 2 * parameters.count(c) * texts / tensor / ARITHMETIC)
-    if tensor == 1:
-        return work
-    moved = 2 * (tensor - 1) / tensor * texts * c.hidden_size * 2
-    return work + (2 * c.num_layers + 1) * (DELAY + moved / LINK)
+    return work + talk_seconds(texts, tensor)
 
 
 def gain(texts):
@@ -353,17 +361,19 @@ def gain(texts):
 
 
 sizes = np.array([1, 2, 4, 8, 16, 32, 64])
+by_tensor = {texts: [texts / step_seconds(texts, n) for n in sizes] for texts in (1, 64)}  # tokens per second
 by_data = sizes * 64 / step_seconds(64, 1)
 gigabytes = WEIGHTS / sizes / 1e9
 check("two bytes for each of 8.03 thousand million weights", round(gigabytes[0] / 2, 2) == 8.03)
 check("data parallel: as many times as many tokens as devices", math.isclose(by_data[-1], 64 * by_data[0]))
+check("with one device, the same", math.isclose(by_tensor[64][0], by_data[0]))
+check("and one text gets all that memory allows", math.isclose(by_tensor[1][0], MEMORY / WEIGHTS))
 table(
     "Llama 3.1 8B, modelled: tokens per second of one text, and of all texts",
     ["devices", "1 text, tensor", "64 texts, tensor", "64 texts a device, data", "weights a device, GB"],
     [
-        (n, f"{1 / step_seconds(1, n):,.0f}", f"{64 / step_seconds(64, n):,.0f}",
-         f"{together:,.0f}", f"{own:.1f}")
-        for n, together, own in zip(sizes, by_data, gigabytes, strict=True)
+        (n, f"{single:,.0f}", f"{many:,.0f}", f"{together:,.0f}", f"{own:.1f}")
+        for n, single, many, together, own in zip(sizes, *by_tensor.values(), by_data, gigabytes, strict=True)
     ],
 )  # fmt: skip
 speed = gain(1)
@@ -409,7 +419,7 @@ for texts, colour in ((1, BLUE), (64, ORANGE), (1024, GREEN)):
 left.set(xscale="log", yscale="log", title="times faster than one device", xlabel="devices, tensor parallel")
 left.legend()
 reading = np.array([WEIGHTS / n / MEMORY for n in sizes]) * 1e3
-talking = np.array([step_seconds(1, n) for n in sizes]) * 1e3 - reading
+talking = np.array([talk_seconds(1, n) for n in sizes]) * 1e3
 same("a bar is as high as a step is long", reading + talking, [1e3 * step_seconds(1, n) for n in sizes])
 places = range(len(sizes))
 right.bar(places, reading, color=BLUE, label="reading weights")
@@ -425,8 +435,8 @@ save(figure, "22_scaling")
 # %% [markdown]
 # ![Modelled speed of Llama 3.1 8B on 1 to 64 devices](figures/22_scaling.png)
 #
-# *With one text the weights are soon read, and the delays of the all-reduces are left. So a few devices are made one
-# with tensor parallelism, and many such groups work on different texts.*
+# *The more devices share the weights, the sooner these are read, and the more of the time is for all-reduces (right). So a
+# few devices are made to work as one, with tensor parallelism, and many such groups work on different texts.*
 #
 # ## In the engine
 # - `nanollm_jax.make_mesh` makes a mesh with the axes "dp" (data parallel) and "tp" (tensor parallel), and
@@ -434,11 +444,11 @@ save(figure, "22_scaling")
 #   before: `nanollm_jax.generate` runs where the parameters are.
 # - `nanollm_jax.partition.RULE` is our `SPECS` for letters instead of names: B along "dp"; K, F and V along "tp". So
 #   `nanollm_jax.params.layout` says how each parameter is cut: `wqkv` along K, in whole groups of heads, and `up`
-#   along F, so that gate and up of a number stay together. `nanollm_jax.devices.programs.parallelize` has the only
-#   `shard_map`.
+#   along F, so that gate and up of a unit (chapter 13) stay together. `nanollm_jax.devices.programs.parallelize` has the
+#   only `shard_map` around the model.
 # - The sums stand where ours do: `nanollm_jax.ops.linear.linear_sum` behind attention and MLP, which adds a bias after
 #   the sum, once, and `nanollm_jax.ops.embedding.embed`. They call `nanollm_jax.collectives.psum`, which without a mesh
-#   hands its argument back. So `nanollm_jax.model.forward` is one text for one device and for many. At the top the
+#   hands its argument back. So `nanollm_jax.model.forward` is the same code for one device and for many. At the top the
 #   parts of the logits are put together, since sampling needs all of them.
 # - Each device keeps the keys and values of its own heads in a cache of its own (chapter 20). With more devices than
 #   key and value heads, `nanollm_jax.partition.arrange` repeats those, and each copy serves a part of its queries.

@@ -136,7 +136,7 @@ check("XLA's product of 8-bit numbers is the same, bit for bit", np.array_equal(
 
 # %% [markdown]
 # ### Two in a byte
-# The smallest number that memory can be asked for is a byte, 8 bits. So two numbers of 4 bits share one: the first has its
+# The least that memory can be asked for is a byte, 8 bits. So two numbers of 4 bits share one: the first has its
 # low four bits, the second its high four. Adding 8 first makes both positive, 1 to 15.
 
 
@@ -241,9 +241,16 @@ nbytes, ours = found["8 bits, a scale a row"]
 check("so does the library's own model in 8 bits, by as much", math.isclose(perplexity(eight), ours, rel_tol=1e-3))
 check("and it has as many bytes", sum(parameters.nbytes_kept(eight).values()) == nbytes)
 numbers = sum(array.size for array in parameters.flatten(model.params).values() if array.ndim > 1)  # of all matrices
-check("with 4 bits for 8 each number is half a byte less", nbytes - found["4 bits, a scale a row"][0] == numbers / 2)
+for bits in (6, 5, 4, 3, 2):
+    check(f"with {bits} bits for 8 each number is {8 - bits} bits less",
+          8 * (nbytes - found[f"{bits} bits, a scale a row"][0]) == numbers * (8 - bits))  # fmt: skip
+check("the scales of groups have as many bytes with 4 bits as with 3 and 2", len({
+    found[f"{bits} bits, groups of 16"][0] - found[f"{bits} bits, a scale a row"][0] for bits in (4, 3, 2)}) == 1)  # fmt: skip
 check("2 bits a row ruin it", ruined > 5)
 check("groups help there", found["2 bits, groups of 16"][1] < found["2 bits, a scale a row"][1] / 5)
+for bits in (3, 4):
+    by_row, by_group = (found[f"{bits} bits, {way}"][1] for way in ("a scale a row", "groups of 16"))
+    check(f"but hardly with {bits} bits: less than 3% either way", abs(by_group / by_row - 1) < 0.03)
 
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(8, 3.8))
@@ -266,23 +273,22 @@ save(figure, "24_bits")
 # ![Perplexity against the size of the quantised model](figures/24_bits.png)
 #
 # *The numbers at the points are bits for each weight. With eight the perplexity is that of float32, to two parts in a
-# hundred; where it is a little lower, take that for chance, since two stories are few. With very few bits it matters how the
-# scales are chosen.*
+# hundred; where it is a little lower, take that for chance, since two stories are few. In this model groups help with 2 bits
+# alone; with 3 and 4 they only cost the bytes of their scales.*
 
 # %% tags=["figure"]
 BITS_AND_GROUPS = [(bits, group) for group in (8, 16, None) for bits in ((2, 4, 8) if quick() else (2, 3, 4, 5, 6, 8))]
 wholes = {way: whole_model(restore(*way)) for way in BITS_AND_GROUPS}
-check("the page's models are the table's", wholes[4, 16][1] == found["4 bits, groups of 16"][0])
+models = [
+    {"bits": bits, "group": group or 0, "bytes": nbytes, "perplexity": perplexity(params)}
+    for (bits, group), (params, nbytes) in wholes.items()
+]
+by_setting = {(one["bits"], one["group"]): (one["bytes"], one["perplexity"]) for one in models}
+for (bits, group), name in {(4, 16): "4 bits, groups of 16", (2, 0): "2 bits, a scale a row"}.items():
+    same(f"{name}: the page's model is the table's", by_setting[bits, group], found[name], size=found[name])
 interactive(
     "bits",
-    {
-        "weights": np.float64(w[0]),
-        "models": [
-            {"bits": bits, "group": group or 0, "bytes": nbytes, "perplexity": perplexity(params)}
-            for (bits, group), (params, nbytes) in wholes.items()
-        ],
-        "exact": {"bytes": base[0], "perplexity": base[1]},
-    },
+    {"weights": np.float64(w[0]), "models": models, "exact": {"bytes": base[0], "perplexity": base[1]}},
     "Set the bits, and how many weights share a scale: what becomes of a row, and of the whole model.",
 )
 
@@ -315,6 +321,9 @@ by_hand = {**model.params, "embedding": {"tokens": jnp.asarray((q_two * scale_tw
 same("2 bits in the embedding, by hand", suffered["embedding"], perplexity(by_hand) / base[1], 1e-4)
 check("the five are all weights but those of norms",
       math.isclose(sum(of_all.values()), numbers / parameters.count(config)))  # fmt: skip
+check("up, with its gate, has twice as many as down", math.isclose(of_all["up"], 2 * of_all["down"]))
+shared = 1 + 2 * config.num_kv_heads / config.num_heads  # a key and a value head for several query heads
+check("wqkv has those of wo, and of keys and values besides", math.isclose(of_all["wqkv"], shared * of_all["wo"]))
 check("all together cost more than the product of what each costs alone", ruined > math.prod(suffered.values()))
 check("the share of the weights does not decide it", list(np.argsort(list(of_all.values())))
       != list(np.argsort(list(suffered.values()))))  # fmt: skip
@@ -361,13 +370,14 @@ check("a group of 32 with a scale of 16 bits costs half a bit a weight", BITS["i
 # %% [markdown]
 # ## In the engine
 # - `nanollm_jax.load` with dtype "int8" keeps the matrices as this chapter does, with a scale a row:
-#   `nanollm_jax.ops.int8.quantize`. The vectors lose less than here: `nanollm_jax.ops.int8_product.digits` keeps two whole
-#   numbers for each of theirs, one as here, and one for what was lost when the first was rounded.
+#   `nanollm_jax.ops.int8.quantize`. The vectors lose less than here. Where a CPU multiplies whole numbers,
+#   `nanollm_jax.ops.int8_product.digits` keeps two of them for each number of a vector, one as here, and one for what was
+#   lost when the first was rounded; elsewhere vectors are not rounded at all.
 # - With dtype "int4" 32 weights share a scale. `nanollm_jax.ops.groupwise_making.quantize` does not only take the scale that
 #   follows from the largest weight: it tries several, and keeps the one whose errors, squared and added up, are the
 #   smallest. The next cell compares the two.
 # - `nanollm_jax.ops.groupwise.Groupwise` is the form of all weights in groups. A checkpoint that somebody has published in 4
-#   bits takes 4 bits a weight in memory, too: nothing is made larger when it is loaded.
+#   bits takes 4 bits a weight and those of its scales in memory, too: nothing is made larger when it is loaded.
 # - The cache (chapter 20) can be kept in 8 bits as well: `nanollm_jax.load` with cache="int8".
 
 # %%

@@ -164,7 +164,8 @@ save(figure, "25_rows")
 # %% [markdown]
 # ![Which request sits in which row at which step, in static batches and in a continuous one](figures/25_rows.png)
 #
-# *As above: a bar is a text, and white is a row that does nothing. Both serve the same requests in the same order.*
+# *As above: a bar is a text, and white is a row that does nothing; the colours only tell neighbours apart. Both serve the same
+# requests in the same order.*
 
 # %% tags=["figure"]
 interactive(
@@ -229,7 +230,7 @@ class Server:
     def __init__(self, B):
         empty = engine.init_cache(model.params, S)
         self.cache = jax.tree.map(lambda leaf: jnp.stack([leaf] * B), empty)
-        self.rows, self.waiting = [None] * B, []  # requests with their answers
+        self.rows, self.waiting, self.steps = [None] * B, [], 0  # requests with their answers, and steps so far
         self.tokens, self.seeds = np.zeros(B, np.int32), np.zeros(B, np.uint32)
 
     def submit(self, request):
@@ -242,7 +243,7 @@ class Server:
             if sitting is None and self.waiting:
                 self.sit(row, *self.waiting.pop(0))
         tokens, logprobs, self.cache = write(model.params, self.tokens, self.cache, self.seeds)
-        self.tokens = np.array(tokens)
+        self.tokens, self.steps = np.array(tokens), self.steps + 1
         for row, sitting in enumerate(self.rows):
             if sitting is not None:
                 self.take(row, int(tokens[row]), float(logprobs[row]))
@@ -282,7 +283,8 @@ PROMPTS = [
 asked = [
     Request(prompt, 3 + int(random.integers(2, 6 if quick() else 20)), seed) for seed, prompt in enumerate(PROMPTS)
 ]
-together = Server(B).run(asked)
+server = Server(B)
+together = server.run(asked)
 for request, answer in zip(asked, together, strict=True):
     print(
         f"{request.prompt}{b''.join(model.tokenizer.token_bytes(token) for token, _ in answer).decode(errors='replace')}"
@@ -297,6 +299,11 @@ check("each answer is what nanollm_jax.generate writes",
       [[token for token, _ in answer] for answer in ours] == [answer.token_ids for answer in theirs])  # fmt: skip
 same("with the same ln p", [logprob for answer in ours for _, logprob in answer],
      [logprob for answer in theirs for logprob in answer.logprobs], 1e-4)  # fmt: skip
+drawn = [(0, len(answer) - 1) for answer in together]  # all came at once; reading a prompt gives the first token
+steps = {way.__name__: max(visit.end for visit in way(drawn, B)) for way in (static, continuous)}
+print(f"{server.steps} steps; in static batches {steps['static']}")
+check("as many steps as a continuous batch takes, and fewer than static ones",
+      server.steps == steps["continuous"] < steps["static"])  # fmt: skip
 
 # %% [markdown]
 # ## The answer must not depend on the company
@@ -405,9 +412,8 @@ check("and in the same row the same, whoever sits in the others", here == beside
 # The rounding of the first way is small and treacherous: it changes no token until two of them are nearly equally
 # probable, or a random number falls just between the stretches of two (chapter 18). From there on the texts differ. That is
 # rare, and a test that does not look for it will not meet it. So the number of rows of an engine is fixed. So is all else
-# that decides in which order numbers are added: how many positions of a row are added up at a time (the library's blocks,
-# `nanollm_jax.ops.blocks.SLOTS`, are as long however many positions a row has), and where a long prompt is cut (the next
-# section).
+# that decides in which order numbers are added: how many positions of a row are added up at a time (in the library
+# `nanollm_jax.ops.blocks.SLOTS`, for long rows as for short ones), and where a long prompt is cut (the next section).
 #
 # ## Long prompts
 # While a prompt is read, all other rows wait, and the longer it is, the longer they do. So a long prompt
@@ -421,7 +427,7 @@ rest = np.pad(text[:, half:], ((0, 0), (0, half)))
 in_pieces, _ = forward(model.params, rest, np.array([T - half]), held)
 same("two pieces, the same logits but for rounding", in_pieces, at_once, 1e-4)
 PIECE, PROMPT = buckets.PIECE, 4096  # tokens: the library's pieces, and a long prompt
-print(f"who is writing waits for {PROMPT} tokens at once, or for {PIECE} at a time, {PROMPT // PIECE} times")
+print(f"whoever is writing waits for {PROMPT} tokens at once, or {PROMPT // PIECE} times for {PIECE}")
 
 # %% [markdown]
 # ## In the engine

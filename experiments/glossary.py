@@ -42,4 +42,7 @@ TERMS = {
     "accelerator": (22, r"accelerators?"), "logit difference": (23, r"logit differences?"), "gradient": (23, r"gradients?"),
     "static batch": (25, r"static batch(?:es)?"), "prompt lookup": (26, r"prompt lookup"),
     "draft": (26, r"drafts?"), "activation patching": (23, r"patching"),
+    "variance": (8, r"variances?"), "underflow": (9, r"underflow\w*"), "Gumbel distribution": (18, r"Gumbel"),
+    "slot": (20, r"slots?"), "quadratic": (20, r"quadratic"), "hybrid": (20, r"hybrids?"), "bandwidth": (21, r"bandwidths?"),
+    "profile": (21, r"profil\w+"), "partition spec": (22, r"partition specs?"), "padding": (25, r"padding"),
 }  # fmt: skip
