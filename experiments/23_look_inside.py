@@ -160,7 +160,7 @@ theirs = nano.forward(model.params, ids[None], cache, config=config)[0][0, -1]
 same("the logits of nanollm_jax.forward", clean_logits, theirs, 1e-4)
 
 # %% [markdown]
-# One patch as a picture, the one of above: behind layer 2, at the word "red". Which values does it reach?
+# One patch as a picture, the one described above: behind layer 2, at the word "red". Which values does it reach?
 
 # %%
 LAYER, AT = 2, next(t for t, piece in enumerate(pieces) if piece.strip() == "red")
@@ -274,8 +274,8 @@ save(figure, "23_places")
 # *Again a column is a token, and a row the stream behind a layer. The name does not spread over the words behind
 # it. It stays where it was read, and near the top it appears at the last token, where the next word is decided.*
 #
-# Nobody told the model to keep notes. A vector of the stream is a good place for one: each layer adds to it and nothing
-# erases it (chapter 14), and every later token can look at it through attention.
+# Nobody told the model to keep notes. A vector of the stream is a good place for one: layers add to it and put nothing else
+# in its place (chapter 14), and every later token can look at it through attention.
 #
 # ## Who carries it
 # Only attention moves anything from one token to another (chapter 11), so some head must have carried the name. Patch
@@ -372,7 +372,8 @@ check("most of the name, in every story", min(shares) > 0.7)
 # ## Switch them off
 # A patch shows that a part is enough to bring something back. Whether the model *needs* it is another question: perhaps
 # others do the same. So zeros are put in the place of what the heads fetch that were found above, in every step of a real
-# generation: prompt, cache, loop and all. For comparison, as many other heads of the same layers are switched off as well.
+# generation: prompt, cache, loop and all. For comparison, in texts of their own, as many other heads of the same layers are
+# switched off instead.
 
 # %% tags=["question"]
 predict(
@@ -383,7 +384,10 @@ predict(
 
 
 def without(value, seen, off):
-    """An edit: zeros for the heads that are off.  value [B T N H], off [B N]"""
+    """An edit: zeros for the heads that are off.  value [B T N H], off [B N]
+
+    seen has the other values of the step, as seen["positions"] [B T], the places of its tokens in their texts.
+    """
     return jnp.where(off[:, None, :, None], 0, value)
 
 
@@ -414,7 +418,7 @@ for row, what in enumerate(("all heads", "without the two", "without two others"
     print(textwrap.indent("\n".join(textwrap.wrap(f"...{box.answers[row].text.strip()}", 100)), "    "))
 check("with all heads the name is the first choice", first[0].argmax() == right)
 check("without the two, the name is next to impossible", chance[1] < chance[0] / 10)
-check("without any other two it is still likely", chance[2:].min() > 5 * chance[1])
+check("without any other two it is more likely even than with all", chance[2:].min() > chance[0])
 print(
     f"p of{RIGHT}: {chance[0]:.0%}, without the two {chance[1]:.1%}, without two others {chance[2:].min():.0%} or more"
 )
@@ -440,10 +444,10 @@ save(figure, "23_off")
 # %% [markdown]
 # ![The probability of the name with pairs of heads switched off](figures/23_off.png)
 #
-# *Blue: the model as it is. Orange: without the two heads that carry the name. Grey: without any other two of the same
-# layers.*
+# *Blue: the model as it is. Orange: without the two heads that carry the name. Grey: without two others of the same layers. All
+# of these make the name even more probable here: what those heads fetch speaks against it.*
 #
-# So the two are enough, and they are needed. Without them the model still knows that somebody is to be named, and says
+# So the two are enough, and they are needed. Without them the model still knows that somebody is spoken of, and says
 # so with a pronoun. What it lost is one fact.
 #
 # Here is every head to be switched off, with the lens of chapter 14: what the model would say if it ended behind each
