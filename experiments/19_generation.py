@@ -142,11 +142,11 @@ check("a fixed length, once", programs["fixed length"] == 1)
 check("the scan as well, for all of its tokens", programs["fixed length, lax.scan"] == 1)
 
 # %% [markdown]
-# The first column of milliseconds has the compiling in it: for every token it costs far more than the token itself. Once
-# that is done, the growing text is the quickest of ours: it reads a dozen tokens, and the others all of their room. (The
-# library compiles one program that reads the prompt and one that writes 16 tokens; what else it compiles is small, and fills
-# arrays.) The scan brings little here, because a pass over all of the room takes far longer than calling a program. What does
-# a call cost? A program that does next to nothing shows it.
+# The first column of milliseconds has the compiling in it. The growing text compiles for every token, and that costs far
+# more than the token itself. Once it is done, the growing text is the quickest of ours: it reads a dozen tokens, and the
+# others all of their room. (The library compiles one program that reads the prompt and one that writes 16 tokens; what else
+# it compiles is small, and fills arrays.) The scan brings little here, if anything, because a pass over all of the room takes
+# far longer than calling a program. What does a call cost? A program that does next to nothing shows it.
 
 # %%
 tiny = jax.jit(lambda x: x * 0.999)
@@ -225,6 +225,7 @@ table(
 scored = nano.score(model, [texts["a story"]])[0]
 same("a story's, by nanollm_jax.score", perplexity["a story"], scored.perplexity, 1e-4)
 check("it prefers its own best text to a story", perplexity["its own text, greedy"] < perplexity["a story"])
+check("and to one that it drew", perplexity["its own text, greedy"] < perplexity["its own text, drawn"])
 check(
     "and a story to the same words in disorder", 5 * perplexity["a story"] < perplexity["the story, its words shuffled"]
 )
@@ -237,22 +238,25 @@ losses = surprise(ids)
 told = list(zip(ids[1:], losses, strict=True))  # each token but the first, and how much it surprised
 same("token by token, by nanollm_jax.score", [value for _, value in told], np.negative(scored.logprobs), 1e-4)
 check("of the same tokens", [token for token, _ in told] == scored.token_ids)
-by_surprise = [f"“{tokenizer.piece(token)}” {value:.2f}" for token, value in sorted(told, key=lambda pair: -pair[1])]
+ranked = sorted(told, key=lambda pair: -pair[1])
+check("from the one that surprised most to the one that surprised least",
+      (ranked[0][1], ranked[-1][1]) == (losses.max(), losses.min()))  # fmt: skip
+by_surprise = [f"“{tokenizer.piece(token)}” {value:.2f}" for token, value in ranked]
 print("most:", ", ".join(by_surprise[:5]), "  least:", ", ".join(by_surprise[-5:]))
 figure, ax = plt.subplots(figsize=(9.5, 2.5))
+shades = plt.cm.ScalarMappable(plt.Normalize(0, 7), "Oranges")  # of the tokens, and of the bar beside them
 x = y = 0
 for token, value in told:
     piece = tokenizer.piece(token)
     if x + len(piece) > 82:
         x, y = 0, y - 1
-    shade = plt.get_cmap("Oranges")(min(value / 7, 1) * 0.85)
-    ax.add_patch(plt.Rectangle((x, y - 0.42), len(piece), 0.84, color=shade, linewidth=0))
+    ax.add_patch(plt.Rectangle((x, y - 0.42), len(piece), 0.84, color=shades.to_rgba(value), linewidth=0))
     ax.text(x + len(piece) / 2, y, piece.replace("▁", " "), ha="center", va="center", family="monospace", size=10,
-            color="white" if value > 5.5 else "black")  # fmt: skip
+            color="white" if value > 5 else "black")  # fmt: skip
     x += len(piece)
 ax.set(xlim=(0, 83), ylim=(y - 0.6, 0.6))
 ax.axis("off")
-bar = figure.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 7), "Oranges"), ax=ax, aspect=10, shrink=0.8)
+bar = figure.colorbar(shades, ax=ax, aspect=10, shrink=0.8)
 bar.set_label("-ln p")
 bar.outline.set_visible(False)
 save(figure, "19_surprise")
@@ -260,8 +264,8 @@ save(figure, "19_surprise")
 # %% [markdown] tags=["opening"]
 # ![A story, each token coloured by how much it surprised the model](figures/19_surprise.png)
 #
-# *The darker, the less expected: above stand the five that surprised most and least. The mean over all tokens is the
-# loss.*
+# *The darker, the less expected; the text above names the five that surprised most and the five that surprised least. The
+# mean over all tokens is the loss.*
 #
 # ## Why greedy text repeats itself
 # Two texts of 240 tokens from the same beginning: one greedy, one drawn. The token that ends a text is forbidden: minus
@@ -320,6 +324,8 @@ SENTENCES = {
     "a sentence": "The dog ran to the big tree and found a shiny red key.",
     "its words shuffled": "key tree a found The shiny big to and the dog red ran.",
 }
+first, second = (sorted(sentence.rstrip(".").split()) for sentence in SENTENCES.values())
+check("both have the same words", first == second)
 probable = {}
 for name, sentence in SENTENCES.items():
     once = tokenizer.encode(sentence)[1:]  # without <s>, which stands at the front only
@@ -351,6 +357,7 @@ left.set_xticks(range(1, COPIES + 1))
 left.legend(loc="center right", bbox_to_anchor=(1, 0.5))
 width = LAST // 4
 circle = repetitions(rows["greedy"].token_ids)
+check("as many of the last places are shaded as were counted", circle[-LAST:].mean() == share["greedy"])
 right.fill_between(np.arange(LENGTH), 1, where=circle, step="mid", color=BLUE, alpha=0.15, linewidth=0,
                    label="repetitions in greedy")  # fmt: skip
 for (name, answer), colour in zip(rows.items(), (BLUE, ORANGE), strict=True):
@@ -366,7 +373,7 @@ save(figure, "19_copies")
 # ![The probability of a sentence's copies, and of a greedy and a drawn text as they grow](figures/19_copies.png)
 #
 # *Left: what stood there before becomes more probable, sense or nonsense. (Heads that look for an earlier place of
-# the same piece and copy what came next are known from larger models: Olsson et al. 2022, arXiv:2209.11895. Whether
+# the same piece and copy what came next are known from other models: Olsson et al. 2022, arXiv:2209.11895. Whether
 # this one has any, and whether it is they who do it, is not shown.) Right: in a greedy text this feeds itself. Once it goes
 # round in a circle, that becomes more probable, and greedy always takes what is most probable. The remedies are in
 # chapter 18: chance, and penalties on what has occurred.*
@@ -384,9 +391,9 @@ save(figure, "19_copies")
 # - `nanollm_jax.engine.timings.CompileWatch`, used above, counts compilations. The tests use it to show that a second
 #   request compiles nothing.
 # - `nanollm_jax.Generation.logprobs` are ln p of each token that was written, by the model itself, before temperature
-#   and cuts. So a perplexity can be computed from them. `nanollm_jax.score` does it for a text that is
-#   there, and has *bits per byte* as well: the sum of -log2 p over the tokens, divided by the bytes of the text and not by
-#   its tokens. So it can be compared between vocabularies.
+#   and cuts. So a perplexity can be computed from them. `nanollm_jax.score` does it for a text that somebody else wrote,
+#   and has *bits per byte* as well: the sum of -log2 p over the tokens, divided by the bytes of the text and not by
+#   its tokens. So models with different vocabularies can be compared.
 #
 # ## Your engine
 # The loop with a text of fixed length. From here on the file is a program that writes:
