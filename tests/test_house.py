@@ -276,9 +276,9 @@ def test_compiled_code_stands_in_one_place():
             "fori_loop"
         }  # over the blocks of slots that a program of the grid goes through
         assert loops <= (allowed.get(name, {"jit"} if room(name) == "ops" else set())), name
-        # startup.py asks where a user's caches are, as the command line does, and identity.py for XLA's flags; library.py which
-        # C compiler is wanted, if any; the others give new processes a folder of caches, or flags
-        own = ("ops/native/library.py", "measure/starts.py", "measure/flags.py")
+        # startup.py asks where a user's caches are, as the command line does, and identity.py for XLA's flags; library.py
+        # whether C is wanted, compiler.py which compiler; the others give new processes a folder of caches, or flags
+        own = ("ops/native/library.py", "ops/native/compiler.py", "measure/starts.py", "measure/flags.py")
         asks = room(name) in ("cli", "startup", "identity") or name in own
         assert asks or not words & {"environ", "getenv"}, name
         # the words of many devices, each in the one place where it is written

@@ -1,10 +1,9 @@
-"""Operations in C against those that XLA computes, and the folder that they are kept in."""
+"""Operations in C against those that XLA computes."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -14,14 +13,12 @@ import pytest
 from agreement import agree
 from jax.sharding import PartitionSpec as P
 
-from nanollm_jax.errors import RequestError
 from nanollm_jax.ops import native
 from nanollm_jax.ops.dot_product import Seen, dot_product
 from nanollm_jax.ops.groupwise_making import groupwise
 from nanollm_jax.ops.linear import product
-from nanollm_jax.ops.native.library import compiler_at_hand
+from nanollm_jax.ops.native.compiler import at_hand
 from nanollm_jax.ops.native.product import MANY, ROWS
-from nanollm_jax.startup import own_folder
 
 rng = np.random.default_rng(0)
 here = pytest.mark.usefixtures("compiled_in_c")
@@ -193,46 +190,6 @@ def test_a_program_that_others_run_has_none():
     assert "nanollm_attention" in mine.lower(*given).as_text()
 
 
-SAYS = """
-import logging, sys
-logging.basicConfig(format="%(message)s")
-from nanollm_jax.ops import native
-found = native.library()
-print(not found.digest, found.reason)
-"""
-
-
-@pytest.mark.parity
-def test_where_it_cannot_be_compiled_a_line_says_so(tmp_path):
-    """A compiler that fails; switched off, nothing is said; a folder that others may write to is left alone."""
-    bad = tmp_path / "cc"
-    bad.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
-    bad.chmod(0o755)
-    shared = tmp_path / "cache" / "nanollm_jax" / "native"
-    shared.mkdir(parents=True)
-    shared.chmod(0o777)
-    cases = [
-        ({"CC": str(bad), "XDG_CACHE_HOME": str(tmp_path / "a")}, f"True {bad} failed: broken", True),
-        ({"NANOLLM_NATIVE": "0"}, "True NANOLLM_NATIVE=0", False),
-        *([({"XDG_CACHE_HOME": str(tmp_path / "cache")}, "False", False)] if native.library().digest else []),
-    ]
-    for more, reason, said in cases:
-        run = subprocess.run(
-            [sys.executable, "-c", SAYS], env={**os.environ, **more}, capture_output=True, text=True, check=True
-        )
-        assert run.stdout.strip() == reason
-        assert (run.stderr.count("decoding on a CPU goes without native operations") == 1) is said
-    assert not list(shared.iterdir())
-
-
-def test_own_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert own_folder("a", "b") == tmp_path / "a" / "b" and (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "file").touch()
-    with pytest.raises(RequestError, match="cannot be kept in"):
-        own_folder("file", "b")
-
-
 @here
 @pytest.mark.parametrize(("check", "more"), [("native", ()), ("native_attention", ("-march=native",))])
 def test_what_is_in_c_against_plain_c(check, more, tmp_path):
@@ -302,6 +259,10 @@ def test_product_in_groups(bits):
         assert all((f"nanollm_g{bits}" in like(R)) is (R <= MANY) for R in (1, MANY, MANY + 1))
     odd = groupwise(numbers[:, :48], scale[:, :3], bits=bits, dtype="float32")
     assert "nanollm_g" not in jax.jit(product).lower(jnp.ones((1, 48)), odd).as_text()
+    small = groupwise(
+        numbers, scale.astype(jnp.float8_e4m3fn), bits=bits, dtype="float32"
+    )  # scales that C does not know
+    agree(jax.jit(product)(jnp.asarray(x), small), exact @ np.asarray(small.decoded(), float).T, 1e-5)
 
 
 @here
@@ -353,3 +314,17 @@ def test_without_a_compiler_float16_is_converted_a_block_after_the_other(rows, i
     assert "nanollm_f16" not in program.as_text()
     agree(program(x, weight), np.asarray(x, float) @ np.asarray(weight, float).T, 1e-5)
     assert program.memory_analysis().temp_size_in_bytes < 4 * (weight.size / 2 + x.size)
+
+
+@here
+@pytest.mark.skipif(
+    not Path("/proc/cpuinfo").exists() or "NANOLLM_NATIVE" in os.environ, reason="another system, or told"
+)
+def test_products_take_the_best_that_the_processor_has():
+    """Whatever compiled them."""
+    has = set(Path("/proc/cpuinfo").read_text().split())
+    known = {
+        "vnni": {"avx512_vnni", "avx512vl", "avx512bw"}, "avx512": {"avx512vl", "avx512bw"},
+        "avx2": {"avx2", "fma", "f16c"}, "neon": {"asimd"}, "plain": set(),
+    }  # fmt: skip
+    assert native.library().instructions == next(name for name, needed in known.items() if needed <= has)

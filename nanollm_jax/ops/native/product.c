@@ -15,6 +15,7 @@
 
 #include "threads.h"
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
@@ -165,9 +166,17 @@ typedef float floats8 __attribute__((vector_size(32)));
 typedef float floats16 __attribute__((vector_size(64)));
 typedef uint32_t words8 __attribute__((vector_size(32)));
 typedef uint32_t words16 __attribute__((vector_size(64)));
-typedef uint16_t shorts8 __attribute__((vector_size(16)));
-typedef uint16_t shorts16 __attribute__((vector_size(32)));
 typedef struct { __m256i low, high; } numbers2;
+
+// Has the processor all of these, of leaf 1 in ecx and of leaf 7 in ebx and ecx, and does the system keep as wide registers? Compilers
+// have words for it, but those of before 2021 not for all, and zig's answers no to each.
+static bool has(unsigned one_c, unsigned seven_b, unsigned seven_c, unsigned registers) {
+  unsigned a, b, c, d, kept;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || ~c & (one_c | bit_OSXSAVE)) return false;
+  __asm__("xgetbv" : "=a"(kept), "=d"(d) : "c"(0));
+  if (~kept & registers || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  return !(~b & seven_b) && !(~c & seven_c);
+}
 
 #define PATH avx2
 #define TARGET "avx2,fma,f16c"
@@ -176,13 +185,13 @@ typedef struct { __m256i low, high; } numbers2;
 #define WHOLE_ROWS 4
 #define vec floats8
 #define words words8
-#define shorts shorts8
 #define octets __m256i
 #define whole __m256i
 #define wide numbers2
-static bool avx2_has(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+static bool avx2_has(void) { return has(bit_FMA | bit_F16C, bit_AVX2, 0, 6); }
 INLINE vec avx2_multiply_add(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE vec avx2_halves(const void* w) { return (vec)_mm256_cvtph_ps(_mm_loadu_si128(w)); }
+INLINE vec avx2_brains(const void* w) { return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(w)), 16); }
 INLINE float avx2_total(vec v) {
   __m128 sum = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
   sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
@@ -218,15 +227,13 @@ INLINE vec avx2_as_floats(whole n) { return (vec)_mm256_cvtepi32_ps(n); }
 #define WHOLE_ROWS 4
 #define vec floats16
 #define words words16
-#define shorts shorts16
 #define octets __m512i
 #define whole __m512i
 #define wide __m512i
-static bool avx512_has(void) {
-  return avx2_has() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-}
+static bool avx512_has(void) { return avx2_has() && has(0, bit_AVX512F | bit_AVX512BW | bit_AVX512VL, 0, 0xe6); }
 INLINE vec avx512_multiply_add(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 INLINE vec avx512_halves(const void* w) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256(w)); }
+INLINE vec avx512_brains(const void* w) { return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(w)), 16); }
 INLINE float avx512_total(vec v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE wide avx512_from_bytes(const void* w) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256(w)); }
 INLINE octets avx512_low(octets w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
@@ -257,13 +264,13 @@ INLINE vec avx512_as_floats(whole n) { return (vec)_mm512_cvtepi32_ps(n); }
 #define WHOLE_ROWS 4
 #define vec floats16
 #define words words16
-#define shorts shorts16
 #define octets __m512i
 #define whole __m512i
 #define wide __m512i
-static bool vnni_has(void) { return avx512_has() && __builtin_cpu_supports("avx512vnni"); }
+static bool vnni_has(void) { return avx512_has() && has(0, 0, bit_AVX512VNNI, 0xe6); }
 INLINE vec vnni_multiply_add(vec a, vec b, vec c) { return avx512_multiply_add(a, b, c); }
 INLINE vec vnni_halves(const void* w) { return avx512_halves(w); }
+INLINE vec vnni_brains(const void* w) { return avx512_brains(w); }
 INLINE float vnni_total(vec v) { return avx512_total(v); }
 INLINE wide vnni_from_bytes(const void* w) { return avx512_from_bytes(w); }
 INLINE octets vnni_low(octets w) { return avx512_low(w); }
@@ -283,7 +290,6 @@ static const Path* const PATHS[] = {&vnni, &avx512, &avx2, &plain};
 #elif defined(__aarch64__)
 typedef float floats4 __attribute__((vector_size(16)));
 typedef uint32_t words4 __attribute__((vector_size(16)));
-typedef uint16_t shorts4 __attribute__((vector_size(8)));
 
 #define PATH neon
 #define TARGET "+simd"
@@ -292,13 +298,13 @@ typedef uint16_t shorts4 __attribute__((vector_size(8)));
 #define WHOLE_ROWS 4
 #define vec floats4
 #define words words4
-#define shorts shorts4
 #define octets int8x16_t
 #define whole int32x4_t
 #define wide int16x8x4_t
 static bool neon_has(void) { return true; }
 INLINE vec neon_multiply_add(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 INLINE vec neon_halves(const void* w) { return (vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(w))); }
+INLINE vec neon_brains(const void* w) { return (vec)vshlq_n_u32(vmovl_u16(vld1_u16(w)), 16); }
 INLINE float neon_total(vec v) { return vaddvq_f32((float32x4_t)v); }
 INLINE wide neon_both(int8x16_t a, int8x16_t b) {
   return (wide){{vmovl_s8(vget_low_s8(a)), vmovl_high_s8(a), vmovl_s8(vget_low_s8(b)), vmovl_high_s8(b)}};
@@ -626,12 +632,7 @@ static __attribute__((target(TARGET), noinline)) void MY(floats_of)(const Produc
   for (int64_t g = 0; g < count; g += LANES) {
     vec found;
     if (all.kind == FLOAT) found = MY(load)(from + g * 4);
-    else if (all.kind == HALF) found = MY(halves)(from + g * 2);
-    else {
-      shorts two;
-      memcpy(&two, from + g * 2, sizeof two);
-      found = (vec)(__builtin_convertvector(two, words) << 16);
-    }
+    else found = all.kind == HALF ? MY(halves)(from + g * 2) : MY(brains)(from + g * 2);
     memcpy(to + g, &found, sizeof found);
   }
   for (int64_t g = count; g % LANES; g++) to[g] = 0;
@@ -797,7 +798,6 @@ static const Path PATH = {TEXT(PATH), MY(STEP), MY(SPLIT), MY(has), MY(lay_out),
 #undef WHOLE_ROWS
 #undef vec
 #undef words
-#undef shorts
 #undef octets
 #undef whole
 #undef wide
