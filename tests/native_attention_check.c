@@ -53,7 +53,7 @@ static void plain(const Attention* a, int64_t row, int64_t t, int64_t n, double*
     }
   }
   for (int64_t h = 0; sum && h < H; h++) mixed[h] /= sum;
-  *off *= 0x1p-24 * (16 + 4 * size);
+  *off = *off * 0x1p-24 * (16 + 4 * size) + (a->filled[row] + 1) * 0x1p-142;  // denormal: 127 times a scale
   free(weight);
 }
 
@@ -65,7 +65,25 @@ static void expect(bool right, const Attention* a, const char* what) {
 }
 
 static void all(const Attention* a) {
-  for (int64_t piece = 0; piece < a->B * a->K; piece++) of_head(a, piece, a->key_scale != NULL);
+  XLA_FFI_CallFrame call = {0};
+  in_pieces(&call, a->key_scale ? of_whole : of_floats, a, a->B * a->K, 0);
+}
+
+// On a thread that keeps no numbers below the normal ones, as XLA's do.
+static void all_flushed(const Attention* a) {
+#if defined(__x86_64__)
+  const uint32_t before = _mm_getcsr();
+  _mm_setcsr(before | 0x8040);
+  all(a);
+  expect(_mm_getcsr() == (before | 0x8040), a, "another rounding behind it");
+  _mm_setcsr(before);
+#elif defined(__aarch64__)
+  rounding_as(1 << 24);
+  all(a);
+  rounding_as(0);
+#else
+  all(a);
+#endif
 }
 
 // A row by itself, in a cache of its own size, whose vectors end where memory does.
@@ -95,8 +113,9 @@ static void check(int64_t B, int64_t T, int64_t G, int64_t K, int64_t S, int64_t
   float *q = drawn(queries * H, 1), *sinks = drawn(N, 3);
   int32_t *at = malloc(B * T * sizeof *at), *positions = malloc(B * S * sizeof *positions), *filled = malloc(B * sizeof *filled);
   void *keys = whole ? (void*)drawn_whole(vectors * H) : drawn(vectors * H, 1);
-  void *values = whole ? (void*)drawn_whole(vectors * H) : drawn(vectors * H, 1);
-  float *key_scale = drawn(vectors, 0.02f), *value_scale = drawn(vectors, 0.02f);
+  const float size = draw() % 3 ? 1 : 1e-38f;
+  void *values = whole ? (void*)drawn_whole(vectors * H) : drawn(vectors * H, size);
+  float *key_scale = drawn(vectors, 0.02f), *value_scale = drawn(vectors, 0.02f * size);
   for (int64_t n = 0; n < N; n++)
     if (draw() % 2) sinks[n] = -INFINITY;
   for (int64_t row = 0; row < B; row++) {
@@ -120,6 +139,11 @@ static void check(int64_t B, int64_t T, int64_t G, int64_t K, int64_t S, int64_t
     }
     alone(&a, row);
   }
+  Attention flushed = a;
+  flushed.mixed = malloc(queries * H * sizeof(float));
+  all_flushed(&flushed);
+  expect(!memcmp(flushed.mixed, a.mixed, queries * H * sizeof(float)), &a, "other bits on such a thread");
+  free(flushed.mixed);
   free(q), free(sinks), free(at), free(positions), free(filled), free(keys), free(values), free(key_scale), free(value_scale);
   free(a.mixed), free(mixed);
 }

@@ -81,7 +81,7 @@ static Product of(const Case* c, int64_t R, float* y) {
 
 // In place of XLA: a pool whose threads begin when they like; every fifth task is refused.
 static pthread_t begun[4096];
-static size_t count;
+static size_t count, refusals;
 typedef struct { XLA_FFI_Task* task; void* data; unsigned wait; } Late;
 static void* late(void* given) {
   Late one = *(Late*)given;
@@ -90,17 +90,19 @@ static void* late(void* given) {
   one.task(one.data);
   return NULL;
 }
+static XLA_FFI_Error* refuse(void) { return ++refusals, malloc(1); }
+static void forget(XLA_FFI_Error_Destroy_Args* args) { refusals--, free(args->error); }
 static XLA_FFI_Error* schedule(XLA_FFI_ThreadPool_Schedule_Args* args) {
-  static char refused;
-  if (count == sizeof begun / sizeof *begun || draw() % 5 == 0) return (XLA_FFI_Error*)&refused;
+  if (count == sizeof begun / sizeof *begun || draw() % 5 == 0) return refuse();
   Late* one = malloc(sizeof *one);
   *one = (Late){args->task, args->data, draw() % 64};
-  if (pthread_create(&begun[count], NULL, late, one)) return free(one), (XLA_FFI_Error*)&refused;
+  if (pthread_create(&begun[count], NULL, late, one)) return free(one), refuse();
   return ++count, NULL;
 }
 static XLA_FFI_Error* five(XLA_FFI_ThreadPool_NumThreads_Args* args) { return *args->num_threads = 5, NULL; }
 static XLA_FFI_Error* one(XLA_FFI_ThreadPool_NumThreads_Args* args) { return *args->num_threads = 1, NULL; }
-static const XLA_FFI_Api MANY = {.XLA_FFI_ThreadPool_Schedule = schedule, .XLA_FFI_ThreadPool_NumThreads = five};
+static const XLA_FFI_Api MANY = {.XLA_FFI_ThreadPool_Schedule = schedule, .XLA_FFI_ThreadPool_NumThreads = five,
+                                 .XLA_FFI_Error_Destroy = forget};
 static const XLA_FFI_Api SINGLE = {.XLA_FFI_ThreadPool_NumThreads = one};
 
 static void run(const Path* path, Form form, const float* x, const Case* c, float* y, int64_t R, const XLA_FFI_Api* api) {
@@ -171,6 +173,7 @@ int main(void) {
       }
   }
   for (size_t n = 0; n < count; n++) pthread_join(begun[n], NULL);
+  expect(refusals == 0, "all", 0, 0, 0, 0, 0, "a refusal that was not forgotten");
   expect(nanollm_choose("none") == NULL && nanollm_choose("plain") && count, "all", 0, 0, 0, 0, 0, "choice");
   printf("best %s, %d failed\n", best, failed);
   return failed != 0;

@@ -87,10 +87,10 @@ static inline float total(floats x) {
   return s[0];
 }
 
-// e^x for x <= 0, to 2e-7 of it: 2^n times the Taylor series of e^r, where x = n ln 2 + r. Adding 1.5 * 2^23 rounds to whole n.
+// e^x for x <= 0, to 2e-7 of it, and 0 below 2^-125: 2^n times the Taylor series of e^r, where x = n ln 2 + r. Adding 1.5 * 2^23
+// rounds to whole n.
 static inline floats exponential(floats x) {
   const floats whole = (floats){} + 12582912.0f;
-  x = pick(x < -87.0f, (floats){} - 87.0f, x);
   floats n = x * 1.44269504f + whole;
   const ints power = (ints)n << 23;
   n -= whole;
@@ -102,7 +102,7 @@ static inline floats exponential(floats x) {
   e = e * r + 0.5f;
   e = e * r + 1.0f;
   e = e * r + 1.0f;
-  return (floats)((ints)e + power);
+  return pick(x < -87.0f, (floats){}, (floats)((ints)e + power));
 }
 
 // The last numbers of a vector, fewer than L, and zeros. All sums are of registers: a compiler may take the products of a plain loop
@@ -193,7 +193,7 @@ OF_BOTH void query(const Attention* a, const float* q, Head head, const int32_t*
     most = now;
     floats part = {};
     for (int64_t slot = 0; slot < n; slot += L) {
-      const floats score = load(weight + slot), e = pick(score == -INFINITY, (floats){}, exponential(score - most));
+      const floats e = exponential(load(weight + slot) - most);
       store(weight + slot, e);
       part += e;
     }

@@ -355,27 +355,6 @@ const char* nanollm_choose(const char* name) {
   return found ? (chosen = found)->name : NULL;
 }
 
-// Sums are the same on every thread only where all of them round, and keep what is smallest, alike.
-#if defined(__x86_64__)
-static inline uint64_t usual_rounding(void) {
-  const uint64_t before = _mm_getcsr();
-  _mm_setcsr(0x1f80);
-  return before;
-}
-static inline void rounding_as(uint64_t before) { _mm_setcsr((uint32_t)before); }
-#elif defined(__aarch64__)
-static inline void rounding_as(uint64_t before) { __asm__ volatile("msr fpcr, %0" ::"r"(before)); }
-static inline uint64_t usual_rounding(void) {
-  uint64_t before;
-  __asm__ volatile("mrs %0, fpcr" : "=r"(before));
-  rounding_as(0);
-  return before;
-}
-#else
-static inline uint64_t usual_rounding(void) { return 0; }
-static inline void rounding_as(uint64_t before) { (void)before; }
-#endif
-
 typedef struct {
   Product product;
   const Path* path;
@@ -385,10 +364,8 @@ typedef struct {
 
 static void of_outputs(const void* given, int64_t piece) {
   const Job* job = given;
-  const uint64_t before = usual_rounding();
   const int64_t begin = piece * job->outputs, end = begin + job->outputs, O = job->product.O;
   job->path->run(job->form, &job->product, begin, end < O ? end : O);
-  rounding_as(before);
 }
 
 // How many outputs are a piece. A row alone reads memory straight through, in few long pieces, each a thread's alone; of more
@@ -425,13 +402,11 @@ typedef struct {
 static void lay_out_rows(const void* given, int64_t piece) {
   const Rows* all = given;
   const Product* p = all->product;
-  const uint64_t before = usual_rounding();
   const int64_t first = piece * ROWS_AT_ONCE, last = first + ROWS_AT_ONCE < p->R ? first + ROWS_AT_ONCE : p->R;
   char* to = all->to + first * p->width * item_of(all->form);
   all->path->lay_out(all->form, all->x + first * p->I, to, all->most + first, last - first, p->I, p->width);
   for (int64_t r = first; p->offset.at && r < last; r++)
     sum_groups(p, (const int16_t*)all->to + r * p->width, all->sums + r * p->span);
-  rounding_as(before);
 }
 
 // All of a product, on XLA's threads; p has its sizes, weight and result. false where there is no memory for it.

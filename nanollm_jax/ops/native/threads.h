@@ -8,8 +8,32 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 
 #include "xla/ffi/api/c_api.h"
+
+// Sums are the same on every thread only where all of them round, and keep what is smallest, alike.
+#if defined(__x86_64__)
+static inline uint64_t usual_rounding(void) {
+  const uint64_t before = _mm_getcsr();
+  _mm_setcsr(0x1f80);
+  return before;
+}
+static inline void rounding_as(uint64_t before) { _mm_setcsr((uint32_t)before); }
+#elif defined(__aarch64__)
+static inline void rounding_as(uint64_t before) { __asm__ volatile("msr fpcr, %0" ::"r"(before)); }
+static inline uint64_t usual_rounding(void) {
+  uint64_t before;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+  rounding_as(0);
+  return before;
+}
+#else
+static inline uint64_t usual_rounding(void) { return 0; }
+static inline void rounding_as(uint64_t before) { (void)before; }
+#endif
 
 typedef void Piece(const void* job, int64_t piece);
 
@@ -22,7 +46,9 @@ typedef struct {
 } Work;
 
 static void work(Work* all) {
+  const uint64_t before = usual_rounding();
   for (int64_t at; (at = atomic_fetch_add(&all->next, 1)) < all->pieces; atomic_fetch_add(&all->done, 1)) all->piece(all->job, at);
+  rounding_as(before);
 }
 
 static void leave(Work* all) {
@@ -37,17 +63,24 @@ static void help(void* all) {
 static void relax(int64_t turn) {
 #ifdef __x86_64__
   if (turn < 4096) {
-    __builtin_ia32_pause();
+    _mm_pause();
     return;
   }
 #endif
   sched_yield();  // somebody else may need this processor to end the last piece
 }
 
+// Did XLA refuse what it was asked for? Its words are ours to free.
+static int refused(XLA_FFI_CallFrame* call, XLA_FFI_Error* error) {
+  XLA_FFI_Error_Destroy_Args given = {.struct_size = sizeof given, .error = error};
+  if (error) call->api->XLA_FFI_Error_Destroy(&given);
+  return error != NULL;
+}
+
 static int64_t threads_of(XLA_FFI_CallFrame* call) {
   int64_t threads = 1;
   XLA_FFI_ThreadPool_NumThreads_Args asked = {.struct_size = sizeof asked, .ctx = call->ctx, .num_threads = &threads};
-  return call->api->XLA_FFI_ThreadPool_NumThreads(&asked) || threads < 1 ? 1 : threads;
+  return refused(call, call->api->XLA_FFI_ThreadPool_NumThreads(&asked)) || threads < 1 ? 1 : threads;
 }
 
 // Call piece(job, n) for every n below pieces. bytes is how much is read: for little, waking a thread costs more than it brings.
@@ -57,14 +90,14 @@ static void in_pieces(XLA_FFI_CallFrame* call, Piece* piece, const void* job, in
   if (threads > pieces) threads = pieces;
   Work* all = threads > 1 ? malloc(sizeof *all) : NULL;
   if (!all) {
-    for (int64_t at = 0; at < pieces; at++) piece(job, at);
+    work(&(Work){.piece = piece, .job = job, .pieces = pieces});
     return;
   }
   *all = (Work){.piece = piece, .job = job, .pieces = pieces, .holders = 1};
   for (int64_t thread = 1; thread < threads; thread++) {
     atomic_fetch_add(&all->holders, 1);
     XLA_FFI_ThreadPool_Schedule_Args given = {.struct_size = sizeof given, .ctx = call->ctx, .task = help, .data = all};
-    if (call->api->XLA_FFI_ThreadPool_Schedule(&given)) leave(all);
+    if (refused(call, call->api->XLA_FFI_ThreadPool_Schedule(&given))) leave(all);
   }
   work(all);
   for (int64_t turn = 0; atomic_load(&all->done) < pieces; turn++) relax(turn);
