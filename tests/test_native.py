@@ -198,7 +198,7 @@ def test_what_is_in_c_against_plain_c(check, more, tmp_path):
     made = tmp_path / "check"
     source = Path(__file__).with_name(f"{check}_check.c")
     inputs = [source, "-I", Path(native.__file__).parent, "-I", jax.ffi.include_dir()]
-    command = [*compiler_at_hand(), "-std=gnu11", "-O1", *more, *inputs, "-o", made, "-lm", "-lpthread"]
+    command = [*at_hand(), "-std=gnu11", "-O1", *more, *inputs, "-o", made, "-lm", "-lpthread"]
     subprocess.run([str(word) for word in command], check=True)
     run = subprocess.run([str(made)], capture_output=True, text=True)
     assert run.returncode == 0 and run.stdout.endswith(", 0 failed\n"), run.stdout

@@ -14,6 +14,7 @@ ROWS = 16  # of a weight in 16 bits: from more on its conversion is shared by en
 MANY = 1024  # of whole numbers: as bench_products.py measures, XLA is level in 4 bits from twice as many on
 PACKED = 32  # inputs that a step reads together, all of one group
 FORMS = {"bfloat16": "bf16", "float16": "f16", "int8": "s8"}  # by a weight's dtype
+FLOATS = ("float32", "bfloat16", "float16")  # of scales and offsets
 
 
 def takes(x: jax.Array, weight: jax.Array) -> bool:
@@ -23,7 +24,8 @@ def takes(x: jax.Array, weight: jax.Array) -> bool:
 
 def takes_groups(x: jax.Array, weight: Any) -> bool:
     """Is there a product for them?  x [R I], weight a Groupwise [O I]"""
-    return x.shape[0] <= MANY and weight.whole and weight.group % PACKED == 0 and wanted()
+    plain = all(part.dtype.name in FLOATS for part in jax.tree.leaves((weight.scale, weight.offset)))
+    return x.shape[0] <= MANY and weight.whole and plain and weight.group % PACKED == 0 and wanted()
 
 
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
