@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -107,3 +108,12 @@ def test_who_takes_it(monkeypatch):
     assert not gpu.takes(q, keys)
     monkeypatch.setattr(flash, "wanted", lambda: True)
     assert gpu.takes(q, keys) and not gpu.takes(q, keys.astype(jnp.float32)) and not gpu.takes(q[..., :12], keys)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("9.0", True), ("12.0", True), ("7.5", False), ("gfx942", False)])
+def test_the_kernels_are_for_gpus_of_one_maker(capability, expected, monkeypatch):
+    """The others are called GPUs by JAX too, and have names in place of numbers."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    monkeypatch.delenv("NANOLLM_NATIVE", raising=False)
+    assert flash.there.__wrapped__() is expected

@@ -30,7 +30,8 @@ def there() -> bool:
     """Is there such a GPU, and may it be used so? Matrix units that multiply bfloat16 came with compute capability 8."""
     if native.switched_off() or jax.default_backend() != "gpu":
         return False
-    return float(getattr(jax.local_devices()[0], "compute_capability", 0)) >= 8
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # of another maker a name: "gfx942"
+    return capability[:1].isdigit() and float(capability) >= 8
 
 
 def wanted() -> bool:
