@@ -73,7 +73,7 @@ def product_on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
     float32: the small operand turned, [O I] by [I R], and turned back; barriers keep XLA from folding the turns into
     the product, which halves its speed. From MANY rows on turning costs more than it brings. bfloat16: as it stands, but
     never for a single row, for which XLA would convert the whole weight to float32 on every call. float16: a block after
-    the other, as it would be converted so for any number of rows. A few rows are multiplied in C, where it could be
+    the other, for XLA would convert all of it for any number of rows. A few rows are multiplied in C, where it could be
     compiled: XLA on CPU reads 16 bits no faster than 32.
     """
     if native.takes(x, weight):
