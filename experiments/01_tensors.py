@@ -83,7 +83,7 @@ def operations(jaxpr):
         if inner:
             for graph in inner:
                 yield from operations(graph.jaxpr)
-        elif equation.primitive.name not in ("name", "optimization_barrier"):  # a label, and a note to the compiler
+        elif equation.primitive.name not in ("name", "optimization_barrier", "platform_index"):  # labels, and notes
             yield equation.primitive.name
 
 
@@ -93,7 +93,10 @@ check(
     f"about a thousand operations ({total:,}), of a few dozen kinds ({len(kinds)})",
     500 < total < 2000 and len(kinds) < 60,
 )
-check("none of them is a loop", not {"scan", "while"} & {name for name, _ in kinds})
+names = {name for name, _ in kinds}
+check("none of them is a loop or a call", {"rsqrt", "exp"} < names and not {"scan", "while", "jit", "pjit"} & names)
+products, layers = dict(kinds)["dot_general"], len(in_layers)
+check(f"{products} are products of matrices: {products // layers} in each layer, and one more", products % layers == 1)
 print("the most frequent:")
 print(", ".join(f"{name} {count}" for name, count in kinds[:10]))
 
@@ -101,13 +104,16 @@ first, second = (
     np.asarray(nano.forward(model.params, ids, cache, config=model.config)[0]) for _ in range(2)
 )  # [1 T V]
 scores = first[0, -1]  # [V]: one for each piece that may come next
-print("most probable next pieces:", [model.tokenizer.piece(int(i)) for i in np.argsort(-scores)[:4]])
+likely = [model.tokenizer.piece(int(i)) for i in np.argsort(-scores)[:4]]
+print("most probable next pieces, with ▁ for a space:", likely)
+check("behind 'Once upon a time' it is a comma", likely[0] == ",")
 check("the same weights and the same input give the same scores, bit for bit", np.array_equal(first, second))
 
 # %% [markdown]
-# No loops and no state: `dot_general` is the multiplication of chapter 04, `mul` and `add` are those of
-# chapter 02, `rsqrt` (one divided by a square root) and `exp` belong to chapters 08 and 09. In a few places the graph has
-# two branches that compute the same, one of them for CPUs; the list has only the first.
+# No loops and no state. Most of these only move numbers, or give them another shape. `dot_general` is the multiplication of
+# chapter 04, `mul` and `add` are those of chapter 02. Further down the list stand `rsqrt` (one divided by a square root) and
+# `exp`, which belong to chapters 08 and 09. In a few places the graph has two branches that compute the same, the first of
+# them for CPUs; the list has that one alone.
 #
 # ## The idea
 # Memory is one long row of bytes. A tensor is a way of reading a part of that row:
@@ -177,11 +183,12 @@ except ValueError as error:
 # %% tags=["figure"]
 figure, axes = plt.subplots(1, 4, figsize=(9.5, 3.1), width_ratios=[4, 3, 2, 4])
 views = [
-    ("as it is", (3, 4), (4, 1), 0), ("transposed", (4, 3), (1, 4), 0),
-    ("columns 1 and 3", (3, 2), (4, 2), 1), ("row 0, broadcast", (3, 4), (0, 1), 0),
+    ("as it is", (3, 4), (4, 1), 0, x), ("transposed", (4, 3), (1, 4), 0, x.T),
+    ("columns 1 and 3", (3, 2), (4, 2), 1, x[:, 1::2]), ("row 0, broadcast", (3, 4), (0, 1), 0, np.broadcast_to(x[0], (3, 4))),
 ]  # fmt: skip
-for ax, (name, shape, strides, offset) in zip(axes, views, strict=True):
+for ax, (name, shape, strides, offset, by_numpy) in zip(axes, views, strict=True):
     places = np.array(read(memory, shape, strides, offset))
+    same(f"{name}: the picture shows what NumPy has", places, by_numpy, tolerance=0)
     ax.imshow(places, vmin=-2, vmax=16)
     for (i, j), place in np.ndenumerate(places):
         ax.text(j, i, f"{place:.0f}", ha="center", va="center", color="white" if place > 7 else "black")
@@ -199,7 +206,7 @@ save(figure, "01_views")
 # The weights are stored as `bfloat16`: 2 bytes a number. A `float32` has one bit for the sign, 8 for the exponent
 # (which power of two) and 23 for the digits. A `bfloat16` is its first half: the same range, and 7 bits for the digits.
 # The first digit of a binary number is a 1 always and is not stored; with it a bfloat16 has 8 *significant* bits, a
-# float32 has 24.
+# float32 has 24. The other format of 2 bytes, `float16`, has 5 bits for the exponent and 11 that are significant.
 
 
 # %%
@@ -213,19 +220,29 @@ def bfloat16_to_float32(bits):
 
 embedding = weights["model.embed_tokens.weight"]  # [V D] bfloat16, D numbers for each of the V pieces
 decoded = bfloat16_to_float32(embedding.view(np.uint16))  # [V D] float32
-same("all weights of the embedding, decoded bit by bit", decoded, embedding.astype(np.float32), tolerance=0)
-same("what the library loads", model.params["embedding"]["tokens"], decoded, tolerance=0)
+every = np.arange(2**16, dtype=np.uint16)  # [65536]: all that 16 bits can be
+every = every[(every >> 7 & 0xFF) < 255]  # the largest exponent is that of infinity, and of what is not a number
+same(
+    f"all {every.size:,} finite bfloat16, decoded bit by bit",
+    bfloat16_to_float32(every),
+    every.view(embedding.dtype),
+    0,
+)
+same("all weights of the embedding", decoded, embedding.astype(np.float32), tolerance=0)
+same("and what the library loads", model.params["embedding"]["tokens"], decoded, tolerance=0)
 
 # %% tags=["question"]
 predict("in bfloat16, what is 256 + 1? And what is the smallest whole number n for which float32 gives n + 1 = n?")
 
 # %% tags=["answer"]
 outcome(jnp.bfloat16(256) + jnp.bfloat16(1), "is 256 + 1 in bfloat16")
+first_lost = {}
 for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
-    n = next(2**k for k in range(40) if dtype(2**k) + dtype(1) == dtype(2**k))
-    print(
-        f"{jnp.dtype(dtype).name:8}  first n with n + 1 = n: {n:>10,}   largest number: {float(jnp.finfo(dtype).max):.3g}"
-    )
+    name = jnp.dtype(dtype).name
+    n = first_lost[name] = next(2**k for k in range(40) if dtype(2**k) + dtype(1) == dtype(2**k))
+    print(f"{name:8}  first n with n + 1 = n: {n:>10,}   largest number: {float(jnp.finfo(dtype).max):.3g}")
+check("it is 2 to the number of significant bits",
+      first_lost == {"float16": 2**11, "bfloat16": 2**8, "float32": 2**24})  # fmt: skip
 check("bfloat16 cannot tell 257 from 256", jnp.bfloat16(257) == jnp.bfloat16(256))
 check("float32 can", jnp.float32(257) != jnp.float32(256))
 
@@ -241,9 +258,9 @@ one, whole = (
     np.abs((rounded - long).sum(1)).mean() / np.abs(long).sum(1).mean(),
 )
 print(
-    f"rounded to bfloat16, a number is off by {one:.2%} of its size, a sum of 4,096 by {whole:.4%} of what they are together"
+    f"rounded to bfloat16, a number is off by {one:.2%} of its size, and a sum of 4,096 by {whole:.4%} of all their sizes"
 )
-check("the sum is at least ten times nearer", whole < one / 10)
+check("the sum is nearer by a factor that is not far from 64, the root of 4,096", one / 100 < whole < one / 40)
 
 # %% [markdown]
 # Which numbers may be short is a question that returns in chapters 08, 09 and 24.
@@ -258,7 +275,8 @@ for power in range(-7, -1):
 ax.set(xlabel="weight", ylabel="how many", title=f"{values.size:,} weights of the embedding, and the powers of two")
 save(figure, "01_weights")
 print(
-    f"{np.mean(np.abs(values) < 0.25):.1%} of the weights are smaller than 0.25; the largest is {np.abs(values).max():.2f}"
+    f"{np.mean(np.abs(values) < 0.25):.1%} of the weights lie between -0.25 and 0.25; the furthest from 0 is "
+    f"{np.abs(values).max():.2f} away, and those further than 0.3 are not in the picture"
 )
 
 # %% [markdown]
@@ -275,7 +293,7 @@ print(
 #   that Google builds for products of tensors). Three things are float32 always: angles of positions (chapter 12), sums
 #   of squares (chapter 08), and scores:
 #   `nanollm_jax.ops.rope.turns`, `nanollm_jax.ops.norm.rms_norm`, `nanollm_jax.ops.linear.contract`.
-# - A JAX array has no strides that you could see, and cannot be changed. The compiler lays memory out as it likes,
+# - A JAX array has no strides that you could see, and cannot be changed. Its compiler (chapter 02) lays memory out as it likes,
 #   and a transposition is often no operation at all. NumPy shows what happens, so chapters 01 to 05 use it.
 #
 # ## Exercises

@@ -100,7 +100,7 @@ for equation, tensors, reference, name in cases:
 
 # %% [markdown]
 # The loop over all letters also says what a contraction costs: one multiplication and one addition for every
-# combination, so the product of all sizes.
+# combination, of which there are as many as the product of all sizes.
 #
 # The loops are far too slow in Python. The same thing without loops: give each tensor all the letters, with size 1
 # where it has none, multiply with broadcasting (chapter 01), and sum the letters that are not in the output.
@@ -132,11 +132,12 @@ for equation, tensors, reference, _ in cases:
 random = np.random.default_rng(12)
 left, right = random.normal(size=(4, 3)), random.normal(size=(3, 5))  # [i k], [k j]
 products = np.einsum("ik,kj->kij", left, right)  # [k i j]: nothing is summed yet
-same("the sum of the three pictures is the matrix product", products.sum(0), left @ right)
+summed = products.sum(0)  # [i j]
+same("the sum of the three pictures is the matrix product", summed, left @ right)
 
 # %% tags=["figure"]
 figure, axes = plt.subplots(1, 4, figsize=(9.5, 2.1))
-pictures = [*products, products.sum(0)]
+pictures = [*products, summed]
 names = [f"k = {k}:  left[:, {k}] times right[{k}, :]" for k in range(3)] + ["their sum: left @ right"]
 for ax, picture, name, sign in zip(axes, pictures, names, ["+", "+", "=", ""], strict=True):
     ax.imshow(picture, cmap="RdBu", vmin=-4, vmax=4)
@@ -188,8 +189,8 @@ check("the sum by halves is exact", ones.sum() == ones.size)
 # - `jax.jit(f)` is the function f, compiled *just in time*, in short *jit*. When it is first called with arguments of
 #   some shapes, JAX traces f (chapter 01) and hands the graph to *XLA*, the compiler behind it; every later call with
 #   the same shapes runs the machine code that came out. `.lower(x)` and `.compile()` do the two halves without
-#   running anything. It works because f is *functional*: what it returns depends on its arguments alone, and it
-#   changes nothing else, so the graph of one call is that of all. That is why a JAX array cannot be changed.
+#   running anything. For this f has to be *functional*: what it returns depends on its arguments alone, and it
+#   changes nothing else. Then the graph of one call serves all. That is why a JAX array cannot be changed.
 # - Elementwise operations that follow each other are not run one by one: XLA *fuses* them into one loop that reads its
 #   inputs once. That can be counted.
 

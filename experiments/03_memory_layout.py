@@ -77,7 +77,10 @@ for ax, (order, way) in zip(axes, {"rows": "along the rows", "columns": "down th
     ax.invert_yaxis()
     ax.set(title=f"{way}: {new.sum()} fetches for {new.size} numbers", aspect="equal", xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    check(f"{way}: a fetch for {new.size // new.sum()}", new.sum() * (16 if order == "rows" else 1) == new.size)
+    check(
+        f"{way}: numbers for each fetch: {new.size / new.sum():g}",
+        new.sum() * (16 if order == "rows" else 1) == new.size,
+    )
 save(figure, "03_lines")
 
 # %% [markdown]
@@ -106,7 +109,8 @@ for lines in (64, 128, 256):
 table(f"Reading a matrix of {count:,} float32", ["lines in the cache", "bytes", "by rows", "by columns", "ratio"], rows)
 
 # %% [markdown]
-# The real thing next. NumPy tells where a tensor lies.
+# The real thing next. NumPy tells where a tensor lies. One that reads the memory of another, in whatever order, is a *view*
+# of it.
 
 # %%
 transposed = matrix.T  # [128 128]: a view, no number was moved
@@ -120,8 +124,8 @@ check("reshaping a view that is not row-major has to copy", not np.shares_memory
 
 # %% [markdown]
 # ## Measured: the stride
-# Read the same amount of numbers each time, from one large array, but with larger and larger steps. The array is
-# bigger than every cache.
+# Read equally many numbers each time, from one large array, but with larger and larger steps. The array is larger than
+# the caches of most machines.
 
 # %%
 large = np.ones(2**20 if quick() else 2**26, np.float32)  # 256 MB
@@ -139,9 +143,7 @@ predict(
 # %% tags=["answer"]
 everything, sixteenth = seconds(np.add.reduce, large), seconds(np.add.reduce, large[::16])
 print(f"all {large.size:,} numbers: {everything * 1e3:.1f} ms = {large.nbytes / everything / 1e9:.1f} GB/s")
-print(
-    f"every 16th: {sixteenth * 1e3:.1f} ms, {everything / sixteenth:.1f} times faster and not 16: it fetches the same lines"
-)
+print(f"every 16th: {sixteenth * 1e3:.1f} ms, {everything / sixteenth:.1f} times faster; it fetches the same lines")
 outcome(everything / sixteenth, "times faster")
 check_time("less than half of the sixteenfold was gained", everything / sixteenth < 8)
 check_time("a step of 16 costs more per number than a step of 1", per_read[16] > 2 * per_read[1])
@@ -156,7 +158,7 @@ ax.text(15.2, ax.get_ylim()[1], "one cache line", color=GREY, rotation=90, ha="r
 ax.set(
     xscale="log", ylabel="nanoseconds per number", xlabel="step between two reads, in float32 numbers", ylim=(0, None)
 )
-ax.set(xticks=steps, xticklabels=steps, title="Larger steps waste more of each line")
+ax.set(xticks=steps, xticklabels=steps, title="Larger steps cost more per number")
 ax.minorticks_off()
 save(figure, "03_steps")
 
@@ -174,6 +176,9 @@ save(figure, "03_steps")
 sizes = [2**k for k in range(13, 16 if quick() else 28, 1)]  # bytes
 picks = np.random.default_rng(0).integers(0, 2**62, 2**12 if quick() else 2**20)  # [1048576]
 in_order = np.arange(picks.size)  # [1048576]
+at_random, straight = (misses(4 * (places[:4096] % 4096), 4096 // 16 // 4) / 4096 for places in (picks, in_order))
+check(f"in the cache from above, of such a table: {at_random:.0%} of reads at random fetch a line, {straight:.0%} in order",
+      abs(at_random - 3 / 4) < 0.05 and straight == 1 / 16)  # fmt: skip
 random_ns, ordered_ns = [], []
 out = np.full(picks.size, np.nan, np.float32)
 for size in sizes:
@@ -183,7 +188,7 @@ for size in sizes:
         times.append(seconds(lambda s, p: np.take(s, p, out=out, mode="clip"), source, places) / picks.size * 1e9)
 caches = {}
 for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):  # Linux says how large they are
-    if (index / "type").read_text().strip() != "Instruction":
+    if (index / "size").exists() and (index / "type").read_text().strip() != "Instruction":  # of data, where it is said
         caches[f"L{(index / 'level').read_text().strip()}"] = int((index / "size").read_text().strip()[:-1]) * 1024
 table(
     "Nanoseconds per number, table in one order and at random",
@@ -238,10 +243,10 @@ check("a row fills its lines, a column wastes 15 of 16 places", (row, column) ==
 # ## In the engine
 # - `nanollm_jax.ops.embedding.embed` reads rows. `nanollm_jax.ops.embedding.unembed` multiplies with the same table,
 #   row by row, so one layout serves both.
-# - Weights are stored outputs first: each row is one output, and is read straight through.
-#   `nanollm_jax.ops.linear.linear` makes a matrix `[O I]` of those with more axes by merging neighbours, which is a
-#   view. Where a CPU wants an operand turned, `nanollm_jax.ops.linear.product_on_cpu` turns the small one, never the
-#   weight.
+# - A weight `[O I]` makes O numbers out of I (chapter 04), and is stored outputs first: each row makes one of the O, and
+#   is read straight through. Of a weight with more axes `nanollm_jax.ops.linear.linear` makes such a matrix by merging
+#   neighbours, which is a view. Where a CPU is faster with one of the two tensors transposed,
+#   `nanollm_jax.ops.linear.product_on_cpu` transposes the small one, never the weight.
 # - What the model remembers of a text is kept in the order in which it is read, and changed in place:
 #   `nanollm_jax.cache.KVCache`. It is no cache of the processor, only called by the same name; chapter 20.
 # - In JAX you do not set strides. You choose the order of the axes, and look at the compiled program for copies.
@@ -264,7 +269,7 @@ needed = {step: misses(range(0, 1000 * step * 4, step * 4), 64) for step in (1, 
 print("lines for 1,000 numbers:", needed)
 check("from 16 on each has a line of its own, and cannot have more", needed[4] < needed[16] == needed[32] == 1000)
 print(
-    "If the measured curve goes on rising from there, lines are not all of it. This chapter does not find out what is."
+    "If the measured curve goes on rising from there, lines are not all of it. What else it is, this chapter does not find out."
 )
 
 # %% tags=["answer"]
@@ -286,8 +291,11 @@ ways = {"columns, row after row": sum_columns, "columns, by NumPy": lambda x: x.
 took = {name: seconds(way, x) for name, way in ways.items()}
 for name, spent in took.items():
     print(f"{name}: {spent * 1e3:.2f} ms")
-check_time("columns take less than four times as long as rows",
-           took["columns, row after row"] < 4 * took["rows, by NumPy"])  # fmt: skip
+print(
+    f"The first way pays for {len(x):,} calls from Python. NumPy, too, goes through its memory in order, in one call."
+)
+check_time("in this order columns take less than twice as long as rows",
+           took["columns, by NumPy"] < 2 * took["rows, by NumPy"])  # fmt: skip
 
 # %% [markdown]
 # [Previous: 02 · Operations](02_operations.py) · [Contents](README.md) · [Next: 04 · Matrix products](04_matmul.py)

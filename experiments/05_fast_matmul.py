@@ -15,15 +15,16 @@
 #   memory;
 # - *loop order*: of the three loops, the innermost should walk along rows, so that its numbers lie side by side
 #   (chapter 03);
-# - *blocking*: work on a piece of the result that fits in a cache, and finish it before the next one;
+# - *blocking*: work on a piece of the result that fits in a cache, or even in the processor's *registers*, the few places in
+#   which it computes, and finish it before the next one;
 # - *threads*: give each processor core its own part of the result.
 #
 # Speed is counted in GFLOP/s, as in chapter 04.
 #
 # ## From scratch
-# In Python a single multiplication costs far more than the multiplication itself: the interpreter looks at types,
-# makes objects, and counts references. NumPy does a whole row in one call, with vector instructions. So the innermost
-# loop is a NumPy call from the second version on, and the outer loops say in which order it reads.
+# For each multiplication Python does far more than multiply: it looks at types, makes objects, and counts references.
+# NumPy does a whole row in one call, with vector instructions. So the innermost loop is a NumPy call from the second
+# version on, and the outer loops say in which order it reads.
 
 # %%
 from __future__ import annotations
@@ -35,7 +36,22 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, check_time, outcome, plt, predict, quick, same, save, seconds, table
+from chapter import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    check,
+    check_time,
+    outcome,
+    plt,
+    predict,
+    quick,
+    same,
+    save,
+    seconds,
+    table,
+)
 
 from nanollm_jax.ops import linear
 
@@ -131,15 +147,21 @@ same("the library's contract, compiled by XLA", xla(a, b), reference)
 
 
 # %%
+def flops(M, K, N):
+    """Of a product [M K] x [K N]: chapter 04."""
+    return 2 * M * K * N
+
+
 def rate(multiply, shape, **how):
     """GFLOP/s of a product [M K] x [K N], all inputs ready in the form that it takes."""
     M, K, N = shape
     a, b = random.normal(size=(M, K)).astype(np.float32), random.normal(size=(K, N)).astype(np.float32)
     if multiply is xla:
         a, b = jnp.asarray(a), jnp.asarray(b)
-    return 2 * M * K * N / seconds(multiply, a, b, **how) / 1e9
+    return flops(*shape) / seconds(multiply, a, b, **how) / 1e9
 
 
+check("FLOPs are what chapter 04 counted one by one", flops(7, 5, 9) == 630)
 tuned = {(name, n): rate(multiply, (n, n, n), repeats=20)
          for name, multiply in {"XLA": xla, "NumPy": np.matmul}.items()
          for n in ([64] if quick() else [256, 512, 1024, 2048])}  # fmt: skip
@@ -186,9 +208,9 @@ save(figure, "05_versions")
 # %% [markdown]
 # ![GFLOP/s of nine versions of a matrix product](figures/05_versions.png)
 #
-# *Each label of the axis is ten times the one before. Grey: one number at a time. Blue: one vector at a time. Orange: the
-# whole result or a block of it at a time. Green: the libraries, which do all of it, and are known to keep a small block
-# of the result in the processor's registers besides, the few places in which it computes.*
+# *Each label of the axis is ten times the one before. Grey: one number at a time. Blue: one row at a time. Orange: the
+# whole result or a block of it at a time. Green: the libraries, which do all of it, and are known to keep a small block of the
+# result in registers, too.*
 #
 # ## How large a block
 # A block has to be large enough to keep the vectors and the Python loop busy, and small enough for the cache. Where
@@ -232,8 +254,9 @@ save(figure, "05_blocks")
 # ## In the engine
 # - The model contains none of this. `nanollm_jax.ops.linear.contract` says what is to be summed, and XLA picks
 #   loops, blocks, vectors and threads, on a CPU, a GPU or a TPU. That is why an einsum is the right level to write a
-#   model in. One case is written out by hand, in C: a few vectors with a weight in 16 bits or fewer, on a CPU
-#   (`nanollm_jax.ops.native.product`).
+#   model in. A little is written out by hand besides, where XLA is slow: in C, for CPUs, products with weights of 16 bits or
+#   fewer (`nanollm_jax.ops.native.product`); and attention (chapter 10), in C (`nanollm_jax.ops.native.attention`) and for
+#   NVIDIA GPUs (`nanollm_jax.ops.gpu.attention`).
 # - `contract` asks for `precision="highest"`, because GPUs and TPUs would otherwise round float32 inputs to fewer digits
 #   to be faster.
 # - What the library does choose is the *shape* of the products: all pieces of a prompt at once in
@@ -245,7 +268,7 @@ save(figure, "05_blocks")
 # 1. `outer_products` writes products to `scratch` and then adds them to `out`. How many numbers of these two arrays does
 #    it read and write for each multiplication? What do the libraries avoid?
 # 2. Why can two threads write to the same result without waiting for each other?
-# 3. The sum over k is done in another order in every version. Are the results equal bit for bit?
+# 3. Which versions add the products over k in the same order, with the same rounding? Are the results equal bit for bit?
 
 # %% [markdown] tags=["answer"]
 # The product is written, then read again; the result is read and written: four numbers moved in the cache for one
@@ -260,8 +283,14 @@ save(figure, "05_blocks")
 a, b = (random.normal(size=(64, 64)).astype(np.float32) for _ in range(2))
 results = {name: multiply(a, b) for name, multiply in VERSIONS.items()}
 results["XLA"] = np.asarray(xla(a, b))
-different = [name for name, result in results.items() if not np.array_equal(result, results["XLA"])]
-print("not the same bits as XLA's:", ", ".join(different) or "none")
+in_order = ["sums of rows", "outer products", "blocked", f"blocked, {CORES} threads"]
+print("These add one k after the other and round to float32 each time:", "; ".join(in_order))
+check("they have the same bits", all(np.array_equal(results[name], results[in_order[0]]) for name in in_order))
+print(
+    "The three loops add in this order too, but in Python's float64. Of the others only their authors know the order."
+)
+others = [name for name, result in results.items() if not np.array_equal(result, results[in_order[0]])]
+print("not the same bits here:", "; ".join(others) or "none")
 for name, result in results.items():
     same(name, result, results["XLA"])
 

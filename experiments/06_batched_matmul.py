@@ -15,8 +15,8 @@
 # - in the first input and the output: *rows*;
 # - in the second input and the output: *columns*.
 #
-# Order the axes by kind, merge each kind into one axis, and every einsum of two tensors is the same thing: a *batched
-# matrix product* `[b i k] x [b k j] -> [b i j]`.
+# (A letter that only one input has, and not the output, can be summed before.) Order the axes by kind, merge each kind into
+# one axis, and every einsum of two tensors is the same thing: a *batched matrix product* `[b i k] x [b k j] -> [b i j]`.
 #
 # ## From scratch
 
@@ -73,7 +73,7 @@ def einsum(equation, a, b):
 
 
 # %% [markdown]
-# These are the equations of the library. The letters mean the same everywhere: `B` texts in a batch, `T` new pieces
+# These are the library's products, in its letters, which mean the same everywhere: `B` texts in a batch, `T` new pieces
 # of each, `D` the length of their vectors, `N` query heads in `K` groups of `G`, `H` the width of a head, `S`
 # remembered pieces, `F` the width of the feed-forward part, `V` the vocabulary. `Q` is `G` + 2: the queries of a group,
 # its key and its value. `U` is 2: two matrices of the feed-forward part in one. Chapters 10, 11 and 13 say what these
@@ -115,6 +115,8 @@ weight, keys = random.normal(size=(4, 5)), random.normal(size=(2, 4, 5))  # [F H
 through_weight, with_keys = einsum("BTH,FH->BTF", texts, weight), einsum("BTH,BSH->BTS", texts, keys)
 check("B is a row letter in one and a batch letter in the other",
       "B" in kinds("BTH,FH->BTF")["rows"] and "B" in kinds("BTH,BSH->BTS")["batch"])  # fmt: skip
+same("all rows of both texts through the weight", through_weight, (texts.reshape(6, 5) @ weight.T).reshape(2, 3, 4))
+same("each text with its own keys", with_keys, [texts[0] @ keys[0].T, texts[1] @ keys[1].T])
 figure, (left, right) = plt.subplots(1, 2, figsize=(5.6, 2.4))
 
 
@@ -187,7 +189,9 @@ own = jax.random.normal(jax.random.key(0), (batches[-1], S, width))  # [B S H], 
 with_shared = jax.jit(lambda x, w: linear.contract("BD,DF->BF", x, w))
 with_own = jax.jit(lambda q, k: linear.contract("BH,BSH->BS", q, k))
 x = jnp.asarray(random.normal(size=(batches[-1], width)), jnp.float32)  # [B D]
-same("a batch gives each text what it gets alone", with_own(x, own)[3:4], with_own(x[3:4], own[3:4]))
+same("a batch gives each text what it gets alone, from own keys", with_own(x, own)[3:4],
+     einsum("BH,BSH->BS", np.asarray(x[3:4]), np.asarray(own[3:4])))  # fmt: skip
+same("and from a shared weight", with_shared(x, shared)[3:4], np.asarray(x[3:4]) @ np.asarray(shared))
 
 # %% tags=["question"]
 predict(
@@ -249,7 +253,7 @@ save(figure, "06_batches")
 #   All others are products with a weight: `nanollm_jax.ops.linear.product` takes vectors as the rows of one matrix, and a
 #   weight whose rows are the outputs.
 # - G query heads share the keys and values of one head K, so G is a *row* letter: what is read for one of them is read for
-#   all G. That small gain is built into the model. It is what grouped queries are for, chapter 11.
+#   all G. This gain is built into the model. It is what grouped queries are for, chapter 11.
 # - In `nanollm_jax.ops.attention.mix` the axis T changes its place after the product and not in the einsum. That is for one
 #   compiler; a comment there says which, and why.
 # - The memory that grows with every text is `nanollm_jax.cache.KVCache`; chapter 20.

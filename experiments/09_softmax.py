@@ -5,8 +5,9 @@
 #
 # ## The question
 # A model produces scores: how well does this word match that one, how well would this piece continue the text? A
-# score can be any number. How does a row of scores become a row of weights that are positive and sum to 1, and why do
-# the obvious three lines of code return "not a number" in a real model?
+# score can be any number. How does a row of scores become a row of positive numbers that sum to 1, and why do the obvious
+# three lines of code return "not a number" in a real model? (These numbers are called weights as well, as those of a
+# weighted mean are. They are computed anew for every text, and are no parameters.)
 #
 # A model needs it in two places: in every layer, where it decides how much each piece of the text takes from each other
 # (*attention*, chapter 10), and at the very end, where it decides which piece comes next. The way it is computed also
@@ -76,8 +77,8 @@ same(
 
 # %% [markdown]
 # ## Overflow
-# The two functions are equal on paper. In a computer the largest float32 is about 3.4e38, and e^89 is larger: it
-# becomes `inf`, infinity. Then `inf / inf` is `nan`, not a number, and whatever is computed from a nan is nan.
+# The two functions are equal on paper. In a computer the largest float32 is about 3.4e38, and e^89 is larger: it *overflows*
+# and becomes `inf`, infinity. Then `inf / inf` is `nan`, not a number, and whatever is computed from a nan is nan.
 #
 # At which score does each number format give up?
 
@@ -89,7 +90,7 @@ predict(
 
 # %% tags=["answer"]
 def first_overflow(dtype):
-    """The smallest x, to two digits, for which e^x is infinite in this format."""
+    """The smallest x, to a hundredth, for which e^x is infinite in this format."""
     candidates = np.arange(0, 100, 0.01)  # [m]
     with np.errstate(over="ignore"):
         powers = np.exp(candidates).astype(dtype)  # [m]: computed in float64, then put into the format
@@ -222,19 +223,23 @@ def online(scores):
 best, total, history = online(x)
 expected = [x.max(), np.exp(x - x.max()).sum()]
 same("the maximum and the sum, from one pass", [best, total], expected, 1e-12)
+same(
+    "and all the way", history, [(x[:n].max(), np.exp(x[:n] - x[:n].max()).sum()) for n in range(1, x.size + 1)], 1e-12
+)
 same("in whatever order they arrive", [online(random.permutation(x))[:2] for _ in range(9)], [expected] * 9, 1e-12)
 same("and so the softmax", np.exp(x - best) / total, softmax(x), 1e-12)
 
 # %% [markdown]
 # ## Flash attention in one page
-# Attention does not want the weights themselves. It wants the *mean of the values*, weighted by them: the sum over s
-# of p[s] · v[s]. That sum can be carried along and corrected in the same way. So there are three things to keep:
+# Attention does not want the weights themselves. Each piece has a third vector beside its query and its key, its *value*,
+# and what attention wants is the mean of the values, weighted: the sum over s of p[s] · v[s] (chapter 10). That sum can be
+# carried along and corrected in the same way. So there are three things to keep:
 # `best`, `total`, and `mixed`, the sum of e^(x[s] - best) · v[s], a vector of H numbers. At the end, `mixed / total`
 # is the answer.
 #
 # Now the keys and values can be read block by block. The scores of a block live only as long as the block, and the
 # row of S scores, or the whole square of T times S, never exists. This is the idea of flash attention (Dao et al.
-# 2022, arXiv:2205.14135): the blocks are as large as the fast memory of the processor.
+# 2022, arXiv:2205.14135), with blocks that fit in the fast memory of the processor.
 
 
 # %%
@@ -290,20 +295,23 @@ same("the library", attention.mix(weights, jnp.float32(v)[None, None])[0, 0, 0],
 shown = np.linspace(-3, 3, 48) + random.normal(0, 1.2, size=48)  # [n]: scores that keep finding new maxima
 _, _, history = online(shown)
 running_best, running_total = np.array(history).T
+found = np.flatnonzero(np.diff(running_best) > 0) + 1  # where a new best is found, behind the first
+check("at each thin line the score is the best so far", found.size and (running_best[found] == shown[found]).all())
 T_values = 2.0 ** np.arange(7, 18)
+all_scores, in_blocks = 4 * T_values**2, 4 * T_values * (128 + H + 2)  # bytes
+check("twice the text: four times all scores, and twice what blocks need",
+      all_scores[1] == 4 * all_scores[0] and in_blocks[1] == 2 * in_blocks[0])  # fmt: skip
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), width_ratios=[1, 1, 1.15])
 axes[0].plot(shown, ".", color=GREY, label="score")
 axes[0].step(range(48), running_best, where="post", color=BLUE, label="best so far")
 axes[0].set(title="the maximum, as scores arrive", xlabel="scores read")
 axes[0].legend()
 axes[1].step(range(48), running_total, where="post", color=ORANGE)
-for at in np.flatnonzero(np.diff(running_best) > 0) + 1:
+for at in found:
     axes[1].axvline(at, color=BLUE, linewidth=0.5, zorder=0)
 axes[1].set(title="the sum, corrected at each new best", xlabel="scores read", ylim=(0, None))
-axes[2].loglog(T_values, 4 * T_values**2 / 2**20, color=RED, label="all scores, T · T")
-axes[2].loglog(
-    T_values, 4 * T_values * (128 + H + 2) / 2**20, color=BLUE, label="blocks of 128, and mixed, best, total"
-)
+axes[2].loglog(T_values, all_scores / 2**20, color=RED, label="all scores, T · T")
+axes[2].loglog(T_values, in_blocks / 2**20, color=BLUE, label="blocks of 128, and mixed, best, total")
 axes[2].set(title="memory for one head, MiB", xlabel="T, tokens in the text")
 axes[2].legend(fontsize=9, loc="upper left")
 save(figure, "09_online")
@@ -313,15 +321,17 @@ save(figure, "09_online")
 #
 # *Left and middle: one pass over 48 scores. Each time a new best is found (thin lines) what was summed is scaled down,
 # because it is measured against the best, and the new one adds 1. Right, on two logarithmic axes: the table of all scores
-# grows with the square of the text, what blocks need in proportion to it.*
+# grows with the square of the text's length, what blocks need in proportion to it.*
 #
 # ## In the engine
 # - `nanollm_jax.ops.attention.scores` and `nanollm_jax.ops.attention.weights` compute scores and softmax in float32,
 #   also when the model runs in bfloat16; the first masks with the lowest float, the second subtracts the maximum.
-# - `nanollm_jax.ops.attention.mix` is the weighted mean. The engine keeps the weights of a query whole: while it
-#   writes text there is one query per row, T is 1, and the scores are S numbers for each head, little beside the S
-#   times H numbers of the keys. Of a prompt it takes `nanollm_jax.ops.blocks.BLOCK` queries at a time. The weights
-#   also stay visible under the name `layers.0.attention.weights`, which chapter 10 needs.
+# - `nanollm_jax.ops.attention.mix` is the weighted mean. Here the weights of a query are kept whole, and
+#   `nanollm_jax.ops.blocks.BLOCK` queries are taken at a time. So whoever looks inside can see them under the name
+#   `layers.0.attention.weights`, which chapter 10 needs.
+# - Where nobody looks, `nanollm_jax.ops.dot_product.dot_product` takes a faster way if there is one: on a CPU, while text is
+#   written, one pass in blocks, in C (`nanollm_jax.ops.native.attention`); on an NVIDIA GPU the same for every piece
+#   (`nanollm_jax.ops.gpu.attention`).
 # - `nanollm_jax.sampling.shape_logits` subtracts the best logit before it divides all by a number that the user chooses
 #   (the temperature, chapter 18), for the same reason as here: divided by a tiny number, large logits become infinite.
 # - `nanollm_jax.sampling.draw` reports the logarithm of a probability as the logit minus `jax.nn.logsumexp` of all.

@@ -45,4 +45,6 @@ TERMS = {
     "variance": (8, r"variances?"), "underflow": (9, r"underflow\w*"), "Gumbel distribution": (18, r"Gumbel"),
     "slot": (20, r"slots?"), "quadratic": (20, r"quadratic"), "hybrid": (20, r"hybrids?"), "bandwidth": (21, r"bandwidths?"),
     "profile": (21, r"profil\w+"), "partition spec": (22, r"partition specs?"), "padding": (25, r"padding"),
+    "view": (3, r"views?"), "row-major": (3, r"row-major"), "register": (5, r"registers?"), "ReLU": (7, r"ReLUs?"),
+    "overflow": (9, r"overflow(?:s|ed)?"),
 }  # fmt: skip
