@@ -84,21 +84,24 @@ def go_through(
 
 def bring_together(spans: int, tops: Any, totals: Any, means: Any, mixed: Any) -> None:
     """All spans of one query, in their order.  tops and totals [C], means [C H] -> mixed [H]"""
-    all_of_them = 1 << (spans - 1).bit_length()
-    load = lambda ref, size, first, other: triton.load(  # noqa: E731
-        ref.at[pl.ds(first, size)],
-        mask=(first + jnp.arange(size) < spans).reshape(size, *(1,) * (ref.ndim - 1)),
+    load = lambda ref, first, other: triton.load(  # noqa: E731
+        ref.at[pl.ds(first, TOGETHER)],
+        mask=(first + jnp.arange(TOGETHER) < spans).reshape(TOGETHER, *(1,) * (ref.ndim - 1)),
         other=other,
     )
-    highest = jnp.max(load(tops, all_of_them, 0, LOWEST), axis=0)
+
+    def higher(step: jax.Array, top: jax.Array) -> jax.Array:
+        return jnp.maximum(top, jnp.max(load(tops, step * TOGETHER, LOWEST), axis=0))
 
     def some(step: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         total, mean = carry
         first = step * TOGETHER
-        share = jnp.exp(load(tops, TOGETHER, first, LOWEST) - highest)
-        total += jnp.sum(share * load(totals, TOGETHER, first, 0.0), axis=0)
-        return total, mean + jnp.sum(share[:, None] * load(means, TOGETHER, first, 0.0), axis=0)
+        share = jnp.exp(load(tops, first, LOWEST) - highest)
+        total += jnp.sum(share * load(totals, first, 0.0), axis=0)
+        return total, mean + jnp.sum(share[:, None] * load(means, first, 0.0), axis=0)
 
+    steps = -(-spans // TOGETHER)
+    highest = jax.lax.fori_loop(0, steps, higher, jnp.float32(LOWEST))
     nothing = jnp.float32(0), jnp.zeros(mixed.shape, jnp.float32)
-    total, mean = jax.lax.fori_loop(0, -(-spans // TOGETHER), some, nothing)
+    total, mean = jax.lax.fori_loop(0, steps, some, nothing)
     mixed[...] = mean / jnp.where(total == 0, 1.0, total)  # a query that sees nothing
