@@ -428,9 +428,12 @@ check(f"what it says instead is a pronoun: {instead}", instead in ("he", "she", 
 # %% tags=["figure"]
 order = [0, 1, *(2 + np.argsort(-chance[2:]))]
 figure, ax = plt.subplots(figsize=(8, 3.6))
-labels = ["all heads", *(" and ".join(f"{layer}.{head}" for layer, head in pairs[n]) for n in order[1:])]
+called = [" and ".join(f"{layer}.{head}" for layer, head in pair) or "all heads" for pair in pairs]
+labels = [called[n] for n in order]
 bars = ax.barh(labels[::-1], chance[order][::-1], color=[GREY] * len(others) + [ORANGE, BLUE])
 lengths = [bar.get_width() for bar in bars][::-1]
+check("each bar stands beside its own pair",
+      dict(zip(labels, lengths, strict=True)) == dict(zip(called, chance, strict=True)))  # fmt: skip
 check("from the top: the model as it is, without the two, and all others by their size",
       lengths == [*chance[:2], *sorted(chance[2:], reverse=True)])  # fmt: skip
 for place, n in enumerate(order[::-1]):

@@ -368,9 +368,9 @@ save(figure, "26_pays")
 # ![Tokens of a pass against the number of drafts, for four chances that a draft is right](figures/26_pays.png)
 #
 # *It pays where a curve is above the grey line, the cost of the pass (that of guessing comes on top). No curve comes above
-# 1 / (1 - a), however many drafts there are, so a long row of drafts helps only where nearly all are right. What a pass over
-# a few tokens costs follows from the roofline (chapter 21): hardly more than one over a single token where memory is the
-# limit, and much more where arithmetic is.*
+# 1 / (1 - a), however many drafts there are, so a long row of drafts helps only where nearly all are right. The roofline
+# (chapter 21) says what a pass over a few tokens costs at the least: hardly more than one over a single token where memory is
+# the limit, and much more where arithmetic is. The grey line is what it cost, measured.*
 #
 # ## In the engine
 # - `nanollm_jax.generate` with speculate="lookup:4" is the lookup of this chapter, for all rows of a batch at once and
