@@ -5,13 +5,13 @@
 #
 # ## The question
 # A model has one vector for each piece of the text. Linear layers, activations and norms (chapters 04, 07, 08) work
-# on each vector alone. But what follows "she" depends on who she is, some pieces earlier. How does a vector get
-# something from another position?
+# on each vector alone. But what follows "she" depends on who she is, and that was said some pieces earlier. How does a
+# vector get something from another position?
 #
 # ## The idea
 # Think of a Python dictionary: there are keys with values, a query is compared with the keys, and the value of the
-# one that is equal comes back. *Attention* is a soft dictionary. All three are vectors, and each is made from the
-# vectors of the text by a weight matrix, a *projection*:
+# one that is equal comes back. *Attention* is a soft dictionary. Its queries, keys and values are vectors, and each kind is
+# made from the vectors of the text by a weight matrix, a *projection*:
 #
 # - the *query* of a position says what it looks for;
 # - the *key* of a position says what is to be found there;
@@ -22,7 +22,7 @@
 # make queries, keys and values were trained; the rest is arithmetic.
 #
 # *Self*-attention means that queries, keys and values come from the same text. In a model that writes, a position may
-# look at itself and at what came before, never at what comes after: when it is written, that is not there yet. One
+# look at itself and at what came before, never at what comes after: while the model writes, that is not there yet. One
 # such set of three matrices is a *head*.
 #
 # ## From scratch
@@ -139,7 +139,7 @@ order = np.append(np.random.default_rng(0).permutation(T - 1), T - 1)
 shuffled, _ = attend_at_once(q[order], k[order], v[order])
 print(f"largest change of the last vector: {np.abs(shuffled[-1] - out[-1]).max():.1e}, rounding only")
 print(f"the vector itself is as large as   {np.abs(out[-1]).max():.1e}")
-same("attention alone sees a bag of words", shuffled[-1], out[-1])
+same("attention alone does not see the order", shuffled[-1], out[-1])
 
 # %% [markdown]
 # A dot product of two vectors does not know where they stand. So the model has to put the position into the vectors.
@@ -197,6 +197,8 @@ def on_same(ids, w):
     return (w * same_piece).sum(axis=1)[again].mean()
 
 
+again = np.tril(np.equal.outer(ids, ids), -1)  # [T S]: where the piece of the row stood before
+only_again = np.where(again.any(1, keepdims=True), again / np.maximum(again.sum(1, keepdims=True), 1), np.eye(T))
 SCORES = {
     "the piece before": lambda ids, w: np.mean(np.diagonal(w, -1)),
     "the first piece": lambda ids, w: np.mean(w[1:, 0]),
@@ -205,10 +207,20 @@ SCORES = {
 for name, look in {
     "the piece before": np.eye(T, k=-1),
     "the first piece": np.eye(1, T).repeat(T, 0),
+    "the same piece before": only_again,
     "itself": np.eye(T),
 }.items():
     found = [score for score, measure in SCORES.items() if measure(ids, look) > 0.9]
     check(f"a head that only ever looks at {name} is found so, and as nothing else", found == [name] * (name in SCORES))
+same(
+    f"the weights of each head of layer {LAYER}, under its number",
+    [every[LAYER, n] for n in range(N)],
+    [
+        attend_at_once(seen(LAYER, "attention.q")[:, n], seen(LAYER, "attention.k")[:, n * K // N], v)[1]
+        for n in range(N)
+    ],
+    tolerance=1e-4,
+)
 measured = {name: {at: np.mean([score(text, maps[at]) for text, maps in zip(texts, everywhere, strict=True)]) for at in every}
             for name, score in SCORES.items()}  # fmt: skip
 found = {name: max(means, key=means.get) for name, means in measured.items()}
@@ -239,19 +251,25 @@ for ax, (name, at) in zip(axes, found.items(), strict=True):
     ax.set_yticks(range(T), pieces, size=8)
     ax.set_title(f"{name}: layer {at[0]}, head {at[1]}", size=10)
     ax.tick_params(length=0)
-for t, s in zip(*np.nonzero(np.tril(np.equal.outer(ids, ids), -1)), strict=True):
+for t, s in zip(*np.nonzero(again), strict=True):
     axes[2].add_patch(plt.Rectangle((s - 0.5, t - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2))
 axes[0].set_ylabel("this piece ...")
 axes[1].set_xlabel("... reads from these")
+check("nothing of the future is drawn", all(np.triu(ax.images[0].get_array(), 1).max() == 0 for ax in axes))
+check(
+    "orange: the piece of the row is that of the column, and stood there before",
+    all(box.get_x() < box.get_y() and ids[round(box.get_x() + 0.5)] == ids[round(box.get_y() + 0.5)]
+        for box in axes[2].patches),
+)  # fmt: skip
 save(figure, "10_heads")
 
 # %% [markdown] tags=["opening"]
 # ![Attention weights of three heads on a text](figures/10_heads.png)
 #
 # *The first text. Each row is one query: how its weights are spread over the pieces so far. The strongest colour is
-# 1. Orange, at the right: places where the same piece stands again. On this text that head looks there less than
-# over all texts, where it does so more than any other (the last column of the table): one picture proves little. Why many
-# heads look at the first piece is not shown here. The usual explanation: weights must sum to 1, and a head that has
+# 1. Orange, at the right: places where the piece of that row stood before. In the mean of the five texts no head looks at
+# such places more than this one; in this text it does so less (the last column of the table): one picture proves little. Why
+# many heads look at the first piece is not shown here. The usual explanation: weights must sum to 1, and a head that has
 # found nothing needs a place to put them (Xiao et al. 2023, arXiv:2309.17453).*
 
 # %% tags=["figure"]
@@ -270,8 +288,8 @@ interactive(
 
 # %% [markdown]
 # ## Why the square root
-# A dot product of two random vectors of H numbers has a spread of about the square root of H. Without the division,
-# softmax of such scores gives nearly all weight to one position.
+# A dot product of two random vectors of H numbers has a spread, a standard deviation, of about the square root of H.
+# Without the division, softmax of such scores gives one position more and more of the weight as H grows.
 
 # %%
 random = np.random.default_rng(0)
@@ -290,9 +308,12 @@ for width in widths:
         largest[name].append(np.mean([softmax(row).max() for row in scores * factor]))
 check(
     "with the division the width hardly matters",
-    abs(largest["divided by the square root of H"][-1] - largest["as they are"][0]) < 0.06,
+    np.ptp([*largest["divided by the square root of H"], largest["as they are"][0]]) < 0.06,
 )
-check("without it, one position takes nearly everything", largest["as they are"][-1] > 0.85)
+check(
+    f"without it, one position takes the more the wider the heads are, and with {widths[-1]} numbers nearly everything",
+    largest["as they are"] == sorted(largest["as they are"]) and largest["as they are"][-1] > 0.85,
+)
 
 # %% tags=["figure"]
 figure, ax = plt.subplots(figsize=(7, 3.2))
@@ -309,15 +330,15 @@ save(figure, "10_scale")
 # %% [markdown]
 # ![Largest attention weight against head width, with and without the square root](figures/10_scale.png)
 #
-# *Random queries against 32 random keys. Undivided (orange), the largest weight goes towards 1 as vectors become longer;
-# divided (blue), it does not depend on their length.*
+# *Random queries against 32 random keys. Undivided (orange), the largest weight goes towards 1 as vectors get more
+# numbers; divided (blue), it hardly depends on how many they have.*
 #
 # ## In the engine
 # - `nanollm_jax.model.attend` is this chapter and the next: one product for queries, keys and values, the turning of
 #   chapter 12, weights, mixing, one projection back.
 # - `nanollm_jax.ops.attention.scores` works on all texts and heads at once, and
 #   `nanollm_jax.ops.attention.weights` is the softmax. Instead of minus infinity the scores have the lowest float32: a
-#   row that may see nothing at all would become 0 divided by 0.
+#   row that may see nothing at all would become nan (chapter 09).
 # - Keys and values of earlier pieces do not change when a new one comes. `nanollm_jax.cache.extend` keeps them, so
 #   that a step computes one new query, key and value only: chapter 20.
 #
@@ -343,9 +364,11 @@ flat, _ = attend_at_once(q, np.ones_like(k), v)
 same("the plain mean of the values so far", flat, np.cumsum(v, axis=0) / np.arange(1, T + 1)[:, None])
 
 # %% tags=["answer"]
-hard, hard_weights = attend_at_once(100 * q, k, v)
-print(f"mean of the largest weight: {weights.max(1).mean():.2f} before, {hard_weights.max(1).mean():.2f} after.")
+soft_weights, (hard, hard_weights) = attend_at_once(q, k, v)[1], attend_at_once(100 * q, k, v)
+print(f"mean of the largest weight: {soft_weights.max(1).mean():.2f} before, {hard_weights.max(1).mean():.2f} after.")
 print("Nearly a plain dictionary: one value comes back, the others do not.")
+check("every largest weight grows, but for the first piece's, which is 1",
+      np.array_equal(np.flatnonzero(hard_weights.max(1) <= soft_weights.max(1)), [0]))  # fmt: skip
 best = [int(np.argmax((q @ k.T)[t, : t + 1])) for t in range(T)]
 sure = hard_weights.max(1) > 0.999
 same("where one weight is 1, the value of the best key comes back", hard[sure], v[best][sure], tolerance=0.01)

@@ -10,7 +10,7 @@
 # ## The idea
 # - *Multi-head attention*: N heads, each with its own queries, keys and values. Their answers, H numbers each, are
 #   put side by side, and one more weight matrix mixes them back into a vector of D numbers.
-# - A *mask* says which pairs of a query and a key count. Those that do not get a score so low that softmax makes it
+# - A *mask* says which pairs of a query and a key count. Every other pair gets a score so low that softmax turns it into
 #   0. The *causal* mask allows the past and the present.
 # - *Grouped queries*: G query heads share one head of keys and values, so there are K = N / G of those. Keys and
 #   values are what a model has to remember for each piece, so this divides its memory by G. Where all heads share one,
@@ -121,6 +121,15 @@ same("those of all earlier positions are the same", other[:-1], logits[:-1])
 
 # %%
 maps = np.stack([np.asarray(values[f"layers.{layer}.attention.weights"][0]).reshape(N, T, T) for layer in range(L)])
+for layer in (0, L - 1):
+    v = np.repeat(np.asarray(values[f"layers.{layer}.attention.v"][0]), G, axis=1)  # [S N H]
+    mixed = np.einsum("NTS,SNH->TNH", maps[layer], v)
+    same(
+        f"layer {layer}: the map of each head mixes its answer",
+        mixed,
+        values[f"layers.{layer}.attention.mixed"][0],
+        1e-4,
+    )
 
 
 STORY = (
@@ -132,7 +141,7 @@ story = model.tokenizer.encode(STORY)[: T if quick() else None]
 
 
 def surprise(change=None):
-    """Mean of -log(probability) that the model gives to each piece of the story that really comes next; less is better."""
+    """The loss of the story (chapter 07): the mean of -log(probability) of each piece that really comes next."""
     scores, _ = run(story, change)
     log_probabilities = np.log(softmax(scores[:-1].astype(np.float64)))  # [T-1 V]
     return -log_probabilities[np.arange(len(story) - 1), story[1:]].mean()
@@ -151,12 +160,12 @@ def without(layer, head):
 changed = run(ids, silenced(L - 1, 2))[1][f"layers.{L - 1}.attention.out"][0]
 same("a head switched off, in the library and in the loops", multi_head(x, L - 1, causal, off=2), changed, 1e-4)
 whole = surprise()
-check("the surprise is at the next piece: far from guessing", whole < 0.5 * math.log(config.vocab_size))
+check("the loss is that of the next piece: far from guessing", whole < 0.5 * math.log(config.vocab_size))
 heads = [(4, 0), (4, 2)] if quick() else list(np.ndindex(L, N))
 cost = {at: without(*at) for at in heads}
 most = max(cost, key=cost.get)
 print(
-    f"{len(story)} pieces, surprise {whole:.2f}. The head it misses most: layer {most[0]}, head {most[1]}, {cost[most]:+.2f}"
+    f"{len(story)} pieces, loss {whole:.2f}. The head it misses most: layer {most[0]}, head {most[1]}, {cost[most]:+.2f}"
 )
 check("the model is better with its heads than without them, on average", np.mean(list(cost.values())) > 0)
 
@@ -171,14 +180,22 @@ for (layer, head), _ in np.ndenumerate(np.zeros((L, N))):
         ax.set_xlabel(f"layer {layer}")
     if layer == 0:
         ax.set_ylabel(f"head {head}")
+before, begin = np.diagonal(maps, -1, axis1=2, axis2=3).mean(-1), maps[:, :, 1:, 0].mean(-1)  # [L N]
+check("only layer 3, head 1, gives the piece before more than half; some give the first piece about half or more",
+      np.argwhere(before > 0.5).tolist() == [[3, 1]] and 2 <= np.sum(begin > 0.45) < L * N / 3)  # fmt: skip
+check("each map stands at its layer and head, below what it costs to do without it", all(
+    np.array_equal(axes[head, layer].images[0].get_array(), maps[layer, head])
+    and float(axes[head, layer].get_title()) == round(cost.get((layer, head), 0), 2) for layer, head in np.ndindex(L, N)
+))  # fmt: skip
 save(figure, "11_heads")
 
 # %% [markdown]
 # ![Attention weights of all heads in all layers](figures/11_heads.png)
 #
-# *The attention weights of all heads, and how much the surprise at a longer story grows without each (above it). Where
-# the number is negative, this story is predicted a little better without the head. The upper right triangle is always
-# empty: the future. Some heads look one piece back, some at the beginning, some at few pieces that fit.*
+# *The attention weights of all heads, and above each how much worse a longer story is predicted without it: by so much the
+# loss (chapter 07) rises. Where the number is negative, this story is predicted a little better without the head. The upper
+# right triangle is always empty: the future. One head gives most of its weight to the piece before (layer 3, head 1), some
+# give half of theirs to the first piece, and most look at few pieces that differ from place to place.*
 #
 # The pictures are small and have no words. On the chapter's page, one head at a time has them:
 
@@ -224,6 +241,10 @@ rows = []
 for name, kv_heads in {"multi-head": N, "grouped, the bundled model": K, "multi-query": 1}.items():
     per_piece = 2 * L * kv_heads * H * 2  # keys and values, bfloat16
     rows.append([name, N, kv_heads, f"{per_piece:,}", f"{per_piece * config.max_positions / 1e6:.2f} MB"])
+    room = nano.init_cache(dataclasses.replace(config, num_kv_heads=kv_heads), 1, config.max_positions, "float32")
+    check(
+        f"{name}: half of what the library sets aside in float32", 2 * per_piece * config.max_positions == room.nbytes
+    )
 table("What has to be remembered", ["", "query heads", "key heads", "bytes per piece", "one full text"], rows)
 
 # %% [markdown]
@@ -272,6 +293,7 @@ for window, changes in reaches.items():
         f"window {window}: changes arrive from up to {max(d for d, change in changes.items() if change > 0)} positions back"
     )
 for window, changes in reaches.items():
+    check(f"window {window}: no piece changes the scores more than the last one", changes[0] == max(changes.values()))
     if window:
         arrived = {d: c for d, c in changes.items() if c > 0}
         check(f"window {window}: the farthest change that arrives is less than a hundredth of the largest",
@@ -286,6 +308,7 @@ check(
 # %% tags=["figure"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=[1, 2.2])
 picture = np.where(visible(range(12), range(12), 4), 2, np.where(visible(range(12), range(12)), 1, 0))
+check("a query sees four keys at most", (picture == 2).sum(axis=1).tolist() == [1, 2, 3] + 9 * [4])
 left.imshow(picture, vmin=0, vmax=2.6)
 left.set(title="one layer: causal, and window 4", xlabel="key", ylabel="query", xticks=[], yticks=[])
 for (window, changes), colour in zip(reaches.items(), (GREEN, ORANGE, BLUE), strict=False):
@@ -307,12 +330,12 @@ save(figure, "11_reach")
 # ![A sliding window's mask, and how far back a change is felt](figures/11_reach.png)
 #
 # *Left: the strong colour is what a window of 4 leaves of the causal mask. Right: measured on the bundled model. Each
-# layer hands things on by up to w - 1 positions, so L layers reach L (w - 1); the dotted lines. With a window, what
-# comes from the end of that reach changes the scores more than a hundred times less than the last piece does.*
+# layer hands things on by up to w - 1 positions, so L layers reach L (w - 1); the dotted lines. With a window, another
+# piece at the end of that reach changes the scores less than a hundredth as much as another last piece does.*
 #
 # ## In the engine
 # - `nanollm_jax.ops.attention.visible` derives the mask from positions and nothing else. `nanollm_jax.model.attend`
-#   gives it the positions of the new pieces, and those of the keys as `nanollm_jax.cache.extend` returns them.
+#   hands on the positions of the new pieces, and those of the keys as `nanollm_jax.cache.extend` returns them.
 # - `nanollm_jax.config.LayerConfig.window` says which window a layer has; models may mix layers with and without one.
 #   A layer with a window of w remembers w positions and no more, in a ring: a new piece takes the place of the one that
 #   just left the window (chapter 20).
@@ -324,8 +347,9 @@ save(figure, "11_reach")
 #   numbers are summed together.
 #
 # ## Your engine
-# One function is new; `visible` and `attend` take the place of those of chapter 10. Heads are an axis now, and keys and
-# values are shared without being copied.
+# Two functions are new; `visible` and `attend` take the place of those of chapter 10. Heads are an axis now, and keys and
+# values are shared without being copied. Nothing is turned yet (chapter 12), so for now `self_attention` answers as the
+# library does at position 0 alone, where the angle is 0.
 
 # %%
 mine = grow(11)
@@ -334,6 +358,11 @@ check(
     "and the same mask, with a window",
     np.array_equal(mine.visible(jnp.arange(T), jnp.arange(T), 3), visible(range(T), range(T), 3)),
 )
+weights_of_layer = model.params["layers"][L - 1]["attention"]
+for name, given in zip("qkv", mine.split_heads(x, weights_of_layer["wqkv"]), strict=True):
+    same(f"{name} of all heads, at position 0", given[0], values[f"layers.{L - 1}.attention.{name}"][0, 0], 1e-4)
+given = mine.self_attention(x, weights_of_layer)
+same("and what attention answers there", given[0], values[f"layers.{L - 1}.attention.out"][0, 0], 1e-4)
 
 # %% [markdown]
 # ## Exercises

@@ -8,13 +8,14 @@
 # and takes weighted means; nothing in it knows which word came first. How does a model learn where each word stands,
 # and what happens when a text is longer than any it was trained on?
 #
-# For an engine this is a part with many ways to be slightly wrong. Every family of models has its own constants, the
-# numbers must be exact far into the text, and some mistakes show only there.
+# For an engine this is a part with many ways to be slightly wrong. Every *family* of models (one design in several sizes,
+# chapter 17) has its own constants, the numbers must be exact far into the text, and some mistakes show only there.
 
 # %%
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -36,8 +37,8 @@ random = np.random.default_rng(12)
 # ## The idea
 # There are two ways in use.
 #
-# - *Learned positions* (GPT-2): a table with one vector per position. The vector of position 7 is added to whatever
-#   word stands there, before the first layer. Simple, and it ends where the table ends.
+# - *Learned positions* (GPT-2): a table with one vector per position. That of position 7 is added to the vector of
+#   whatever word stands there, before the first layer. Simple, and it ends where the table ends.
 # - *Rotary position embedding*, short *rope* (LLaMA, Mistral and most models since): nothing is added. Inside
 #   attention, each query and each key is turned by an angle that grows with its position. When the two are compared,
 #   only the difference of their angles is left. So the model sees how far apart two words are.
@@ -101,8 +102,8 @@ except IndexError as error:
 # config, 10,000 here. Fast pairs tell neighbours apart, slow pairs tell the beginning of a long text from its end,
 # like the hands of a clock.
 #
-# Which numbers make a pair is a convention: number i and number i + H/2 in the files that everybody uses. (The
-# original code took neighbours; files in that order must be reordered when they are loaded.)
+# Which numbers make a pair is a convention: number i and number i + H/2 in the files of most models. (The
+# original code took neighbours; files in that order must be reordered when they are loaded, or else turned in that order.)
 
 
 # %%
@@ -172,6 +173,7 @@ turns = np.arange(256)[:, None] * freqs[None]  # [positions H/2]
 image = left.imshow(np.cos(turns).T, aspect="auto", cmap="RdBu", interpolation="nearest")
 left.set(title="cos(angle) of each pair", xlabel="position", ylabel="pair")
 figure.colorbar(image, ax=left, shrink=0.8)
+check("at position 0 no pair is turned: its cosine is 1", np.all(np.asarray(image.get_array())[:, 0] == 1))
 distance = np.arange(0, 512)
 match = np.cos(distance[:, None] * freqs[None]).mean(1)  # [distances]
 check("the best match is at distance 0", match.argmax() == 0)
@@ -188,7 +190,8 @@ save(figure, "12_rotary")
 #
 # *Left: each row is one pair. The first rows turn quickly, the last have hardly moved after 256 positions. Right: a
 # query and an equal key match best where they stand together. With distance the pairs get out of step, the fast ones
-# first, and the product falls, in waves. (Of a vector that is as long in each pair. Those of a model are not.)*
+# first, and the product falls, in waves. (So it is for a vector that is equally long in all of its pairs. Those of a model
+# are not.)*
 #
 # ## A real model
 # The bundled model was trained on texts of at most 512 tokens, with rope and theta 10,000. The file has the matrix
@@ -225,16 +228,18 @@ moved = {
     for layer in range(config.num_layers)
     for name in "qk"
 }
-(moved_logits, _), _ = nano.observe(
+(moved_logits, _), moved_values = nano.observe(
     nano.forward, model.params, ids, empty(config, ids.shape[1]), change=moved, config=config
 )
+later = [[rotate_loops(head, t + 100, freqs) for head in heads] for t, heads in enumerate(before)]
+same("the same queries, as they are at position 100 and later", later, moved_values["layers.2.attention.q"][0], 1e-4)
 same("the story told from position 100 on", moved_logits, plain_logits, 1e-4)
 
 # %% [markdown]
 # ## Longer texts
 # Rope can compute an angle for any position. But the slow pairs of this model have never turned further than they do
-# in 512 positions; behind that come angles that no weight has ever met. Three remedies are in use. All of them change
-# the frequencies and nothing else, by a `factor` that says how much longer the texts shall be:
+# in 512 positions; behind that come angles that no weight has ever met. Three remedies are in use. They change
+# the frequencies alone, the last one the scores as well, by a `factor` that says how much longer the texts shall be:
 #
 # - *linear*: every frequency is divided by the factor (Chen et al. 2023, arXiv:2306.15595). All angles stay in the
 #   range of the training, but the fast pairs, which tell neighbours apart, are slowed as well.
@@ -283,8 +288,17 @@ SCALINGS = {
 for name, (by_hand, setting) in SCALINGS.items():
     same(f"{name}: the library's frequencies", rope.frequencies(H, THETA, setting)[0], by_hand, size=by_hand)
 check(
-    "llama3 keeps the fastest pair and slows the slowest",
-    SCALINGS["llama3"][0][0] == freqs[0] and np.isclose(SCALINGS["llama3"][0][-1] * FACTOR, freqs[-1]),
+    "linear slows every pair; llama3 and yarn keep the three fastest and slow the slowest by the factor",
+    (SCALINGS["linear"][0] < freqs).all() and all(
+        np.array_equal(SCALINGS[name][0][:3], freqs[:3]) and np.isclose(SCALINGS[name][0][-1] * FACTOR, freqs[-1])
+        for name in ("llama3", "yarn")
+    ),
+)  # fmt: skip
+asked = json.loads(CHECKPOINT.with_name("config.json").read_text())
+asked["rope_scaling"] = {"rope_type": "yarn", "factor": FACTOR, "original_max_position_embeddings": ORIGINAL}
+check(
+    "yarn: what the library reads from a config",
+    nano.read_config(asked)[0].layers[0].rope.scaling == SCALINGS["yarn"][1],
 )
 
 # %% [markdown]
@@ -327,6 +341,9 @@ check(
     "what is measured is the next piece: far from guessing",
     losses["plain"][:ORIGINAL].mean() < 0.5 * math.log(config.vocab_size),
 )
+check(
+    "the model reads with the angles that it is given", np.ptp([losses["plain"], losses["llama3"]], axis=0).max() > 0.01
+)
 parts = [(16, 512), (512, 640)] if quick() else [(16, 256), (256, 512), (512, 768), (768, 1024), (1024, 1400)]
 table(
     f"loss by position; trained on {ORIGINAL} positions, factor {FACTOR:g}",
@@ -362,6 +379,7 @@ for name, loss in losses.items():
     colour, line = styles[name]
     smooth = np.convolve(loss, np.ones(64) / 64, "valid")
     right.plot(np.arange(len(smooth)) + 32, smooth, line, color=colour, label=name, linewidth=1.5)
+same("pair 0 takes 2 pi positions for a turn, as it is drawn", left.lines[0].get_ydata()[0], 2 * math.pi)
 right.axvline(ORIGINAL, color=GREEN, linewidth=1, linestyle=":")
 right.set(title=f"loss along a text of {T:,} positions", xlabel="position", ylabel="loss, mean of 64", ylim=(0, None))
 right.legend()
@@ -377,14 +395,14 @@ save(figure, "12_longer")
 # - `nanollm_jax.ops.rope.frequencies` computes the frequencies with NumPy when the program is traced, so they are
 #   constants of the compiled program. It knows `nanollm_jax.ropes.LinearScaling`, `nanollm_jax.ropes.Llama3Scaling`
 #   and `nanollm_jax.ropes.YarnScaling`, and nothing is scaled unless the checkpoint says so:
-#   `nanollm_jax.families.reader.Reader.rope` reads it from either of the two dialects in use.
+#   `nanollm_jax.families.reader.Reader.rope` reads it in either of the two spellings in use.
 # - `nanollm_jax.ops.rope.turns` makes the cosines and sines, once for all layers, in float32 whatever the model runs in
 #   (exercise 1). `nanollm_jax.ops.rope.rotate` turns the queries of all heads with them, and the keys. Values are never
 #   turned.
-# - Keys are turned before they are stored in the cache, once. The position of a token is how many the cache already
-#   holds, `nanollm_jax.KVCache.length`, and not its place in the current call.
-# - A GPT-2 has its table in the parameters, and `nanollm_jax.model.hidden_states` adds it if it is there. No flag
-#   says which kind of model this is.
+# - Keys are turned before they are stored in the cache, once. Positions go on from call to call: the first token of a call
+#   stands at `nanollm_jax.KVCache.length`, as many as the cache holds already, and not at 0.
+# - A GPT-2 has its table in the parameters, and `nanollm_jax.model.hidden_states` adds it where the config says
+#   so (`nanollm_jax.ModelConfig.learned_positions`). Nothing there asks for the name of a family.
 #
 # ## Your engine
 # Queries and keys are turned before they are compared. What a function has to know and cannot see from its arrays

@@ -9,7 +9,7 @@
 #
 # In the *feed-forward network* of each layer, also called *MLP* (multi-layer perceptron). In the bundled model it
 # holds more than two thirds of the weights of a layer, and others are like that. Each new word reads all weights from
-# memory once (chapter 04), so most of what an engine reads while it writes are these.
+# memory once (chapter 04), so most of the weights that a layer reads for it are these.
 
 # %%
 from __future__ import annotations
@@ -47,7 +47,7 @@ random = np.random.default_rng(13)
 #     plain (GPT-2)             out = act(x @ up) @ down
 #     gated (LLaMA, Mistral)    out = (act(x @ gate) * (x @ up)) @ down
 #
-# In the gated form a unit reads twice. The gate says whether, the other pattern says how much and with which sign.
+# In the *gated* form a unit reads twice. The gate says whether, the other pattern says how much and with which sign.
 # Two matrices become three, and to keep the number of weights the same, F is made smaller: 8/3 of D where the plain
 # form has 4 of D.
 #
@@ -173,6 +173,11 @@ table(
 check("the MLPs have more weights than everything else together", kinds["MLP"] > total / 2)
 check("and more than two thirds of the layers' weights", kinds["MLP"] > 2 / 3 * (total - kinds["embedding"]))
 D, F = gate.shape
+heads = config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
+check(
+    "counted by hand",
+    (kinds["MLP"], kinds["attention"]) == (config.num_layers * 3 * D * F, config.num_layers * D * heads),
+)
 print(
     f"F / D is {F / D:.3f}, so the three matrices have {3 * D * F / (8 * D * D):.3f} times the weights of two with F = 4 D"
 )
@@ -190,27 +195,38 @@ activity = np.asarray(units(values[f"layers.{LAYER}.mlp_norm"][0], gate, up, jax
 pieces = [model.tokenizer.piece(int(token)) for token in ids[0]]
 strength = np.abs(activity).max(0) * np.linalg.norm(down, axis=1)  # [F]: how much a unit ever writes
 direction = weights["model.embed_tokens.weight"] * weights["model.norm.weight"][None]  # [V D]
-rows = []
+end = np.asarray(values[f"layers.{LAYER}.out"][0])  # [T D]: what the last step of the model reads
+scores = end @ direction.T / np.sqrt(np.square(end).mean(axis=1, keepdims=True) + config.norm_eps)  # [T V]
+same("compared so, and divided by its size, a vector has the model's own scores", scores, logits[0], 1e-4)
+rows, favoured = [], {}
 for unit in np.argsort(-strength)[:8]:
     at = np.argsort(-np.abs(activity[1:, unit]))[:3] + 1  # the first piece of a text, <s>, is a case of its own
     sign = np.sign(activity[at[0], unit])
     favours = np.argsort(-(direction @ (sign * down[unit])))[:4]
+    favoured[unit] = at, favours
     reads = ", ".join(f"{pieces[t - 1]} {pieces[t]}" for t in at)
     rows.append((unit, reads, ", ".join(model.tokenizer.piece(int(token)) for token in favours)))
 table(
     f"the eight loudest units of layer {LAYER}", ["unit", "most active at the second of", "makes more probable"], rows
 )
+check("each makes its pieces more probable where it is most active", all(
+    (direction[favours] @ (activity[at[0], unit] * down[unit]) > 0).all() for unit, (at, favours) in favoured.items()
+))  # fmt: skip
 
 # %% [markdown]
 # Some of them read like rules: after this, expect that. Others make no sense by themselves; what a model knows is thought
-# to be spread over many units. ("▁" stands for a space, see chapter 15.) Here is one that reads like a rule, that of the
-# eight which answers most to the piece "named":
+# to be spread over many units. ("▁" stands for a space, see chapter 15.) Here is one that reads like a rule: of the eight, the
+# one that answers most to the piece "named".
 
 # %% tags=["figure"]
 named = pieces.index("▁named")
 rule = max(np.argsort(-strength)[:8], key=lambda unit: abs(activity[named, unit]))
 writes = direction @ (activity[named, rule] * down[rule])  # [V]: how well each piece fits what it writes there
 best = np.argsort(-writes)[:5][::-1]
+check("its row of the table begins with this place, and has the same pieces",
+      favoured[rule][0][0] == named and np.array_equal(favoured[rule][1], best[::-1][:4]))  # fmt: skip
+same("no piece makes it write more than its loudness says", strength[rule],
+     np.linalg.norm(np.outer(activity[:, rule], down[rule]), axis=1).max())  # fmt: skip
 check("no other piece of the story makes it half as active", np.sort(np.abs(activity[:, rule]))[-2]
       < 0.5 * abs(activity[named, rule]) == 0.5 * np.abs(activity[:, rule]).max())  # fmt: skip
 check("what it writes there fits the story's own name best", model.tokenizer.piece(int(best[-1])).strip("▁") == "Lily")
@@ -271,8 +287,12 @@ def keep(share):
 
 whole = loss(logits[0])
 check("the loss is that of the next piece: far from guessing", whole < 0.5 * math.log(config.vocab_size))
-tenths = (keep(0.1)(activity) != 0).mean(axis=1)  # [T]
-check("of each word a tenth of the units is kept", np.all(np.abs(tenths - 0.1) < 2 / F))
+taken = np.asarray(keep(0.1)(activity) != 0)  # [T F]
+check("of each word a tenth of the units is kept", np.all(np.abs(taken.mean(axis=1) - 0.1) < 2 / F))
+quiet = np.where(taken, 0, np.abs(activity)).max(axis=1)  # [T]
+check(
+    "and none that is dropped was more active", np.all(np.where(taken, np.abs(activity), np.inf).min(axis=1) >= quiet)
+)
 same("our MLP in every layer gives the model's own loss", run_with(lambda a: a), whole, 1e-4)
 shares = [0.1, 0.0] if quick() else [0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.0]
 losses = {1.0: whole} | {share: run_with(keep(share) if share else jnp.zeros_like) for share in shares}
@@ -321,9 +341,9 @@ save(figure, "13_units")
 # %% [markdown]
 # ![Activity of units over a text, how it falls off, and the loss with only the most active kept](figures/13_units.png)
 #
-# *Left: each column is a unit, each line a piece of the story, blue is positive and red negative. Most units answer
-# strongly to a few pieces only. Middle: for each piece a few units are loud and most are nearly silent. Right: the
-# loss when only the loudest are kept.*
+# *Left: each column is a unit, each line a piece of the story, blue is positive and red negative. Most of these
+# units answer strongly to a few pieces only. Middle: for each piece a few units are loud and most are nearly silent.
+# Right: the loss when only the loudest are kept.*
 #
 # ## In the engine
 # - `nanollm_jax.ops.mlp.widen` is both forms in one, `nanollm_jax.ops.mlp.narrow` the way back. Gate and up are one
@@ -335,10 +355,10 @@ save(figure, "13_units")
 # - The product is accumulated in float32 by `nanollm_jax.ops.linear.linear` and the result returns to the dtype of
 #   the model.
 # - Nothing here looks at positions or at other words, so on several devices the units can be shared out: each device
-#   takes a part of F, and one sum over the devices completes `down` (chapter 22).
+#   takes a part of F, and one sum over the devices completes the product with `down` (chapter 22).
 #
 # ## Your engine
-# Two functions, and the letter F.
+# Two functions, and two more letters, F and U.
 
 # %%
 mine = grow(13)

@@ -162,6 +162,7 @@ for n, probabilities in enumerate(lens):
         "   ".join(f"{model.tokenizer.piece(int(token))} {probabilities[-1, token]:.0%}" for token in best),
     )
 final = lens[-1]
+check("the last line begins with what the model itself says", best[0] == np.argmax(logits[0, -1]))
 same("after the last layer the lens is the model itself", final, jax.nn.softmax(logits[0]), 1e-4)
 
 # %% tags=["figure"]
@@ -176,6 +177,11 @@ for n in range(len(lens)):
         y = len(lens) - 1 - n
         ax.text(t, y, model.tokenizer.piece(int(best[n, t])), ha="center", va="center", fontsize=9,
                 color="white" if sure[n, t] > 0.6 else "black", weight="bold" if settled[n, t] else "normal")  # fmt: skip
+check("at the bottom every place says the piece that was read, as dark as the embedding is sure",
+      [text.get_text() for text in ax.texts if text.get_position()[1] == len(lens) - 1] == pieces
+      and np.array_equal(ax.images[0].get_array()[-1], sure[0]))  # fmt: skip
+check("behind layer 0 most places say what they finally say, and the last one does not",
+      settled[1].mean() > 0.5 and not settled[1, -1])  # fmt: skip
 ax.set_xticks(range(len(ids)), pieces)
 ax.set_yticks(range(len(lens)), [*(f"layer {n}" for n in reversed(range(config.num_layers))), "embedding"])
 ax.set(
@@ -189,8 +195,9 @@ save(figure, "14_lens")
 # %% [markdown]
 # ![The most probable next piece after every layer, for each piece of the prompt](figures/14_lens.png)
 #
-# *Read upwards. At the bottom the stream only knows the piece itself. Layer by layer the guess moves from "goes with
-# this piece" to "goes on from this text". Dark is sure.*
+# *Read upwards. At the bottom the stream knows the piece itself and nothing else. Behind layer 0 most places say already what
+# they say in the end: what often follows that piece. Where the text before has to decide, as for the name at the right, the
+# guess changes in later layers. Dark is sure.*
 #
 # ## Who writes how much
 
@@ -211,18 +218,16 @@ end = x[1:]  # [T-1 D]: the stream as the blocks left it
 same("a part's share, from the stream as the blocks left it",
      share[4], ((parts[4] * end).sum(-1) / np.square(end).sum(-1)).mean(), 1e-9)  # fmt: skip
 rms = dict(zip(names, sizes.mean(-1), strict=True))
-check("the embedding is less than a tenth of what any part behind the first attention writes",
-      rms["embedding"] < 0.1 * min(size for name, size in rms.items() if name not in ("embedding", "attention 0")))  # fmt: skip
-behind = parts[:3].sum(0)  # [T-1 D]: the stream behind layer 0
-check("nine tenths of the stream behind layer 0, or more, are what its MLP wrote",
-      ((parts[2] * behind).sum(-1) / np.square(behind).sum(-1)).mean() > 0.9)  # fmt: skip
+check("the embedding and the first attention are less than a tenth of what any other part writes",
+      max(rms["embedding"], rms["attention 0"]) < 0.1 * min(list(rms.values())[2:]))  # fmt: skip
 same("a part's size, from the length of its vectors",
      sizes[4], np.linalg.norm(parts[4], axis=-1) / math.sqrt(config.hidden_size), 1e-12)  # fmt: skip
 check("the MLPs write more than the attentions, in sum", sum(rms[n] for n in names if n.startswith("MLP"))
       > sum(rms[n] for n in names if n.startswith("attention")))  # fmt: skip
 
 # %% [markdown]
-# The embedding is a whisper compared with what follows. The MLPs write more than the attentions do.
+# The last column is how far each part moved the stream in the direction in which it ends, as a share of the whole way. The
+# embedding and the first attention are whispers compared with all others. Together the MLPs write more than the attentions.
 #
 # ## The experiment: leaving one part out
 # `nano.observe` can replace values while the model runs. With zeros in the place of what one part writes, that part
@@ -279,6 +284,9 @@ table(
 )
 check("the first layer's MLP is the one that cannot be spared", ordered[0][0] == "MLP 0")
 check("no other part costs a fifth of that", ordered[1][1] < ordered[0][1] / 5)
+behind = parts[:3].sum(0)  # [T-1 D]: the stream behind layer 0
+check("nine tenths of the stream behind layer 0, or more, are what its MLP wrote",
+      ((parts[2] * behind).sum(-1) / np.square(behind).sum(-1)).mean() > 0.9)  # fmt: skip
 
 # %% [markdown]
 # Any other part can be left out, and the loss on this story rises little or not at all: what the others wrote is still
@@ -293,7 +301,8 @@ same(
     "its last size is that of the stream at its end", stream_sizes[-1], np.sqrt(np.square(x[1:]).mean(-1)).mean(), 1e-9
 )
 colours = [GREY, *([ORANGE, BLUE] * config.num_layers)]
-left.bar(range(len(names)), sizes.mean(-1), color=colours)
+drawn = left.bar(range(len(names)), sizes.mean(-1), color=colours)
+check("the bars at the left are the sizes of the table", [bar.get_height() for bar in drawn] == list(rms.values()))
 left.plot(range(len(names)), stream_sizes, "o-", color="#333333", markersize=3, linewidth=1, label="the stream so far")
 left.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
 left.set(title="how much each part writes", ylabel="root mean square")
@@ -315,8 +324,9 @@ save(figure, "14_parts")
 # the bar of the first MLP is cut off.*
 #
 # ## In the engine
-# - `nanollm_jax.model.block` is the block of this chapter, line for line. What differs between families of models is
-#   read from the parameters and the config. In some families both halves read the same stream.
+# - `nanollm_jax.model.block` is the block of this chapter, with what some families have besides: a norm behind each half,
+#   a factor on what is written, both halves reading the same stream. Which of it a model has is read from its config and
+#   its parameters.
 # - `nanollm_jax.model.attend` writes keys and values into a cache and reads all earlier ones from there, so that a
 #   token that was read is never computed again (chapter 20).
 # - The layers stand in a Python loop in `nanollm_jax.model.hidden_states`. Tracing (chapter 01) goes through that loop, so

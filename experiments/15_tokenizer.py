@@ -91,7 +91,7 @@ check(
 # %% [markdown]
 # Vocabularies are stored as text files, and many bytes are not printable. So byte-level BPE writes each byte as a
 # visible letter: printable bytes stand for themselves, the others take the letters from U+0100 on, in order. A space
-# becomes "Ġ". Only the spelling of the file changes.
+# becomes "Ġ". Only the spelling in the file changes.
 
 # %%
 printable = [byte for byte in range(256) if 0x21 <= byte <= 0x7E or (0xA1 <= byte <= 0xFF and byte != 0xAD)]
@@ -109,9 +109,9 @@ print("' the' is stored as", "".join(letters[byte] for byte in b" the"))
 # ### Words first
 # A pair should not reach from one word into the next, or the vocabulary fills with pieces such as "e of". So the text
 # is first cut into words, and each is encoded by itself. GPT-2's rule takes the first of these that fits: an English
-# ending such as 's or 'll; letters, with one space in front; digits, with one space in front; other signs, with one
-# space in front; spaces and line breaks, of which the last is left for the word behind them. The rule is usually
-# written as a regular expression. Here it is as a loop.
+# ending such as 's or 'll; letters; digits; other signs, each of these three together with one space in front if there is
+# one; spaces and line breaks, of which the last is left for the word behind them. The rule is usually written as a regular
+# expression. Here it is as a loop.
 
 
 # %%
@@ -188,6 +188,7 @@ def train(text, count):
 
 COUNT = 60 if quick() else 400
 merges, vocabulary = train(LICENCE, COUNT)
+check("as many merges as were asked for, none of them twice", len(set(merges)) == len(merges) == COUNT)
 print("the first merges:", " ".join("+".join(pair) for pair in merges[:12]))
 print("the last merges: ", " ".join("+".join(pair) for pair in merges[-6:]))
 
@@ -274,6 +275,7 @@ def fields(data):
         yield key >> 3, value
 
 
+check("300 is 2 * 128 + 44: the lower 7 bits first", varint(bytes([0x80 | 44, 2]), 0) == (300, 2))
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 pieces = []
 for number, message in fields(TOKENIZER_MODEL.read_bytes()):
@@ -340,7 +342,7 @@ interactive(
     {
         "pieces": [text for text, *_ in pieces],
         "special": [number for number, (*_, type_) in enumerate(pieces) if type_ in (UNKNOWN, CONTROL)],
-        "examples": ["Once upon a time", "a naïve elephant", "你好 🙂"],
+        "examples": ["Once upon a time", "a naïve elephant", "I ♥ you 🙂"],
     },
     "Type a text, and step through its merges: the orange pair is merged next.",
 )
@@ -379,8 +381,8 @@ check("English is cheapest; scripts without pieces cost their bytes", per_charac
 # languages: that of LLaMA 3 has 128,256.
 #
 # ## Special tokens
-# Tokens 1 and 2 of this model, `<s>` and `</s>`, say "a text begins" and "it is over". They steer the model, so
-# nobody may write them into a prompt by typing the letters: a text that contains "</s>" is about those four
+# Tokens 1 and 2 of this model, `<s>` and `</s>`, are *special tokens*: they say "a text begins" and "it is over". They steer
+# the model, so nobody may write them into a prompt by typing the letters: a text that contains "</s>" is about those four
 # characters. The types in the file make the difference; pieces of the type CONTROL are never made out of text, and
 # print nothing.
 
@@ -446,6 +448,14 @@ def first_merges(count):
     return {pair: rank for rank, pair in enumerate(merges[:count])}
 
 
+def as_in_training(text, count):
+    """text -> tokens, by going through all words with the first merges, one merge after the other"""
+    cut = [tuple(spelled(word)) for word in words(text)]
+    for pair in merges[:count]:
+        cut = [merge(symbols, pair) for symbols in cut]
+    return [vocabulary[symbol] for symbols in cut for symbol in symbols]
+
+
 check("with no merges bytes are left, and with all of them it is cut as above",
       len(encode(EXAMPLE, first_merges(0))) == len(EXAMPLE.encode())
       and encode(EXAMPLE, first_merges(COUNT)) == encode(EXAMPLE))  # fmt: skip
@@ -458,6 +468,9 @@ lines.append(
 )
 
 story = "Once upon a time, there was a little girl named Lily. She had a red ball. One day, she went to the park with her mom."
+check("after each number of merges it is cut as training would have cut it", all(
+    parts == [bytes_of[token].decode() for token in as_in_training(EXAMPLE, step)]
+    for step, (_, parts) in zip(steps, lines, strict=False)))  # fmt: skip
 cost = {
     "the licence itself": (LICENCE[:3000], BLUE),
     "a children's story": (story, ORANGE),
@@ -486,6 +499,8 @@ for name, (text, colour) in cost.items():
     check(f"{name}: a token for each letter without merges, with all of them as cut above",
           lengths[0] == 1 and lengths[-1] == len(encode(text)) / len(text))  # fmt: skip
     right.plot(tried, lengths, color=colour, label=name)
+ends = [line.get_ydata()[-1] for line in right.lines]
+check("the text that they were learned from is helped most, random letters least", ends == sorted(ends))
 right.set(title="tokens per character", xlabel="merges", ylim=(0, 1.05))
 right.legend(fontsize=9)
 save(figure, "15_tokens")
@@ -494,8 +509,8 @@ save(figure, "15_tokens")
 # ![A sentence cut into tokens after more and more merges, and tokens per character for three texts](figures/15_tokens.png)
 #
 # *Left: the same sentence after more and more merges, learned from the licence, and with the bundled tokenizer, which
-# learned from stories and does not know the words of lawyers. Right: merges help for texts like those they were
-# learned from.*
+# learned from stories and does not know the words of lawyers. Right: merges help most for texts like those they
+# were learned from.*
 #
 # ## In the engine
 # - `nanollm_jax.tokenizer.Tokenizer` is what every tokenizer can do. `nanollm_jax.tokenizer.load_tokenizer` finds out

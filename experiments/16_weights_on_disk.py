@@ -92,8 +92,8 @@ check("and fill the file to its last byte", start + spans[-1][1] == FILE.stat().
 
 # %% [markdown]
 # ### From bytes to numbers
-# `BF16` is bfloat16, the first half of a float32 (chapter 01). Behind each of its 16 bits patterns put 16 zero bits,
-# and it is a float32.
+# `BF16` is bfloat16, the first half of a float32 (chapter 01). Behind the 16 bits of each number put 16 zero bits, and
+# it is a float32.
 
 
 # %%
@@ -190,6 +190,8 @@ for name, entry in contents.items():
 cells[: -(-start // 1024)] = 0  # the table of contents
 check("behind the table every dot belongs to a tensor", (cells[-(-start // 1024) :] > 0).all())
 cells = np.pad(cells, (0, -len(cells) % WIDTH), constant_values=5).reshape(-1, WIDTH)
+front = -(-start // 1024)
+check("the first line is the table, then the embedding", cells[0].tolist() == [0] * front + [1] * (WIDTH - front))
 palette = np.array(
     [[40, 40, 40], *([int(colour[i : i + 2], 16) for i in (1, 3, 5)] for _, colour in KINDS.values()), [255, 255, 255]]
 )
@@ -202,6 +204,7 @@ for label, colour in [("table of contents", "#282828"), *KINDS.values()]:
 left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=5, fontsize=8, handletextpad=0.1, columnspacing=0.9)
 for label, colour in KINDS.values():
     numbers = np.concatenate([theirs[name].ravel() for name in theirs if kind(name) == (label, colour)])
+    check(f"{label}: no number is missing", len(numbers) == sum(theirs[n].size for n in theirs if kind(n)[0] == label))
     exponents = np.frexp(numbers[numbers != 0])[1] - 1  # the power of two at or below each number
     check(f"{label}: each number lies between its power of two and the next",
           np.array_equal(np.floor(np.log2(np.abs(numbers[numbers != 0], dtype=np.float64))), exponents))  # fmt: skip
@@ -300,6 +303,10 @@ wrong = {
     for name, array in theirs.items()
 }
 check("every shape is the same", all(wrong[name].shape == array.shape for name, array in theirs.items()))
+changed = [name for name, array in theirs.items() if not np.array_equal(wrong[name], array)]
+check("every q_proj is changed and nothing else, and its second row begins the second head", all(
+    np.array_equal(wrong[name][1], theirs[name][H]) for name in changed)
+    and changed == [name for name in theirs if "q_proj" in name])  # fmt: skip
 with tempfile.TemporaryDirectory() as folder:
     for name in ("config.json", "tokenizer.model", "tokenizer_config.json"):
         shutil.copy(FOLDER / name, folder)
@@ -313,10 +320,11 @@ check("loaded without any complaint, and worse", wrong_loss > right_loss + 0.5)
 # %% [markdown]
 # No error, as both orders have the same shape, and text that is still made of words. A wrong name or shape would have
 # been loud; this mistake is silent. So an engine is trusted only after its numbers have been compared with another
-# implementation's, on weights that are random everywhere.
+# implementation's, on weights that are random everywhere: where weights are equal, it makes no difference in which order
+# they stand.
 #
 # ## Reading without a second copy
-# A file that is *mapped* is not read when it is opened. The operating system fetches a page of it, 4 KiB, when a
+# A file that is *mapped* is not read when it is opened. The operating system fetches a page of it, often 4 KiB, when a
 # program first touches it, and may drop it again. That is why a model can be loaded tensor by tensor, without ever
 # being twice in memory.
 

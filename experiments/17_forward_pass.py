@@ -15,7 +15,7 @@
 #     for each layer:
 #         x = x + attention(norm(x))          [T D]
 #         x = x + mlp(norm(x))                [T D]
-#     logits = norm(x) @ table                [T V]   one score for each token of the vocabulary
+#     logits = norm(x) @ table.T              [T V]   one score for each token of the vocabulary
 #
 # The letters: T tokens, vectors of D numbers, a vocabulary of V tokens. The scores are the *logits*; softmax makes
 # probabilities of them. Row t scores what comes after token t.
@@ -279,6 +279,9 @@ WRONG = {
     "no positions": {"theta": None},
     "no square root": {"divide": False},
 }
+blind, some = dataclasses.replace(right, **WRONG["layer norm"]), np.float64(x)
+shifted = (normalize(some + shift, weights["final_norm"], blind) for shift in (0, 3))
+same("the wrong norm does not see what is added to all numbers (chapter 08)", *shifted, 1e-9)
 base = loss(forward(weights, ids, right), ids)
 losses = {
     name: loss(forward(weights, ids, dataclasses.replace(right, **change)), ids) for name, change in WRONG.items()
@@ -301,7 +304,8 @@ MISTAKES = {
     "ReLU": {"activation": "relu"}, "theta 500,000": every(rope=dataclasses.replace(layer.rope, theta=500_000.0)),
     "a window of 8": every(window=8), "no positions": every(rope=None),
 }  # fmt: skip
-for name, change in MISTAKES.items():
+more = {"no square root": every(attention_scale=1.0), "neighbours paired": {"rope_pairs": "neighbours"}}
+for name, change in (MISTAKES | more).items():
     scored = library(model.params, ids, dataclasses.replace(config, **change))
     same(f"{name}: the library loses as much", loss(np.asarray(scored, np.float64), ids), losses[name], 1e-4)
 if not quick():
@@ -320,6 +324,11 @@ rise = [value - base for value in losses.values()]
 ax.barh(list(losses), rise, left=base, color=[ORANGE if r > 0.4 else BLUE for r in rise])
 for place, value in enumerate(losses.values()):
     ax.text(value + 0.02, place, f"{value:.2f}", va="center", color="#444444", size=9)
+same(
+    "each bar goes from the right loss to its own",
+    [bar.get_x() + bar.get_width() for bar in ax.patches],
+    [*losses.values()],
+)
 ax.axvline(base, color=GREY, linewidth=1)
 ax.set(xlabel=f"loss of a story; {base:.2f} with the right settings", xlim=(base, max(losses.values()) + 0.15))
 ax.spines["left"].set_visible(False)
@@ -329,11 +338,11 @@ save(figure, "17_wrong")
 # %% [markdown]
 # ![The loss of a story under nine wrong settings](figures/17_wrong.png)
 #
-# *Each bar is one wrong setting of the same weights. The short ones are dangerous: the model still writes sentences
-# (some stand above), and a reader who does not know what it should write has nothing to hold on to. That is why an
-# engine is compared with another one in numbers, and not by reading. Epsilon is a surprise: 0.01 looks like nothing. But it
-# is added to the mean square of a vector, and those of the embedding are smaller than 0.01: divided by the root of the sum,
-# they stay too small.*
+# *Each bar is one wrong setting of the same weights, orange where the loss rises by more than 0.4. The short ones are
+# dangerous: the model still writes sentences (some stand above), and a reader who does not know what it should write has
+# nothing to hold on to. That is why an engine is compared with another one in numbers, and not by reading. Epsilon is a
+# surprise: 0.01 looks like nothing. But it is added to the mean square of a vector, and those of the embedding are smaller
+# than 0.01: divided by the root of the sum, they stay too small.*
 #
 # ## Where the parameters are
 # The sizes of published models lie in `configs/`, and the shape of every parameter follows from them. Counting by hand
@@ -397,6 +406,7 @@ for part, colour in {"embedding": GREEN, "attention": ORANGE, "MLP": BLUE}.items
     for place, (begin, width) in enumerate(zip(left, share, strict=True)):
         ax.text(begin + width / 2, place, f"{width:.0%}", ha="center", va="center", color="white", size=9)
     left += share
+same("nothing is missing but the norms", left, [1 - share["norms"] for share in share_of.values()])
 for place, c in enumerate(published.values()):
     ax.text(1.01, place, f"{sum(parts(c).values()) / 1e6:,.0f}M", va="center", color="#444444", size=9)
 ax.set(xlim=(0, 1.1), xticks=[])

@@ -135,6 +135,10 @@ for ax, (name, (scores, _)) in zip(axes.flat, BY_HAND.items(), strict=False):
     ax.bar(range(40), softmax(logits)[ranks], color="#d5d9de", width=1)
     ax.bar(range(40), softmax(scores)[ranks], color=ORANGE, width=0.6)
     ax.set(title=name, yscale="log", ylim=(1e-5, 1))
+    heights = [bar.get_height() for bar in ax.patches]  # 40 grey ones, then 40 orange ones
+    check(f"{name}: the first bar is the highest, and there are as many as pieces left, or 40",
+          heights[40] == max(heights[40:])
+          and np.count_nonzero(heights[40:]) == min(40, np.isfinite(scores).sum()))  # fmt: skip
 figure.supxlabel("piece, from the most probable on")
 figure.supylabel("probability")
 save(figure, "18_rules")
@@ -166,7 +170,8 @@ by_hand = [np.isfinite(min_p(row, 0.05)).sum() for row in everywhere]
 check("and min-p", np.array_equal(by_hand, counts["min-p 0.05"]))
 check("top-k keeps 5 everywhere, sure or not", (counts["top-k 5"] == 5).all())
 upon = pieces.index("▁upon") + 1
-check("after 'Once upon a' one piece has nine tenths", pieces[upon] == "▁a" and counts["top-p 0.9"][upon] == 1)
+check("after 'Once upon a' one piece has all but a thousandth, and top-p leaves no other", pieces[upon] == "▁a"
+      and softmax(everywhere[upon]).max() > 0.999 and counts["top-p 0.9"][upon] == 1)  # fmt: skip
 check("after 'named' there are more than five", min(counts[name][PLACE] for name in ("top-p 0.9", "min-p 0.05")) > 5)
 print(f"top-p keeps between {counts['top-p 0.9'].min()} and {counts['top-p 0.9'].max()} pieces, min-p between "
       f"{counts['min-p 0.05'].min()} and {counts['min-p 0.05'].max()}")  # fmt: skip
@@ -187,12 +192,13 @@ save(figure, "18_places")
 # %% [markdown]
 # ![How many pieces each rule leaves at every place of the prompt](figures/18_places.png)
 #
-# *top-k is blind to how sure the model is: it offers five pieces after "Once upon a", four of them nonsense, and cuts
-# a list of names after five. top-p and min-p follow the model.*
+# *top-k is blind to how sure the model is: it offers five pieces after "Once upon a", though four of them have less
+# than a thousandth together, and cuts a list of names after five. top-p and min-p follow the model.*
 
 # %% tags=["figure"]
 surest, widest = int(counts["top-p 0.9"].argmin()), int(counts["top-p 0.9"].argmax())
 read = {t: model.tokenizer.decode(ids[max(0, t - 3) : t + 1].tolist()).strip() for t in (PLACE, surest, widest)}
+check("each text ends with the piece of its place", all(t.endswith(pieces[n].strip("▁")) for n, t in read.items()))
 interactive(
     "sampling",
     {
@@ -208,8 +214,8 @@ interactive(
 #
 # - *repetition penalty*: a positive logit is divided by it, a negative one multiplied, for every token of the prompt
 #   or the answer (Keskar et al. 2019, arXiv:1909.05858);
-# - *presence penalty*: subtracted once for every token that the answer has;
-# - *frequency penalty*: subtracted as often as the answer has the token.
+# - *presence penalty*: subtracted once from the logit of every token that the answer has;
+# - *frequency penalty*: subtracted from it as often as the answer has the token.
 
 
 # %%
@@ -307,8 +313,8 @@ check("each row draws what it would draw alone", np.array_equal(together, alone)
 # ## The same prompt over a grid
 # How do temperature and top-p work together? `jax.vmap` turns a function of one setting into a function of many:
 # written for one pair of numbers, it runs for a whole grid in one compiled program. What is measured is how many
-# pieces there effectively are to choose from: e to the power of the *entropy*, the mean of -ln p. For n equally
-# probable pieces it is n.
+# pieces there effectively are to choose from: e to the power of the *entropy*, the mean of -ln p in which each piece
+# counts with its p. For n equally probable pieces it is n.
 
 
 # %%
@@ -376,21 +382,22 @@ if not quick():
 # - `nanollm_jax.sampling.cut` makes each of the three cuts a threshold on the logit, so pieces that tie with the last
 #   one kept are kept too. It does not sort the vocabulary for that, since sorting a large one takes long:
 #   `nanollm_jax.sampling.kept_best` finds the thresholds of top-k and top-p bit by bit, in 31 passes over the logits.
-#   A cut that no row asks for is not computed.
+#   Where no row asks for one of them, it is not computed.
 # - `nanollm_jax.sampling.draw` draws for a whole batch. `nanollm_jax.sampling.draw_one` is the line: first the block of
 #   128 pieces into which the random number falls, then the piece. `nanollm_jax.sampling.remember` counts tokens for
 #   the penalties. All of it is part of the compiled program: Python sees tokens, never logits.
 #
 # ## Your engine
 # The cuts by sorting, which is plainer than the library's way and slower with a large vocabulary. The draw is the line, with
-# the library's random numbers: so both draw the same tokens from the same seeds.
+# the library's random numbers: so both draw the same tokens from the same seeds. Penalties are left out.
 
 # %%
 mine = grow(18)
 drawn_by = jax.jit(jax.vmap(mine.draw, (0, None, 0, 0)))
-for rules in ({"top_p": 0.95}, {"top_k": 5}, {"min_p": 0.05}):
-    own = drawn_by(batch, mine.Sampling(0.9, **rules), jnp.arange(T), jnp.arange(10, 10 + T))
-    theirs, _ = draw(batch, nano.Sampling(0.9, **rules).rows(T, V), nothing_anywhere, seeds, positions)
+for rules in ({"top_p": 0.95}, {"top_k": 5}, {"min_p": 0.05}, {"temperature": 0.0}):
+    rules = {"temperature": 0.9} | rules
+    own = drawn_by(batch, mine.Sampling(**rules), jnp.arange(T), jnp.arange(10, 10 + T))
+    theirs, _ = draw(batch, nano.Sampling(**rules).rows(T, V), nothing_anywhere, seeds, positions)
     check(f"your engine, {rules}: the same tokens as the library", np.array_equal(own, theirs))
 
 # %% [markdown]
