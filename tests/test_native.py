@@ -22,6 +22,14 @@ from nanollm_jax.ops.native.product import MANY, ROWS
 
 rng = np.random.default_rng(0)
 here = pytest.mark.usefixtures("compiled_in_c")
+multiplied = pytest.mark.usefixtures("multiplied_in_c")
+
+
+@pytest.fixture
+def multiplied_in_c(compiled_in_c):
+    """For tests of products in C, which are XLA's where a processor has no instruction set for them."""
+    if not native.library().instructions:
+        pytest.skip("XLA is quicker")
 
 
 def some(B, T, N, K, S, H, longest=None):
@@ -230,7 +238,7 @@ def test_product(dtype):
             np.testing.assert_array_equal(native.product(jnp.asarray(x[row : row + 1]), weight)[0], found[row])
 
 
-@here
+@multiplied
 @pytest.mark.parametrize("bits", [4, 8])
 def test_product_in_groups(bits):
     """As test_product, of whole numbers with scales, and offsets, for groups; other sizes of a group are XLA's."""
@@ -265,7 +273,7 @@ def test_product_in_groups(bits):
     agree(jax.jit(product)(jnp.asarray(x), small), exact @ np.asarray(small.decoded(), float).T, 1e-5)
 
 
-@here
+@multiplied
 def test_product_in_a_function_that_is_differentiated_mapped_or_split():
     x, weight = jnp.asarray(rng.standard_normal((2, 33)), jnp.float32), weights_of("bfloat16", 8, 33).at[2, -1].set(1)
     slopes = jax.grad(lambda x, w: jnp.sum(jnp.sin(native.product(x, w))), argnums=(0, 1))(x, weight)
@@ -292,7 +300,7 @@ def test_products_within_threads_that_wait_for_each_other():
         np.testing.assert_array_equal(found, np.full((1, 1024), 64 * 512 * (1 + n), np.float32))
 
 
-@here
+@multiplied
 def test_each_dtype_has_its_product_in_c():
     """Up to so many rows; beyond, and without C, it is XLA's."""
     weight = jnp.ones((8, 4), jnp.bfloat16)
@@ -327,4 +335,14 @@ def test_products_take_the_best_that_the_processor_has():
         "vnni": {"avx512_vnni", "avx512vl", "avx512bw"}, "avx512": {"avx512vl", "avx512bw"},
         "avx2": {"avx2", "fma", "f16c"}, "neon": {"asimd"}, "plain": set(),
     }  # fmt: skip
-    assert native.library().instructions == next(name for name, needed in known.items() if needed <= has)
+    best = next(name for name, needed in known.items() if needed <= has)
+    assert native.library().instructions == ("" if best == "plain" else best)
+
+
+@here
+def test_without_an_instruction_set_products_are_xlas(monkeypatch):
+    """Attention in C is quick without one."""
+    x, weight = jnp.ones((1, 64)), jnp.ones((8, 64), jnp.bfloat16)
+    assert native.takes(x, weight) is bool(native.library().instructions)
+    monkeypatch.setitem(native.wanted.__globals__, "library", lambda: native.Library("made"))
+    assert native.wanted() and not native.takes(x, weight)

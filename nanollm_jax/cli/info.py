@@ -182,7 +182,8 @@ def show_device(found: dict[str, Any]) -> None:
     print(f"{found['devices']} x {harmless(found['kind'])}{free}")
     if found["native"] is not None:
         reason, instructions = found["native"]["reason"], found["native"]["instructions"]
-        print(f"native operations: {f'compiled, {instructions}' if reason is None else f'none, {harmless(reason)}'}")
+        made = f"compiled, {instructions or 'for attention alone'}" if reason is None else f"none, {harmless(reason)}"
+        print(f"native operations: {made}")
     print()
     words = lambda numbers: " ".join(map(str, numbers))  # noqa: E731
     programs = [

@@ -33,7 +33,7 @@ log = logging.getLogger("nanollm")
 
 
 class Library(NamedTuple):
-    """The digest of what was compiled and loaded, and the instruction set that products take; or none, and the reason."""
+    """The digest of what was compiled and loaded, or none and the reason; the instruction set that products take, if any."""
 
     digest: str
     reason: str = ""
@@ -43,6 +43,11 @@ class Library(NamedTuple):
 def wanted() -> bool:
     """May a program that is traced now ask for them? Where programs run on something else, nothing is compiled."""
     return not portable.value and jax.default_backend() == "cpu" and bool(library().digest)
+
+
+def multiplies() -> bool:
+    """wanted, of products: XLA is quicker where the processor has no instruction set for them."""
+    return wanted() and bool(library().instructions)
 
 
 def switched_off() -> bool:
@@ -74,7 +79,8 @@ def library() -> Library:
         reason = " ".join(str(error).split())[:300]
         log.warning("decoding on a CPU goes without native operations and is slower: %s", reason)
         return Library("", reason)
-    return Library(digest, instructions=instructions.decode())
+    best = "" if switch == "1" and instructions == b"plain" else instructions.decode()
+    return Library(digest, instructions=best)
 
 
 def load(name: str, command: tuple[str, ...]) -> ctypes.CDLL:

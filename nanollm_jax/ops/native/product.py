@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nanollm_jax.ops.native.library import wanted
+from nanollm_jax.ops.native.library import multiplies
 
 ROWS = 16  # of a weight in 16 bits: from more on its conversion is shared by enough rows
 MANY = 1024  # of whole numbers: as bench_products.py measures, XLA is level in 4 bits from twice as many on
@@ -19,13 +19,13 @@ FLOATS = ("float32", "bfloat16", "float16")  # of scales and offsets
 
 def takes(x: jax.Array, weight: jax.Array) -> bool:
     """Is there a product for them?  x [R I], weight [O I]"""
-    return x.shape[0] <= (MANY if weight.dtype == jnp.int8 else ROWS) and weight.dtype.name in FORMS and wanted()
+    return x.shape[0] <= (MANY if weight.dtype == jnp.int8 else ROWS) and weight.dtype.name in FORMS and multiplies()
 
 
 def takes_groups(x: jax.Array, weight: Any) -> bool:
     """Is there a product for them?  x [R I], weight a Groupwise [O I]"""
     plain = all(part.dtype.name in FLOATS for part in jax.tree.leaves((weight.scale, weight.offset)))
-    return x.shape[0] <= MANY and weight.whole and plain and weight.group % PACKED == 0 and wanted()
+    return x.shape[0] <= MANY and weight.whole and plain and weight.group % PACKED == 0 and multiplies()
 
 
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
