@@ -133,8 +133,8 @@ ours = run(weights["embedding"]["tokens"][ids[-1:]], keys, values, Clock())  # [
 same("one token behind what was kept: nanollm_jax.forward, its rotations turned off", ours[0], theirs[0, -1], 1e-4)
 
 # %% [markdown]
-# What a clock misses, nobody misses: the shares would still add up to 1. So one run is watched. Whatever NumPy computes
-# with an array of a class of its own, it lets that class do, and so do all arrays that come of it.
+# If something were computed while no clock runs, the shares would still add up to 1. So one run is watched: NumPy hands
+# each operation on an array of a class of our own to that class, and what comes of it is again such an array.
 
 # %%
 computed = defaultdict(int)  # (under which name it was timed, whether it was a product) -> operations
