@@ -216,33 +216,33 @@ save(figure, "04_shares")
 # Two large matrices are multiplied.
 
 # %%
-size = 256 if quick() else 4096
-weight = jnp.asarray(random.normal(size=(size, size)), jnp.float32)  # [F D], 64 MB: more than most caches hold
+D, F = (256, 256) if quick() else (4096, 16384)
+weight = jnp.tile(jnp.asarray(random.normal(size=(D, D)), jnp.float32), (F // D, 1))  # [F D], 256 MB
 multiply = jax.jit(linear.product)  # [T D], [F D] -> [T F]
-large = jnp.ones(2**20 if quick() else 2**26, jnp.float32)  # 256 MB
-one = jnp.ones((1, size), jnp.float32)
-ways = seconds(jax.jit(jnp.sum), large, repeats=20), seconds(multiply, one, large.reshape(-1, size), repeats=20)
+large = jnp.ones(2**20 if quick() else 2**26, jnp.float32)  # as many
+one = jnp.ones((1, D), jnp.float32)
+ways = seconds(jax.jit(jnp.sum), large, repeats=20), seconds(multiply, one, large.reshape(-1, D), repeats=20)
 bandwidth = large.nbytes / min(ways)  # bytes a second
-square = weight[: size // 2, : size // 2]
+square = weight[: D // 2, : D // 2]
 peak = 2 * len(square) ** 3 / seconds(jax.jit(jnp.matmul), square, square, repeats=10)  # FLOPs a second
 print(
     f"it reads {bandwidth / 1e9:.0f} GB/s and does {peak / 1e9:.0f} GFLOP/s: {peak / bandwidth:.1f} FLOPs for each byte"
 )
 counts = [1, 2, 4, 8, 16, 32, 64, 128]
-inputs = {T: jnp.asarray(random.normal(size=(T, size)), jnp.float32) for T in counts}  # [T D]
+inputs = {T: jnp.asarray(random.normal(size=(T, D)), jnp.float32) for T in counts}  # [T D]
 
 # %% tags=["question"]
 predict("64 vectors are 64 times the arithmetic of one. How many times longer does the product take?")
 
 # %% tags=["answer"]
 took = {T: seconds(multiply, inputs[T], weight) for T in counts}
-intensity = {T: 2 * T * size**2 / (4 * (size**2 + 2 * T * size)) for T in counts}  # FLOPs per byte
-reached = {T: 2 * T * size**2 / took[T] / 1e9 for T in counts}  # GFLOP/s
+intensity = {T: 2 * T * F * D / (4 * (F * D + T * D + T * F)) for T in counts}  # FLOPs per byte
+reached = {T: 2 * T * F * D / took[T] / 1e9 for T in counts}  # GFLOP/s
 moved, work = weight.nbytes + inputs[8].nbytes + multiply(inputs[8], weight).nbytes, 2 * 8 * weight.size  # bytes, FLOPs
 check("two FLOPs for each weight and vector, and the bytes of both inputs and of the output",
       math.isclose(intensity[8] * moved, work) and math.isclose(reached[8] * 1e9 * took[8], work))  # fmt: skip
 table(
-    f"T vectors times one weight [{size} {size}]",
+    f"T vectors times one weight [{F} {D}]",
     ["T", "milliseconds", "times the first", "FLOPs per byte", "GFLOP/s", "GB/s of weights"],
     [(T, f"{took[T] * 1e3:.2f}", f"{took[T] / took[1]:.1f}x", f"{intensity[T]:.1f}", f"{reached[T]:.1f}",
       f"{weight.nbytes / took[T] / 1e9:.1f}") for T in counts],
