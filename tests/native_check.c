@@ -31,6 +31,7 @@ static float value_of(Kind kind, int64_t i) {
 static void fill(Form form, Kind kind, char* w, int64_t numbers) {
   for (int64_t i = 0; i < numbers; i++) {
     const float value = value_of(kind, i);
+    if (form == F32) memcpy(w + 4 * i, &value, 4);
     if (form == BF16 || form == F16) {
       uint16_t bits = form == BF16 ? to_bf16(value) : kind == SMALLEST ? (uint16_t)(draw() & 0x83ff) : to_f16(value);
       memcpy(w + 2 * i, &bits, 2);
@@ -144,6 +145,31 @@ static void alone(const Path* path, Form form, Kind kind, Case* c) {
   free(y);
 }
 
+// Rows of several experts have the bits that they have with their own alone, whatever the sizes say; those of none are zeros.
+static void by_expert(const Path* path, Form form) {
+  enum { E = 5, R = 9, O = 3, I = 96 };
+  static const int32_t sizes[][E] = {{2, 0, 3, 4, 0}, {0, 0, 0, 0, 9}, {1, -7, 2, 0, 3}, {4, 400, 1, 1, 1}, {0, 0, 0, 0, 0}};
+  for (size_t n = 0; n < sizeof sizes / sizeof *sizes; n++) {
+    Case c = make(form, NORMAL, R, E * O, I, PACKED);
+    memset(c.reference, 0, sizeof(float) * R * O);
+    Case own = c;
+    own.O = O;
+    int64_t r = 0;
+    for (int e = 0; e < E; e++) {
+      const int64_t rows = sizes[n][e] < 0 ? 0 : sizes[n][e] < R - r ? sizes[n][e] : R - r;
+      if (rows) run(path, form, c.x + r * I, &own, c.reference + r * O, rows, &SINGLE);
+      r += rows, own.w += bytes_of(form, O * I);
+      if (c.scale) own.scale += O * I / PACKED * SIZE[c.scales];
+      if (c.offset) own.offset += O * I / PACKED * SIZE[c.offsets];
+    }
+    own = c, own.O = O;
+    XLA_FFI_CallFrame call = {.api = &MANY};
+    if (!multiply_by_expert(path, form, of(&own, R, c.y), c.x, sizes[n], E, &call)) abort();
+    expect(!memcmp(c.y, c.reference, sizeof(float) * R * O), path->name, form, NORMAL, R, O, I, "other bits by expert");
+    end_case(&c);
+  }
+}
+
 int main(void) {
   static const int64_t inputs[] = {1, 2, 7, 31, 32, 33, 63, 64, 65, 200, 2047, 2048, 4129};
   static const int64_t grouped[][2] = {{32, 32}, {64, 32}, {96, 32}, {96, 96}, {2048, 32}, {2112, 32}, {4128, 32}, {4128, 96},
@@ -153,7 +179,7 @@ int main(void) {
     const Path* path = PATHS[at];
     if (!path->has()) continue;
     printf("%s\n", path->name);
-    for (Form form = BF16; form < FORMS; form++)
+    for (Form form = F32; form < FORMS; form++)
       for (Kind kind = 0; kind < KINDS; kind++) {
         const size_t many = form >= G8 ? sizeof grouped / sizeof *grouped : sizeof inputs / sizeof *inputs;
         for (size_t n = 0; n < many; n++) {
@@ -162,8 +188,9 @@ int main(void) {
           compare(path, form, kind, &c), alone(path, form, kind, &c), end_case(&c);
         }
       }
+    for (Form form = F32; form < FORMS; form++) by_expert(path, form);
     // shared by threads, the same bits
-    for (Form form = BF16; form < FORMS; form++)
+    for (Form form = F32; form < FORMS; form++)
       for (int64_t R = 1; R <= 40; R += R < 3 ? 1 : 37) {  // x is laid out by threads, too, where it is large
         Case c = make(form, NORMAL, R, R > 3 ? 65 : 601, 1024, 64);
         run(path, form, c.x, &c, c.y, R, &SINGLE);

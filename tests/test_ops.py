@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -12,8 +13,9 @@ from agreement import agree
 
 from nanollm_jax.config import ACTIVATIONS
 from nanollm_jax.kinds import Router, Sharpening
-from nanollm_jax.ops import attention, embedding, group_product, groupwise_making, int8, mlp, moe, norm, rope
+from nanollm_jax.ops import attention, embedding, group_product, groupwise_making, int8, mlp, moe, native, norm, rope
 from nanollm_jax.ops.dot_product import Seen, dot_product
+from nanollm_jax.ops.kept import some
 from nanollm_jax.ops.linear import MANY, linear, product
 from nanollm_jax.ropes import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 
@@ -263,9 +265,15 @@ def test_both_ways_through_the_experts(rows, top_k, renormalize):
 
 KEEP = {
     "float32": lambda w: w,
+    "bfloat16": lambda w: w.astype(jnp.bfloat16),
     "int8": lambda w: int8.quantize(w, 2),
     "int4": lambda w: groupwise_making.quantize(w, 4, 32),
+    "int4 with offsets": lambda w: with_offsets(groupwise_making.quantize(w, 4, 32)),
 }
+
+
+def with_offsets(weight):
+    return dataclasses.replace(weight, offset=weight.scale * 0.5)
 
 
 @pytest.mark.parametrize("kind", KEEP)
@@ -284,16 +292,44 @@ def test_groups_of_rows_have_each_its_own_weight(sizes, kind):
         agree(jax.jit(group_product.ragged)(*args), expected, 1e-5)
 
 
+@pytest.mark.parametrize("kind", KEEP)
+def test_a_row_of_a_group_has_the_bits_that_it_has_alone(kind):
+    """In C, which reads a group's weight where it stands; its derivatives and batches are those of the tiles."""
+    if not native.wanted():
+        pytest.skip("nothing was compiled")
+    E, O, I, sizes = 4, 6, 64, jnp.asarray([2, 0, 3, 1], jnp.int32)  # noqa: E741
+    whole = KEEP[kind](jnp.asarray(random(E, O, I))).reshape(E * O, I)
+    x, group = jnp.asarray(random(6, I)), np.repeat(np.arange(E), sizes)
+    found = jax.jit(group_product.by_group)(x, whole, sizes)
+    if kind == "float32":  # which XLA multiplies where there is one weight alone
+        alone = [
+            group_product.by_group(x[row : row + 1], whole, jnp.zeros(E, jnp.int32).at[group[row]].set(1))
+            for row in range(6)
+        ]
+    else:
+        alone = [product(x[row : row + 1], some(whole, group[row] * O, O)) for row in range(6)]
+    np.testing.assert_array_equal(found, jnp.concatenate(alone))
+    unfinished = jax.jit(group_product.by_group)(x, whole, sizes.at[3].set(0))  # of a row that is in no group: zeros
+    np.testing.assert_array_equal(unfinished, found.at[5].set(0))
+    slope = lambda way: jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(way(x, whole, sizes)))))(x)  # noqa: E731
+    agree(slope(group_product.by_group), slope(group_product.in_tiles), 1e-5)
+    several = jnp.stack([sizes, sizes[::-1]])
+    both = jax.vmap(group_product.by_group, (None, None, 0))(x, whole, several)
+    np.testing.assert_array_equal(both[0], found)
+    np.testing.assert_array_equal(both[1], group_product.by_group(x, whole, several[1]))
+
+
 def test_experts_that_nobody_chose_are_not_read():
     """XLA's own product by groups has each row times all of them beside it, on CPU."""
     E, O, I = 64, 96, 128  # noqa: E741
     args = jnp.asarray(random(2, I)), jnp.asarray(random(E * O, I)), jnp.zeros(E, jnp.int32).at[5].set(2)
     program = jax.jit(group_product.by_group).lower(*args).compile()
     assert program.memory_analysis().temp_size_in_bytes < 4 * (4 * O * I)  # of 64
-    for kind in ("int8", "int4"):
+    for kind in ("float32", "bfloat16", "int8", "int4", "int4 with offsets"):
         whole = KEEP[kind](args[1].reshape(E, O, I)).reshape(E * O, I)
         program = jax.jit(group_product.by_group).lower(args[0], whole, args[2]).compile()
-        assert program.memory_analysis().temp_size_in_bytes < 4 * (4 * O * I)
+        most = O * I // 4 if native.wanted() else 4 * (4 * O * I)  # C copies none, either
+        assert program.memory_analysis().temp_size_in_bytes < most
 
 
 def test_experts_from_the_best_groups_by_corrected_chances():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nanollm_jax import collectives
+from nanollm_jax.ops import native
 from nanollm_jax.ops.kept import Kept, Weight, some
 from nanollm_jax.ops.linear import product
 
@@ -16,9 +17,15 @@ MOST = 128  # rows of a tile
 
 def by_group(x: jax.Array, weight: Weight, sizes: jax.Array) -> jax.Array:
     """Every row with its group's weight.  x [R I], weight [E*O I], sizes [E] -> [R O] float32"""
-    if isinstance(weight, Kept):
-        return in_tiles(x, weight, sizes)
-    return jax.lax.platform_dependent(x, weight, sizes, cpu=in_tiles, default=ragged)
+    default = in_tiles if isinstance(weight, Kept) else ragged
+    return jax.lax.platform_dependent(x, weight, sizes, cpu=on_cpu, default=default)
+
+
+def on_cpu(x: jax.Array, weight: Weight, sizes: jax.Array) -> jax.Array:
+    """by_group, in C where it multiplies as many rows as a tile has: XLA would copy each group's weight before it is read."""
+    if native.takes_experts(x[: tile_of(x.shape[0], sizes.shape[0])], weight):
+        return native.product_by_expert(x, weight, sizes, in_tiles)
+    return in_tiles(x, weight, sizes)
 
 
 def ragged(x: jax.Array, weight: jax.Array, sizes: jax.Array) -> jax.Array:
@@ -33,6 +40,11 @@ def ragged(x: jax.Array, weight: jax.Array, sizes: jax.Array) -> jax.Array:
     )  # fmt: skip
 
 
+def tile_of(R: int, E: int) -> int:
+    """How many rows a tile has: about as many as a group."""
+    return min(MOST, 1 << math.ceil(math.log2(max(1, R / E))))
+
+
 def in_tiles(x: jax.Array, weight: Weight, sizes: jax.Array) -> jax.Array:
     """by_group, a tile of rows after the other, each of one group and filled up with rows that are not looked at.
 
@@ -40,7 +52,7 @@ def in_tiles(x: jax.Array, weight: Weight, sizes: jax.Array) -> jax.Array:
     """
     R, E = x.shape[0], sizes.shape[0]
     O = weight.shape[0] // E  # noqa: E741
-    size = min(MOST, 1 << math.ceil(math.log2(max(1, R / E))))
+    size = tile_of(R, E)
     most = min(R, E)  # groups that have rows, at most; of the other rows, so many make a tile more
     count = most + (R - most) // size
     tiles = -(-sizes // size)

@@ -3,7 +3,14 @@
 from nanollm_jax.identity import portable
 from nanollm_jax.ops.native.attention import attention
 from nanollm_jax.ops.native.library import Library, library, switched_off, wanted
-from nanollm_jax.ops.native.product import product, product_in_groups, takes, takes_groups
+from nanollm_jax.ops.native.product import (
+    product,
+    product_by_expert,
+    product_in_groups,
+    takes,
+    takes_experts,
+    takes_groups,
+)
 
 __all__ = [
     "Library",
@@ -11,9 +18,11 @@ __all__ = [
     "library",
     "portable",
     "product",
+    "product_by_expert",
     "product_in_groups",
     "switched_off",
     "takes",
+    "takes_experts",
     "takes_groups",
     "wanted",
 ]

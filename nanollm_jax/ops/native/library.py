@@ -26,7 +26,7 @@ from nanollm_jax.startup import only_ours, own_folder
 
 SWITCH = "NANOLLM_NATIVE"  # 0: nothing is compiled; or one of
 INSTRUCTIONS = ("vnni", "avx512", "avx2", "neon", "plain")  # for products
-FUNCTIONS = tuple(f"nanollm_{name}" for name in ("attention", "attention_s8", "bf16", "f16", "s8", "g8", "g4"))
+FUNCTIONS = tuple(f"nanollm_{name}" for name in ("attention", "attention_s8", "f32", "bf16", "f16", "s8", "g8", "g4"))
 FOLDER = ("nanollm_jax", "native")  # below the folder of the user's caches
 
 log = logging.getLogger("nanollm")

@@ -23,12 +23,12 @@
 
 // 1. Forms ------------------------------------------------------------------------------------------------------------------
 
-// S8: whole numbers; their one scale per output comes later.  G8 and G4: `group` inputs, a multiple of PACKED, have a scale, and
+// F32: for experts alone, whose weights XLA would copy.  S8: whole numbers; their one scale per output comes later.  G8 and G4: `group` inputs, a multiple of PACKED, have a scale, and
 // may have an offset: scale * number + offset.  Of 4 bits, byte j of PACKED numbers has the inputs j (low bits) and j + PACKED/2, each + 8.
-typedef enum { BF16, F16, S8, G8, G4, FORMS } Form;
+typedef enum { F32, BF16, F16, S8, G8, G4, FORMS } Form;
 // MOST is two bytes' most; of WHOLE products of 8 and 16 bits the sum is below 2^31 in each of four lanes
 enum { MOST = 127 * 257, PACKED = 32, WHOLE = 64 * PACKED };
-static const int BITS[FORMS] = {16, 16, 8, 8, 4};
+static const int BITS[FORMS] = {32, 16, 16, 8, 8, 4};
 static inline int64_t bytes_of(Form form, int64_t numbers) { return numbers * BITS[form] >> 3; }
 static inline int64_t item_of(Form form) { return form < S8 ? sizeof(float) : sizeof(int16_t); }  // of x, laid out
 
@@ -129,6 +129,7 @@ static float plain_each(Each all, int64_t at) {
 static double plain_weight(Form form, const Product* p, int64_t o, int64_t i) {
   const char* w = p->w + o * p->I * BITS[form] / 8;
   switch (form) {
+    case F32: return ((const float*)w)[i];
     case BF16: return as_float((uint32_t)((const uint16_t*)w)[i] << 16);
     case F16: return half(((const uint16_t*)w)[i]);
     case S8: return ((const int8_t*)w)[i];
@@ -429,6 +430,24 @@ static bool multiply(const Path* path, Form form, Product p, const float* x, XLA
   return true;
 }
 
+// The same with E weights, one behind the other: the first sizes[0] rows are multiplied with the first weight, and so on; what
+// rows are left become zeros.
+static bool multiply_by_expert(const Path* path, Form form, Product p, const float* x, const int32_t* sizes, int64_t E,
+                               XLA_FFI_CallFrame* call) {
+  const int64_t each = p.O * p.groups;
+  int64_t left = p.R;
+  for (int64_t e = 0; e < E; e++) {
+    p.R = sizes[e] < 0 ? 0 : sizes[e] < left ? sizes[e] : left;
+    if (p.R && !multiply(path, form, p, x, call)) return false;
+    x += p.R * p.I, p.y += p.R * p.O, left -= p.R;
+    p.w += bytes_of(form, p.O * p.I);
+    if (p.scale.at) p.scale.at += each * SIZE[p.scale.kind];
+    if (p.offset.at) p.offset.at += each * SIZE[p.offset.kind];
+  }
+  memset(p.y, 0, (size_t)(left * p.O) * sizeof *p.y);
+  return true;
+}
+
 static Each each(const XLA_FFI_Buffer* all) {
   return (Each){all->data, all->dtype == XLA_FFI_DataType_F32 ? FLOAT : all->dtype == XLA_FFI_DataType_F16 ? HALF : BRAIN};
 }
@@ -437,15 +456,19 @@ static XLA_FFI_Error* product(XLA_FFI_CallFrame* call, Form form) {
   if (only_asked(call)) return NULL;
   XLA_FFI_Buffer** in = (XLA_FFI_Buffer**)call->args.args;
   const XLA_FFI_Buffer *x = in[0], *w = in[1], *y = call->rets.rets[0];
-  Product p = {.w = w->data, .y = y->data, .R = x->dims[0], .O = w->dims[0], .I = x->dims[1]};
-  if (form >= G8) p.scale = each(in[2]), p.groups = in[2]->dims[1], p.group = p.I / p.groups;
-  if (form >= G8 && call->args.size > 3) p.offset = each(in[3]);
-  if (multiply(chosen, form, p, x->data, call)) return NULL;
+  const bool experts = w->rank > 2;  // [E O I], and last of all how many rows each has
+  const int64_t last = call->args.size - 1, given = experts ? last : last + 1;
+  Product p = {.w = w->data, .y = y->data, .R = x->dims[0], .O = w->dims[w->rank - 2], .I = x->dims[1]};
+  if (form >= G8) p.scale = each(in[2]), p.groups = in[2]->dims[w->rank - 1], p.group = p.I / p.groups;
+  if (form >= G8 && given > 3) p.offset = each(in[3]);
+  if (experts ? multiply_by_expert(chosen, form, p, x->data, in[last]->data, w->dims[0], call) : multiply(chosen, form, p, x->data, call))
+    return NULL;
   XLA_FFI_Error_Create_Args error = {.struct_size = sizeof error, .message = "no memory for the rows of a product",
                                      .errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED};
   return call->api->XLA_FFI_Error_Create(&error);
 }
 
+XLA_FFI_Error* nanollm_f32(XLA_FFI_CallFrame* call) { return product(call, F32); }
 XLA_FFI_Error* nanollm_bf16(XLA_FFI_CallFrame* call) { return product(call, BF16); }
 XLA_FFI_Error* nanollm_f16(XLA_FFI_CallFrame* call) { return product(call, F16); }
 XLA_FFI_Error* nanollm_s8(XLA_FFI_CallFrame* call) { return product(call, S8); }
@@ -517,7 +540,9 @@ INLINE void MY(ahead)(const char* pair, int64_t bytes, int64_t at) {
 
 // 2 * LANES weights as floats
 INLINE void MY(widen)(const Form form, const char* w, vec to[2]) {
-  if (form == F16) {
+  if (form == F32) {
+    to[0] = MY(load)(w), to[1] = MY(load)(w + sizeof(vec));
+  } else if (form == F16) {
     to[0] = MY(halves)(w), to[1] = MY(halves)(w + sizeof(vec) / 2);
   } else {
     const words two = (words)MY(load)(w);
@@ -751,6 +776,7 @@ INLINE void MY(whole_tile)(const Form form, const int rows, const int outputs, c
   }
 #ifndef FLOATS
 #define FLOATS PATH
+ROWS_OF(float_tile, F32, FLOAT_ROWS)
 ROWS_OF(float_tile, BF16, FLOAT_ROWS)
 ROWS_OF(float_tile, F16, FLOAT_ROWS)
 #endif
@@ -759,7 +785,8 @@ ROWS_OF(whole_tile, G8, WHOLE_ROWS)
 ROWS_OF(whole_tile, G4, WHOLE_ROWS)
 
 static void MY(run)(Form form, const Product* p, int64_t begin, int64_t end) {
-  void (*const all[FORMS])(const Product*, int64_t, int64_t) = {JOIN(FLOATS, BF16), JOIN(FLOATS, F16), MY(S8), MY(G8), MY(G4)};
+  void (*const all[FORMS])(const Product*, int64_t, int64_t) = {JOIN(FLOATS, F32), JOIN(FLOATS, BF16), JOIN(FLOATS, F16),
+                                                                     MY(S8), MY(G8), MY(G4)};
   all[form](p, begin, end);
 }
 #define TEXT_(NAME) #NAME
