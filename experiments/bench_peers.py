@@ -252,7 +252,8 @@ model = Llama(file, n_ctx=512, n_threads=int(threads), n_threads_batch=int(threa
 print(model(prompt, max_tokens=1, temperature=0.0)["choices"][0]["text"], flush=True)
 """
 NATIVE = "NANOLLM_NATIVE"  # what our own C listens to, and by which we tell that --isa was given
-# how each library is kept from using what the processor has besides; llama.cpp has to be compiled without it
+# how each library is kept from using what the processor has besides; llama.cpp has to be compiled without it, and XLA's own
+# library for products of several rows in 32 and 16 bits, YNNPACK, looks at the processor itself and takes all that there is
 ISAS = {
     "avx2": {
         NATIVE: "avx2", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2",

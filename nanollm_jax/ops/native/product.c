@@ -23,8 +23,9 @@
 
 // 1. Forms ------------------------------------------------------------------------------------------------------------------
 
-// F32: for experts alone, whose weights XLA would copy.  S8: whole numbers; their one scale per output comes later.  G8 and G4: `group` inputs, a multiple of PACKED, have a scale, and
-// may have an offset: scale * number + offset.  Of 4 bits, byte j of PACKED numbers has the inputs j (low bits) and j + PACKED/2, each + 8.
+// F32: of experts alone, whose weights XLA would copy.  S8: whole numbers; their one scale per output comes later.  G8 and G4:
+// `group` inputs, a multiple of PACKED, have a scale, and may have an offset: scale * number + offset.  Of 4 bits, byte j of
+// PACKED numbers has the inputs j (low bits) and j + PACKED/2, each + 8.
 typedef enum { F32, BF16, F16, S8, G8, G4, FORMS } Form;
 // MOST is two bytes' most; of WHOLE products of 8 and 16 bits the sum is below 2^31 in each of four lanes
 enum { MOST = 127 * 257, PACKED = 32, WHOLE = 64 * PACKED };
@@ -461,7 +462,8 @@ static XLA_FFI_Error* product(XLA_FFI_CallFrame* call, Form form) {
   Product p = {.w = w->data, .y = y->data, .R = x->dims[0], .O = w->dims[w->rank - 2], .I = x->dims[1]};
   if (form >= G8) p.scale = each(in[2]), p.groups = in[2]->dims[w->rank - 1], p.group = p.I / p.groups;
   if (form >= G8 && given > 3) p.offset = each(in[3]);
-  if (experts ? multiply_by_expert(chosen, form, p, x->data, in[last]->data, w->dims[0], call) : multiply(chosen, form, p, x->data, call))
+  if (experts ? multiply_by_expert(chosen, form, p, x->data, in[last]->data, w->dims[0], call)
+              : multiply(chosen, form, p, x->data, call))
     return NULL;
   XLA_FFI_Error_Create_Args error = {.struct_size = sizeof error, .message = "no memory for the rows of a product",
                                      .errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED};

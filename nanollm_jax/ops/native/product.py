@@ -90,9 +90,10 @@ def product_by_expert(x: jax.Array, weight: Any, sizes: jax.Array, plain: Callab
     @jax.custom_jvp
     def multiplied(x: jax.Array, weight: Any, sizes: jax.Array) -> jax.Array:
         like = jax.eval_shape(plain, x, weight, sizes)
-        scale = None if hasattr(weight, "bits") else getattr(weight, "scale", None)  # of an Int8: comes behind its sums
+        bits = getattr(weight, "bits", None)  # of a Groupwise
+        scale = None if bits else getattr(weight, "scale", None)  # of an Int8: comes behind its sums
         numbers = weight if scale is None else weight.values
-        form = f"g{weight.bits}" if hasattr(weight, "bits") else EXPERTS[numbers.dtype.name]
+        form = f"g{bits}" if bits else EXPERTS[numbers.dtype.name]
         each = [part.reshape(E, -1, part.shape[-1]) for part in jax.tree.leaves(numbers)]
         found = jax.ffi.ffi_call(f"nanollm_{form}", like, vmap_method="sequential")(x, *each, sizes)
         if scale is None:
